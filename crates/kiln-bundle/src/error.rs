@@ -1,0 +1,60 @@
+use std::path::{Path, PathBuf};
+
+use crate::Role;
+
+/// Why a bundle could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// The operating system refused.
+    #[error("{path}: {reason}", path = path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: String,
+        /// What kind of refusal it was.
+        kind: std::io::ErrorKind,
+    },
+    /// The manifest does not parse or contradicts itself.
+    #[error("{path}: {reason}", path = path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong, with line and column where there are such.
+        reason: String,
+    },
+    /// A file is longer or shorter than the manifest says.
+    #[error("{path}: has {found} bytes, the manifest says {expected}", path = path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Size by the manifest.
+        expected: u64,
+        /// Size on disk.
+        found: u64,
+    },
+    /// A file's content is not what the manifest says.
+    #[error("{path}: content does not match the digest in the manifest", path = path.display())]
+    Digest {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The bundle lacks a component that is needed.
+    #[error("{path}: has no {role}", path = path.display())]
+    NoComponent {
+        /// The manifest.
+        path: PathBuf,
+        /// What is needed.
+        role: Role,
+    },
+}
+
+impl BundleError {
+    /// An error of the operating system at a path.
+    pub fn io(path: &Path, error: &std::io::Error) -> BundleError {
+        let text = error.to_string();
+        let reason = text.split(" (os error").next().unwrap_or_default().to_lowercase();
+        BundleError::Io { path: path.into(), reason, kind: error.kind() }
+    }
+}

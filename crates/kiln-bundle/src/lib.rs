@@ -1,0 +1,87 @@
+//! A bundle is a folder with a `bundle.yaml` and the files that it names: all that the runtime ever reads.
+//!
+//! The compile stage makes it in a [`Staging`] folder and publishes it by one rename, so that a half-written bundle can
+//! not be seen. [`Bundle::open`] checks every file's size, and the digest of all but large weight files;
+//! [`Bundle::verify`] checks every digest.
+
+mod error;
+pub mod fs;
+mod manifest;
+
+use std::path::{Path, PathBuf};
+
+pub use error::BundleError;
+pub use fs::Staging;
+pub use manifest::{
+    Component, ElementType, FileEntry, Manifest, PipelineInfo, PortInfo, Provenance, Role, Size, Target,
+};
+
+/// Name of the manifest inside a bundle.
+pub const MANIFEST: &str = "bundle.yaml";
+
+/// Files up to this size have their digest checked whenever a bundle is opened.
+const CHECKED_ON_OPEN: u64 = 64 << 20;
+
+/// An opened bundle.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    root: PathBuf,
+    manifest: Manifest,
+}
+
+impl Bundle {
+    /// Whether a folder looks like a bundle.
+    pub fn is_bundle(folder: &Path) -> bool {
+        folder.join(MANIFEST).is_file()
+    }
+
+    /// Reads and checks the manifest and the files it names.
+    pub fn open(root: &Path) -> Result<Bundle, BundleError> {
+        let manifest = Manifest::read(&root.join(MANIFEST))?;
+        let bundle = Bundle { root: root.into(), manifest };
+        bundle.check(CHECKED_ON_OPEN)?;
+        Ok(bundle)
+    }
+
+    /// Checks the digest of every file, however large.
+    pub fn verify(&self) -> Result<(), BundleError> {
+        self.check(u64::MAX)
+    }
+
+    fn check(&self, up_to: u64) -> Result<(), BundleError> {
+        for (name, entry) in &self.manifest.files {
+            let path = self.path(name);
+            let found = std::fs::metadata(&path).map_err(|e| BundleError::io(&path, &e))?.len();
+            if found != entry.size {
+                return Err(BundleError::Size { path, expected: entry.size, found });
+            }
+            if entry.size <= up_to && fs::digest(&path)? != entry.blake3 {
+                return Err(BundleError::Digest { path });
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a file of the bundle lies.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The component with the given role.
+    pub fn component(&self, role: Role) -> Result<&Component, BundleError> {
+        self.manifest
+            .components
+            .get(&role)
+            .ok_or_else(|| BundleError::NoComponent { path: self.root.join(MANIFEST), role })
+    }
+}

@@ -1,0 +1,75 @@
+use std::path::Path;
+use std::time::Instant;
+
+use kiln_compile::{Checkpoint, Compiled, EngineCache, TraceOptions};
+use kiln_graph::EmitPolicy;
+use kiln_nets::Sizes;
+use serde_json::json;
+
+use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, SizeArgs};
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::{output, paths};
+
+pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
+    let start = Instant::now();
+    let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
+    let sizes = sizes(&args.sizes, &checkpoint)?;
+    let compiled = compile(&checkpoint, &args.checkpoint, sizes, &args.cache)?;
+    let root = compiled.bundle.root().display().to_string();
+    match args.json {
+        true => output::data(
+            &json!({
+                "bundle": root,
+                "key": compiled.bundle.manifest().provenance.key,
+                "cached": compiled.was_cached,
+                "seconds": start.elapsed().as_secs_f64(),
+            })
+            .to_string(),
+        ),
+        false => output::data(&root),
+    }
+    Ok(())
+}
+
+/// The checkpoint's bundle from the engine cache, made now if need be.
+pub(crate) fn bundle(
+    model: &Path,
+    args: &CheckpointArgs,
+    cache: &CacheArgs,
+) -> Result<kiln_bundle::Bundle, Failure> {
+    if kiln_bundle::Bundle::is_bundle(model) {
+        return Ok(kiln_bundle::Bundle::open(model)?);
+    }
+    let checkpoint = Checkpoint::open(model, args.variant.as_deref())?;
+    Ok(compile(&checkpoint, args, Sizes::Dynamic, cache)?.bundle)
+}
+
+fn compile(
+    checkpoint: &Checkpoint,
+    args: &CheckpointArgs,
+    sizes: Sizes,
+    cache: &CacheArgs,
+) -> Result<Compiled, Failure> {
+    let cache = EngineCache::new(paths::engine_cache(cache)?);
+    let policy = EmitPolicy { attention: args.attention, ..EmitPolicy::default() };
+    let bar = Bar::bytes("compiling");
+    let compiled =
+        cache.compile(checkpoint, &TraceOptions { policy, sizes }, &mut |progress| bar.compiling(progress))?;
+    Ok(compiled)
+}
+
+/// Sizes in pixels as sizes in latents.
+pub(crate) fn sizes(args: &SizeArgs, checkpoint: &Checkpoint) -> Result<Sizes, Failure> {
+    let (Some(height), Some(width)) = (args.height, args.width) else { return Ok(Sizes::Dynamic) };
+    let factor = checkpoint.scale_factor();
+    let latents = |key: &str, pixels: u32| match u64::from(pixels) {
+        n if n > 0 && n <= 8192 && n.is_multiple_of(factor.max(8)) => Ok(n / factor),
+        _ => Err(Failure::usage(format!("{key}: {pixels} is not a multiple of {} up to 8192", factor.max(8)))),
+    };
+    let batch = match args.batch_size.unwrap_or(1) {
+        n @ 1..=256 => u64::from(n),
+        n => return Err(Failure::usage(format!("batch size: {n} is not a number from 1 to 256"))),
+    };
+    Ok(Sizes::Static { batch, height: latents("height", height)?, width: latents("width", width)? })
+}

@@ -1,0 +1,122 @@
+//! Errors as a user reads them.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use kiln_bundle::BundleError;
+use kiln_compile::CompileError;
+use kiln_engine::{EngineError, EngineErrorKind};
+use kiln_native::{Error as NativeError, ErrorKind as NativeErrorKind};
+use kiln_runtime::Error as RuntimeError;
+
+use crate::output;
+
+/// A message, what may help, and the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+const UNEXPECTED: u8 = 1;
+const USAGE: u8 = 2;
+const INPUT: u8 = 3;
+const LIBRARY: u8 = 4;
+const FILES: u8 = 5;
+
+impl Failure {
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure { message: message.into(), hint: None, code: USAGE }
+    }
+
+    pub(crate) fn input(path: &Path, reason: &str) -> Failure {
+        Failure { message: format!("{}: {reason}", path.display()), hint: None, code: INPUT }
+    }
+
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Failure {
+        Failure { hint: Some(hint.into()), ..self }
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn report(&self) -> ExitCode {
+        output::say(&format!("error: {}", self.message));
+        if let Some(hint) = &self.hint {
+            output::say(&format!("\nhint: {hint}"));
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<CompileError> for Failure {
+    fn from(error: CompileError) -> Failure {
+        if let CompileError::Bundle(error) = error {
+            return error.into();
+        }
+        Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code: INPUT }
+    }
+}
+
+impl From<BundleError> for Failure {
+    fn from(error: BundleError) -> Failure {
+        use std::io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        let (code, hint) = match &error {
+            BundleError::Io { kind: NotFound, .. } => (INPUT, None),
+            BundleError::Io { kind: ReadOnlyFilesystem | PermissionDenied, .. } => (
+                FILES,
+                Some("--engine-cache or KILN_ENGINE_CACHE moves the engines to a folder that can be written"),
+            ),
+            BundleError::Io { kind: StorageFull, .. } => {
+                (FILES, Some("free some space, or move the engines with --engine-cache"))
+            }
+            BundleError::Io { .. } => (FILES, None),
+            BundleError::Size { .. } | BundleError::Digest { .. } => {
+                (INPUT, Some("delete the bundle and compile it again"))
+            }
+            _ => (INPUT, None),
+        };
+        Failure { message: error.to_string(), hint: hint.map(str::to_owned), code }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Failure {
+        let (code, hint) = match error.kind() {
+            EngineErrorKind::Library => {
+                (LIBRARY, Some("kiln runtime install fetches the right library; --backend rten needs none"))
+            }
+            EngineErrorKind::Load => (INPUT, None),
+            _ => (UNEXPECTED, None),
+        };
+        Failure { message: error.to_string(), hint: hint.map(str::to_owned), code }
+    }
+}
+
+impl From<NativeError> for Failure {
+    fn from(error: NativeError) -> Failure {
+        let code = match error.kind() {
+            NativeErrorKind::Cache => FILES,
+            _ => LIBRARY,
+        };
+        Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code }
+    }
+}
+
+impl From<RuntimeError> for Failure {
+    fn from(error: RuntimeError) -> Failure {
+        match error {
+            RuntimeError::Bundle(error) => error.into(),
+            RuntimeError::Engine(error) => error.into(),
+            RuntimeError::Native(error) => error.into(),
+            RuntimeError::Image(error) => Failure { message: error.to_string(), hint: None, code: FILES },
+            RuntimeError::Request { .. } | RuntimeError::Scheduler(_) => Failure::usage(error.to_string()),
+            RuntimeError::Tokenizer(_) | RuntimeError::SchedulerFile { .. } => {
+                Failure { message: error.to_string(), hint: None, code: INPUT }
+            }
+            other => Failure { message: other.to_string(), hint: None, code: UNEXPECTED },
+        }
+    }
+}

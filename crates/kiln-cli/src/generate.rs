@@ -1,0 +1,167 @@
+use std::hash::{BuildHasher, RandomState};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_engine::{Backend, LoadOptions, OnnxRuntime, Rten};
+use kiln_native::{Found, Library, locate};
+use kiln_runtime::{Event, Output, Pipeline, Request};
+use serde_json::{Value, json};
+
+use crate::args::{BackendChoice, GenerateArgs};
+use crate::compile::bundle;
+use crate::failure::Failure;
+use crate::progress::Bar;
+use crate::{output, paths, runtime};
+
+pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
+    let request = request(args);
+    request.validate()?;
+    if args.threads == Some(0) {
+        return Err(Failure::usage("threads: 0 is not a positive number"));
+    }
+    let files = output_files(args, &request)?;
+    let model = paths::model(args.model.as_ref())?;
+    let bundle = bundle(&model, &args.checkpoint, &args.cache)?;
+    let backend = backend(args.backend)?;
+    let mut pipeline = Pipeline::with_options(bundle, backend, LoadOptions { threads: args.threads })?;
+    let output = sample(&mut pipeline, &request)?;
+
+    let settings = settings(&pipeline, &request);
+    for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
+        image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
+    }
+    match args.json {
+        true => output::data(&report(&settings, &files, &output).to_string()),
+        false => files.iter().for_each(|file| output::data(&file.display().to_string())),
+    }
+    Ok(())
+}
+
+fn request(args: &GenerateArgs) -> Request {
+    Request {
+        prompts: vec![args.prompt.clone(); args.batch_size.min(1 << 16)],
+        negative_prompts: args.negative_prompt.iter().cloned().collect(),
+        seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) & u64::from(u32::MAX)),
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        eta: args.eta,
+        height: args.height,
+        width: args.width,
+    }
+}
+
+/// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
+fn backend(choice: BackendChoice) -> Result<Arc<dyn Backend>, Failure> {
+    if choice == BackendChoice::Rten {
+        return Ok(Arc::new(Rten));
+    }
+    let named = locate(Library::OnnxRuntimeCpu)?;
+    let may_fall_back = choice == BackendChoice::Auto && !named.as_ref().is_some_and(Found::is_explicit);
+    let found = named.map_or_else(|| runtime::fetch(Library::OnnxRuntimeCpu), Ok);
+    match found.and_then(|found| Ok(OnnxRuntime::open(&found.path)?)) {
+        Ok(backend) => Ok(Arc::new(backend)),
+        Err(failure) if may_fall_back => {
+            output::say(&format!("using the built-in backend rten: {}", failure.message()));
+            Ok(Arc::new(Rten))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+fn sample(pipeline: &mut Pipeline, request: &Request) -> Result<Output, Failure> {
+    let mut bar = None;
+    let output = pipeline.generate(request, &mut |event| {
+        match event {
+            Event::Truncated(n) => {
+                output::say(&format!("the prompt is too long: its last {n} tokens are ignored"))
+            }
+            Event::Started { steps } => bar = Some(Bar::steps(steps)),
+            Event::Step { step, .. } => bar.iter().for_each(|bar| bar.step(step)),
+            Event::Decoding { .. } => bar = None,
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(output)
+}
+
+fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, Failure> {
+    let base = match &args.out {
+        Some(out) => {
+            let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+                return Err(Failure::input(folder, "no such folder"));
+            }
+            if out.is_dir() {
+                return Err(Failure::input(out, "is a folder, not a PNG file"));
+            }
+            out.clone()
+        }
+        None => unused(&format!("kiln-{}", request.seed), request.prompts.len()),
+    };
+    Ok((0..request.prompts.len()).map(|i| numbered(&base, i, request.prompts.len())).collect())
+}
+
+fn numbered(base: &Path, i: usize, n: usize) -> PathBuf {
+    if n == 1 {
+        return base.into();
+    }
+    let stem = base.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = base.extension().map_or("png".into(), |extension| extension.to_string_lossy());
+    base.with_file_name(format!("{stem}-{i}.{extension}"))
+}
+
+/// A name in the working folder that overwrites nothing.
+fn unused(stem: &str, n: usize) -> PathBuf {
+    let candidates = (0u64..).map(|k| match k {
+        0 => PathBuf::from(format!("{stem}.png")),
+        k => PathBuf::from(format!("{stem}-v{}.png", k + 1)),
+    });
+    let mut free = candidates.filter(|base| (0..n).all(|i| !numbered(base, i, n).exists()));
+    free.next().unwrap_or_else(|| PathBuf::from(format!("{stem}.png")))
+}
+
+fn settings(pipeline: &Pipeline, request: &Request) -> Value {
+    let [height, width] = pipeline.size(request);
+    let backend = pipeline.backend();
+    json!({
+        "prompt": request.prompts[0],
+        "negative_prompt": request.negative_prompts.first().map_or("", String::as_str),
+        "seed": request.seed,
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "eta": request.eta,
+        "width": width,
+        "height": height,
+        "batch_size": request.prompts.len(),
+        "scheduler": "DDIM",
+        "model": pipeline.bundle().manifest().name,
+        "model_key": pipeline.bundle().manifest().provenance.key,
+        "backend": format!("{} {}", backend.name(), backend.version()),
+        "software": concat!("kiln ", env!("CARGO_PKG_VERSION")),
+    })
+}
+
+fn text_chunks(settings: &Value, index: usize) -> Vec<(&str, String)> {
+    let mut chunks: Vec<(&str, String)> = settings
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect();
+    chunks.push(("batch_index", index.to_string()));
+    chunks
+}
+
+fn report(settings: &Value, files: &[PathBuf], output: &Output) -> Value {
+    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
+    let mut report = settings.clone();
+    report["images"] = json!(files);
+    report["seconds"] = json!({
+        "start": seconds(output.timings.start),
+        "steps": seconds(output.timings.steps),
+        "decode": seconds(output.timings.decode),
+    });
+    report
+}

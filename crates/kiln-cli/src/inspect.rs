@@ -1,0 +1,101 @@
+use std::path::Path;
+
+use kiln_bundle::{Bundle, PortInfo};
+use kiln_compile::{Checkpoint, inspect_checkpoint, inspect_onnx};
+use serde_json::{Value, json};
+
+use crate::args::InspectArgs;
+use crate::failure::Failure;
+use crate::output::{bytes, data};
+
+pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let path = &args.path;
+    let (value, lines) = if Bundle::is_bundle(path) {
+        let bundle = Bundle::open(path)?;
+        if args.verify {
+            bundle.verify()?;
+        }
+        describe_bundle(&bundle)
+    } else if path.is_dir() {
+        describe_checkpoint(path)?
+    } else if path.is_file() {
+        describe_onnx(path)?
+    } else {
+        return Err(Failure::input(path, "no such file or folder"));
+    };
+    match args.json {
+        true => data(&value.to_string()),
+        false => lines.iter().for_each(|line| data(line)),
+    }
+    Ok(())
+}
+
+fn describe_checkpoint(path: &Path) -> Result<(Value, Vec<String>), Failure> {
+    let checkpoint =
+        Checkpoint::open(path, None).or_else(|e| Checkpoint::open(path, Some("fp16")).map_err(|_| e))?;
+    let components = inspect_checkpoint(&checkpoint);
+    let mut lines = vec![format!("checkpoint {} ({})", path.display(), checkpoint.class())];
+    for c in &components {
+        let millions = c.parameters as f64 / 1e6;
+        let (files, dtypes, size) = (c.files.join(", "), c.dtypes.join(", "), bytes(c.bytes));
+        lines.push(format!(
+            "  {:<14}{millions:>9.2} M parameters, {size} in {dtypes} ({} weights, {files})",
+            c.name, c.n_weights
+        ));
+    }
+    let value =
+        json!({ "kind": "checkpoint", "path": path, "class": checkpoint.class(), "components": components });
+    Ok((value, lines))
+}
+
+fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
+    let manifest = bundle.manifest();
+    let info = &manifest.pipeline;
+    let mut lines = vec![
+        format!(
+            "bundle {} ({}, {}, for {})",
+            bundle.root().display(),
+            manifest.name,
+            info.class,
+            manifest.target
+        ),
+        format!("  default size {}x{}, {} pixels per latent", info.width, info.height, info.vae_scale_factor),
+        format!("  made by kiln {}, key {}", manifest.provenance.kiln, manifest.provenance.key),
+    ];
+    for (role, component) in &manifest.components {
+        lines.push(format!(
+            "  {:<14}{} ({} operators, {}), {} of weights",
+            role.to_string(),
+            component.engine,
+            component.operators,
+            component.precision,
+            bytes(component.weight_bytes)
+        ));
+        lines.extend(component.inputs.iter().map(|port| format!("    in  {}", describe_port(port))));
+        lines.extend(component.outputs.iter().map(|port| format!("    out {}", describe_port(port))));
+    }
+    let value = json!({ "kind": "bundle", "path": bundle.root(), "manifest": manifest });
+    (value, lines)
+}
+
+fn describe_port(port: &PortInfo) -> String {
+    let shape: Vec<String> = port.shape.iter().map(ToString::to_string).collect();
+    format!("{} {} [{}]", port.name, port.dtype, shape.join(", "))
+}
+
+fn describe_onnx(path: &Path) -> Result<(Value, Vec<String>), Failure> {
+    let model = inspect_onnx(path)?;
+    let opsets: Vec<String> =
+        model.opsets.iter().map(|(domain, version)| format!("{domain} {version}")).collect();
+    let n_nodes: usize = model.operators.values().sum();
+    let mut lines = vec![
+        format!("ONNX model {} ({}), by {}", path.display(), model.name, model.producer),
+        format!("  opsets {}", opsets.join(", ")),
+        format!("  {} weights outside the file, {}", model.n_external_weights, bytes(model.external_bytes)),
+    ];
+    lines.extend(model.inputs.iter().map(|port| format!("  in  {port}")));
+    lines.extend(model.outputs.iter().map(|port| format!("  out {port}")));
+    lines.push(format!("  {n_nodes} nodes"));
+    lines.extend(model.operators.iter().map(|(name, n)| format!("    {n:>5} {name}")));
+    Ok((json!({ "kind": "onnx", "path": path, "model": model }), lines))
+}

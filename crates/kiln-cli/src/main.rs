@@ -1,0 +1,35 @@
+//! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
+
+mod args;
+mod compile;
+mod failure;
+mod generate;
+mod inspect;
+mod output;
+mod paths;
+mod progress;
+mod runtime;
+mod synth;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Trace(args) => trace::run(args),
+        Command::Compile(args) => compile::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Synth(args) => synth::run(args),
+        Command::Runtime(args) => runtime::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

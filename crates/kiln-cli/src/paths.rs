@@ -1,0 +1,41 @@
+//! Where things are unless the user says otherwise.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use crate::args::CacheArgs;
+use crate::failure::Failure;
+
+/// The model that pictures are drawn with by default.
+const SMALL_MODEL: &str = "models/shapes";
+
+/// The checkout that the working folder lies in.
+fn checkout() -> Option<PathBuf> {
+    let here = env::current_dir().ok()?;
+    let is_checkout = |folder: &&Path| {
+        folder.join("engine-cache/README.md").is_file() && folder.join("crates/kiln-cli").is_dir()
+    };
+    here.ancestors().find(is_checkout).map(Path::to_path_buf)
+}
+
+/// The folder for engines: `--engine-cache`, `KILN_ENGINE_CACHE`, a checkout's `engine-cache/`, the platform's cache folder.
+pub(crate) fn engine_cache(args: &CacheArgs) -> Result<PathBuf, Failure> {
+    if let Some(folder) = args.engine_cache.as_ref().filter(|folder| !folder.as_os_str().is_empty()) {
+        return Ok(folder.clone());
+    }
+    match checkout() {
+        Some(checkout) => Ok(checkout.join("engine-cache")),
+        None => Ok(kiln_native::cache_dir()?.join("engines")),
+    }
+}
+
+pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(folder) = named {
+        return Ok(folder.clone());
+    }
+    let small = checkout().map(|checkout| checkout.join(SMALL_MODEL));
+    small.filter(|folder| folder.join("model_index.json").is_file()).ok_or_else(|| {
+        Failure::usage("no --model given, and this is no checkout of kiln with models/shapes")
+            .with_hint("--model takes a checkpoint in the diffusers folder layout, or a bundle")
+    })
+}

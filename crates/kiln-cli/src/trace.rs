@@ -1,0 +1,63 @@
+use kiln_bundle::{BundleError, Staging};
+use kiln_compile::{Checkpoint, TraceOptions, trace};
+use kiln_graph::{DType, EmitPolicy, Flavor, PrecisionPolicy};
+use serde_json::json;
+
+use crate::args::{FlavorChoice, Precision, TraceArgs};
+use crate::compile::sizes;
+use crate::failure::Failure;
+use crate::output;
+use crate::progress::Bar;
+
+pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
+    if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::usage(format!("{}: exists and is not empty", args.out.display())));
+    }
+    let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
+    let options = TraceOptions { policy: policy(args), sizes: sizes(&args.sizes, &checkpoint)? };
+    let staging = Staging::new(&args.out)?;
+    let bar = Bar::bytes("tracing");
+    let models = trace(&checkpoint, &options, staging.path(), &mut |progress| bar.compiling(progress))?;
+    drop(bar);
+    staging.publish().map_err(|e: BundleError| Failure::from(e))?;
+
+    if args.json {
+        let models: Vec<_> = models
+            .iter()
+            .map(|m| json!({ "file": m.file, "weights": m.weights, "operators": m.n_nodes, "weight_bytes": m.weight_bytes }))
+            .collect();
+        output::data(&json!({ "folder": args.out, "models": models }).to_string());
+        return Ok(());
+    }
+    for model in models {
+        let path = args.out.join(&model.file);
+        let size = output::bytes(model.weight_bytes);
+        output::data(&format!("{} ({} operators, {size} of weights)", path.display(), model.n_nodes));
+    }
+    Ok(())
+}
+
+fn policy(args: &TraceArgs) -> EmitPolicy {
+    EmitPolicy {
+        attention: args.checkpoint.attention,
+        precision: PrecisionPolicy {
+            scopes: args.keep_f32.iter().map(|scope| (scope.clone(), DType::F32)).collect(),
+            storage: args.storage.map(Precision::dtype),
+            ..PrecisionPolicy::uniform(args.precision.dtype())
+        },
+        flavor: match args.flavor {
+            FlavorChoice::Standard => Flavor::Standard,
+            FlavorChoice::Onnxruntime => Flavor::OnnxRuntime,
+        },
+        cuts: args.cut.clone(),
+    }
+}
+
+impl Precision {
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+use std::path::{Path, PathBuf};
+
+use kiln_bundle::BundleError;
+use kiln_graph::TraceError;
+
+/// Why a checkpoint could not be traced or compiled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// Something in the checkpoint is missing, malformed or not supported.
+    #[error("{path}: {reason}", path = path.display())]
+    Checkpoint {
+        /// File or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What may help.
+        hint: Option<String>,
+    },
+    /// The network can not be traced or emitted.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// A file or bundle can not be read or written.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+impl CompileError {
+    pub(crate) fn checkpoint(path: &Path, reason: impl Into<String>) -> CompileError {
+        CompileError::Checkpoint { path: path.into(), reason: reason.into(), hint: None }
+    }
+
+    pub(crate) fn with_hint(self, text: impl Into<String>) -> CompileError {
+        match self {
+            CompileError::Checkpoint { path, reason, .. } => {
+                CompileError::Checkpoint { path, reason, hint: Some(text.into()) }
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn io(path: &Path, error: &std::io::Error) -> CompileError {
+        BundleError::io(path, error).into()
+    }
+
+    /// What may help.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            CompileError::Checkpoint { hint, .. } => hint.as_deref(),
+            _ => None,
+        }
+    }
+}

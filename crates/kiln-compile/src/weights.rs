@@ -1,0 +1,363 @@
+//! Weights on disk: safetensors headers going in, one safetensors file per engine going out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use kiln_graph::{DType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::CompileError;
+use crate::checkpoint::read_json;
+
+/// Largest safetensors header, by the format's specification.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Elements converted at a time.
+const CHUNK: usize = 1 << 18;
+
+/// Whose names a file's weights have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    Clip,
+    Unet,
+    Vae,
+}
+
+impl Network {
+    fn basename(self) -> &'static str {
+        match self {
+            Network::Clip => "model",
+            Network::Unet | Network::Vae => "diffusion_pytorch_model",
+        }
+    }
+
+    /// Today's name of a weight; `None` for buffers that are no weights.
+    fn canonical(self, name: &str) -> Option<String> {
+        match self {
+            Network::Unet => Some(name.to_owned()),
+            Network::Clip => {
+                let name = name.strip_prefix("text_model.").unwrap_or(name);
+                (name != "embeddings.position_ids").then(|| name.to_owned())
+            }
+            Network::Vae => {
+                let mut name = name.to_owned();
+                if name.contains(".attentions.") {
+                    for (old, new) in [
+                        (".query.", ".to_q."),
+                        (".key.", ".to_k."),
+                        (".value.", ".to_v."),
+                        (".proj_attn.", ".to_out.0."),
+                    ] {
+                        name = name.replace(old, new);
+                    }
+                }
+                Some(name)
+            }
+        }
+    }
+}
+
+/// The weights of one network: what they are called and where their bytes lie.
+#[derive(Debug)]
+pub(crate) struct WeightFiles {
+    files: Vec<PathBuf>,
+    is_variant: bool,
+    places: BTreeMap<String, Place>,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    file: usize,
+    offset: u64,
+    info: WeightInfo,
+}
+
+impl WeightFiles {
+    pub(crate) fn open(
+        folder: &Path,
+        network: Network,
+        variant: Option<&str>,
+    ) -> Result<WeightFiles, CompileError> {
+        let (files, is_variant) = find_files(folder, network.basename(), variant)?;
+        let mut places = BTreeMap::new();
+        for (file, path) in files.iter().enumerate() {
+            for (name, offset, info) in read_header(path)? {
+                let Some(name) = network.canonical(&name) else { continue };
+                let place = Place { file, offset, info };
+                if places.insert(name.clone(), place).is_some() {
+                    return Err(CompileError::checkpoint(path, format!("weight '{name}' exists twice")));
+                }
+            }
+        }
+        Ok(WeightFiles { files, is_variant, places })
+    }
+
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    pub(crate) fn is_variant(&self) -> bool {
+        self.is_variant
+    }
+
+    pub(crate) fn catalog(&self) -> WeightCatalog {
+        let mut catalog = WeightCatalog::new(self.files[0].display().to_string());
+        for (name, place) in &self.places {
+            catalog.insert(name.clone(), place.info.clone());
+        }
+        catalog
+    }
+
+    /// Number of weights, parameters and bytes, and the types they are stored in.
+    pub(crate) fn summary(&self) -> (usize, u64, u64, Vec<DType>) {
+        let infos = || self.places.values().map(|place| &place.info);
+        let parameters = |info: &WeightInfo| info.shape.iter().product::<u64>();
+        let dtypes: BTreeSet<DType> = infos().map(|info| info.dtype).collect();
+        (
+            self.places.len(),
+            infos().map(parameters).sum(),
+            infos().map(|info| parameters(info) * info.dtype.size()).sum(),
+            dtypes.into_iter().collect(),
+        )
+    }
+
+    /// Writes the given weights to a safetensors file and says where each one lies.
+    pub(crate) fn write(
+        &self,
+        path: &Path,
+        weights: &[&StoredWeight],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<WeightLayout, CompileError> {
+        let mut weights = weights.to_vec();
+        weights.sort_by_key(|w| (!n_bytes(w).is_multiple_of(64), w.name.as_str()));
+        let (header, layout) = header_and_layout(path, &weights);
+        let refuse = |e: io::Error| CompileError::io(path, &e);
+        let mut out = File::create(path).map_err(refuse)?;
+        out.write_all(&header).map_err(refuse)?;
+        let mut sources: Vec<File> = self
+            .files
+            .iter()
+            .map(|file| File::open(file).map_err(|e| CompileError::io(file, &e)))
+            .collect::<Result<_, _>>()?;
+        for weight in weights {
+            let Some(place) = self.places.get(&weight.name) else {
+                return Err(CompileError::checkpoint(
+                    &self.files[0],
+                    format!("missing weight '{}'", weight.name),
+                ));
+            };
+            let source = &mut sources[place.file];
+            copy(source, place, weight, &mut out).map_err(|e| match e {
+                CopyError::Source(e) => CompileError::io(&self.files[place.file], &e),
+                CopyError::Target(e) => CompileError::io(path, &e),
+                CopyError::Overflow(value) => CompileError::checkpoint(
+                    &self.files[place.file],
+                    format!("weight '{}' holds {value}, which overflows {}", weight.name, weight.dtype),
+                ),
+            })?;
+            progress(n_bytes(weight));
+        }
+        out.sync_data().map_err(refuse)?;
+        Ok(layout)
+    }
+}
+
+fn n_bytes(weight: &StoredWeight) -> u64 {
+    weight.dims.iter().product::<u64>() * weight.dtype.size()
+}
+
+/// The head of a safetensors file that holds the weights in the given order, and where each will lie.
+pub(crate) fn header_and_layout(path: &Path, weights: &[&StoredWeight]) -> (Vec<u8>, WeightLayout) {
+    let mut entries = serde_json::Map::new();
+    entries.insert("__metadata__".into(), serde_json::json!({ "format": "pt" }));
+    let mut end = 0;
+    for weight in weights {
+        let start = end;
+        end += n_bytes(weight);
+        let dtype = match weight.dtype {
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::I64 => "I64",
+        };
+        let entry = serde_json::json!({ "dtype": dtype, "shape": weight.dims, "data_offsets": [start, end] });
+        entries.insert(weight.name.clone(), entry);
+    }
+    let mut json = serde_json::Value::Object(entries).to_string().into_bytes();
+    json.resize((json.len() + 8).next_multiple_of(64) - 8, b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+
+    let location = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut offset = header.len() as u64;
+    let mut layout = WeightLayout::default();
+    for weight in weights {
+        let length = n_bytes(weight);
+        layout.insert(weight.name.clone(), ExternalData { location: location.clone(), offset, length });
+        offset += length;
+    }
+    (header, layout)
+}
+
+pub(crate) enum CopyError {
+    Source(io::Error),
+    Target(io::Error),
+    Overflow(f32),
+}
+
+fn copy(source: &mut File, place: &Place, weight: &StoredWeight, out: &mut File) -> Result<(), CopyError> {
+    source.seek(SeekFrom::Start(place.offset)).map_err(CopyError::Source)?;
+    if weight.dtype == place.info.dtype {
+        let length = n_bytes(weight);
+        let copied = io::copy(&mut source.take(length), out).map_err(CopyError::Target)?;
+        return match copied == length {
+            true => Ok(()),
+            false => Err(CopyError::Source(io::ErrorKind::UnexpectedEof.into())),
+        };
+    }
+    let mut remaining = weight.dims.iter().product::<u64>();
+    let mut floats = Vec::new();
+    while remaining > 0 {
+        let n = remaining.min(CHUNK as u64) as usize;
+        let mut bytes = vec![0; n * place.info.dtype.size() as usize];
+        source.read_exact(&mut bytes).map_err(CopyError::Source)?;
+        decode(&bytes, place.info.dtype, &mut floats);
+        out.write_all(&encode(&floats, weight.dtype)?).map_err(CopyError::Target)?;
+        remaining -= n as u64;
+    }
+    Ok(())
+}
+
+fn decode(bytes: &[u8], dtype: DType, floats: &mut Vec<f32>) {
+    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    floats.clear();
+    match dtype {
+        DType::F16 => {
+            let halves: Vec<f16> = halves().map(f16::from_bits).collect();
+            floats.resize(halves.len(), 0.0);
+            halves.convert_to_f32_slice(floats);
+        }
+        DType::BF16 => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
+        DType::F32 | DType::I64 => {
+            floats.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        }
+    }
+}
+
+pub(crate) fn encode(floats: &[f32], dtype: DType) -> Result<Vec<u8>, CopyError> {
+    Ok(match dtype {
+        DType::F16 => {
+            if let Some(value) = floats.iter().find(|v| v.is_finite() && f16::from_f32(**v).is_infinite()) {
+                return Err(CopyError::Overflow(*value));
+            }
+            floats.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+        }
+        DType::BF16 => floats.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        DType::F32 | DType::I64 => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    })
+}
+
+/// The safetensors files of a component: one, or the shards of an index.
+fn find_files(folder: &Path, base: &str, variant: Option<&str>) -> Result<(Vec<PathBuf>, bool), CompileError> {
+    if let Some(variant) = variant
+        && let Some(files) = single_or_shards(
+            folder,
+            &format!("{base}.{variant}.safetensors"),
+            &format!("{base}.safetensors.index.{variant}.json"),
+        )?
+    {
+        return Ok((files, true));
+    }
+    let plain =
+        single_or_shards(folder, &format!("{base}.safetensors"), &format!("{base}.safetensors.index.json"))?;
+    if let Some(files) = plain {
+        return Ok((files, false));
+    }
+    let error = CompileError::checkpoint(folder, format!("has no {base}.safetensors"));
+    for name in [format!("{base}.bin"), "pytorch_model.bin".into(), format!("{base}.bin.index.json")] {
+        if folder.join(&name).exists() {
+            let reason = "pickled weights can run code when they are read, and kiln refuses them";
+            return Err(CompileError::checkpoint(&folder.join(name), reason).with_hint(
+                "convert the checkpoint to safetensors (save_pretrained with safe_serialization=True)",
+            ));
+        }
+    }
+    if folder.join(format!("{base}.fp16.safetensors")).exists() {
+        return Err(error.with_hint("the folder has an fp16 variant: --variant fp16"));
+    }
+    Err(error)
+}
+
+fn single_or_shards(folder: &Path, single: &str, index: &str) -> Result<Option<Vec<PathBuf>>, CompileError> {
+    if folder.join(single).exists() {
+        return Ok(Some(vec![folder.join(single)]));
+    }
+    let path = folder.join(index);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let json = read_json(&path)?;
+    let map = json.get("weight_map").and_then(|map| map.as_object());
+    let Some(map) = map.filter(|map| !map.is_empty()) else {
+        return Err(CompileError::checkpoint(&path, "has no weight_map"));
+    };
+    let mut shards = BTreeSet::new();
+    for (weight, shard) in map {
+        match shard.as_str() {
+            Some(name) if Path::new(name).file_name().is_some_and(|file| file == name) => shards.insert(name),
+            _ => {
+                let reason = format!("weight '{weight}': {shard} is not a file beside the index");
+                return Err(CompileError::checkpoint(&path, reason));
+            }
+        };
+    }
+    Ok(Some(shards.into_iter().map(|name| folder.join(name)).collect()))
+}
+
+/// Name, first byte and description of each weight in a safetensors file.
+fn read_header(path: &Path) -> Result<Vec<(String, u64, WeightInfo)>, CompileError> {
+    let refuse = |e: io::Error| CompileError::io(path, &e);
+    let lying = |reason: String| CompileError::checkpoint(path, reason);
+    let size = fs::metadata(path).map_err(refuse)?.len();
+    let mut file = File::open(path).map_err(refuse)?;
+    let mut length = [0; 8];
+    if size < 8 {
+        return Err(lying(format!("has {size} bytes, too few for a safetensors header")));
+    }
+    file.read_exact(&mut length).map_err(refuse)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > size - 8 {
+        return Err(lying(format!("says that its header has {length} bytes; the file has {size}")));
+    }
+    let mut json = vec![0; length as usize];
+    file.read_exact(&mut json).map_err(refuse)?;
+    let metadata: Metadata =
+        serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
+    let (data, found) = (metadata.data_len() as u64, size - 8 - length);
+    if data != found {
+        return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));
+    }
+    let tensors: HashMap<_, _> = metadata.tensors();
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let dtype = match tensor.dtype {
+                Dtype::F32 => DType::F32,
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::BF16,
+                Dtype::I64 => DType::I64,
+                other => {
+                    let reason = format!("weight '{name}' is stored as {other:?}; supported: F32, F16, BF16");
+                    return Err(lying(reason));
+                }
+            };
+            let shape = tensor.shape.iter().map(|&n| n as u64).collect();
+            Ok((name, 8 + length + tensor.data_offsets.0 as u64, WeightInfo { dtype, shape }))
+        })
+        .collect()
+}

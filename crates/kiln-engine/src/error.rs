@@ -1,0 +1,44 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What kind of thing went wrong in an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EngineErrorKind {
+    /// The native library is absent or can not be used.
+    Library,
+    /// A model file can not be loaded.
+    Load,
+    /// An input has a wrong name, type or shape.
+    Input,
+    /// The engine failed while it ran.
+    Run,
+}
+
+/// An error of a backend or an engine.
+#[derive(Debug, thiserror::Error)]
+pub struct EngineError {
+    kind: EngineErrorKind,
+    path: PathBuf,
+    reason: String,
+}
+
+impl EngineError {
+    pub(crate) fn new(kind: EngineErrorKind, path: &Path, reason: impl fmt::Display) -> EngineError {
+        let reason = reason.to_string();
+        let mut lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
+        let reason = lines.next().unwrap_or_default().to_owned();
+        EngineError { kind, path: path.into(), reason }
+    }
+
+    /// What kind of thing went wrong.
+    pub fn kind(&self) -> EngineErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}

@@ -1,0 +1,114 @@
+//! The built-in backend: rten, an ONNX runtime in Rust.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{ArrayD, ArrayViewD};
+use rten::{DataType, Dimension, Model, ModelOptions, NodeId, ValueOrView, ValueType};
+use rten_tensor::prelude::*;
+use rten_tensor::{Tensor, TensorView as RtenView};
+
+use crate::error::EngineErrorKind::{Load, Run};
+use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
+
+/// rten; needs no native library.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rten;
+
+impl Backend for Rten {
+    fn name(&self) -> &'static str {
+        "rten"
+    }
+
+    fn version(&self) -> &str {
+        "0.27"
+    }
+
+    /// Loads the engine; rten shares one pool of threads, so `options.threads` has no influence.
+    fn load(&self, model: &Path, _options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
+        let refuse = |reason: String| EngineError::new(Load, model, reason);
+        let loaded = ModelOptions::with_all_ops().load_file(model).map_err(|e| refuse(e.to_string()))?;
+        let ports = |ids: &[NodeId]| ids.iter().map(|&id| port(&loaded, id)).collect::<Result<Vec<_>, _>>();
+        let inputs = ports(loaded.input_ids()).map_err(refuse)?;
+        let outputs = ports(loaded.output_ids()).map_err(refuse)?;
+        Ok(Box::new(RtenEngine { path: model.into(), model: loaded, inputs, outputs }))
+    }
+}
+
+struct RtenEngine {
+    path: PathBuf,
+    model: Model,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+}
+
+impl Engine for RtenEngine {
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, EngineError> {
+        let bound = bind(&self.path, &self.inputs, inputs)?;
+        let refuse = |e: String| EngineError::new(Run, &self.path, e);
+        let ids = self.model.input_ids().iter().copied();
+        let values: Vec<(NodeId, ValueOrView<'_>)> = ids.zip(bound.into_iter().map(value)).collect();
+        let results =
+            self.model.run(values, self.model.output_ids(), None).map_err(|e| refuse(e.to_string()))?;
+        let ports = self.outputs.iter().zip(results);
+        ports
+            .map(|(port, value)| match port.element_type {
+                ElementType::F32 => value.into_tensor::<f32>().map(|t| HostTensor::F32(to_array(t))),
+                ElementType::I64 => {
+                    value.into_tensor::<i32>().map(|t| HostTensor::I64(to_array(t).mapv(i64::from)))
+                }
+            })
+            .map(|value| value.ok_or_else(|| refuse("an output has another type than declared".into())))
+            .collect()
+    }
+}
+
+/// rten computes with 32-bit integers; token ids fit.
+fn value<'a>(view: &'a TensorView<'_>) -> ValueOrView<'a> {
+    match view {
+        TensorView::F32(array) => match array.as_slice() {
+            Some(data) => RtenView::from_data(array.shape(), data).into(),
+            None => from_array(array.view()).into(),
+        },
+        TensorView::I64(array) => from_array(array.mapv(saturate).view()).into(),
+    }
+}
+
+fn saturate(n: i64) -> i32 {
+    n.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
+}
+
+fn from_array<T: Clone>(array: ArrayViewD<'_, T>) -> Tensor<T> {
+    Tensor::from_data(array.shape(), array.iter().cloned().collect::<Vec<T>>())
+}
+
+fn to_array<T: Clone>(tensor: Tensor<T>) -> ArrayD<T> {
+    let shape = tensor.shape().to_vec();
+    ArrayD::from_shape_vec(shape, tensor.into_data()).expect("as many elements as the shape says")
+}
+
+fn port(model: &Model, id: NodeId) -> Result<Port, String> {
+    let info = model.node_info(id);
+    let name = info.as_ref().and_then(|info| info.name()).unwrap_or_default().to_owned();
+    let element_type = match info.as_ref().and_then(|info| info.dtype()) {
+        Some(ValueType::Tensor(DataType::Float)) => ElementType::F32,
+        Some(ValueType::Tensor(DataType::Int32)) => ElementType::I64,
+        other => return Err(format!("port '{name}' has type {other:?}; supported: f32, i64")),
+    };
+    let shape = info.and_then(|info| info.shape()).unwrap_or_default();
+    let shape = shape
+        .into_iter()
+        .map(|dim| match dim {
+            Dimension::Fixed(n) => Some(n),
+            Dimension::Symbolic(_) => None,
+        })
+        .collect();
+    Ok(Port { name, element_type, shape })
+}

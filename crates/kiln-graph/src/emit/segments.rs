@@ -1,0 +1,165 @@
+//! Which node belongs to which segment, and what crosses the borders.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use super::{Graph, ModelPort};
+use crate::tensor::Op;
+use crate::{DType, EmitPolicy, Kind, Tensor, TraceError};
+
+/// The nodes of a graph in execution order, split at the policy's cut points.
+pub(super) struct Plan {
+    segments: Vec<Segment>,
+}
+
+#[derive(Default)]
+struct Segment {
+    nodes: Vec<Tensor>,
+    inputs: Vec<(Tensor, ModelPort)>,
+    outputs: Vec<(Tensor, String, DType)>,
+}
+
+impl Plan {
+    pub(super) fn new(graph: &Graph, policy: &EmitPolicy) -> Result<Plan, TraceError> {
+        let order = post_order(graph.outputs.iter().map(|(_, t)| t));
+        let cuts = cut_points(&order, policy)?;
+        let segment_of = assign(&order, &cuts);
+        let mut segments: Vec<Segment> = (0..=cuts.len()).map(|_| Segment::default()).collect();
+
+        for tensor in &graph.inputs {
+            let Op::Input { name } = &tensor.0.op else { continue };
+            let dtype = port_dtype(tensor);
+            let port = ModelPort { name: name.clone(), dtype, shape: tensor.shape().to_vec() };
+            let read_in: HashSet<usize> = order
+                .iter()
+                .filter(|node| node.0.inputs.iter().any(|t| t.0.id == tensor.0.id))
+                .map(|node| segment_of[&node.0.id])
+                .collect();
+            for (s, segment) in segments.iter_mut().enumerate() {
+                if read_in.contains(&s) || cuts.is_empty() {
+                    segment.inputs.push((tensor.clone(), port.clone()));
+                }
+            }
+        }
+
+        let index: HashMap<u64, usize> = order.iter().enumerate().map(|(i, t)| (t.0.id, i)).collect();
+        let mut live: HashSet<(u64, usize)> = HashSet::new();
+        let mut exported: HashSet<u64> = HashSet::new();
+        for node in &order {
+            let here = segment_of[&node.0.id];
+            if node.is_leaf() || matches!(node.0.op, Op::Cut { .. }) {
+                continue;
+            }
+            segments[here].nodes.push(node.clone());
+            for input in node.0.inputs.iter().map(Tensor::resolved) {
+                let from = segment_of[&input.0.id];
+                if input.is_leaf() || from == here {
+                    continue;
+                }
+                let dtype = input.dtype(&policy.precision);
+                let name = format!("live.{}", index[&input.0.id]);
+                if exported.insert(input.0.id) {
+                    segments[from].outputs.push((input.clone(), name.clone(), dtype));
+                }
+                if live.insert((input.0.id, here)) {
+                    let port = ModelPort { name, dtype, shape: input.shape().to_vec() };
+                    segments[here].inputs.push((input.clone(), port));
+                }
+            }
+        }
+        for (name, tensor) in &graph.outputs {
+            let tensor = tensor.resolved();
+            let segment = segment_of.get(&tensor.0.id).copied().unwrap_or(0);
+            segments[segment].outputs.push((tensor.clone(), name.clone(), port_dtype(&tensor)));
+        }
+        Ok(Plan { segments })
+    }
+
+    pub(super) fn n_segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    pub(super) fn nodes(&self, segment: usize) -> &[Tensor] {
+        &self.segments[segment].nodes
+    }
+
+    pub(super) fn inputs(&self, segment: usize) -> &[(Tensor, ModelPort)] {
+        &self.segments[segment].inputs
+    }
+
+    pub(super) fn outputs(&self, segment: usize) -> &[(Tensor, String, DType)] {
+        &self.segments[segment].outputs
+    }
+}
+
+/// The network's own ports are f32 or i64 whatever it computes in.
+fn port_dtype(tensor: &Tensor) -> DType {
+    match tensor.kind() {
+        Kind::Float => DType::F32,
+        Kind::Int => DType::I64,
+    }
+}
+
+pub(super) fn post_order<'a>(outputs: impl Iterator<Item = &'a Tensor>) -> Vec<Tensor> {
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut stack: Vec<(Tensor, usize)> = Vec::new();
+    for output in outputs {
+        if seen.insert(output.0.id) {
+            stack.push((output.clone(), 0));
+        }
+        while let Some((node, next)) = stack.last_mut() {
+            match node.0.inputs.get(*next).cloned() {
+                Some(input) => {
+                    *next += 1;
+                    if seen.insert(input.0.id) {
+                        stack.push((input, 0));
+                    }
+                }
+                None => order.extend(stack.pop().map(|(node, _)| node)),
+            }
+        }
+    }
+    order
+}
+
+pub(super) fn cut_names(order: &[Tensor]) -> Vec<String> {
+    order.iter().filter_map(cut_name).map(str::to_owned).collect()
+}
+
+fn cut_name(tensor: &Tensor) -> Option<&str> {
+    match &tensor.0.op {
+        Op::Cut { name } => Some(name),
+        _ => None,
+    }
+}
+
+fn cut_points(order: &[Tensor], policy: &EmitPolicy) -> Result<Vec<Tensor>, TraceError> {
+    let is_chosen = |t: &&Tensor| cut_name(t).is_some_and(|name| policy.cuts.iter().any(|cut| cut == name));
+    let cuts: Vec<Tensor> = order.iter().filter(is_chosen).cloned().collect();
+    match policy.cuts.iter().find(|wanted| !cuts.iter().any(|t| cut_name(t) == Some(wanted))) {
+        None => Ok(cuts),
+        Some(wanted) => Err(TraceError::Unsupported {
+            node: wanted.clone(),
+            reason: format!("no cut point of this name; the network has {}", cut_names(order).join(", ")),
+        }),
+    }
+}
+
+/// A node runs in the segment of the first cut point that needs it.
+fn assign(order: &[Tensor], cuts: &[Tensor]) -> HashMap<u64, usize> {
+    let mut segment_of = HashMap::with_capacity(order.len());
+    for (segment, cut) in cuts.iter().enumerate() {
+        let mut pending = vec![cut.clone()];
+        while let Some(node) = pending.pop() {
+            if let Entry::Vacant(entry) = segment_of.entry(node.0.id) {
+                entry.insert(segment);
+                pending.extend(node.0.inputs.iter().cloned());
+            }
+        }
+    }
+    for node in order {
+        segment_of.entry(node.0.id).or_insert(cuts.len());
+    }
+    segment_of
+}

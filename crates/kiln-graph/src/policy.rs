@@ -1,0 +1,91 @@
+use crate::DType;
+
+/// How an attention becomes operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum AttentionPolicy {
+    /// One operator that never materialises the score matrix: `com.microsoft.MultiHeadAttention` for ONNX Runtime,
+    /// `Attention` (opset 23) elsewhere.
+    #[default]
+    Fused,
+    /// MatMul, Softmax, MatMul with the query scaled beforehand; the score matrix of all heads exists at once.
+    Plain,
+    /// Like `Plain`, but at most this many heads at a time (diffusers' `enable_attention_slicing`).
+    Sliced(u64),
+}
+
+/// Whose dialect of ONNX is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Flavor {
+    /// Operators of the `ai.onnx` domain alone.
+    Standard,
+    /// Contrib operators of ONNX Runtime where they are faster; rten reads them too.
+    #[default]
+    OnnxRuntime,
+}
+
+/// Which type each part of the network computes in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PrecisionPolicy {
+    /// Type where no rule below says otherwise.
+    pub compute: DType,
+    /// Type of GroupNorm and LayerNorm.
+    pub norms: DType,
+    /// Type of the softmax in attention that is not fused.
+    pub softmax: DType,
+    /// Scope prefixes (`mid_block.attentions`) with the type that holds inside; the longest prefix wins.
+    pub scopes: Vec<(String, DType)>,
+    /// Type that weights are stored in; `None` stores each in the type of its first use.
+    pub storage: Option<DType>,
+}
+
+impl PrecisionPolicy {
+    /// Everything computed in `dtype`, except that half precision keeps norms and softmax in f32.
+    pub fn uniform(dtype: DType) -> PrecisionPolicy {
+        PrecisionPolicy {
+            compute: dtype,
+            norms: DType::F32,
+            softmax: DType::F32,
+            scopes: Vec::new(),
+            storage: None,
+        }
+    }
+
+    pub(crate) fn in_scope(&self, scope: &str) -> DType {
+        self.scopes
+            .iter()
+            .filter(|(prefix, _)| {
+                scope.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            })
+            .max_by_key(|(prefix, _)| prefix.len())
+            .map_or(self.compute, |(_, dtype)| *dtype)
+    }
+}
+
+impl Default for PrecisionPolicy {
+    fn default() -> PrecisionPolicy {
+        PrecisionPolicy::uniform(DType::F32)
+    }
+}
+
+/// All that is decided about a network after it was traced.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct EmitPolicy {
+    /// How attention is computed.
+    pub attention: AttentionPolicy,
+    /// Types of computation and storage.
+    pub precision: PrecisionPolicy,
+    /// Dialect of the ONNX that is written.
+    pub flavor: Flavor,
+    /// Names of the cut points at which the network is split into segments; empty for one model.
+    pub cuts: Vec<String>,
+}
+
+impl EmitPolicy {
+    /// The `ai.onnx` opset that is written: 23 where `Attention` is needed, else 18.
+    pub fn opset(&self) -> i64 {
+        match (self.flavor, self.attention) {
+            (Flavor::Standard, AttentionPolicy::Fused) => 23,
+            _ => 18,
+        }
+    }
+}

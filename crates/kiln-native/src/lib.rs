@@ -1,0 +1,21 @@
+//! Native libraries: where they are looked for and, with the feature `install`, how they are fetched.
+//!
+//! kiln links no native library. It opens the one that an environment variable names, one that lies beside the program,
+//! or one that `kiln runtime install` unpacked from a pinned wheel into kiln's cache folder, in this order.
+
+pub mod env;
+mod error;
+#[cfg(feature = "install")]
+mod install;
+mod locate;
+#[cfg(feature = "install")]
+mod pip;
+#[cfg(feature = "install")]
+mod unpack;
+mod wheel;
+
+pub use error::{Error, ErrorKind};
+#[cfg(feature = "install")]
+pub use install::{Progress, install};
+pub use locate::{Found, Origin, cache_dir, install_dir, locate};
+pub use wheel::Library;

@@ -1,0 +1,146 @@
+//! The pinned wheels.
+
+use std::fmt;
+
+/// A native library that kiln can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Library {
+    /// ONNX Runtime with its CPU provider.
+    OnnxRuntimeCpu,
+}
+
+impl Library {
+    /// Every library.
+    pub const ALL: [Library; 1] = [Library::OnnxRuntimeCpu];
+
+    /// Name for `kiln runtime install`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Library::OnnxRuntimeCpu => "cpu",
+        }
+    }
+
+    /// Version that is fetched.
+    pub fn version(self) -> &'static str {
+        self.wheel().version
+    }
+
+    pub(crate) fn variable(self) -> &'static str {
+        match self {
+            Library::OnnxRuntimeCpu => crate::env::KILN_ONNXRUNTIME,
+        }
+    }
+
+    pub(crate) fn wheel(self) -> &'static Wheel {
+        match self {
+            Library::OnnxRuntimeCpu => &ONNXRUNTIME,
+        }
+    }
+
+    /// File names that the library has on this platform, the preferred one first.
+    pub(crate) fn file_names(self) -> Vec<String> {
+        let version = self.version();
+        match std::env::consts::OS {
+            "macos" => vec![format!("libonnxruntime.{version}.dylib"), "libonnxruntime.dylib".into()],
+            "windows" => vec!["onnxruntime.dll".into()],
+            _ => vec![format!("libonnxruntime.so.{version}"), "libonnxruntime.so".into()],
+        }
+    }
+}
+
+impl fmt::Display for Library {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wheel = self.wheel();
+        write!(f, "{} {}", wheel.title, wheel.version)
+    }
+}
+
+/// A package on PyPI and the files for each platform.
+pub(crate) struct Wheel {
+    pub(crate) title: &'static str,
+    pub(crate) package: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) platforms: &'static [Platform],
+}
+
+/// One file of a package.
+pub(crate) struct Platform {
+    pub(crate) os: &'static str,
+    pub(crate) arch: &'static str,
+    pub(crate) tag: &'static str,
+    pub(crate) bytes: u64,
+    pub(crate) sha256: &'static str,
+    /// What is unpacked: path in the wheel and largest size.
+    pub(crate) members: &'static [(&'static str, u64)],
+}
+
+impl Wheel {
+    pub(crate) fn for_this_platform(&self) -> Option<&'static Platform> {
+        let here = |p: &&Platform| p.os == std::env::consts::OS && p.arch == std::env::consts::ARCH;
+        self.platforms.iter().find(here)
+    }
+}
+
+/// CPython tag of the wheels; the libraries inside do not depend on it.
+pub(crate) const PYTHON: &str = "3.12";
+/// ABI tag of the wheels.
+pub(crate) const ABI: &str = "cp312";
+
+const LICENSE: (&str, u64) = ("onnxruntime/LICENSE", 1 << 20);
+const NOTICES: (&str, u64) = ("onnxruntime/ThirdPartyNotices.txt", 4 << 20);
+
+static ONNXRUNTIME: Wheel = Wheel {
+    title: "ONNX Runtime",
+    package: "onnxruntime",
+    version: "1.32.0",
+    platforms: &[
+        Platform {
+            os: "linux",
+            arch: "x86_64",
+            tag: "manylinux_2_28_x86_64",
+            bytes: 27_780_211,
+            sha256: "99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8",
+            members: &[
+                ("onnxruntime/capi/libonnxruntime.so.1.32.0", 128 << 20),
+                ("onnxruntime/capi/libonnxruntime_providers_shared.so", 16 << 20),
+                LICENSE,
+                NOTICES,
+            ],
+        },
+        Platform {
+            os: "linux",
+            arch: "aarch64",
+            tag: "manylinux_2_28_aarch64",
+            bytes: 23_196_724,
+            sha256: "e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054",
+            members: &[
+                ("onnxruntime/capi/libonnxruntime.so.1.32.0", 128 << 20),
+                ("onnxruntime/capi/libonnxruntime_providers_shared.so", 16 << 20),
+                LICENSE,
+                NOTICES,
+            ],
+        },
+        Platform {
+            os: "macos",
+            arch: "aarch64",
+            tag: "macosx_14_0_arm64",
+            bytes: 22_519_308,
+            sha256: "d52510bbbcc880c13b826f7d75cdf33ac5cf0bb864d960000fc29ce73f0cb83e",
+            members: &[("onnxruntime/capi/libonnxruntime.1.32.0.dylib", 128 << 20), LICENSE, NOTICES],
+        },
+        Platform {
+            os: "windows",
+            arch: "x86_64",
+            tag: "win_amd64",
+            bytes: 16_698_767,
+            sha256: "efe7456952c243a05a53d5b8732953625144642c2f3989094277f6217f0c0c40",
+            members: &[
+                ("onnxruntime/capi/onnxruntime.dll", 128 << 20),
+                ("onnxruntime/capi/onnxruntime_providers_shared.dll", 16 << 20),
+                LICENSE,
+                NOTICES,
+            ],
+        },
+    ],
+};

@@ -1,0 +1,195 @@
+//! Reading `config.json`: every key is either understood, known to change nothing, or refused by name.
+
+use std::collections::BTreeSet;
+
+use kiln_graph::TraceError;
+use serde_json::{Map, Value};
+
+/// Largest width, vocabulary or size that a configuration may ask for.
+const MAX_SIZE: u64 = 1 << 20;
+
+pub(crate) struct ConfigReader<'a> {
+    origin: &'a str,
+    map: &'a Map<String, Value>,
+    read: BTreeSet<&'static str>,
+}
+
+impl<'a> ConfigReader<'a> {
+    pub(crate) fn new(origin: &'a str, value: &'a Value, class: &str) -> Result<ConfigReader<'a>, TraceError> {
+        let Some(map) = value.as_object() else {
+            return Err(config_error(origin, "(root)", "is not a JSON object"));
+        };
+        let reader = ConfigReader { origin, map, read: BTreeSet::new() };
+        match map.get("_class_name").and_then(Value::as_str) {
+            Some(found) if found != class => {
+                Err(reader.error("_class_name", format!("'{found}' where a {class} is expected")))
+            }
+            _ => Ok(reader),
+        }
+    }
+
+    pub(crate) fn error(&self, key: &str, reason: impl Into<String>) -> TraceError {
+        config_error(self.origin, key, reason)
+    }
+
+    fn get(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.read.insert(key);
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A size: a positive number that is safe to compute with.
+    pub(crate) fn size(&mut self, key: &'static str, default: Option<u64>) -> Result<u64, TraceError> {
+        let value = match (self.get(key), default) {
+            (Some(value), _) => value,
+            (None, Some(default)) => return Ok(default),
+            (None, None) => return Err(self.error(key, "is missing")),
+        };
+        self.as_size(key, value)
+    }
+
+    pub(crate) fn optional_size(&mut self, key: &'static str) -> Result<Option<u64>, TraceError> {
+        self.get(key).map(|value| self.as_size(key, value)).transpose()
+    }
+
+    fn as_size(&self, key: &str, value: &Value) -> Result<u64, TraceError> {
+        value
+            .as_u64()
+            .filter(|n| (1..=MAX_SIZE).contains(n))
+            .ok_or_else(|| self.error(key, format!("{value} is not a number from 1 to {MAX_SIZE}")))
+    }
+
+    /// Whether the key is present and null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    /// One size for both axes, or a pair.
+    pub(crate) fn optional_pair(&mut self, key: &'static str) -> Result<Option<[u64; 2]>, TraceError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(pair)) if pair.len() == 2 => {
+                Ok(Some([self.as_size(key, &pair[0])?, self.as_size(key, &pair[1])?]))
+            }
+            Some(value) => self.as_size(key, value).map(|n| Some([n, n])),
+        }
+    }
+
+    /// A list of one to eight sizes.
+    pub(crate) fn sizes(&mut self, key: &'static str) -> Result<Vec<u64>, TraceError> {
+        let Some(value) = self.get(key) else { return Err(self.error(key, "is missing")) };
+        let list = self.list(key, value)?;
+        list.iter().map(|value| self.as_size(key, value)).collect()
+    }
+
+    /// One size for all levels, or a list of one per level.
+    pub(crate) fn size_per_level(
+        &mut self,
+        key: &'static str,
+        default: u64,
+        n_levels: usize,
+    ) -> Result<Vec<u64>, TraceError> {
+        let sizes = match self.get(key) {
+            None => vec![default; n_levels],
+            Some(value @ Value::Array(_)) => {
+                self.list(key, value)?.iter().map(|v| self.as_size(key, v)).collect::<Result<_, _>>()?
+            }
+            Some(value) => vec![self.as_size(key, value)?; n_levels],
+        };
+        if sizes.len() != n_levels {
+            let reason = format!("has {} entries for {n_levels} levels", sizes.len());
+            return Err(self.error(key, reason));
+        }
+        Ok(sizes)
+    }
+
+    fn list(&self, key: &str, value: &'a Value) -> Result<&'a [Value], TraceError> {
+        match value.as_array() {
+            Some(list) if (1..=8).contains(&list.len()) => Ok(list),
+            _ => Err(self.error(key, format!("{value} is not a list of 1 to 8 entries"))),
+        }
+    }
+
+    pub(crate) fn names(&mut self, key: &'static str) -> Result<Vec<&'a str>, TraceError> {
+        let Some(value) = self.get(key) else { return Err(self.error(key, "is missing")) };
+        let list = self.list(key, value)?;
+        list.iter().map(|v| v.as_str().ok_or_else(|| self.error(key, format!("{v} is not a name")))).collect()
+    }
+
+    pub(crate) fn bool(&mut self, key: &'static str, default: bool) -> Result<bool, TraceError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => {
+                value.as_bool().ok_or_else(|| self.error(key, format!("{value} is neither true nor false")))
+            }
+        }
+    }
+
+    /// A finite number.
+    pub(crate) fn number(&mut self, key: &'static str, default: f64) -> Result<f64, TraceError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => value
+                .as_f64()
+                .filter(|n| n.is_finite())
+                .ok_or_else(|| self.error(key, format!("{value} is not a finite number"))),
+        }
+    }
+
+    /// One of a few names.
+    pub(crate) fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        default: &str,
+        choices: &[(&str, T)],
+    ) -> Result<T, TraceError> {
+        let found = match self.get(key) {
+            None => default,
+            Some(value) => value.as_str().ok_or_else(|| self.error(key, format!("{value} is not a name")))?,
+        };
+        choices.iter().find(|(name, _)| *name == found).map(|(_, choice)| *choice).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+            self.error(key, format!("'{found}' is not supported; supported: {}", names.join(", ")))
+        })
+    }
+
+    /// Refuses any value but the one that kiln implements; absent and null mean that value.
+    pub(crate) fn only(&mut self, key: &'static str, supported: impl Into<Value>) -> Result<(), TraceError> {
+        let supported = supported.into();
+        match self.get(key) {
+            Some(found) if !same(found, &supported) => {
+                Err(self.error(key, format!("{found} is not supported; supported: {supported}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keys that have no influence on what the network computes.
+    pub(crate) fn ignore(&mut self, keys: &[&'static str]) {
+        self.read.extend(keys);
+    }
+
+    /// Refuses keys that were not read; a value of null or false asks for nothing and passes.
+    pub(crate) fn finish(self) -> Result<(), TraceError> {
+        let unread = self.map.iter().find(|(key, value)| {
+            !key.starts_with('_')
+                && !self.read.contains(key.as_str())
+                && !value.is_null()
+                && **value != Value::Bool(false)
+        });
+        match unread {
+            None => Ok(()),
+            Some((key, value)) => Err(self.error(key, format!("unknown key with value {value}"))),
+        }
+    }
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    match (a.as_f64(), b.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn config_error(origin: &str, key: &str, reason: impl Into<String>) -> TraceError {
+    TraceError::Config { origin: origin.into(), key: key.into(), reason: reason.into() }
+}

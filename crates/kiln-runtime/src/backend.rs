@@ -1,0 +1,29 @@
+use std::sync::Arc;
+
+use kiln_engine::{Backend, OnnxRuntime, Rten};
+use kiln_native::{Library, locate};
+
+use crate::Error;
+
+/// The backend for the CPU, and why it is not the preferred one.
+pub struct CpuBackend {
+    /// The backend.
+    pub backend: Arc<dyn Backend>,
+    /// Why the built-in backend had to take over, in one line.
+    pub fallback: Option<String>,
+}
+
+/// ONNX Runtime where its library is found, else the built-in backend.
+///
+/// A library that was named explicitly and can not be used is an error; any other failure is a reason to fall back.
+pub fn cpu_backend() -> Result<CpuBackend, Error> {
+    let built_in = |reason: String| CpuBackend { backend: Arc::new(Rten), fallback: Some(reason) };
+    let Some(found) = locate(Library::OnnxRuntimeCpu)? else {
+        return Ok(built_in("ONNX Runtime is not installed".into()));
+    };
+    match OnnxRuntime::open(&found.path) {
+        Ok(backend) => Ok(CpuBackend { backend: Arc::new(backend), fallback: None }),
+        Err(e) if found.is_explicit() => Err(e.into()),
+        Err(e) => Ok(built_in(e.to_string())),
+    }
+}

@@ -1,0 +1,77 @@
+use std::path::{Path, PathBuf};
+
+use kiln_bundle::BundleError;
+use kiln_engine::EngineError;
+use kiln_native::Error as NativeError;
+
+use crate::image::ImageError;
+use crate::scheduler::SchedulerError;
+use crate::tokenizer::TokenizerError;
+
+/// Why a pipeline could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A request asks for something impossible.
+    #[error("{key}: {reason}")]
+    Request {
+        /// The parameter.
+        key: &'static str,
+        /// The offending value and what is accepted.
+        reason: String,
+    },
+    /// The progress callback stopped the run.
+    #[error("cancelled after step {step} of {steps}")]
+    Cancelled {
+        /// Steps that were finished.
+        step: usize,
+        /// Steps that were asked for.
+        steps: usize,
+    },
+    /// The computation left the range of numbers.
+    #[error("latents are not finite after step {step}")]
+    NotFinite {
+        /// The step, from 1.
+        step: usize,
+    },
+    /// An engine answered with something that the pipeline does not know.
+    #[error("{component}: {reason}")]
+    Component {
+        /// The component.
+        component: kiln_bundle::Role,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The scheduler's configuration is not supported.
+    #[error("{path}: {source}", path = path.display())]
+    SchedulerFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SchedulerError,
+    },
+    /// The scheduler can not do what is asked.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// The bundle can not be read.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// An engine can not be loaded or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The tokenizer can not be loaded or failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A picture can not be made or written.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A native library that was asked for can not be used.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path, error: &std::io::Error) -> Error {
+        BundleError::io(path, error).into()
+    }
+}

@@ -1,0 +1,107 @@
+//! Pictures and PNG files.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use ndarray::{ArrayView3, ArrayViewD, Axis, Ix4};
+
+/// Why a picture could not be made or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The autoencoder's output is no batch of pictures.
+    #[error("shape {0:?} is not a batch of pictures [B, 3, H, W]")]
+    Shape(Vec<usize>),
+    /// A file can not be written.
+    #[error("{path}: {reason}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// A picture of eight bits per channel, row by row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RgbImage {
+    width: u32,
+    height: u32,
+    data: Vec<u8>,
+}
+
+impl RgbImage {
+    /// The pictures of a decoded batch `[B, 3, H, W]` in `[-1, 1]` (diffusers `image_processor.py`).
+    pub fn from_decoded(batch: ArrayViewD<'_, f32>) -> Result<Vec<RgbImage>, ImageError> {
+        let shape = batch.shape().to_vec();
+        let batch = batch.into_dimensionality::<Ix4>().map_err(|_| ImageError::Shape(shape.clone()))?;
+        if shape[1] != 3 {
+            return Err(ImageError::Shape(shape));
+        }
+        Ok(batch.axis_iter(Axis(0)).map(RgbImage::from_sample).collect())
+    }
+
+    fn from_sample(sample: ArrayView3<'_, f32>) -> RgbImage {
+        let (_, height, width) = sample.dim();
+        let rows = sample.permuted_axes([1, 2, 0]);
+        let data =
+            rows.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+        RgbImage { width: width as u32, height: height as u32, data }
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Red, green, blue of each pixel, row by row.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Whether every pixel has the same colour, as the output of a network that overflowed has.
+    pub fn is_flat(&self) -> bool {
+        self.data.chunks_exact(3).all(|pixel| pixel == &self.data[..3])
+    }
+
+    /// Writes a PNG with text chunks: tEXt where Latin-1 can hold the text, else iTXt.
+    pub fn write_png(&self, out: impl Write, text: &[(&str, String)]) -> io::Result<()> {
+        let mut encoder = png::Encoder::new(out, self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (keyword, value) in text {
+            let is_latin_1 = value.chars().all(|c| (c as u32) < 256 && c != '\0');
+            match is_latin_1 {
+                true => encoder.add_text_chunk((*keyword).into(), value.clone())?,
+                false => encoder.add_itxt_chunk((*keyword).into(), value.clone())?,
+            }
+        }
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.data)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    /// Writes a PNG file that appears whole or not at all.
+    pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ImageError> {
+        let refuse = |e: io::Error| ImageError::Write { path: path.into(), reason: e.to_string() };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let partial = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        let write = || {
+            let mut out = BufWriter::new(File::create(&partial)?);
+            self.write_png(&mut out, text)?;
+            out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            std::fs::rename(&partial, path)
+        };
+        write().map_err(|e| {
+            let _ = std::fs::remove_file(&partial);
+            refuse(e)
+        })
+    }
+}

@@ -1,0 +1,31 @@
+//! Runs Stable Diffusion pipelines from bundles: the library to embed.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use kiln_runtime::{Bundle, Pipeline, Request, cpu_backend};
+//!
+//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef".as_ref())?;
+//! let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
+//! let output = pipeline.generate(&Request::new("a red circle"), &mut |_| ControlFlow::Continue(()))?;
+//! output.images[0].save_png("circle.png".as_ref(), &[])?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
+
+mod backend;
+mod error;
+pub mod generator;
+pub mod image;
+mod pipeline;
+mod request;
+mod residency;
+pub mod scheduler;
+pub mod tokenizer;
+
+pub use backend::{CpuBackend, cpu_backend};
+pub use error::Error;
+pub use kiln_bundle::{Bundle, Role};
+pub use kiln_engine::{Backend, LoadOptions};
+pub use pipeline::{Event, Output, Pipeline, Progress, Timings};
+pub use request::Request;

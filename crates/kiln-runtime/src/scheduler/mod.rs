@@ -1,0 +1,44 @@
+//! Noise schedules and samplers.
+
+mod config;
+mod ddim;
+
+pub use config::{BetaSchedule, PredictionType, SchedulerConfig, Thresholding, TimestepSpacing};
+pub use ddim::Ddim;
+
+/// Why a scheduler could not be made or set up.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum SchedulerError {
+    /// A value in `scheduler_config.json` is not supported.
+    #[error("{key}: {reason}")]
+    Config {
+        /// The key.
+        key: String,
+        /// The offending value and what is accepted.
+        reason: String,
+    },
+    /// The number of steps does not fit the schedule.
+    #[error("steps: {steps} is not a number from 1 to {max}")]
+    Steps {
+        /// Steps that were asked for.
+        steps: usize,
+        /// Steps that the model was trained with.
+        max: usize,
+    },
+    /// The spacing and its offset lead to a timestep that the model was not trained on.
+    #[error("steps: {steps} steps with steps_offset {offset} reach timestep {timestep} of {trained}")]
+    Timestep {
+        /// Steps that were asked for.
+        steps: usize,
+        /// `steps_offset`.
+        offset: i64,
+        /// The timestep.
+        timestep: i64,
+        /// Timesteps that the model was trained with.
+        trained: usize,
+    },
+    /// The noise parameter is out of range.
+    #[error("eta: {0} is not a number from 0 to 1")]
+    Eta(f32),
+}

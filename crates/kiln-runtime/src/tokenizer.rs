@@ -1,0 +1,163 @@
+//! CLIP's tokenizer.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+/// Largest tokenizer file that is read.
+const MAX_BYTES: u64 = 64 << 20;
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// Why a tokenizer could not be loaded or used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}", path = path.display())]
+pub struct TokenizerError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// CLIP's byte-pair tokenizer (transformers `models/clip/tokenization_clip.py`).
+#[derive(Debug)]
+pub struct ClipTokenizer {
+    path: PathBuf,
+    tokenizer: Tokenizer,
+    max_length: usize,
+    start: u32,
+    end: u32,
+    pad: u32,
+}
+
+/// A prompt as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoding {
+    /// Exactly `max_length` ids: start, prompt, end, padding.
+    pub ids: Vec<i64>,
+    /// How many ids of the prompt did not fit.
+    pub n_truncated: usize,
+}
+
+impl ClipTokenizer {
+    /// Loads `tokenizer.json`, or `vocab.json` and `merges.txt`; `max_length` counts the start and end tokens.
+    pub fn from_dir(folder: &Path, max_length: usize) -> Result<ClipTokenizer, TokenizerError> {
+        let fast = folder.join("tokenizer.json");
+        let (path, json) = match fast.is_file() {
+            true => (fast.clone(), read(&fast)?),
+            false => (folder.join("vocab.json"), from_vocabulary(folder)?),
+        };
+        let refuse = |reason: String| TokenizerError { path: path.clone(), reason };
+        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refuse(e.to_string()))?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
+        if max_length < 2 {
+            return Err(refuse(format!("{max_length} positions leave no room for the start and end tokens")));
+        }
+        let id =
+            |token: &str| tokenizer.token_to_id(token).ok_or_else(|| refuse(format!("has no token '{token}'")));
+        let (start, end) = (id(START)?, id(END)?);
+        let pad = id(&pad_token(folder)?)?;
+        Ok(ClipTokenizer { tokenizer, max_length, start, end, pad, path })
+    }
+
+    /// Ids of a prompt, cut and padded as diffusers does.
+    pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(prompt, false)
+            .map_err(|e| TokenizerError { path: self.path.clone(), reason: e.to_string() })?;
+        let tokens = encoding.get_ids();
+        let kept = tokens.len().min(self.max_length - 2);
+        let mut ids = vec![i64::from(self.start)];
+        ids.extend(tokens[..kept].iter().map(|&id| i64::from(id)));
+        ids.push(i64::from(self.end));
+        ids.resize(self.max_length, i64::from(self.pad));
+        Ok(Encoding { ids, n_truncated: tokens.len() - kept })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let refuse = |reason: String| TokenizerError { path: path.into(), reason };
+    let size = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?.len();
+    if size > MAX_BYTES {
+        return Err(refuse(format!("has {size} bytes, more than any tokenizer")));
+    }
+    std::fs::read(path).map_err(|e| refuse(e.to_string()))
+}
+
+fn read_json(path: &Path) -> Result<Value, TokenizerError> {
+    serde_json::from_slice(&read(path)?)
+        .map_err(|e| TokenizerError { path: path.into(), reason: e.to_string() })
+}
+
+/// `tokenizer_config.json` says what to pad with; without it, the end token.
+fn pad_token(folder: &Path) -> Result<String, TokenizerError> {
+    let path = folder.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(END.into());
+    }
+    let config = read_json(&path)?;
+    let token = config.get("pad_token").filter(|token| !token.is_null());
+    match token.map(|token| token.get("content").unwrap_or(token).as_str()) {
+        None => Ok(END.into()),
+        Some(Some(token)) => Ok(token.into()),
+        Some(None) => Err(TokenizerError { path, reason: "pad_token: is not a token".into() }),
+    }
+}
+
+/// What transformers makes of `vocab.json` and `merges.txt`, in the form of a `tokenizer.json`.
+fn from_vocabulary(folder: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let (vocab_path, merges_path) = (folder.join("vocab.json"), folder.join("merges.txt"));
+    let vocab = read_json(&vocab_path)?;
+    let refuse = |path: &PathBuf, reason: String| TokenizerError { path: path.clone(), reason };
+    let text = String::from_utf8(read(&merges_path)?).map_err(|e| refuse(&merges_path, e.to_string()))?;
+    let mut merges = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        if line.trim().is_empty() || line.starts_with("#version") {
+            continue;
+        }
+        match line.split_once(' ') {
+            Some((a, b)) if !a.is_empty() && !b.is_empty() && !b.contains(' ') => merges.push(json!([a, b])),
+            _ => return Err(refuse(&merges_path, format!("line {}: '{line}' is not a pair", i + 1))),
+        }
+    }
+    let mut special = Vec::new();
+    for token in [START, END] {
+        let Some(id) = vocab.get(token).and_then(Value::as_u64) else {
+            return Err(refuse(&vocab_path, format!("has no token '{token}'")));
+        };
+        special.push(json!({
+            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true,
+        }));
+    }
+    let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                { "type": "NFC" },
+                { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
+                { "type": "Lowercase" },
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                { "type": "Split", "pattern": { "Regex": words }, "behavior": "Removed", "invert": true },
+                { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+            ],
+        },
+        "post_processor": null,
+        "decoder": null,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": END, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges,
+        },
+    });
+    Ok(tokenizer.to_string().into_bytes())
+}

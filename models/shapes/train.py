@@ -1,0 +1,249 @@
+"""Trains the small model from scratch on procedural pictures.
+
+    python models/shapes/train.py --work /tmp/shapes
+
+Three stages, each resumed where it stopped: the autoencoder, the latents of a fixed set of pictures, then text encoder
+and UNet together (v-prediction, zero terminal SNR, exponential moving average). Writes the pipeline beside this file.
+"""
+
+import argparse
+import json
+import math
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import pictures
+
+HERE = Path(__file__).resolve().parent
+VAE = dict(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4, latent_channels=4,
+           down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+           sample_size=pictures.SIDE)
+UNET = dict(block_out_channels=(64, 128, 128), layers_per_block=1, norm_num_groups=8, attention_head_dim=4,
+            cross_attention_dim=128, sample_size=pictures.SIDE // 4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+TEXT = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=77, projection_dim=128, hidden_act="quick_gelu")
+SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                 set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="trailing",
+                 rescale_betas_zero_snr=True)
+
+
+def words():
+    vocabulary = [*pictures.COLOURS, *pictures.BACKGROUNDS, *pictures.SHAPES, *filter(None, pictures.SIZES)]
+    return vocabulary + "a an on of picture background above below left right".split()
+
+
+def byte_symbols():
+    """CLIP's printable stand-ins for the 256 bytes (openai/CLIP, simple_tokenizer.py)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(rest))]
+
+
+def learn_merges(vocabulary):
+    """Byte-pair merges that make one token of every word."""
+    splits = {word: [*word[:-1], word[-1] + "</w>"] for word in vocabulary}
+    merges = []
+    while pairs := Counter(pair for s in splits.values() for pair in zip(s, s[1:])):
+        a, b = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((a, b))
+        for word, s in splits.items():
+            merged = []
+            while s:
+                joins = len(s) > 1 and (s[0], s[1]) == (a, b)
+                merged.append(a + b if joins else s[0])
+                s = s[2:] if joins else s[1:]
+            splits[word] = merged
+    return merges
+
+
+def make_tokenizer(folder):
+    symbols = byte_symbols()
+    merges = learn_merges(words())
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    config = dict(tokenizer_class="CLIPTokenizer", model_max_length=77, bos_token="<|startoftext|>",
+                  eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    special = {k: v for k, v in config.items() if k.endswith("_token")}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def make_text_encoder(tokenizer):
+    config = CLIPTextConfig(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
+                            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, **TEXT)
+    return CLIPTextModel(config)
+
+
+def to_tensor(images):
+    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def save(path, **state):
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def learning_rate(step, steps, peak):
+    return peak * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def train_vae(work, steps, batch=16, peak=3e-3):
+    vae = AutoencoderKL(**VAE)
+    checkpoint = work / "vae.pt"
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, weight_decay=0)
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    rng = random.Random(start + 100)
+    clock = time.time()
+    for step in range(start, steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        x = to_tensor([pictures.render(pictures.random_scene(rng), rng) for _ in range(batch)])
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample
+        loss = F.l1_loss(y, x) + F.mse_loss(y, x)
+        (loss + 1e-7 * posterior.kl().mean()).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 0:
+            print(f"vae {step} loss {loss.item():.4f} {time.time() - clock:.0f}s", flush=True)
+        if step % 250 == 249 or step == steps - 1:
+            save(checkpoint, vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
+    return vae
+
+
+@torch.no_grad()
+def make_latents(work, vae, tokenizer, n, batch=128):
+    """Latents and token ids of `n` training pictures; also settles the scaling factor."""
+    path = work / "latents.pt"
+    if path.exists():
+        return torch.load(path)
+    rng = random.Random(7)
+    latents, captions = [], []
+    for _ in range(0, n, batch):
+        examples = [pictures.training_example(rng) for _ in range(batch)]
+        images = to_tensor([pictures.render(scene, rng) for scene, _ in examples])
+        latents.append(vae.encode(images).latent_dist.mean)
+        captions += [caption for _, caption in examples]
+    ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    latents = torch.cat(latents)
+    data = dict(latents=latents, ids=ids.to(torch.int16), scale=1 / latents.std().item())
+    save(path, **data)
+    print(f"{n} latents, scaling factor {data['scale']:.4f}", flush=True)
+    return data
+
+
+class Model(torch.nn.Module):
+    """Text encoder and UNet, trained as one."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.text_encoder = make_text_encoder(tokenizer)
+        self.unet = UNet2DConditionModel(**UNET)
+
+    def forward(self, noisy, timesteps, ids):
+        return self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state).sample
+
+
+def train_denoiser(work, vae, tokenizer, data, steps, batch=64, peak=1e-3, unconditional=0.1):
+    model = Model(tokenizer)
+    ema = Model(tokenizer)
+    ema.load_state_dict(model.state_dict())
+    scheduler = DDIMScheduler(**SCHEDULER)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))
+    checkpoint = work / "denoiser.pt"
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    torch.manual_seed(start)
+    clock, total = time.time(), 0.0
+    for step in range(start, steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        pick = torch.randint(len(data["latents"]), (batch,))
+        x = data["latents"][pick] * data["scale"]
+        ids = torch.where(torch.rand(batch, 1) < unconditional, empty, data["ids"][pick].long())
+        noise, t = torch.randn_like(x), torch.randint(1000, (batch,))
+        prediction = model(scheduler.add_noise(x, noise, t), t, ids)
+        loss = F.mse_loss(prediction, scheduler.get_velocity(x, noise, t))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(0.999, (step + 1) / (step + 20))
+        with torch.no_grad():
+            for mean, weight in zip(ema.parameters(), model.parameters()):
+                mean.lerp_(weight, 1 - decay)
+        total += loss.item()
+        if step % 50 == 49:
+            print(f"denoiser {step + 1} loss {total / 50:.4f} {time.time() - clock:.0f}s", flush=True)
+            total = 0.0
+        if step % 250 == 249 or step == steps - 1:
+            save(checkpoint, model=model.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(),
+                 step=step + 1)
+            export(vae, tokenizer, ema, data["scale"])
+    return ema
+
+
+def export(vae, tokenizer, model, scale):
+    """Writes the pipeline in fp16, each component swapped in whole."""
+    vae.register_to_config(scaling_factor=scale)
+    parts = dict(vae=vae, unet=model.unet, text_encoder=model.text_encoder)
+    parts = {name: type(part).from_config(part.config) if name != "text_encoder" else CLIPTextModel(part.config)
+             for name, part in parts.items()}
+    for name, source in (("vae", vae), ("unet", model.unet), ("text_encoder", model.text_encoder)):
+        parts[name].load_state_dict(source.state_dict())
+    pipeline = StableDiffusionPipeline(**{name: part.half() for name, part in parts.items()}, tokenizer=tokenizer,
+                                       scheduler=DDIMScheduler(**SCHEDULER), safety_checker=None,
+                                       feature_extractor=None, requires_safety_checker=False)
+    partial = HERE / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial)
+    for name in ("vae", "unet", "text_encoder", "scheduler", "model_index.json"):
+        target = HERE / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        (partial / name).rename(target)
+    shutil.rmtree(partial)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and latents")
+    parser.add_argument("--vae-steps", type=int, default=2200)
+    parser.add_argument("--pictures", type=int, default=64000)
+    parser.add_argument("--steps", type=int, default=6000)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(HERE / "tokenizer")
+    vae = train_vae(args.work, args.vae_steps)
+    data = make_latents(args.work, vae, tokenizer, args.pictures)
+    train_denoiser(args.work, vae, tokenizer, data, args.steps)
+
+
+if __name__ == "__main__":
+    main()
