@@ -1,1 +1,12 @@
-fn main() {}
+//! The integration tests: behaviour at the boundary that a user sees, and numbers against diffusers.
+
+mod checkpoints;
+mod cli;
+mod fixtures;
+mod generator;
+mod image;
+mod pipeline;
+mod scheduler;
+mod support;
+mod tokenizer;
+mod tracing;

@@ -33,7 +33,7 @@ fn check_trajectory(references: &References, case: &str, ddim: &Ddim, timesteps:
     for (i, &timestep) in timesteps.iter().enumerate() {
         let noise = (eta > 0.0).then(|| generator.randn(latents.shape()));
         let output = model(&latents, timestep);
-        ddim.step(&output, timestep, timesteps.len(), &mut latents, eta, noise.as_ref());
+        ddim.step(&output, timestep, timesteps.len(), &mut latents, eta, noise.as_ref()).expect(case);
         let expected = references.f32(&format!("{case}.step{i:02}"));
         assert_close(&format!("{case} step {i}"), latents.view(), expected.view(), TOLERANCE);
     }
@@ -67,6 +67,7 @@ fn every_option_means_what_it_means_in_diffusers() {
         "linspace",
         "trained",
         "dynamic",
+        "dynamic_low",
         "clip",
         "snr_leading",
         "one_step",
@@ -82,7 +83,7 @@ fn every_option_means_what_it_means_in_diffusers() {
 
         let init = references.f32(&format!("{case}.init"));
         let noise = TorchCpuGenerator::new(2).randn(init.shape());
-        let noised = ddim.add_noise(&init, &noise, timesteps[steps / 2]);
+        let noised = ddim.add_noise(&init, &noise, timesteps[steps / 2]).expect(case);
         assert_close(case, noised.view(), references.f32(&format!("{case}.noised")).view(), TOLERANCE);
     }
 }
@@ -123,6 +124,61 @@ fn refusals_name_the_key_and_the_value() {
     check_refused(json!({ "set_alpha_to_one": "yes" }), &["set_alpha_to_one", "yes"]);
     check_refused(json!({ "beta_stat": 0.1 }), &["beta_stat", "0.1"]);
     check_refused(json!([]), &["object"]);
+}
+
+#[test]
+fn betas_that_leave_the_range_of_numbers_are_refused() {
+    check_refused(json!({ "beta_start": -1.0 }), &["beta_start", "-1"]);
+    check_refused(json!({ "beta_end": 5.0 }), &["beta_end", "5"]);
+    check_refused(json!({ "beta_end": 1e300 }), &["beta_end", "1e"]);
+    check_refused(json!({ "num_train_timesteps": 2, "trained_betas": [0.5, 1.5] }), &["trained_betas", "1.5"]);
+    check_refused(json!({ "sample_max_value": 1e300 }), &["sample_max_value", "1e"]);
+    for number in ["NaN", "-Infinity", "Infinity"] {
+        let text = format!(r#"{{ "beta_end": {number} }}"#);
+        let error = SchedulerConfig::from_json(&text).expect_err("a refusal").to_string();
+        assert!(error.contains("beta_end") && error.contains(number), "{error}");
+    }
+}
+
+#[test]
+fn files_of_other_schedulers_are_read() {
+    for text in [
+        r#"{ "_class_name": "DPMSolverMultistepScheduler", "flow_shift": 1.0, "lambda_min_clipped": -Infinity,
+             "time_shift_type": "exponential", "use_dynamic_shifting": false, "use_flow_sigmas": false,
+             "variance_type": null }"#,
+        r#"{ "_class_name": "DDPMScheduler", "variance_type": "fixed_small" }"#,
+        r#"{ "_note": "a \"quoted\" NaN, Infinity", "trained_betas": null }"#,
+    ] {
+        SchedulerConfig::from_json(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+    }
+}
+
+/// `numpy.arange` counts with a rounded difference: 937.5 becomes 937.4999... and 61 steps become 62, one of them -1.
+#[test]
+fn trailing_timesteps_round_as_numpy() {
+    let ddim = ddim(&json!({ "timestep_spacing": "trailing" }));
+    assert_eq!(ddim.timesteps(48).expect("48 steps")[..4], [999, 978, 957, 936]);
+    let timesteps = ddim.timesteps(61).expect("61 steps");
+    assert_eq!((timesteps.len(), timesteps[60]), (61, 15));
+}
+
+#[test]
+fn arguments_that_do_not_fit_are_refused() {
+    let ddim = ddim(&json!({}));
+    let output = TorchCpuGenerator::new(0).randn(&[1, 4, 2, 2]);
+    let other = TorchCpuGenerator::new(0).randn(&[1, 4, 2, 3]);
+    let step = |output: &ArrayD<f32>, timestep, n_steps, eta, noise: Option<&ArrayD<f32>>| {
+        let mut latents = TorchCpuGenerator::new(1).randn(&[1, 4, 2, 2]);
+        ddim.step(output, timestep, n_steps, &mut latents, eta, noise).expect_err("a refusal").to_string()
+    };
+    assert!(step(&output, 1000, 4, 0.0, None).contains("timestep: 1000"));
+    assert!(step(&output, -1, 4, 0.0, None).contains("timestep: -1"));
+    assert!(step(&output, 1, 0, 0.0, None).contains("steps: 0"));
+    assert!(step(&output, 1, 4, 0.5, None).contains("eta: 0.5"));
+    assert!(step(&output, 1, 4, f32::NAN, None).contains("eta: NaN"));
+    assert!(step(&other, 1, 4, 0.0, None).contains("[1, 4, 2, 3]"));
+    assert!(step(&output, 1, 4, 1.0, Some(&other)).contains("noise"));
+    assert!(ddim.add_noise(&output, &output, 5000).is_err());
 }
 
 #[test]

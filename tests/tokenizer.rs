@@ -106,6 +106,28 @@ fn padding_is_what_the_configuration_says() {
     assert_eq!(ids, [49406, 320, 2368, 49407, 0, 0]);
 }
 
+/// The files of Stable Diffusion 2.x, where `special_tokens_map.json` has the last word.
+#[test]
+fn special_tokens_map_says_what_to_pad_with() {
+    let token = r#"{ "content": "<|endoftext|>", "lstrip": false, "normalized": true, "rstrip": false, "single_word": false }"#;
+    let start = token.replace("end", "start");
+    let map =
+        format!(r#"{{ "bos_token": {start}, "eos_token": {token}, "unk_token": {token}, "pad_token": "!" }}"#);
+    let config = r#"{ "pad_token": "<|endoftext|>" }"#;
+    let folder = folder_with(&[("special_tokens_map.json", &map), ("tokenizer_config.json", config)]);
+    check_all(&ClipTokenizer::from_dir(folder.path(), 77).expect("a tokenizer"), "clip_tokens_sd2.json");
+}
+
+#[test]
+fn special_tokens_listed_by_id_leave_the_map_unread() {
+    let config =
+        r#"{ "added_tokens_decoder": { "0": { "content": "!", "special": true } }, "pad_token": "!" }"#;
+    let map = r#"{ "pad_token": "<|endoftext|>" }"#;
+    let folder = folder_with(&[("special_tokens_map.json", map), ("tokenizer_config.json", config)]);
+    let ids = ClipTokenizer::from_dir(folder.path(), 6).and_then(|t| t.encode("a cat!")).expect("ids").ids;
+    assert_eq!(ids, [49406, 320, 2368, 0, 49407, 0]);
+}
+
 #[test]
 fn a_long_prompt_is_cut_before_the_end_token() {
     let tokenizer = ClipTokenizer::from_dir(&vocabulary(), 4).expect("a tokenizer");
@@ -128,6 +150,8 @@ fn refusals_name_the_file() {
     check_refused(folder_with(&[("vocab.json", r#"{ "a": 0 }"#)]).path(), &["vocab.json", "<|startoftext|>"]);
     check_refused(folder_with(&[("vocab.json", r#"{ "<|startoftext|>": -1 }"#)]).path(), &["vocab.json"]);
     check_refused(folder_with(&[("merges.txt", "#version: 0.2\na b c\n")]).path(), &["merges.txt", "a b c"]);
+    let map = r#"{ "pad_token": "unheard-of" }"#;
+    check_refused(folder_with(&[("special_tokens_map.json", map)]).path(), &["unheard-of"]);
     check_refused(folder_with(&[("tokenizer.json", "{}")]).path(), &["tokenizer.json"]);
     check_refused(
         folder_with(&[("tokenizer_config.json", r#"{ "pad_token": 7 }"#)]).path(),
@@ -136,8 +160,8 @@ fn refusals_name_the_file() {
 }
 
 #[test]
-fn fewer_positions_than_start_and_end_are_refused() {
-    for max_length in [0, 1] {
+fn a_number_of_positions_out_of_range_is_refused() {
+    for max_length in [0, 1, 1 << 20] {
         let error = ClipTokenizer::from_dir(&vocabulary(), max_length).expect_err("a refusal").to_string();
         assert!(error.contains(&max_length.to_string()), "{error}");
     }

@@ -23,7 +23,7 @@ RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": 
 
 # Radius in pixels by number of objects and size.
 RADII = {1: {"small": (8.5, 10.5), "": (14, 16), "large": (20, 23.5)},
-         2: {"small": (5.5, 6.5), "": (8.7, 9.9), "large": (12, 13.2)}}
+         2: {"small": (7.2, 8), "": (10, 10.8), "large": (12.8, 13.6)}}
 
 # Colour and shape never meet in training; half of the held-out prompts are about these pairs.
 UNSEEN_PAIRS = {("purple", "star"), ("orange", "ring"), ("green", "cross")}

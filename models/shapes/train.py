@@ -133,7 +133,7 @@ def train_vae(work, steps, batch=16, peak=3e-3):
 
 
 @torch.no_grad()
-def make_latents(work, vae, tokenizer, n, batch=128):
+def make_latents(work, vae, tokenizer, n, batch=32):
     """Latents and token ids of `n` training pictures; also settles the scaling factor."""
     path = work / "latents.pt"
     if path.exists():
@@ -145,6 +145,7 @@ def make_latents(work, vae, tokenizer, n, batch=128):
         images = to_tensor([pictures.render(scene, rng) for scene, _ in examples])
         latents.append(vae.encode(images).latent_dist.mean)
         captions += [caption for _, caption in examples]
+        print(f"latents {len(captions)}", flush=True)
     ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     latents = torch.cat(latents)
     data = dict(latents=latents, ids=ids.to(torch.int16), scale=1 / latents.std().item())
@@ -234,7 +235,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and latents")
     parser.add_argument("--vae-steps", type=int, default=2200)
-    parser.add_argument("--pictures", type=int, default=64000)
+    parser.add_argument("--pictures", type=int, default=32000)
     parser.add_argument("--steps", type=int, default=6000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

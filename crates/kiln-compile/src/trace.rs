@@ -138,7 +138,7 @@ pub(crate) fn write_all(
     let mut written = Vec::new();
     for component in traced {
         let role = component.role;
-        let weights = format!("{role}.safetensors");
+        let weights = format!("{role}.data");
         let stored: Vec<&StoredWeight> = component.weights().collect();
         let layout = component.source.write(&folder.join(&weights), &stored, &mut |bytes| {
             done += bytes;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::{ArrayView3, ArrayViewD, Axis, Ix4};
 
@@ -91,10 +92,13 @@ impl RgbImage {
     /// Writes a PNG file that appears whole or not at all.
     pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ImageError> {
         let refuse = |e: io::Error| ImageError::Write { path: path.into(), reason: e.to_string() };
+        static N_SAVED: AtomicU64 = AtomicU64::new(0);
+        let n = N_SAVED.fetch_add(1, Ordering::Relaxed);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let partial = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        let partial = path.with_file_name(format!(".{name}.{}.{n}.tmp", std::process::id()));
+        let file = File::create_new(&partial).map_err(refuse)?;
         let write = || {
-            let mut out = BufWriter::new(File::create(&partial)?);
+            let mut out = BufWriter::new(file);
             self.write_png(&mut out, text)?;
             out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
             std::fs::rename(&partial, path)

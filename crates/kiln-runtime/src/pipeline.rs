@@ -148,7 +148,7 @@ impl Pipeline {
         for &timestep in &timesteps {
             let prediction = predict(unet, request, &latents, timestep, &states)?;
             let noise = (request.eta > 0.0).then(|| generator.randn(&shape));
-            scheduler.step(&prediction, timestep, request.steps, &mut latents, request.eta, noise.as_ref());
+            scheduler.step(&prediction, timestep, request.steps, &mut latents, request.eta, noise.as_ref())?;
             run.step += 1;
             if !latents.iter().all(|x| x.is_finite()) {
                 return Err(Error::NotFinite { step: run.step });

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
 /// Largest tokenizer file that is read.
 const MAX_BYTES: u64 = 64 << 20;
+
+/// Most positions that a prompt may have.
+const MAX_LENGTH: usize = 1 << 16;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -41,6 +44,10 @@ pub struct Encoding {
 
 impl ClipTokenizer {
     /// Loads `tokenizer.json`, or `vocab.json` and `merges.txt`; `max_length` counts the start and end tokens.
+    ///
+    /// Special tokens are those of `tokenizer_config.json` and `special_tokens_map.json`, of which the latter has the last
+    /// word unless the former lists its tokens by id, as in transformers. SD 2.x pads with "!": each "!" of a prompt then
+    /// is that token too.
     pub fn from_dir(folder: &Path, max_length: usize) -> Result<ClipTokenizer, TokenizerError> {
         let fast = folder.join("tokenizer.json");
         let (path, json) = match fast.is_file() {
@@ -51,13 +58,18 @@ impl ClipTokenizer {
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| refuse(e.to_string()))?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
-        if max_length < 2 {
-            return Err(refuse(format!("{max_length} positions leave no room for the start and end tokens")));
+        if !(2..=MAX_LENGTH).contains(&max_length) {
+            return Err(refuse(format!("{max_length} positions is not a number from 2 to {MAX_LENGTH}")));
         }
         let id =
             |token: &str| tokenizer.token_to_id(token).ok_or_else(|| refuse(format!("has no token '{token}'")));
         let (start, end) = (id(START)?, id(END)?);
-        let pad = id(&pad_token(folder)?)?;
+        let special = special_tokens(folder)?;
+        for token in &special.tokens {
+            id(&token.content)?;
+        }
+        let pad = id(&special.pad)?;
+        tokenizer.add_special_tokens(special.tokens).map_err(|e| refuse(e.to_string()))?;
         Ok(ClipTokenizer { tokenizer, max_length, start, end, pad, path })
     }
 
@@ -91,19 +103,48 @@ fn read_json(path: &Path) -> Result<Value, TokenizerError> {
         .map_err(|e| TokenizerError { path: path.into(), reason: e.to_string() })
 }
 
-/// `tokenizer_config.json` says what to pad with; without it, the end token.
-fn pad_token(folder: &Path) -> Result<String, TokenizerError> {
-    let path = folder.join("tokenizer_config.json");
-    if !path.is_file() {
-        return Ok(END.into());
+struct SpecialTokens {
+    tokens: Vec<AddedToken>,
+    pad: String,
+}
+
+fn special_tokens(folder: &Path) -> Result<SpecialTokens, TokenizerError> {
+    let (config_path, map_path) =
+        (folder.join("tokenizer_config.json"), folder.join("special_tokens_map.json"));
+    let optional = |path: &Path| if path.is_file() { read_json(path) } else { Ok(Value::Null) };
+    let config = optional(&config_path)?;
+    let by_id = config.get("added_tokens_decoder").and_then(Value::as_object);
+    let map = if by_id.is_some() { Value::Null } else { optional(&map_path)? };
+
+    let default = Value::from(END);
+    let mut special = SpecialTokens { tokens: Vec::new(), pad: END.into() };
+    for (key, default) in [
+        ("bos_token", &Value::from(START)),
+        ("eos_token", &default),
+        ("unk_token", &default),
+        ("pad_token", &default),
+    ] {
+        let found = |source: &'_ Value| source.get(key).filter(|token| !token.is_null()).cloned();
+        let (path, value) = match (found(&map), found(&config)) {
+            (Some(value), _) => (&map_path, value),
+            (None, value) => (&config_path, value.unwrap_or(default.clone())),
+        };
+        let refuse = || TokenizerError { path: path.clone(), reason: format!("{key}: {value} is not a token") };
+        let content = value.get("content").unwrap_or(&value).as_str().filter(|content| !content.is_empty());
+        let content = content.ok_or_else(refuse)?;
+        let listed = by_id.and_then(|tokens| tokens.values().find(|token| token["content"] == content));
+        let options = listed.unwrap_or(&value);
+        let is = |option: &str| options.get(option).and_then(Value::as_bool).unwrap_or(false);
+        let token = AddedToken::from(content, true)
+            .normalized(is("normalized"))
+            .lstrip(is("lstrip"))
+            .rstrip(is("rstrip"))
+            .single_word(is("single_word"));
+        special.tokens.retain(|other| other.content != token.content);
+        special.tokens.push(token);
+        special.pad = content.into();
     }
-    let config = read_json(&path)?;
-    let token = config.get("pad_token").filter(|token| !token.is_null());
-    match token.map(|token| token.get("content").unwrap_or(token).as_str()) {
-        None => Ok(END.into()),
-        Some(Some(token)) => Ok(token.into()),
-        Some(None) => Err(TokenizerError { path, reason: "pad_token: is not a token".into() }),
-    }
+    Ok(special)
 }
 
 /// What transformers makes of `vocab.json` and `merges.txt`, in the form of a `tokenizer.json`.
@@ -122,20 +163,15 @@ fn from_vocabulary(folder: &Path) -> Result<Vec<u8>, TokenizerError> {
             _ => return Err(refuse(&merges_path, format!("line {}: '{line}' is not a pair", i + 1))),
         }
     }
-    let mut special = Vec::new();
     for token in [START, END] {
-        let Some(id) = vocab.get(token).and_then(Value::as_u64) else {
+        if vocab.get(token).is_none_or(|id| !id.is_u64()) {
             return Err(refuse(&vocab_path, format!("has no token '{token}'")));
-        };
-        special.push(json!({
-            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true,
-        }));
+        }
     }
     let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     let tokenizer = json!({
         "version": "1.0",
-        "added_tokens": special,
+        "added_tokens": [],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [

@@ -20,6 +20,8 @@ pub(super) struct Builder<'a> {
     constants: Vec<TensorProto>,
     weights: Vec<StoredWeight>,
     inputs: Vec<ModelPort>,
+    /// Inputs of the network that this segment does not read, but whose shape it may ask for.
+    spare_inputs: Vec<(Tensor, ModelPort)>,
     outputs: Vec<ModelPort>,
     computed: HashMap<u64, (Value, DType)>,
     casts: HashMap<(Value, DType), Value>,
@@ -28,8 +30,13 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(name: String, policy: &'a EmitPolicy) -> Builder<'a> {
+    pub(super) fn new(
+        name: String,
+        policy: &'a EmitPolicy,
+        spare_inputs: Vec<(Tensor, ModelPort)>,
+    ) -> Builder<'a> {
         Builder {
+            spare_inputs,
             policy,
             name,
             scope: String::new(),
@@ -322,11 +329,7 @@ impl<'a> Builder<'a> {
             })
             .min_by_key(|(_, factor, divisor)| factor * divisor);
         let Some((dim, factor, divisor)) = source else {
-            return Err(TraceError::UnresolvedDim {
-                node: self.scope.clone(),
-                dim: wanted_for.clone(),
-                segment: self.name.clone(),
-            });
+            return self.atom_size_of_spare_input(atom, wanted_for);
         };
         let mut value = self.port_size(&dim).unwrap_or_default();
         if factor > 1 {
@@ -339,6 +342,21 @@ impl<'a> Builder<'a> {
             value = self.op("Div", &[&value, &divisor], vec![]);
         }
         Ok(value)
+    }
+
+    fn atom_size_of_spare_input(&mut self, atom: Atom, wanted_for: &Dim) -> Result<Value, TraceError> {
+        let has_symbol = |dim: &Dim| dim.atoms().iter().any(|a| a.symbol == atom.symbol);
+        let found = self.spare_inputs.iter().position(|(_, port)| port.shape.iter().any(has_symbol));
+        let Some(index) = found else {
+            return Err(TraceError::UnresolvedDim {
+                node: self.scope.clone(),
+                dim: wanted_for.clone(),
+                segment: self.name.clone(),
+            });
+        };
+        let (tensor, port) = self.spare_inputs.remove(index);
+        self.add_input(&tensor, &port);
+        self.atom_size(atom, wanted_for)
     }
 
     fn port_size(&mut self, dim: &Dim) -> Option<Value> {

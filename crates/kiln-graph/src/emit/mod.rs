@@ -88,7 +88,7 @@ fn emit_segment(
         1 => graph.name.clone(),
         _ => format!("{}.{segment}", graph.name),
     };
-    let mut builder = Builder::new(name, policy);
+    let mut builder = Builder::new(name, policy, plan.spare_inputs(segment));
     for (tensor, port) in plan.inputs(segment) {
         builder.add_input(tensor, port);
     }

@@ -16,6 +16,7 @@ pub(super) struct Plan {
 struct Segment {
     nodes: Vec<Tensor>,
     inputs: Vec<(Tensor, ModelPort)>,
+    spare_inputs: Vec<(Tensor, ModelPort)>,
     outputs: Vec<(Tensor, String, DType)>,
 }
 
@@ -36,9 +37,11 @@ impl Plan {
                 .map(|node| segment_of[&node.0.id])
                 .collect();
             for (s, segment) in segments.iter_mut().enumerate() {
-                if read_in.contains(&s) || cuts.is_empty() {
-                    segment.inputs.push((tensor.clone(), port.clone()));
-                }
+                let list = match read_in.contains(&s) || cuts.is_empty() {
+                    true => &mut segment.inputs,
+                    false => &mut segment.spare_inputs,
+                };
+                list.push((tensor.clone(), port.clone()));
             }
         }
 
@@ -85,6 +88,11 @@ impl Plan {
 
     pub(super) fn inputs(&self, segment: usize) -> &[(Tensor, ModelPort)] {
         &self.segments[segment].inputs
+    }
+
+    /// The network's inputs that a segment does not read.
+    pub(super) fn spare_inputs(&self, segment: usize) -> Vec<(Tensor, ModelPort)> {
+        self.segments[segment].spare_inputs.clone()
     }
 
     pub(super) fn outputs(&self, segment: usize) -> &[(Tensor, String, DType)] {

@@ -6,33 +6,42 @@ use super::SchedulerError;
 const MAX_TIMESTEPS: u64 = 100_000;
 
 /// Keys of other diffusers schedulers that have no influence on DDIM, which the pipeline runs whatever class the file names.
-const WITHOUT_INFLUENCE: [&str; 26] = [
+const WITHOUT_INFLUENCE: [&str; 35] = [
     "algorithm_type",
     "dynamic_thresholding_type",
     "euler_at_final",
     "final_sigmas_type",
+    "flow_shift",
     "interpolation_type",
     "lambda_min_clipped",
     "lower_order_final",
     "original_inference_steps",
     "predict_x0",
+    "rho",
     "s_churn",
     "s_noise",
     "s_tmax",
     "s_tmin",
+    "shift_terminal",
+    "sigma_data",
     "sigma_max",
     "sigma_min",
+    "sigma_schedule",
     "skip_prk_steps",
     "solver_order",
     "solver_p",
     "solver_type",
     "disable_corrector",
+    "time_shift_type",
     "timestep_scaling",
     "timestep_type",
     "use_beta_sigmas",
+    "use_dynamic_shifting",
     "use_exponential_sigmas",
+    "use_flow_sigmas",
     "use_karras_sigmas",
     "use_lu_lambdas",
+    "variance_type",
 ];
 
 /// How the noise grows over the timesteps.
@@ -119,15 +128,16 @@ pub struct SchedulerConfig {
 impl SchedulerConfig {
     /// Reads and checks the text of a `scheduler_config.json`.
     pub fn from_json(text: &str) -> Result<SchedulerConfig, SchedulerError> {
-        let value: Value = serde_json::from_str(text).map_err(|e| refuse("(root)", e.to_string()))?;
+        let value: Value =
+            serde_json::from_str(&quote_non_finite(text)).map_err(|e| refuse("(root)", e.to_string()))?;
         let Value::Object(map) = value else { return Err(refuse("(root)", "is not a JSON object")) };
         let keys = Keys(&map);
         let num_train_timesteps = keys.int("num_train_timesteps", 1000, 1, MAX_TIMESTEPS as i64)? as usize;
         let config = SchedulerConfig {
             class: keys.name("_class_name", "DDIMScheduler")?.into(),
             num_train_timesteps,
-            beta_start: keys.number("beta_start", 1e-4)?,
-            beta_end: keys.number("beta_end", 0.02)?,
+            beta_start: keys.beta("beta_start", 1e-4)?,
+            beta_end: keys.beta("beta_end", 0.02)?,
             beta_schedule: keys.beta_schedule(num_train_timesteps)?,
             thresholding: keys.thresholding()?,
             set_alpha_to_one: keys.bool("set_alpha_to_one", true)?,
@@ -153,12 +163,43 @@ impl SchedulerConfig {
             rescale_betas_zero_snr: keys.bool("rescale_betas_zero_snr", false)?,
         };
         keys.refuse_unknown()?;
+        if config.rescale_betas_zero_snr && num_train_timesteps == 1 {
+            return Err(refuse("rescale_betas_zero_snr", "true has nothing to rescale in a single timestep"));
+        }
         Ok(config)
     }
 }
 
+/// Puts the numbers that Python's `json` writes and JSON does not know, such as `-Infinity`, in quotes.
+fn quote_non_finite(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut in_string = false;
+    while let Some(c) = rest.chars().next() {
+        let number = ["-Infinity", "Infinity", "NaN"].into_iter().find(|number| rest.starts_with(number));
+        let (taken, left) = match number.filter(|_| !in_string) {
+            Some(number) => rest.split_at(number.len()),
+            None if in_string && c == '\\' => rest.split_at(rest.chars().take(2).map(char::len_utf8).sum()),
+            None => rest.split_at(c.len_utf8()),
+        };
+        match number.filter(|_| !in_string) {
+            Some(number) => quoted.extend(["\"", number, "\""]),
+            None => quoted.push_str(taken),
+        }
+        in_string ^= c == '"';
+        rest = left;
+    }
+    quoted
+}
+
 fn refuse(key: &str, reason: impl Into<String>) -> SchedulerError {
     SchedulerError::Config { key: key.into(), reason: reason.into() }
+}
+
+/// Whether a beta leaves a variance to divide by and no negative signal.
+fn is_beta(beta: f64) -> bool {
+    // Below half of f32's epsilon 1 - beta is 1 in single precision.
+    beta > f64::from(f32::EPSILON) / 2.0 && beta <= 1.0
 }
 
 struct Keys<'a>(&'a Map<String, Value>);
@@ -170,9 +211,17 @@ impl<'a> Keys<'a> {
 
     fn number(&self, key: &str, default: f64) -> Result<f64, SchedulerError> {
         self.get(key).map_or(Ok(default), |value| {
-            let number = value.as_f64().filter(|n| n.is_finite());
+            let number = value.as_f64().filter(|&n| (n as f32).is_finite());
             number.ok_or_else(|| refuse(key, format!("{value} is not a finite number")))
         })
+    }
+
+    fn beta(&self, key: &str, default: f64) -> Result<f64, SchedulerError> {
+        let beta = self.number(key, default)?;
+        match is_beta(beta) {
+            true => Ok(beta),
+            false => Err(refuse(key, format!("{beta} is not a number above 0 and up to 1"))),
+        }
     }
 
     fn int(&self, key: &str, default: i64, min: i64, max: i64) -> Result<i64, SchedulerError> {
@@ -214,14 +263,14 @@ impl<'a> Keys<'a> {
                 )),
             };
         };
-        let betas: Option<Vec<f32>> = betas
-            .as_array()
-            .filter(|list| list.len() == n)
-            .and_then(|list| list.iter().map(|beta| beta.as_f64().map(|b| b as f32)).collect());
-        match betas {
-            Some(betas) if betas.iter().all(|b| b.is_finite()) => Ok(BetaSchedule::Trained(betas)),
-            _ => Err(refuse("trained_betas", format!("is not a list of {n} numbers"))),
-        }
+        let Some(betas) = betas.as_array().filter(|list| list.len() == n) else {
+            return Err(refuse("trained_betas", format!("is not a list of {n} numbers")));
+        };
+        let read = |beta: &Value| {
+            let number = beta.as_f64().filter(|&b| is_beta(b)).map(|b| b as f32);
+            number.ok_or_else(|| refuse("trained_betas", format!("{beta} is not a number above 0 and up to 1")))
+        };
+        Ok(BetaSchedule::Trained(betas.iter().map(read).collect::<Result<_, _>>()?))
     }
 
     fn thresholding(&self) -> Result<Thresholding, SchedulerError> {
@@ -236,7 +285,7 @@ impl<'a> Keys<'a> {
         if !(0.0..=1.0).contains(&ratio) {
             return Err(refuse("dynamic_thresholding_ratio", format!("{ratio} is not a number from 0 to 1")));
         }
-        let clips = self.bool("clip_sample", self.name("_class_name", "DDIMScheduler")? == "DDIMScheduler")?;
+        let clips = self.bool("clip_sample", true)?;
         Ok(match (self.bool("thresholding", false)?, clips) {
             (true, _) => Thresholding::Dynamic { ratio, max },
             (false, true) => Thresholding::Clip { range },

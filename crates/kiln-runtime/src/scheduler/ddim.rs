@@ -47,8 +47,9 @@ impl Ddim {
             }
             TimestepSpacing::Trailing => {
                 let ratio = trained as f64 / n_steps as f64;
-                let n = (trained as f64 / ratio).ceil() as usize;
-                (0..n).map(|i| (trained as f64 - i as f64 * ratio).round_ties_even() as i64 - 1).collect()
+                // As `np.arange` counts: rounding of this difference decides ties.
+                let step = (trained as f64 - ratio) - trained as f64;
+                (0..n_steps).map(|i| (trained as f64 + i as f64 * step).round_ties_even() as i64 - 1).collect()
             }
         };
         match timesteps.iter().find(|t| !(0..trained as i64).contains(t)) {
@@ -60,7 +61,7 @@ impl Ddim {
     /// Takes `latents` from `timestep` to the one before it.
     ///
     /// `model_output` is the UNet's guided prediction and has the shape of `latents`, `[B, C, H, W]`. `noise`, of that
-    /// shape too, is added where `eta` is not zero.
+    /// shape too, is added where `eta` is not zero. Latents keep their value where an argument is refused.
     pub fn step(
         &self,
         model_output: &ArrayD<f32>,
@@ -69,9 +70,19 @@ impl Ddim {
         latents: &mut ArrayD<f32>,
         eta: f32,
         noise: Option<&ArrayD<f32>>,
-    ) {
-        let previous = timestep - (self.config.num_train_timesteps / n_steps) as i64;
-        let alpha = self.alphas_cumprod[timestep as usize];
+    ) -> Result<(), SchedulerError> {
+        let trained = self.config.num_train_timesteps;
+        if n_steps == 0 || n_steps > trained {
+            return Err(SchedulerError::Steps { steps: n_steps, max: trained });
+        }
+        if !(0.0..=1.0).contains(&eta) || (eta > 0.0 && noise.is_none()) {
+            return Err(SchedulerError::Eta(eta));
+        }
+        for (what, array) in [("model output", Some(model_output)), ("noise", noise)] {
+            same_shape(what, array, latents)?;
+        }
+        let alpha = self.alpha(timestep)?;
+        let previous = timestep - (trained / n_steps) as i64;
         let alpha_previous =
             usize::try_from(previous).map_or(self.final_alpha_cumprod, |t| self.alphas_cumprod[t]);
         let (beta, beta_previous) = (1.0 - alpha, 1.0 - alpha_previous);
@@ -95,7 +106,7 @@ impl Ddim {
         for (i, mut latents) in latents.axis_iter_mut(Axis(0)).enumerate() {
             let output = model_output.index_axis(Axis(0), i);
             let limit =
-                self.limit(Zip::from(&output).and(&latents).map_collect(|&o, &l| original(o, l)).iter());
+                self.limit(|| output.iter().zip(&latents).map(|(&o, &l)| original(o, l).abs()).collect());
             Zip::from(&mut latents).and(&output).for_each(|latent, &output| {
                 let original = limit.apply(original(output, *latent));
                 *latent = root_previous * original + direction * epsilon(output, *latent);
@@ -104,26 +115,50 @@ impl Ddim {
         if let Some(noise) = noise.filter(|_| eta > 0.0) {
             Zip::from(latents).and(noise).for_each(|latent, &noise| *latent += std * noise);
         }
+        Ok(())
     }
 
-    /// How far one sample's predicted clean latents may go.
-    fn limit<'a>(&self, originals: impl Iterator<Item = &'a f32>) -> Limit {
+    fn alpha(&self, timestep: i64) -> Result<f32, SchedulerError> {
+        let alpha = usize::try_from(timestep).ok().and_then(|t| self.alphas_cumprod.get(t)).copied();
+        alpha.ok_or(SchedulerError::NoTimestep { timestep, max: self.alphas_cumprod.len() - 1 })
+    }
+
+    /// How far one sample's predicted clean latents, given by their magnitudes, may go.
+    fn limit(&self, magnitudes: impl FnOnce() -> Vec<f32>) -> Limit {
         match self.config.thresholding {
             Thresholding::None => Limit { range: f32::INFINITY, divisor: 1.0 },
             Thresholding::Clip { range } => Limit { range, divisor: 1.0 },
             Thresholding::Dynamic { ratio, max } => {
-                let range = quantile(originals.map(|x| x.abs()).collect(), ratio).max(1.0).min(max.max(1.0));
+                let range = quantile(magnitudes(), ratio).max(1.0).min(max);
                 Limit { range, divisor: range }
             }
         }
     }
 
     /// `latents` with the noise of `timestep`: `sqrt(alpha) latents + sqrt(1 - alpha) noise`.
-    pub fn add_noise(&self, latents: &ArrayD<f32>, noise: &ArrayD<f32>, timestep: i64) -> ArrayD<f32> {
-        let last = self.alphas_cumprod.len() as i64 - 1;
-        let alpha = self.alphas_cumprod[timestep.clamp(0, last) as usize];
+    pub fn add_noise(
+        &self,
+        latents: &ArrayD<f32>,
+        noise: &ArrayD<f32>,
+        timestep: i64,
+    ) -> Result<ArrayD<f32>, SchedulerError> {
+        same_shape("noise", Some(noise), latents)?;
+        let alpha = self.alpha(timestep)?;
         let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
-        Zip::from(latents).and(noise).map_collect(|latent, noise| signal * latent + spread * noise)
+        Ok(Zip::from(latents).and(noise).map_collect(|latent, noise| signal * latent + spread * noise))
+    }
+}
+
+fn same_shape(
+    what: &'static str,
+    array: Option<&ArrayD<f32>>,
+    latents: &ArrayD<f32>,
+) -> Result<(), SchedulerError> {
+    match array.filter(|array| array.shape() != latents.shape()) {
+        None => Ok(()),
+        Some(array) => {
+            Err(SchedulerError::Shape { what, found: array.shape().into(), expected: latents.shape().into() })
+        }
     }
 }
 

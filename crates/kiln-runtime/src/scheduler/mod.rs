@@ -38,7 +38,25 @@ pub enum SchedulerError {
         /// Timesteps that the model was trained with.
         trained: usize,
     },
-    /// The noise parameter is out of range.
-    #[error("eta: {0} is not a number from 0 to 1")]
+    /// A timestep that the schedule does not have.
+    #[error("timestep: {timestep} is not a number from 0 to {max}")]
+    NoTimestep {
+        /// The timestep.
+        timestep: i64,
+        /// The last timestep.
+        max: usize,
+    },
+    /// Two arrays of a step differ in shape.
+    #[error("{what}: shape {found:?} is not that of the latents, {expected:?}")]
+    Shape {
+        /// The array.
+        what: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape of the latents.
+        expected: Vec<usize>,
+    },
+    /// The noise parameter is out of range, or noise is missing.
+    #[error("eta: {0} is not a number from 0 to 1 with noise for all but 0")]
     Eta(f32),
 }

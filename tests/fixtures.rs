@@ -1,0 +1,81 @@
+//! Checkpoints, bundles and backends that tests share.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use kiln_compile::{Architecture, Checkpoint, EngineCache, TraceOptions, synthesize};
+use kiln_engine::{OnnxRuntime, Rten};
+use kiln_graph::DType;
+use kiln_native::{Library, install, locate};
+use kiln_runtime::{Backend, Bundle, Event};
+use tempfile::TempDir;
+
+use crate::support::references;
+
+/// A folder of this test run, removed by the operating system's or cargo's cleaning.
+pub(crate) fn scratch() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder")
+}
+
+/// ONNX Runtime, fetched if it is not on this machine yet.
+pub(crate) fn onnxruntime() -> Arc<dyn Backend> {
+    static BACKEND: LazyLock<Arc<OnnxRuntime>> = LazyLock::new(|| {
+        let library = Library::OnnxRuntimeCpu;
+        let found = match locate(library).expect("KILN_ONNXRUNTIME names a library") {
+            Some(found) => found,
+            None => install(library, &mut |_| {}).expect("pip fetches ONNX Runtime for the tests"),
+        };
+        Arc::new(OnnxRuntime::open(&found.path).expect("ONNX Runtime opens"))
+    });
+    BACKEND.clone()
+}
+
+/// Every backend that runs the CPU target.
+pub(crate) fn backends() -> [Arc<dyn Backend>; 2] {
+    [onnxruntime(), Arc::new(Rten)]
+}
+
+/// diffusers' small random-weight pipeline, whose references lie beside it, with CLIP's vocabulary linked in.
+pub(crate) fn sd15() -> PathBuf {
+    static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+        let folder = scratch();
+        copy_folder(&references().join("sd15"), folder.path());
+        copy_folder(&references().join("clip-tokenizer"), &folder.path().join("tokenizer"));
+        folder
+    });
+    FOLDER.path().into()
+}
+
+/// A synthetic checkpoint to spoil.
+pub(crate) fn tiny() -> TempDir {
+    let folder = scratch();
+    synthesize(Architecture::Tiny, DType::F16, 1, folder.path(), &mut |_, _| {}).expect("a checkpoint");
+    folder
+}
+
+/// The bundle of a checkpoint under the given options.
+#[track_caller]
+pub(crate) fn bundle(checkpoint: &Path, options: &TraceOptions) -> Bundle {
+    static CACHE: LazyLock<TempDir> = LazyLock::new(scratch);
+    let checkpoint = Checkpoint::open(checkpoint, None).expect("a checkpoint");
+    EngineCache::new(CACHE.path()).compile(&checkpoint, options, &mut |_| {}).expect("a bundle").bundle
+}
+
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        match path.is_dir() {
+            true => copy_folder(&path, &target),
+            false => drop(fs::copy(&path, &target).expect("a copy")),
+        }
+    }
+}
+
+/// Progress that nobody watches.
+pub(crate) fn quietly(_: Event) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}

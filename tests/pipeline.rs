@@ -1,0 +1,239 @@
+//! Components and whole pipelines against diffusers, on every backend.
+
+use std::ops::ControlFlow;
+
+use kiln_compile::TraceOptions;
+use kiln_engine::{HostTensor, LoadOptions, TensorView};
+use kiln_runtime::{Bundle, Error, Event, Pipeline, Request, Role};
+use ndarray::{ArrayD, Axis, arr1};
+
+use crate::fixtures::{backends, bundle, onnxruntime, quietly, sd15};
+use crate::support::{References, assert_close};
+
+const COMPONENTS: f32 = 1e-4;
+const LATENTS: f32 = 1e-3;
+
+fn golden() -> (Bundle, References) {
+    (bundle(&sd15(), &TraceOptions::default()), References::open("sd15/reference.safetensors"))
+}
+
+#[track_caller]
+fn check_component(role: Role, inputs: &[(&str, HostTensor)], expected: &[(&str, &str)]) {
+    let (bundle, references) = golden();
+    let model = bundle.path(&bundle.component(role).expect("the component").engine);
+    for backend in backends() {
+        let mut engine = backend.load(&model, &LoadOptions::default()).expect("the engine");
+        let names: Vec<String> = engine.outputs().iter().map(|port| port.name.clone()).collect();
+        let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, t)| (*name, t.view())).collect();
+        let outputs = engine.run(&inputs).expect("a run");
+        for (port, key) in expected {
+            let index = names.iter().position(|name| name == port).expect("the output");
+            let HostTensor::F32(found) = &outputs[index] else { panic!("{port} holds no floats") };
+            let what = format!("{role} {port} on {}", backend.name());
+            assert_close(&what, found.view(), references.f32(key).view(), COMPONENTS);
+        }
+    }
+}
+
+#[test]
+fn the_text_encoder_is_transformers() {
+    let ids = References::open("sd15/reference.safetensors").i64("text_encoder.input_ids");
+    let ids = ArrayD::from_shape_vec(vec![2, 77], ids).expect("two prompts");
+    check_component(
+        Role::TextEncoder,
+        &[("input_ids", ids.into())],
+        &[("last_hidden_state", "text_encoder.last_hidden_state")],
+    );
+}
+
+#[test]
+fn the_unet_is_diffusers() {
+    let references = References::open("sd15/reference.safetensors");
+    let timestep = references.f32("unet.timestep").into_shape_with_order(vec![1]).expect("one timestep");
+    check_component(
+        Role::Unet,
+        &[
+            ("sample", references.f32("unet.sample").into()),
+            ("timestep", timestep.into()),
+            ("encoder_hidden_states", references.f32("unet.encoder_hidden_states").into()),
+        ],
+        &[("out_sample", "unet.output")],
+    );
+}
+
+#[test]
+fn the_autoencoder_is_diffusers() {
+    let references = References::open("sd15/reference.safetensors");
+    check_component(
+        Role::VaeEncoder,
+        &[("sample", references.f32("vae.encode.image").into())],
+        &[("mean", "vae.encode.mean"), ("logvar", "vae.encode.logvar")],
+    );
+    check_component(
+        Role::VaeDecoder,
+        &[("latents", references.f32("vae.decode.latent").into())],
+        &[("sample", "vae.decode.output")],
+    );
+}
+
+fn golden_request() -> Request {
+    Request {
+        negative_prompts: vec!["blurry, low quality".into()],
+        seed: 7,
+        steps: 10,
+        height: Some(64),
+        width: Some(64),
+        ..Request::new("a photo of an astronaut riding a horse on mars")
+    }
+}
+
+#[track_caller]
+fn check_pipeline(request: &Request, latents: &str, image: Option<&str>) {
+    let (bundle, references) = golden();
+    for backend in backends() {
+        let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
+        let output = pipeline.generate(request, &mut quietly).expect("pictures");
+        let what = format!("{latents} on {}", pipeline.backend().name());
+        assert_close(&what, output.latents.view(), references.f32(latents).view(), LATENTS);
+        assert_eq!(output.images.len(), request.prompts.len());
+        let Some(key) = image else { continue };
+        let expected = references.f32(key);
+        let expected = expected.index_axis(Axis(0), 0).permuted_axes([1, 2, 0].as_slice());
+        for (found, expected) in output.images[0].data().iter().zip(expected.iter()) {
+            assert!((f32::from(*found) - expected * 255.0).abs() <= 2.0, "{what}: {found} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn pictures_are_diffusers() {
+    check_pipeline(&golden_request(), "pipeline.latents", Some("pipeline.image"));
+}
+
+#[test]
+fn pictures_with_noise_at_each_step_are_diffusers() {
+    check_pipeline(&Request { eta: 1.0, ..golden_request() }, "pipeline.eta1.latents", None);
+}
+
+#[test]
+fn a_batch_with_its_own_negative_prompts_is_diffusers() {
+    let request = golden_request();
+    let request = Request {
+        prompts: vec![request.prompts[0].clone(), "a small cat".into()],
+        negative_prompts: vec![request.negative_prompts[0].clone(), String::new()],
+        ..request
+    };
+    check_pipeline(&request, "pipeline.batch2.latents", None);
+}
+
+#[test]
+fn without_guidance_only_the_prompt_counts() {
+    let (bundle, _) = golden();
+    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let request = Request { guidance_scale: 1.0, steps: 2, ..golden_request() };
+    let mut latents = |negative: &str| {
+        let request = Request { negative_prompts: vec![negative.into()], ..request.clone() };
+        pipeline.generate(&request, &mut quietly).expect("a picture").latents
+    };
+    assert_eq!(latents("blurry"), latents("sharp"));
+}
+
+#[test]
+fn sizes_that_do_not_halve_evenly_work() {
+    let (bundle, _) = golden();
+    let request = Request { height: Some(72), width: Some(40), steps: 2, ..golden_request() };
+    let latents = backends().map(|backend| {
+        let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
+        let output = pipeline.generate(&request, &mut quietly).expect("a picture");
+        assert_eq!((output.images[0].width(), output.images[0].height()), (40, 72));
+        output.latents
+    });
+    assert_close("72x40", latents[0].view(), latents[1].view(), LATENTS);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_picture_and_another_another() {
+    let (bundle, _) = golden();
+    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let mut draw = |seed| {
+        let request = Request { seed, steps: 2, ..golden_request() };
+        pipeline.generate(&request, &mut quietly).expect("a picture").images
+    };
+    let first = draw(1);
+    assert_eq!(first, draw(1));
+    assert_ne!(first, draw(2));
+}
+
+#[test]
+fn a_run_is_cancelled_between_steps() {
+    let (bundle, _) = golden();
+    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let mut seen = 0;
+    let result = pipeline.generate(&golden_request(), &mut |event| match event {
+        Event::Step { step: 3, .. } => ControlFlow::Break(()),
+        Event::Step { .. } => {
+            seen += 1;
+            ControlFlow::Continue(())
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(result, Err(Error::Cancelled { step: 3, steps: 10 })), "{result:?}");
+    assert_eq!(seen, 2);
+    pipeline.generate(&Request { steps: 1, ..golden_request() }, &mut quietly).expect("usable afterwards");
+}
+
+#[test]
+fn a_prompt_that_is_too_long_is_cut_and_said_to_be() {
+    let (bundle, _) = golden();
+    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let mut truncated = 0;
+    let request = Request { prompts: vec!["word ".repeat(100)], steps: 1, ..golden_request() };
+    let mut watch = |event| {
+        if let Event::Truncated(n) = event {
+            truncated = n;
+        }
+        ControlFlow::Continue(())
+    };
+    pipeline.generate(&request, &mut watch).expect("a picture");
+    assert_eq!(truncated, 25);
+}
+
+#[track_caller]
+fn check_refused(request: Request, message: &str) {
+    let (bundle, _) = golden();
+    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let error = pipeline.generate(&request, &mut quietly).expect_err("refused");
+    assert_eq!(error.to_string(), message);
+}
+
+#[test]
+fn impossible_requests_are_refused() {
+    let good = golden_request;
+    check_refused(Request { steps: 0, ..good() }, "steps: 0 is not a positive number");
+    check_refused(Request { steps: 1001, ..good() }, "steps: 1001 is not a number from 1 to 1000");
+    check_refused(Request { width: Some(65), ..good() }, "width: 65 is not a multiple of 8 up to 8192");
+    check_refused(Request { height: Some(0), ..good() }, "height: 0 is not a multiple of 8 up to 8192");
+    check_refused(Request { height: Some(8200), ..good() }, "height: 8200 is not a multiple of 8 up to 8192");
+    check_refused(Request { eta: 1.5, ..good() }, "eta: 1.5 is not a number from 0 to 1");
+    check_refused(Request { prompts: vec![], ..good() }, "batch size: 0 is not a number from 1 to 256");
+    let nan = Request { guidance_scale: f32::NAN, ..good() };
+    check_refused(nan, "guidance scale: NaN is not a finite number");
+}
+
+#[test]
+fn an_engine_names_inputs_that_do_not_fit() {
+    let (bundle, _) = golden();
+    let model = bundle.path(&bundle.component(Role::Unet).expect("a UNet").engine);
+    for backend in backends() {
+        let mut engine = backend.load(&model, &LoadOptions::default()).expect("the engine");
+        let timestep = arr1(&[1f32]).into_dyn();
+        let mut refuse = |inputs: &[(&str, TensorView<'_>)], message: &str| {
+            let error = engine.run(inputs).expect_err("refused").to_string();
+            assert!(error.ends_with(message), "{error}");
+        };
+        let t = TensorView::F32(timestep.view());
+        refuse(&[("noise", t.clone())], "has no input 'noise'; it has sample, timestep, encoder_hidden_states");
+        refuse(&[("timestep", t.clone())], "input 'sample' (f32 [?, 4, ?, ?]) is missing");
+        refuse(&[("sample", t)], "input 'sample' (f32 [?, 4, ?, ?]) got f32 [1]");
+    }
+}
