@@ -10,3 +10,4 @@ mod scheduler;
 mod support;
 mod tokenizer;
 mod tracing;
+mod workspace;

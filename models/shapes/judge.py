@@ -196,7 +196,7 @@ def draw_with_kiln(kiln, prompts, folder, steps, guidance):
     for i, prompt in enumerate(prompts):
         command = [kiln, "generate", prompt, "--model", HERE, "--seed", str(i), "--steps", str(steps),
                    "--out", folder / f"{i:03}.png"]
-        subprocess.run(command + (["--guidance", str(guidance)] if guidance else []), check=True,
+        subprocess.run(command + (["--guidance-scale", str(guidance)] if guidance else []), check=True,
                        stdout=subprocess.DEVNULL)
 
 

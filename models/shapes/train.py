@@ -2,8 +2,9 @@
 
     python models/shapes/train.py --work /tmp/shapes
 
-Three stages, each resumed where it stopped: the autoencoder, the latents of a fixed set of pictures, then text encoder
-and UNet together (v-prediction, zero terminal SNR, exponential moving average). Writes the pipeline beside this file.
+Stages, each resumed where it stopped: the autoencoder, the latents of a fixed set of pictures, the decoder alone
+against the settled encoder, then text encoder and UNet together (v-prediction, zero terminal SNR, exponential moving
+average). Writes the pipeline beside this file.
 """
 
 import argparse
@@ -33,7 +34,7 @@ UNET = dict(block_out_channels=(64, 128, 128), layers_per_block=1, norm_num_grou
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
 TEXT = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=77, projection_dim=128, hidden_act="quick_gelu")
-SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1,
                  set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="trailing",
                  rescale_betas_zero_snr=True)
 
@@ -103,17 +104,19 @@ def learning_rate(step, steps, peak):
     return peak * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train_vae(work, steps, batch=16, peak=3e-3):
-    vae = AutoencoderKL(**VAE)
-    checkpoint = work / "vae.pt"
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, weight_decay=0)
+def train_vae(vae, parameters, checkpoint, steps, peak, batch=16):
+    """Trains the given parameters of the autoencoder and no others."""
+    vae.requires_grad_(False)
+    for parameter in (parameters := list(parameters)):
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0, betas=(0.9, 0.99))
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    rng = random.Random(start + 100)
+    rng = random.Random(f"{checkpoint.stem} {start}")
     clock = time.time()
     for step in range(start, steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
@@ -122,14 +125,13 @@ def train_vae(work, steps, batch=16, peak=3e-3):
         y = vae.decode(posterior.sample()).sample
         loss = F.l1_loss(y, x) + F.mse_loss(y, x)
         (loss + 1e-7 * posterior.kl().mean()).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            print(f"vae {step} loss {loss.item():.4f} {time.time() - clock:.0f}s", flush=True)
+            print(f"{checkpoint.stem} {step} loss {loss.item():.4f} {time.time() - clock:.0f}s", flush=True)
         if step % 250 == 249 or step == steps - 1:
             save(checkpoint, vae=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
-    return vae
 
 
 @torch.no_grad()
@@ -212,10 +214,8 @@ def train_denoiser(work, vae, tokenizer, data, steps, batch=64, peak=1e-3, uncon
 
 def export(vae, tokenizer, model, scale):
     """Writes the pipeline in fp16, each component swapped in whole."""
-    vae.register_to_config(scaling_factor=scale)
-    parts = dict(vae=vae, unet=model.unet, text_encoder=model.text_encoder)
-    parts = {name: type(part).from_config(part.config) if name != "text_encoder" else CLIPTextModel(part.config)
-             for name, part in parts.items()}
+    parts = dict(vae=AutoencoderKL(**VAE, scaling_factor=scale), unet=UNet2DConditionModel(**UNET),
+                 text_encoder=CLIPTextModel(model.text_encoder.config))
     for name, source in (("vae", vae), ("unet", model.unet), ("text_encoder", model.text_encoder)):
         parts[name].load_state_dict(source.state_dict())
     pipeline = StableDiffusionPipeline(**{name: part.half() for name, part in parts.items()}, tokenizer=tokenizer,
@@ -235,15 +235,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and latents")
     parser.add_argument("--vae-steps", type=int, default=2200)
+    parser.add_argument("--decoder-steps", type=int, default=900)
     parser.add_argument("--pictures", type=int, default=32000)
     parser.add_argument("--steps", type=int, default=6000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     tokenizer = make_tokenizer(HERE / "tokenizer")
-    vae = train_vae(args.work, args.vae_steps)
+    vae = AutoencoderKL(**VAE)
+    train_vae(vae, vae.parameters(), args.work / "vae.pt", args.vae_steps, peak=3e-3)
     data = make_latents(args.work, vae, tokenizer, args.pictures)
-    train_denoiser(args.work, vae, tokenizer, data, args.steps)
+    decoder = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+    train_vae(vae, decoder, args.work / "decoder.pt", args.decoder_steps, peak=2e-3)
+    ema = train_denoiser(args.work, vae, tokenizer, data, args.steps)
+    export(vae, tokenizer, ema, data["scale"])
 
 
 if __name__ == "__main__":

@@ -76,10 +76,15 @@ impl Staging {
         self.folder.path()
     }
 
-    /// Makes the folder appear under its name; a folder that is already there is replaced.
+    /// Makes the folder appear under its name, to survive a loss of power; a folder that is already there is replaced.
     pub fn publish(self) -> Result<PathBuf, BundleError> {
+        sync_folder(self.folder.path()).map_err(|e| BundleError::io(&self.target, &e))?;
+        self.publish_unsynced()
+    }
+
+    /// Like [`Staging::publish`], but leaves it to the operating system when the files reach the disk.
+    pub fn publish_unsynced(self) -> Result<PathBuf, BundleError> {
         let refuse = |e: io::Error| BundleError::io(&self.target, &e);
-        sync_folder(self.folder.path()).map_err(refuse)?;
         if self.target.exists() {
             fs::remove_dir_all(&self.target).map_err(refuse)?;
         }

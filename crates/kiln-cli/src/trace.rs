@@ -1,4 +1,4 @@
-use kiln_bundle::{BundleError, Staging};
+use kiln_bundle::Staging;
 use kiln_compile::{Checkpoint, TraceOptions, trace};
 use kiln_graph::{DType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
@@ -19,7 +19,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
     let bar = Bar::bytes("tracing");
     let models = trace(&checkpoint, &options, staging.path(), &mut |progress| bar.compiling(progress))?;
     drop(bar);
-    staging.publish().map_err(|e: BundleError| Failure::from(e))?;
+    staging.publish_unsynced()?;
 
     if args.json {
         let models: Vec<_> = models

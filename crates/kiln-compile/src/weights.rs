@@ -162,7 +162,6 @@ impl WeightFiles {
             })?;
             progress(n_bytes(weight));
         }
-        out.sync_data().map_err(refuse)?;
         Ok(layout)
     }
 }

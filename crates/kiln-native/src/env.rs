@@ -1,7 +1,21 @@
-//! Environment variables.
+//! Environment variables. A variable that is set but empty counts as unset.
 
 /// Folder for everything that kiln downloads; the platform's cache folder by default.
 pub const KILN_CACHE_DIR: &str = "KILN_CACHE_DIR";
 
 /// ONNX Runtime's shared library, or the folder that holds it.
 pub const KILN_ONNXRUNTIME: &str = "KILN_ONNXRUNTIME";
+
+/// The user's folder, in which the platform's cache folder lies on Linux and macOS.
+pub const HOME: &str = "HOME";
+
+/// The cache folder on Linux, if it is not `~/.cache`.
+pub const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+
+/// The cache folder on Windows.
+pub const LOCALAPPDATA: &str = "LOCALAPPDATA";
+
+/// Folders in which Python and pip are looked for.
+pub const PATH: &str = "PATH";
+
+pub(crate) const ALL: [&str; 6] = [KILN_CACHE_DIR, KILN_ONNXRUNTIME, HOME, XDG_CACHE_HOME, LOCALAPPDATA, PATH];

@@ -27,17 +27,20 @@ pub struct Error {
 }
 
 impl Error {
+    pub(crate) const MOVE_CACHE: &str = "set KILN_CACHE_DIR to a folder that kiln may write";
+
     pub(crate) fn new(kind: ErrorKind, subject: impl Into<String>, reason: impl Into<String>) -> Error {
         Error { kind, subject: subject.into(), reason: reason.into(), hint: None }
     }
 
+    #[cfg(feature = "install")]
     pub(crate) fn at(kind: ErrorKind, path: &Path, reason: impl Into<String>) -> Error {
         Error::new(kind, path.display().to_string(), reason)
     }
 
     #[cfg(feature = "install")]
     pub(crate) fn io(path: &Path, error: &std::io::Error) -> Error {
-        Error::at(ErrorKind::Cache, path, error.to_string())
+        Error::at(ErrorKind::Cache, path, io_reason(error)).with_hint(Error::MOVE_CACHE)
     }
 
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Error {
@@ -65,4 +68,10 @@ impl fmt::Display for Error {
 /// A path that a variable named, for messages.
 pub(crate) fn named_by(variable: &str, path: &Path) -> String {
     format!("{variable}={}", path.display())
+}
+
+/// What the operating system said, in kiln's words: lower case, without the number.
+pub(crate) fn io_reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }

@@ -1,19 +1,26 @@
-use std::fs;
+use std::env::consts::{ARCH, OS};
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::Path;
 
-use kiln_bundle::Staging;
 use kiln_bundle::fs::{Lock, create_folder};
+use kiln_bundle::{BundleError, Staging};
+use sha2::{Digest, Sha256};
 
+use crate::environment::Environment;
 use crate::error::{Error, ErrorKind};
-use crate::locate::{Found, Origin, cache_dir, install_dir, locate};
+use crate::format;
+use crate::locate::{Found, file_in};
 use crate::pip::Pip;
 use crate::unpack::unpack;
-use crate::wheel::{Library, Platform};
+use crate::wheel::{Library, Platform, Wheel};
 
 /// What an installation is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
+    /// Other installations are waited for and pip is looked for.
+    Locating,
     /// pip is fetching the wheel.
     Fetching {
         /// Bytes so far.
@@ -29,73 +36,95 @@ pub enum Progress {
 
 /// Fetches a library as its pinned wheel with pip, checks the hash and unpacks it into kiln's cache folder.
 ///
-/// A library that is already there is returned at once. Processes that install at once fetch it once; an interrupted
-/// installation leaves nothing that would be found.
+/// A library that is already there is returned at once; one that a variable names or that lies beside the program does
+/// not count. Processes that install at once fetch it once; an interrupted installation leaves nothing that would be
+/// found, and the next one removes what it left.
 pub fn install(library: Library, progress: &mut dyn FnMut(Progress)) -> Result<Found, Error> {
-    let wheel = library.wheel();
-    let Some(platform) = wheel.for_this_platform() else {
-        let here = format!("{} on {}", std::env::consts::OS, std::env::consts::ARCH);
-        return Err(Error::new(ErrorKind::Platform, library.to_string(), format!("has no wheel for {here}")));
-    };
-    let target = install_dir(library)?;
-    let installed = || Ok(locate(library)?.filter(|found| found.origin == Origin::Installed));
-    if let Some(found) = installed()? {
-        return Ok(found);
+    Environment::of_process().install(library.wheel(), progress)
+}
+
+impl Environment {
+    fn install(&self, wheel: &Wheel, progress: &mut dyn FnMut(Progress)) -> Result<Found, Error> {
+        let target = self.install_dir(wheel)?;
+        if let Some(found) = self.installed(wheel) {
+            return Ok(found);
+        }
+        let platform = wheel.for_this_platform().ok_or_else(|| no_wheel(wheel))?;
+        progress(Progress::Locating);
+        let native = self.native_dir()?;
+        create_folder(&native).map_err(cache)?;
+        let _lock = Lock::acquire(&native.join(format!(".{}.lock", wheel.package))).map_err(cache)?;
+        if let Some(found) = self.installed(wheel) {
+            return Ok(found);
+        }
+        let staging = Staging::new(&target).map_err(cache)?;
+        self.fill(staging.path(), wheel, platform, progress)?;
+        staging.publish().map_err(cache)?;
+        self.installed(wheel).ok_or_else(|| Error::at(ErrorKind::Wheel, &target, "holds no usable library"))
     }
-    let native = cache_dir()?.join("native");
-    create_folder(&native).map_err(cache)?;
-    let _lock = Lock::acquire(&native.join(format!(".{}.lock", wheel.package))).map_err(cache)?;
-    if let Some(found) = installed()? {
-        return Ok(found);
+
+    fn fill(
+        &self,
+        folder: &Path,
+        wheel: &Wheel,
+        platform: &Platform,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Error> {
+        let download = folder.join("download");
+        fs::create_dir(&download).map_err(|e| Error::io(&download, &e))?;
+        let file = Pip::find(self, &download, wheel)?.download(wheel, platform, &mut |done| {
+            progress(Progress::Fetching { done, total: platform.bytes });
+        })?;
+        progress(Progress::Verifying);
+        verify(&file, platform.sha256)?;
+        progress(Progress::Unpacking);
+        unpack(&file, platform.members, folder)?;
+        let library = file_in(folder, wheel)
+            .ok_or_else(|| Error::at(ErrorKind::Wheel, &file, "holds no library for this platform"))?;
+        format::check(&library).map_err(|reason| Error::at(ErrorKind::Wheel, &library, reason))?;
+        fs::remove_dir_all(&download).map_err(|e| Error::io(&download, &e))?;
+        record(&folder.join("ORIGIN.txt"), wheel, platform)
     }
-    let staging = Staging::new(&target).map_err(cache)?;
-    fetch_and_unpack(library, platform, staging.path(), progress)?;
-    staging.publish().map_err(cache)?;
-    locate_in(&target, library)
 }
 
-fn cache(error: kiln_bundle::BundleError) -> Error {
-    Error::new(ErrorKind::Cache, "cache folder", error.to_string())
-        .with_hint(format!("set {} to a folder that kiln may write", crate::env::KILN_CACHE_DIR))
+fn no_wheel(wheel: &Wheel) -> Error {
+    let libc = if cfg!(target_env = "musl") { " with musl" } else { "" };
+    let subject = format!("{} {}", wheel.title, wheel.version);
+    Error::new(ErrorKind::Platform, subject, format!("has no wheel for {OS} on {ARCH}{libc}"))
+        .with_hint(format!("name a library with {}", wheel.variable))
 }
 
-fn locate_in(folder: &Path, library: Library) -> Result<Found, Error> {
-    let path = library.file_names().into_iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    path.map(|path| Found { path, origin: Origin::Installed })
-        .ok_or_else(|| Error::at(ErrorKind::Wheel, folder, "the wheel holds no library"))
+fn cache(error: BundleError) -> Error {
+    Error::new(ErrorKind::Cache, "cache folder", error.to_string()).with_hint(Error::MOVE_CACHE)
 }
 
-fn fetch_and_unpack(
-    library: Library,
-    platform: &Platform,
-    folder: &Path,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), Error> {
-    let wheel = library.wheel();
-    let download = folder.join("download");
-    fs::create_dir(&download).map_err(|e| Error::io(&download, &e))?;
-    let file = Pip::find()?.download(wheel, platform, &download, &mut |done| {
-        progress(Progress::Fetching { done, total: platform.bytes });
-    })?;
-    progress(Progress::Verifying);
-    let found = sha256(&file)?;
-    if found != platform.sha256 {
-        let reason = format!("has sha256 {found}, expected {}", platform.sha256);
-        return Err(Error::at(ErrorKind::Wheel, &file, reason));
-    }
-    progress(Progress::Unpacking);
-    unpack(&file, platform.members, folder)?;
-    fs::remove_dir_all(&download).map_err(|e| Error::io(&download, &e))?;
-    let origin =
-        format!("{} {} ({})\nsha256 {}\n", wheel.package, wheel.version, platform.tag, platform.sha256);
-    let path = folder.join("ORIGIN.txt");
-    fs::write(&path, origin).map_err(|e| Error::io(&path, &e))
-}
-
-fn sha256(path: &Path) -> Result<String, Error> {
-    use sha2::{Digest, Sha256};
+fn verify(file: &Path, sha256: &str) -> Result<(), Error> {
     let mut hasher = Sha256::new();
-    let bytes = fs::read(path).map_err(|e| Error::io(path, &e))?;
-    hasher.update(&bytes);
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut buffer = vec![0; 1 << 16];
+    let mut reader = File::open(file).map_err(|e| Error::io(file, &e))?;
+    loop {
+        match reader.read(&mut buffer).map_err(|e| Error::io(file, &e))? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    let found: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    match found == sha256 {
+        true => Ok(()),
+        false => Err(Error::at(ErrorKind::Wheel, file, format!("has sha256 {found}, expected {sha256}"))),
+    }
 }
+
+fn record(path: &Path, wheel: &Wheel, platform: &Platform) -> Result<(), Error> {
+    let Wheel { package, version, .. } = wheel;
+    let text = format!("{package} {version} ({})\nsha256 {}\n", platform.tag, platform.sha256);
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io(path, &e))
+}
+
+#[cfg(all(test, unix))]
+mod tests;

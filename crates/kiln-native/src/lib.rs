@@ -2,9 +2,21 @@
 //!
 //! kiln links no native library. It opens the one that an environment variable names, one that lies beside the program,
 //! or one that `kiln runtime install` unpacked from a pinned wheel into kiln's cache folder, in this order.
+//!
+//! ```no_run
+//! use kiln_native::{Library, locate};
+//!
+//! match locate(Library::OnnxRuntimeCpu)? {
+//!     Some(found) => assert!(found.path.is_absolute()),
+//!     None => { /* `install` fetches it, with the feature of that name. */ }
+//! }
+//! # Ok::<(), kiln_native::Error>(())
+//! ```
 
 pub mod env;
+mod environment;
 mod error;
+mod format;
 #[cfg(feature = "install")]
 mod install;
 mod locate;

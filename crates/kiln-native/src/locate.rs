@@ -1,16 +1,14 @@
-use std::env;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
-use crate::env::KILN_CACHE_DIR;
-use crate::error::{Error, ErrorKind, named_by};
-use crate::wheel::Library;
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, io_reason, named_by};
+use crate::format;
+use crate::wheel::{Library, Wheel};
 
 /// A library that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The library file.
+    /// The library file, as an absolute path.
     pub path: PathBuf,
     /// Where it was found.
     pub origin: Origin,
@@ -38,92 +36,169 @@ pub enum Origin {
 ///
 /// A variable that names no usable library is an error, never passed over.
 pub fn locate(library: Library) -> Result<Option<Found>, Error> {
-    let variable = library.variable();
-    if let Some(path) = env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from) {
-        let subject = named_by(variable, &path);
-        let refuse = |reason: &str| Err(Error::new(ErrorKind::NotALibrary, subject.clone(), reason));
-        let file = match path.is_dir() {
-            true => find_in(&path, library),
-            false => path.is_file().then(|| path.clone()),
-        };
-        return match file {
-            None if path.is_dir() => refuse(&format!("holds no {}", library.file_names().join(" or "))),
-            None => refuse("no such file"),
-            Some(file) if !is_shared_library(&file) => refuse("is not a shared library for this machine"),
-            Some(path) => Ok(Some(Found { path, origin: Origin::Variable(variable) })),
-        };
-    }
-    let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
-    let installed = install_dir(library).ok();
-    let places = [(beside, Origin::Program), (installed, Origin::Installed)];
-    Ok(places.into_iter().find_map(|(folder, origin)| {
-        let path = find_in(&folder?, library).filter(|path| is_shared_library(path))?;
-        Some(Found { path, origin })
-    }))
-}
-
-fn find_in(folder: &Path, library: Library) -> Option<PathBuf> {
-    library.file_names().into_iter().map(|name| folder.join(name)).find(|path| path.is_file())
+    Environment::of_process().locate(library.wheel())
 }
 
 /// Folder for everything that kiln downloads: `KILN_CACHE_DIR`, else `kiln` in the platform's cache folder.
 pub fn cache_dir() -> Result<PathBuf, Error> {
-    let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(folder) = var(KILN_CACHE_DIR) {
-        return Ok(folder);
-    }
-    let base = match env::consts::OS {
-        "windows" => var("LOCALAPPDATA"),
-        "macos" => var("HOME").map(|home| home.join("Library/Caches")),
-        _ => var("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or(var("HOME").map(|home| home.join(".cache"))),
-    };
-    base.map(|base| base.join("kiln")).ok_or_else(|| {
-        Error::new(ErrorKind::Cache, "cache folder", "neither HOME nor KILN_CACHE_DIR is set")
-            .with_hint(format!("set {KILN_CACHE_DIR} to a folder that kiln may write"))
-    })
+    Environment::of_process().cache_dir()
 }
 
 /// Folder that a fetched library is unpacked into.
 pub fn install_dir(library: Library) -> Result<PathBuf, Error> {
-    let wheel = library.wheel();
-    Ok(cache_dir()?.join("native").join(format!("{}-{}", wheel.package, wheel.version)))
+    Environment::of_process().install_dir(library.wheel())
 }
 
-/// Whether a file starts like a 64-bit shared library for this machine.
-fn is_shared_library(path: &Path) -> bool {
-    let mut head = [0; 20];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
-    read.is_ok() && is_library_head(&head, env::consts::OS, env::consts::ARCH)
-}
-
-fn is_library_head(head: &[u8; 20], os: &str, arch: &str) -> bool {
-    match os {
-        "windows" => head.starts_with(b"MZ"),
-        "macos" => head.starts_with(&[0xcf, 0xfa, 0xed, 0xfe]) || head.starts_with(&[0xca, 0xfe, 0xba, 0xbe]),
-        _ => {
-            let is_elf64 = head.starts_with(b"\x7fELF\x02");
-            let machine = u16::from_le_bytes([head[18], head[19]]);
-            let expected = match arch {
-                "x86_64" => 0x3e,
-                "aarch64" => 0xb7,
-                _ => machine,
-            };
-            is_elf64 && machine == expected
+impl Environment {
+    pub(crate) fn locate(&self, wheel: &Wheel) -> Result<Option<Found>, Error> {
+        if let Some(path) = self.path(wheel.variable) {
+            return named(wheel, &path).map(Some);
         }
+        let beside = self.program.as_deref().and_then(|folder| usable_in(folder, wheel));
+        let beside = beside.map(|path| Found { path, origin: Origin::Program });
+        Ok(beside.or_else(|| self.installed(wheel)))
     }
+
+    pub(crate) fn installed(&self, wheel: &Wheel) -> Option<Found> {
+        let path = usable_in(&self.install_dir(wheel).ok()?, wheel)?;
+        Some(Found { path, origin: Origin::Installed })
+    }
+}
+
+fn named(wheel: &Wheel, path: &Path) -> Result<Found, Error> {
+    let refuse = |reason: String| {
+        let hint = format!("name a {} library or its folder with {}, or unset it", wheel.title, wheel.variable);
+        Error::new(ErrorKind::NotALibrary, named_by(wheel.variable, path), reason).with_hint(hint)
+    };
+    let metadata = path.metadata().map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => refuse("no such file".into()),
+        _ => refuse(io_reason(&e)),
+    })?;
+    let file = match metadata.is_dir() {
+        true => file_in(path, wheel)
+            .ok_or_else(|| refuse(format!("holds no {}", wheel.file_names().join(" or "))))?,
+        false => path.into(),
+    };
+    format::check(&file).map_err(refuse)?;
+    // A loader searches the system's folders for a bare file name, so the path has to be absolute.
+    let path = absolute(&file).map_err(|e| refuse(io_reason(&e)))?;
+    Ok(Found { path, origin: Origin::Variable(wheel.variable) })
+}
+
+pub(crate) fn file_in(folder: &Path, wheel: &Wheel) -> Option<PathBuf> {
+    wheel.file_names().into_iter().map(|name| folder.join(name)).find(|path| path.is_file())
+}
+
+fn usable_in(folder: &Path, wheel: &Wheel) -> Option<PathBuf> {
+    file_in(folder, wheel).filter(|path| format::check(path).is_ok())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::env::consts::{ARCH, OS};
+    use std::fs;
+
+    use tempfile::TempDir;
+
     use super::*;
+    use crate::env::{KILN_CACHE_DIR, KILN_ONNXRUNTIME};
+
+    struct Machine {
+        folder: TempDir,
+        environment: Environment,
+    }
+
+    fn wheel() -> &'static Wheel {
+        Library::OnnxRuntimeCpu.wheel()
+    }
+
+    impl Machine {
+        fn new() -> Machine {
+            let folder = tempfile::tempdir().unwrap();
+            let variables = [(KILN_CACHE_DIR, folder.path().join("cache").into())].into();
+            let environment = Environment { variables, program: Some(folder.path().join("bin")) };
+            Machine { folder, environment }
+        }
+
+        fn put(&self, folder: &Path, bytes: &[u8]) -> PathBuf {
+            fs::create_dir_all(folder).unwrap();
+            let path = folder.join(&wheel().file_names()[0]);
+            fs::write(&path, bytes).unwrap();
+            path
+        }
+
+        fn name(&mut self, path: &Path) {
+            self.environment.variables.insert(KILN_ONNXRUNTIME, path.into());
+        }
+
+        #[track_caller]
+        fn finds(&self, expected: Option<(&Path, Origin)>) {
+            let found = self.environment.locate(wheel()).unwrap();
+            assert_eq!(found.as_ref().map(|found| (found.path.as_path(), found.origin)), expected);
+        }
+
+        #[track_caller]
+        fn refuses(&self, path: &Path, reason: &str) {
+            let error = self.environment.locate(wheel()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotALibrary);
+            assert!(error.hint().is_some());
+            let text = error.to_string();
+            assert!(text.starts_with(&format!("KILN_ONNXRUNTIME={}: ", path.display())), "{text}");
+            assert!(text.contains(reason), "{text}");
+        }
+    }
+
+    fn good() -> Vec<u8> {
+        format::tests::library(OS, ARCH)
+    }
 
     #[test]
-    fn only_libraries_for_this_machine_pass() {
-        let mut elf = *b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0";
-        assert!(is_library_head(&elf, "linux", "x86_64"));
-        assert!(!is_library_head(&elf, "linux", "aarch64"));
-        elf[4] = 1;
-        assert!(!is_library_head(&elf, "linux", "x86_64"));
-        assert!(!is_library_head(b"#!/bin/sh\necho hello", "linux", "x86_64"));
+    fn the_variable_comes_before_the_program_and_the_program_before_the_cache() {
+        let mut machine = Machine::new();
+        machine.finds(None);
+        let installed = machine.put(&machine.environment.install_dir(wheel()).unwrap(), &good());
+        machine.finds(Some((&installed, Origin::Installed)));
+        let beside = machine.put(&machine.folder.path().join("bin"), &good());
+        machine.finds(Some((&beside, Origin::Program)));
+        let named = machine.put(&machine.folder.path().join("own"), &good());
+        machine.name(&named);
+        machine.finds(Some((&named, Origin::Variable(KILN_ONNXRUNTIME))));
+        machine.name(named.parent().unwrap());
+        machine.finds(Some((&named, Origin::Variable(KILN_ONNXRUNTIME))));
+    }
+
+    #[test]
+    fn a_wrong_variable_is_never_passed_over() {
+        let mut machine = Machine::new();
+        machine.put(&machine.folder.path().join("bin"), &good());
+        let absent = machine.folder.path().join("absent.so");
+        machine.name(&absent);
+        machine.refuses(&absent, "no such file");
+        let text = machine.folder.path().join("text.so");
+        fs::write(&text, "hello").unwrap();
+        machine.name(&text);
+        machine.refuses(&text, "is not a shared library for this machine");
+        let empty = machine.folder.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        machine.name(&empty);
+        machine.refuses(&empty, &format!("holds no {}", wheel().file_names()[0]));
+    }
+
+    #[test]
+    fn an_empty_variable_is_unset_and_an_unusable_neighbour_is_passed_over() {
+        let mut machine = Machine::new();
+        machine.name(Path::new(""));
+        machine.put(&machine.folder.path().join("bin"), b"not a library");
+        machine.finds(None);
+    }
+
+    #[test]
+    fn a_relative_name_is_made_absolute() {
+        let below = tempfile::tempdir_in(".").unwrap();
+        let relative = Path::new(below.path().file_name().unwrap());
+        let mut machine = Machine::new();
+        machine.put(relative, &good());
+        machine.name(relative);
+        assert!(machine.environment.locate(wheel()).unwrap().unwrap().path.is_absolute());
     }
 }

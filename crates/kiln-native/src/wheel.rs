@@ -1,5 +1,8 @@
 //! The pinned wheels.
 
+#[cfg(feature = "install")]
+use std::env::consts::ARCH;
+use std::env::consts::OS;
 use std::fmt;
 
 /// A native library that kiln can use.
@@ -26,25 +29,9 @@ impl Library {
         self.wheel().version
     }
 
-    pub(crate) fn variable(self) -> &'static str {
-        match self {
-            Library::OnnxRuntimeCpu => crate::env::KILN_ONNXRUNTIME,
-        }
-    }
-
     pub(crate) fn wheel(self) -> &'static Wheel {
         match self {
             Library::OnnxRuntimeCpu => &ONNXRUNTIME,
-        }
-    }
-
-    /// File names that the library has on this platform, the preferred one first.
-    pub(crate) fn file_names(self) -> Vec<String> {
-        let version = self.version();
-        match std::env::consts::OS {
-            "macos" => vec![format!("libonnxruntime.{version}.dylib"), "libonnxruntime.dylib".into()],
-            "windows" => vec!["onnxruntime.dll".into()],
-            _ => vec![format!("libonnxruntime.so.{version}"), "libonnxruntime.so".into()],
         }
     }
 }
@@ -56,15 +43,21 @@ impl fmt::Display for Library {
     }
 }
 
-/// A package on PyPI and the files for each platform.
+/// A package and its pinned file for each platform.
 pub(crate) struct Wheel {
     pub(crate) title: &'static str,
+    /// Environment variable that names another copy of the library.
+    pub(crate) variable: &'static str,
+    /// The library's name without prefix, extension and version.
+    pub(crate) stem: &'static str,
     pub(crate) package: &'static str,
     pub(crate) version: &'static str,
+    #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
     pub(crate) platforms: &'static [Platform],
 }
 
 /// One file of a package.
+#[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
 pub(crate) struct Platform {
     pub(crate) os: &'static str,
     pub(crate) arch: &'static str,
@@ -76,15 +69,50 @@ pub(crate) struct Platform {
 }
 
 impl Wheel {
+    /// The file for this platform; a program that is linked with musl can not open libraries for glibc.
+    #[cfg(feature = "install")]
     pub(crate) fn for_this_platform(&self) -> Option<&'static Platform> {
-        let here = |p: &&Platform| p.os == std::env::consts::OS && p.arch == std::env::consts::ARCH;
+        let here = |p: &&Platform| p.os == OS && p.arch == ARCH && !cfg!(target_env = "musl");
         self.platforms.iter().find(here)
+    }
+
+    /// File names that the library has on this platform, the preferred one first.
+    pub(crate) fn file_names(&self) -> Vec<String> {
+        self.file_names_on(OS)
+    }
+
+    fn file_names_on(&self, os: &str) -> Vec<String> {
+        let Wheel { stem, version, .. } = self;
+        let major = version.split('.').next().unwrap_or_default();
+        match os {
+            "macos" => {
+                vec![
+                    format!("lib{stem}.{version}.dylib"),
+                    format!("lib{stem}.{major}.dylib"),
+                    format!("lib{stem}.dylib"),
+                ]
+            }
+            "windows" => vec![format!("{stem}.dll")],
+            _ => vec![
+                format!("lib{stem}.so.{version}"),
+                format!("lib{stem}.so.{major}"),
+                format!("lib{stem}.so"),
+            ],
+        }
     }
 }
 
+/// Last part of a member's path.
+#[cfg(feature = "install")]
+pub(crate) fn bare_name(member: &str) -> &str {
+    member.rsplit_once('/').map_or(member, |(_, bare)| bare)
+}
+
 /// CPython tag of the wheels; the libraries inside do not depend on it.
+#[cfg(feature = "install")]
 pub(crate) const PYTHON: &str = "3.12";
 /// ABI tag of the wheels.
+#[cfg(feature = "install")]
 pub(crate) const ABI: &str = "cp312";
 
 const LICENSE: (&str, u64) = ("onnxruntime/LICENSE", 1 << 20);
@@ -92,6 +120,8 @@ const NOTICES: (&str, u64) = ("onnxruntime/ThirdPartyNotices.txt", 4 << 20);
 
 static ONNXRUNTIME: Wheel = Wheel {
     title: "ONNX Runtime",
+    variable: crate::env::KILN_ONNXRUNTIME,
+    stem: "onnxruntime",
     package: "onnxruntime",
     version: "1.32.0",
     platforms: &[
@@ -144,3 +174,24 @@ static ONNXRUNTIME: Wheel = Wheel {
         },
     ],
 };
+
+#[cfg(all(test, feature = "install"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_wheel_is_pinned_and_holds_its_library() {
+        for wheel in Library::ALL.map(Library::wheel) {
+            for platform in wheel.platforms {
+                assert_eq!(platform.sha256.len(), 64, "{}", platform.tag);
+                assert!(platform.sha256.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+                let preferred = &wheel.file_names_on(platform.os)[0];
+                let mut names: Vec<&str> = platform.members.iter().map(|member| bare_name(member.0)).collect();
+                assert!(names.contains(&preferred.as_str()), "{}: no {preferred}", platform.tag);
+                names.sort_unstable();
+                names.dedup();
+                assert_eq!(names.len(), platform.members.len(), "{}: names collide", platform.tag);
+            }
+        }
+    }
+}

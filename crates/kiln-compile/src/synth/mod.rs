@@ -96,7 +96,7 @@ pub fn synthesize(
         create_folder(path.parent().unwrap_or(root))?;
         write(&path, text.as_bytes())?;
     }
-    Ok(staging.publish()?)
+    Ok(staging.publish_unsynced()?)
 }
 
 type Constructor = fn(&Value, Weights<'_>) -> Result<(), TraceError>;

@@ -1,0 +1,23 @@
+//! Draws a picture from a bundle: `cargo run --release --example embed -- BUNDLE PROMPT OUT.png`.
+
+use std::env::args;
+use std::error::Error;
+use std::ops::ControlFlow;
+
+use kiln_runtime::{Bundle, Event, Pipeline, Request, cpu_backend};
+
+#[allow(clippy::print_stderr)]
+fn main() -> Result<(), Box<dyn Error>> {
+    let [bundle, prompt, out] = args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "BUNDLE PROMPT OUT.png")?;
+    let bundle = Bundle::open(bundle.as_ref())?;
+    let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
+    let request = Request { seed: 1, steps: 20, ..Request::new(prompt) };
+    let output = pipeline.generate(&request, &mut |event| {
+        if let Event::Step { step, steps, .. } = event {
+            eprintln!("step {step} of {steps}");
+        }
+        ControlFlow::Continue(())
+    })?;
+    output.images[0].save_png(out.as_ref(), &[])?;
+    Ok(())
+}
