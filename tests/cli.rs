@@ -194,7 +194,8 @@ fn missing_and_broken_models_are_named() {
     fail(&mut kiln(&["inspect", "nowhere"], work.path()), 3, "error: nowhere: no such file or folder");
     fs::write(work.path().join("text.onnx"), "no model").expect("a file");
     fail(&mut kiln(&["inspect", "text.onnx"], work.path()), 3, "text.onnx: is not an ONNX model");
-    fail(&mut kiln(&["generate", "a cat"], work.path()), 2, "no --model given");
+    let outside = tempfile::tempdir().expect("a folder outside any checkout");
+    fail(&mut kiln(&["generate", "a cat"], outside.path()), 2, "no --model given");
 }
 
 #[cfg(unix)]

@@ -36,8 +36,8 @@ impl OnnxRuntime {
             .with_telemetry(false)
             .build()
             .map_err(|e| refuse(e.to_string()))?;
+        let version = version(&path);
         *opened = Some(path);
-        let version = build_version().unwrap_or_default();
         Ok(OnnxRuntime { environment, version })
     }
 
@@ -53,10 +53,18 @@ impl OnnxRuntime {
     }
 }
 
-/// `1.32.0` out of the build information.
-fn build_version() -> Option<String> {
-    let (_, rest) = ort::info().split_once("git-branch=rel-")?;
-    rest.split(',').next().map(str::to_owned)
+/// The version in the library's file name, as in `libonnxruntime.so.1.32.0`; without one, the commit it was built from.
+fn version(library: &Path) -> String {
+    let name = library.file_name().unwrap_or_default().to_string_lossy();
+    let digits = name.find(|c: char| c.is_ascii_digit()).map_or("", |start| &name[start..]);
+    let number = digits.trim_end_matches(".dylib").trim_end_matches(".dll");
+    match number {
+        "" => ort::info()
+            .split(", ")
+            .find_map(|part| part.strip_prefix("git-commit-id="))
+            .map_or_else(String::new, |commit| format!("commit {commit}")),
+        number => number.to_owned(),
+    }
 }
 
 impl Backend for OnnxRuntime {

@@ -8,7 +8,8 @@ use kiln_runtime::{Bundle, Event, Pipeline, Request, cpu_backend};
 
 #[allow(clippy::print_stderr)]
 fn main() -> Result<(), Box<dyn Error>> {
-    let [bundle, prompt, out] = args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "BUNDLE PROMPT OUT.png")?;
+    let [bundle, prompt, out] =
+        args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "BUNDLE PROMPT OUT.png")?;
     let bundle = Bundle::open(bundle.as_ref())?;
     let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
     let request = Request { seed: 1, steps: 20, ..Request::new(prompt) };
