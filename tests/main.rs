@@ -6,6 +6,7 @@ mod fixtures;
 mod generator;
 mod image;
 mod pipeline;
+mod properties;
 mod scheduler;
 mod support;
 mod tokenizer;

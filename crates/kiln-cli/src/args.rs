@@ -22,7 +22,7 @@ Environment:
 
 /// Turns Stable Diffusion checkpoints into engines and runs them.
 #[derive(Parser)]
-#[command(name = "kiln", version, about, after_help = EXIT_CODES)]
+#[command(name = "kiln", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
