@@ -60,7 +60,7 @@ impl References {
     }
 }
 
-/// Fails unless shapes are equal and all numbers within `tolerance`, relative above 1; NaN is never close.
+/// Fails unless shapes are equal and all numbers within `tolerance`; NaN is never close.
 #[track_caller]
 pub(crate) fn assert_close(
     what: &str,
@@ -68,12 +68,30 @@ pub(crate) fn assert_close(
     expected: ArrayViewD<'_, f32>,
     tolerance: f32,
 ) {
+    assert_within(what, found, expected, |_| tolerance);
+}
+
+/// Like [`assert_close`], but relative above 1.
+#[track_caller]
+pub(crate) fn assert_relatively_close(
+    what: &str,
+    found: ArrayViewD<'_, f32>,
+    expected: ArrayViewD<'_, f32>,
+    tolerance: f32,
+) {
+    assert_within(what, found, expected, |x| tolerance * x.abs().max(1.0));
+}
+
+#[track_caller]
+fn assert_within(
+    what: &str,
+    found: ArrayViewD<'_, f32>,
+    expected: ArrayViewD<'_, f32>,
+    tolerance: impl Fn(f32) -> f32,
+) {
     assert_eq!(found.shape(), expected.shape(), "{what}");
     for (i, (found, expected)) in found.iter().zip(expected.iter()).enumerate() {
         let error = (found - expected).abs();
-        assert!(
-            error <= tolerance * expected.abs().max(1.0),
-            "{what}: element {i} is {found}, not {expected}: {error:e} off"
-        );
+        assert!(error <= tolerance(*expected), "{what}: element {i} is {found}, not {expected}: {error:e} off");
     }
 }

@@ -1,6 +1,7 @@
 """Trains the small model from scratch on procedural pictures.
 
     python models/shapes/train.py --work /tmp/shapes
+    python models/shapes/train.py --work /tmp/shapes --from-exported     # trains the committed weights on
 
 Stages, each resumed where it stopped: the autoencoder, the latents of a fixed set of pictures, the decoder alone
 against the settled encoder, then text encoder and UNet together (v-prediction, zero terminal SNR, exponential moving
@@ -14,6 +15,7 @@ import random
 import shutil
 import time
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import pictures
 
 HERE = Path(__file__).resolve().parent
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VAE = dict(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4, latent_channels=4,
            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
            sample_size=pictures.SIDE)
@@ -91,7 +94,8 @@ def make_text_encoder(tokenizer):
 
 
 def to_tensor(images):
-    return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = torch.from_numpy(np.stack([np.asarray(i) for i in images])).to(DEVICE)
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def save(path, **state):
@@ -112,7 +116,7 @@ def train_vae(vae, parameters, checkpoint, steps, peak, batch=16):
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0, betas=(0.9, 0.99))
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, map_location=DEVICE)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
@@ -135,11 +139,11 @@ def train_vae(vae, parameters, checkpoint, steps, peak, batch=16):
 
 
 @torch.no_grad()
-def make_latents(work, vae, tokenizer, n, batch=32):
-    """Latents and token ids of `n` training pictures; also settles the scaling factor."""
+def make_latents(work, vae, tokenizer, n, scale=None, batch=32):
+    """Latents and token ids of `n` training pictures; also settles the scaling factor unless it is given."""
     path = work / "latents.pt"
     if path.exists():
-        return torch.load(path)
+        return torch.load(path, map_location=DEVICE)
     rng = random.Random(7)
     latents, captions = [], []
     for _ in range(0, n, batch):
@@ -150,7 +154,7 @@ def make_latents(work, vae, tokenizer, n, batch=32):
         print(f"latents {len(captions)}", flush=True)
     ids = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     latents = torch.cat(latents)
-    data = dict(latents=latents, ids=ids.to(torch.int16), scale=1 / latents.std().item())
+    data = dict(latents=latents, ids=ids.to(DEVICE, torch.int16), scale=scale or 1 / latents.std().item())
     save(path, **data)
     print(f"{n} latents, scaling factor {data['scale']:.4f}", flush=True)
     return data
@@ -168,29 +172,31 @@ class Model(torch.nn.Module):
         return self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state).sample
 
 
-def train_denoiser(work, vae, tokenizer, data, steps, batch=64, peak=1e-3, unconditional=0.1):
-    model = Model(tokenizer)
-    ema = Model(tokenizer)
-    ema.load_state_dict(model.state_dict())
+def train_denoiser(work, vae, tokenizer, data, steps, batch, exported=None, peak=1e-3, unconditional=0.1):
+    model = Model(tokenizer).to(DEVICE)
+    if exported:
+        model.text_encoder.load_state_dict(exported.text_encoder.state_dict())
+        model.unet.load_state_dict(exported.unet.state_dict())
+    ema = deepcopy(model)
     scheduler = DDIMScheduler(**SCHEDULER)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))
     checkpoint = work / "denoiser.pt"
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, map_location=DEVICE)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    empty = tokenizer([""], padding="max_length", max_length=77, return_tensors="pt").input_ids.to(DEVICE)
     torch.manual_seed(start)
     clock, total = time.time(), 0.0
     for step in range(start, steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        pick = torch.randint(len(data["latents"]), (batch,))
+        pick = torch.randint(len(data["latents"]), (batch,), device=DEVICE)
         x = data["latents"][pick] * data["scale"]
-        ids = torch.where(torch.rand(batch, 1) < unconditional, empty, data["ids"][pick].long())
-        noise, t = torch.randn_like(x), torch.randint(1000, (batch,))
+        ids = torch.where(torch.rand(batch, 1, device=DEVICE) < unconditional, empty, data["ids"][pick].long())
+        noise, t = torch.randn_like(x), torch.randint(1000, (batch,), device=DEVICE)
         prediction = model(scheduler.add_noise(x, noise, t), t, ids)
         loss = F.mse_loss(prediction, scheduler.get_velocity(x, noise, t))
         loss.backward()
@@ -212,6 +218,12 @@ def train_denoiser(work, vae, tokenizer, data, steps, batch=64, peak=1e-3, uncon
     return ema
 
 
+def load_as_float32(path):
+    """transformers loads in the config's dtype, diffusers in float32; let the two agree."""
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+
+
 def export(vae, tokenizer, model, scale):
     """Writes the pipeline in fp16, each component swapped in whole."""
     parts = dict(vae=AutoencoderKL(**VAE, scaling_factor=scale), unet=UNet2DConditionModel(**UNET),
@@ -224,6 +236,7 @@ def export(vae, tokenizer, model, scale):
     partial = HERE / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial)
+    load_as_float32(partial / "text_encoder" / "config.json")
     for name in ("vae", "unet", "text_encoder", "scheduler", "model_index.json"):
         target = HERE / name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -238,16 +251,24 @@ def main():
     parser.add_argument("--decoder-steps", type=int, default=900)
     parser.add_argument("--pictures", type=int, default=32000)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--from-exported", action="store_true", help="start from the pipeline beside this file")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     tokenizer = make_tokenizer(HERE / "tokenizer")
-    vae = AutoencoderKL(**VAE)
-    train_vae(vae, vae.parameters(), args.work / "vae.pt", args.vae_steps, peak=3e-3)
-    data = make_latents(args.work, vae, tokenizer, args.pictures)
-    decoder = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
-    train_vae(vae, decoder, args.work / "decoder.pt", args.decoder_steps, peak=2e-3)
-    ema = train_denoiser(args.work, vae, tokenizer, data, args.steps)
+    exported, scale = None, None
+    if args.from_exported:
+        exported = StableDiffusionPipeline.from_pretrained(HERE, torch_dtype=torch.float32)
+        vae, scale = exported.vae.to(DEVICE), exported.vae.config.scaling_factor
+    else:
+        vae = AutoencoderKL(**VAE).to(DEVICE)
+        train_vae(vae, vae.parameters(), args.work / "vae.pt", args.vae_steps, peak=3e-3)
+    data = make_latents(args.work, vae, tokenizer, args.pictures, scale)
+    if not exported:
+        decoder = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+        train_vae(vae, decoder, args.work / "decoder.pt", args.decoder_steps, peak=2e-3)
+    ema = train_denoiser(args.work, vae, tokenizer, data, args.steps, args.batch, exported)
     export(vae, tokenizer, ema, data["scale"])
 
 

@@ -88,8 +88,6 @@ pub struct PipelineInfo {
     pub latent_channels: u32,
     /// Factor from the autoencoder's latents to the UNet's.
     pub scaling_factor: f64,
-    /// What is subtracted from the autoencoder's latents before they are scaled.
-    pub shift_factor: f64,
     /// Token positions of the text encoder.
     pub text_positions: u32,
     /// Folder of the tokenizer.
@@ -252,9 +250,9 @@ impl Manifest {
                 return Err(format!("{key}: {value} is not a number from 1 to {max}"));
             }
         }
-        match p.scaling_factor.is_finite() && p.scaling_factor != 0.0 && p.shift_factor.is_finite() {
+        match p.scaling_factor.is_finite() && p.scaling_factor != 0.0 {
             true => Ok(()),
-            false => Err(format!("scaling_factor {} or shift_factor {}", p.scaling_factor, p.shift_factor)),
+            false => Err(format!("scaling_factor: {} is no factor", p.scaling_factor)),
         }
     }
 

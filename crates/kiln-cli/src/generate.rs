@@ -25,6 +25,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let bundle = bundle(&model, &args.checkpoint, &args.cache)?;
     let backend = backend(args.backend)?;
     let mut pipeline = Pipeline::with_options(bundle, backend, LoadOptions { threads: args.threads })?;
+    if pipeline.scheduler_class() != "DDIMScheduler" {
+        output::say(&format!("sampling with DDIM instead of {}", pipeline.scheduler_class()));
+    }
     let output = sample(&mut pipeline, &request)?;
 
     let settings = settings(&pipeline, &request);
@@ -93,8 +96,8 @@ fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, 
             if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
                 return Err(Failure::input(folder, "no such folder"));
             }
-            if out.is_dir() {
-                return Err(Failure::input(out, "is a folder, not a PNG file"));
+            if out.exists() && !out.is_file() {
+                return Err(Failure::input(out, "is no regular file"));
             }
             out.clone()
         }

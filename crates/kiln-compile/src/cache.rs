@@ -71,7 +71,7 @@ impl EngineCache {
             return Ok(Compiled { bundle, was_cached: true });
         }
         let staging = Staging::new(&target)?;
-        build(checkpoint, &traced, provenance, staging.path(), progress)?;
+        build(checkpoint, options.sizes, &traced, provenance, staging.path(), progress)?;
         let bundle = Bundle::open(&staging.publish()?)?;
         digests.save();
         Ok(Compiled { bundle, was_cached: false })
@@ -105,7 +105,7 @@ fn provenance(
         hasher.update(text.as_bytes());
     };
     part(&provenance.kiln);
-    part(&format!("{:?}", pipeline_info(checkpoint)));
+    part(&format!("{:?}", pipeline_info(checkpoint, options.sizes)));
     for (name, value) in provenance.options.iter().chain(&provenance.checkpoint) {
         part(name);
         part(value);
@@ -137,9 +137,12 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
     ])
 }
 
-fn pipeline_info(checkpoint: &Checkpoint) -> PipelineInfo {
-    let [height, width] = checkpoint.default_size();
+fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes) -> PipelineInfo {
     let vae = &checkpoint.vae_config;
+    let [height, width] = match sizes {
+        Sizes::Dynamic => checkpoint.default_size(),
+        Sizes::Static { height, width, .. } => [height, width].map(|n| n * vae.scale_factor()),
+    };
     PipelineInfo {
         class: checkpoint.class().into(),
         height: height as u32,
@@ -147,7 +150,6 @@ fn pipeline_info(checkpoint: &Checkpoint) -> PipelineInfo {
         vae_scale_factor: vae.scale_factor() as u32,
         latent_channels: vae.latent_channels() as u32,
         scaling_factor: vae.scaling_factor(),
-        shift_factor: vae.shift_factor(),
         text_positions: checkpoint.text_config.max_positions() as u32,
         tokenizer: "tokenizer".into(),
         scheduler: "scheduler_config.json".into(),
@@ -156,13 +158,15 @@ fn pipeline_info(checkpoint: &Checkpoint) -> PipelineInfo {
 
 fn build(
     checkpoint: &Checkpoint,
+    sizes: Sizes,
     traced: &[Traced<'_>],
     provenance: Provenance,
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), CompileError> {
     let precision = provenance.options.get("compute").cloned().unwrap_or_default();
-    let mut manifest = Manifest::new(checkpoint.name(), Target::Cpu, pipeline_info(checkpoint), provenance);
+    let mut manifest =
+        Manifest::new(checkpoint.name(), Target::Cpu, pipeline_info(checkpoint, sizes), provenance);
     let mut files = Vec::new();
     for model in write_all(traced, folder, progress)? {
         files.extend([model.file.clone(), model.weights.clone()]);

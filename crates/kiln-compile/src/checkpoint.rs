@@ -89,6 +89,16 @@ impl Checkpoint {
             let reason = format!("cross_attention_dim: {unet}, but the text encoder's hidden_size is {text}");
             return Err(CompileError::checkpoint(&unet_json, reason));
         }
+        let out = self.unet_config.out_channels();
+        if out != latents {
+            let reason = format!("out_channels: {out}, but in_channels is {latents}");
+            return Err(CompileError::checkpoint(&unet_json, reason));
+        }
+        let colours = self.vae_config.out_channels();
+        if colours != 3 {
+            let vae_json = self.root.join("vae/config.json");
+            return Err(CompileError::checkpoint(&vae_json, format!("out_channels: {colours} is not 3")));
+        }
         if vae != latents {
             let reason = format!("in_channels: {latents}, but the autoencoder's latents have {vae} channels");
             return Err(CompileError::checkpoint(&unet_json, reason));

@@ -5,6 +5,7 @@ use std::sync::{Mutex, OnceLock};
 
 use ndarray::{ArrayD, IxDyn};
 use ort::environment::Environment;
+use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
@@ -37,6 +38,7 @@ impl OnnxRuntime {
             .build()
             .map_err(|e| refuse(e.to_string()))?;
         let version = version(&path);
+        environment.set_log_level(LogLevel::Fatal);
         *opened = Some(path);
         Ok(OnnxRuntime { environment, version })
     }
@@ -45,6 +47,8 @@ impl OnnxRuntime {
         let mut builder = Session::builder(&self.environment)
             .map_err(|e| e.to_string())?
             .with_optimization_level(GraphOptimizationLevel::All)
+            .map_err(|e| e.to_string())?
+            .with_log_level(LogLevel::Fatal)
             .map_err(|e| e.to_string())?;
         if let Some(threads) = options.threads {
             builder = builder.with_intra_threads(threads).map_err(|e| e.to_string())?;

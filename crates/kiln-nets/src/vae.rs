@@ -20,7 +20,6 @@ pub struct AutoencoderKlConfig {
     use_quant_conv: bool,
     use_post_quant_conv: bool,
     scaling_factor: f64,
-    shift_factor: f64,
 }
 
 impl AutoencoderKlConfig {
@@ -38,7 +37,6 @@ impl AutoencoderKlConfig {
             use_quant_conv: r.bool("use_quant_conv", true)?,
             use_post_quant_conv: r.bool("use_post_quant_conv", true)?,
             scaling_factor: r.number("scaling_factor", 0.18215)?,
-            shift_factor: r.number("shift_factor", 0.0)?,
         };
         for (key, class) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
         {
@@ -52,6 +50,7 @@ impl AutoencoderKlConfig {
             }
         }
         r.only("act_fn", "silu")?;
+        r.only("shift_factor", 0)?;
         r.only("latents_mean", Value::Null)?;
         r.only("latents_std", Value::Null)?;
         r.ignore(&["sample_size", "force_upcast"]);
@@ -84,9 +83,9 @@ impl AutoencoderKlConfig {
         self.scaling_factor
     }
 
-    /// What is subtracted from the encoder's latents before they are scaled.
-    pub fn shift_factor(&self) -> f64 {
-        self.shift_factor
+    /// Channels of the pictures that it makes.
+    pub fn out_channels(&self) -> u64 {
+        self.out_channels
     }
 
     fn norm(&self) -> Norm {

@@ -21,6 +21,7 @@ pub struct Pipeline {
     engines: Residency,
     tokenizer: ClipTokenizer,
     scheduler: Ddim,
+    scheduler_class: String,
 }
 
 /// What the pipeline is about to do or has done.
@@ -98,7 +99,8 @@ impl Pipeline {
         let config =
             SchedulerConfig::from_json(&text).map_err(|source| Error::SchedulerFile { path, source })?;
         Ok(Pipeline {
-            scheduler: Ddim::new(&config),
+            scheduler: Ddim::new(&config.for_stable_diffusion()),
+            scheduler_class: config.class,
             engines: Residency::new(backend, options),
             tokenizer,
             bundle,
@@ -108,6 +110,11 @@ impl Pipeline {
     /// The bundle.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
+    }
+
+    /// The scheduler class that the checkpoint names; DDIM runs whatever it is.
+    pub fn scheduler_class(&self) -> &str {
+        &self.scheduler_class
     }
 
     /// The backend that runs the engines.
@@ -198,7 +205,7 @@ impl Pipeline {
         let info = self.bundle.manifest().pipeline.clone();
         let total = latents.shape()[0];
         let role = self.load(Role::VaeDecoder, run)?;
-        let latents = latents.mapv(|x| x / info.scaling_factor as f32 + info.shift_factor as f32);
+        let latents = latents.mapv(|x| x / info.scaling_factor as f32);
         let engine = self.engines.engine(&self.bundle, role)?;
         let at_once =
             engine.inputs().first().and_then(|port| port.shape.first().copied().flatten()).unwrap_or(1);

@@ -119,13 +119,16 @@ impl UNet2DConditionConfig {
                 return Err(r.error(key, reason));
             }
         }
-        for (channels, heads) in self.block_out_channels.iter().zip(&self.heads) {
+        for (level, (channels, heads)) in self.block_out_channels.iter().zip(&self.heads).enumerate() {
+            let attends = self.down_attention[level]
+                || self.up_attention[n_levels - 1 - level]
+                || (self.has_mid_block && level + 1 == n_levels);
             if !channels.is_multiple_of(self.norm_num_groups) {
                 let reason =
                     format!("{channels} is not a multiple of norm_num_groups {}", self.norm_num_groups);
                 return Err(r.error("block_out_channels", reason));
             }
-            if !channels.is_multiple_of(*heads) {
+            if attends && !channels.is_multiple_of(*heads) {
                 let reason = format!("{heads} heads do not divide {channels} channels");
                 return Err(r.error("attention_head_dim", reason));
             }
@@ -152,6 +155,11 @@ impl UNet2DConditionConfig {
     /// Channels of the latents that it reads.
     pub fn in_channels(&self) -> u64 {
         self.in_channels
+    }
+
+    /// Channels of its prediction.
+    pub fn out_channels(&self) -> u64 {
+        self.out_channels
     }
 
     /// Width of the text states that it attends to.

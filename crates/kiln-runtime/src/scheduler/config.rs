@@ -132,9 +132,16 @@ impl SchedulerConfig {
             serde_json::from_str(&quote_non_finite(text)).map_err(|e| refuse("(root)", e.to_string()))?;
         let Value::Object(map) = value else { return Err(refuse("(root)", "is not a JSON object")) };
         let keys = Keys(&map);
+        let class = keys.name("_class_name", "DDIMScheduler")?;
+        if class.starts_with("FlowMatch") {
+            return Err(refuse(
+                "_class_name",
+                format!("'{class}' has no noise schedule that DDIM could follow"),
+            ));
+        }
         let num_train_timesteps = keys.int("num_train_timesteps", 1000, 1, MAX_TIMESTEPS as i64)? as usize;
         let config = SchedulerConfig {
-            class: keys.name("_class_name", "DDIMScheduler")?.into(),
+            class: class.into(),
             num_train_timesteps,
             beta_start: keys.beta("beta_start", 1e-4)?,
             beta_end: keys.beta("beta_end", 0.02)?,
@@ -190,6 +197,18 @@ fn quote_non_finite(text: &str) -> String {
         rest = left;
     }
     quoted
+}
+
+impl SchedulerConfig {
+    /// The configuration as diffusers' `StableDiffusionPipeline` corrects it: `clip_sample` off and `steps_offset` 1.
+    #[must_use]
+    pub fn for_stable_diffusion(&self) -> SchedulerConfig {
+        let thresholding = match self.thresholding {
+            Thresholding::Clip { .. } => Thresholding::None,
+            other => other,
+        };
+        SchedulerConfig { thresholding, steps_offset: 1, ..self.clone() }
+    }
 }
 
 fn refuse(key: &str, reason: impl Into<String>) -> SchedulerError {
