@@ -20,7 +20,7 @@ def main():
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(11)
     for i in range(COLUMNS * ROWS):
-        index = i * step + i % 2
+        index = i * step + i % step
         x, y = GAP + i % COLUMNS * (SIDE + GAP), GAP + i // COLUMNS * (SIDE + TEXT + GAP)
         picture = Image.open(folder / f"{index:03}.png").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         sheet.paste(picture, (x, y))
