@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 
 use kiln_compile::TraceOptions;
 use kiln_engine::{HostTensor, LoadOptions, TensorView};
+use kiln_graph::EmitPolicy;
+use kiln_nets::Sizes;
 use kiln_runtime::{Bundle, Error, Event, Pipeline, Request, Role};
 use ndarray::{ArrayD, Axis, arr1};
 
@@ -14,7 +16,10 @@ const COMPONENTS: f32 = 1e-4;
 const LATENTS: f32 = 1e-3;
 
 fn golden() -> (Bundle, References) {
-    (bundle(&sd15(), &TraceOptions::default()), References::open("sd15/reference.safetensors"))
+    (
+        bundle(&sd15(), &TraceOptions::for_bundle(EmitPolicy::default(), Sizes::Dynamic)),
+        References::open("sd15/reference.safetensors"),
+    )
 }
 
 #[track_caller]
@@ -79,8 +84,8 @@ fn the_autoencoder_is_diffusers() {
 fn golden_request() -> Request {
     Request {
         negative_prompts: vec!["blurry, low quality".into()],
-        seed: 7,
-        steps: 10,
+        seeds: vec![7],
+        steps: Some(10),
         height: Some(64),
         width: Some(64),
         ..Request::new("a photo of an astronaut riding a horse on mars")
@@ -130,7 +135,7 @@ fn a_batch_with_its_own_negative_prompts_is_diffusers() {
 fn without_guidance_only_the_prompt_counts() {
     let (bundle, _) = golden();
     let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
-    let request = Request { guidance_scale: 1.0, steps: 2, ..golden_request() };
+    let request = Request { guidance_scale: Some(1.0), steps: Some(2), ..golden_request() };
     let mut latents = |negative: &str| {
         let request = Request { negative_prompts: vec![negative.into()], ..request.clone() };
         pipeline.generate(&request, &mut quietly).expect("a picture").latents
@@ -141,7 +146,7 @@ fn without_guidance_only_the_prompt_counts() {
 #[test]
 fn sizes_that_do_not_halve_evenly_work() {
     let (bundle, _) = golden();
-    let request = Request { height: Some(72), width: Some(40), steps: 2, ..golden_request() };
+    let request = Request { height: Some(72), width: Some(40), steps: Some(2), ..golden_request() };
     let latents = backends().map(|backend| {
         let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
         let output = pipeline.generate(&request, &mut quietly).expect("a picture");
@@ -156,7 +161,7 @@ fn the_same_seed_gives_the_same_picture_and_another_another() {
     let (bundle, _) = golden();
     let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
     let mut draw = |seed| {
-        let request = Request { seed, steps: 2, ..golden_request() };
+        let request = Request { seeds: vec![seed], steps: Some(2), ..golden_request() };
         pipeline.generate(&request, &mut quietly).expect("a picture").images
     };
     let first = draw(1);
@@ -179,7 +184,9 @@ fn a_run_is_cancelled_between_steps() {
     });
     assert!(matches!(result, Err(Error::Cancelled { step: 3, steps: 10 })), "{result:?}");
     assert_eq!(seen, 2);
-    pipeline.generate(&Request { steps: 1, ..golden_request() }, &mut quietly).expect("usable afterwards");
+    pipeline
+        .generate(&Request { steps: Some(1), ..golden_request() }, &mut quietly)
+        .expect("usable afterwards");
 }
 
 #[test]
@@ -187,7 +194,7 @@ fn a_prompt_that_is_too_long_is_cut_and_said_to_be() {
     let (bundle, _) = golden();
     let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
     let mut truncated = 0;
-    let request = Request { prompts: vec!["word ".repeat(100)], steps: 1, ..golden_request() };
+    let request = Request { prompts: vec!["word ".repeat(100)], steps: Some(1), ..golden_request() };
     let mut watch = |event| {
         if let Event::Truncated(n) = event {
             truncated = n;
@@ -209,14 +216,14 @@ fn check_refused(request: Request, message: &str) {
 #[test]
 fn impossible_requests_are_refused() {
     let good = golden_request;
-    check_refused(Request { steps: 0, ..good() }, "steps: 0 is not a positive number");
-    check_refused(Request { steps: 1001, ..good() }, "steps: 1001 is not a number from 1 to 1000");
+    check_refused(Request { steps: Some(0), ..good() }, "steps: Some(0) is not a positive number");
+    check_refused(Request { steps: Some(1001), ..good() }, "steps: Some(1001) is not a number from 1 to 1000");
     check_refused(Request { width: Some(65), ..good() }, "width: 65 is not a multiple of 8 up to 8192");
     check_refused(Request { height: Some(0), ..good() }, "height: 0 is not a multiple of 8 up to 8192");
     check_refused(Request { height: Some(8200), ..good() }, "height: 8200 is not a multiple of 8 up to 8192");
     check_refused(Request { eta: 1.5, ..good() }, "eta: 1.5 is not a number from 0 to 1");
     check_refused(Request { prompts: vec![], ..good() }, "batch size: 0 is not a number from 1 to 256");
-    let nan = Request { guidance_scale: f32::NAN, ..good() };
+    let nan = Request { guidance_scale: Some(f32::NAN), ..good() };
     check_refused(nan, "guidance scale: NaN is not a finite number");
 }
 

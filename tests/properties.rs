@@ -5,8 +5,8 @@ use std::fs;
 use kiln_compile::{Checkpoint, inspect_onnx};
 use kiln_graph::{DType, EmitPolicy, EmittedModel, TraceError, WeightCatalog, emit};
 use kiln_nets::{
-    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, Sizes, UNet2DConditionConfig,
-    UNet2DConditionModel,
+    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, Sizes, TextPorts, TextStates,
+    UNet2DConditionConfig, UNet2DConditionModel, UnetPorts,
 };
 use kiln_runtime::Bundle;
 use proptest::prelude::*;
@@ -52,7 +52,10 @@ fn emit_unet(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceErr
     let config = UNet2DConditionConfig::from_json("c.json", config)?;
     let catalog = WeightCatalog::inventing(DType::F32);
     let unet = UNet2DConditionModel::new(catalog.root(), &config)?;
-    emit(&unet.trace(sizes, 77), &EmitPolicy::default())
+    emit(
+        &unet.trace(&UnetPorts { sizes, tokens: Some(77), pooled: None, controlled: false }),
+        &EmitPolicy::default(),
+    )
 }
 
 fn emit_vae(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceError> {
@@ -67,7 +70,14 @@ fn emit_vae(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceErro
 fn emit_clip(config: &Value) -> Result<Vec<EmittedModel>, TraceError> {
     let config = ClipTextConfig::from_json("c.json", config)?;
     let catalog = WeightCatalog::inventing(DType::F32);
-    emit(&ClipTextModel::new(catalog.root(), &config)?.trace(None), &EmitPolicy::default())
+    emit(
+        &ClipTextModel::new(catalog.root(), &config)?.trace(TextPorts {
+            batch: None,
+            states: TextStates::Last,
+            learned: false,
+        }),
+        &EmitPolicy::default(),
+    )
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {

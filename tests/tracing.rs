@@ -14,7 +14,7 @@ use crate::fixtures::{backends, onnxruntime, scratch, sd15};
 use crate::support::{References, assert_close};
 
 fn options(policy: EmitPolicy) -> TraceOptions {
-    TraceOptions { policy, sizes: Sizes::Dynamic }
+    TraceOptions { policy, sizes: Sizes::Dynamic, ..TraceOptions::default() }
 }
 
 #[track_caller]

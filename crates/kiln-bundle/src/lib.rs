@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 pub use error::BundleError;
 pub use fs::Staging;
 pub use manifest::{
-    Component, ElementType, FileEntry, Manifest, PipelineInfo, PortInfo, Provenance, Role, Size, Target,
+    Component, Content, ControlNetInfo, ElementType, FileEntry, Manifest, PipelineInfo, PortInfo, Provenance,
+    Role, Size, Target, TextEncoderInfo,
 };
 
 /// Name of the manifest inside a bundle.
@@ -75,6 +76,26 @@ impl Bundle {
     /// Where a file of the bundle lies.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The constants of a pipeline; refused for a bundle of anything else.
+    pub fn pipeline(&self) -> Result<&PipelineInfo, BundleError> {
+        match &self.manifest.content {
+            Content::Pipeline(info) => Ok(info),
+            Content::Controlnet(_) => Err(self.refuse("holds a ControlNet where a pipeline is expected")),
+        }
+    }
+
+    /// The constants of a ControlNet; refused for a bundle of anything else.
+    pub fn controlnet(&self) -> Result<&ControlNetInfo, BundleError> {
+        match &self.manifest.content {
+            Content::Controlnet(info) => Ok(info),
+            Content::Pipeline(_) => Err(self.refuse("holds a pipeline where a ControlNet is expected")),
+        }
+    }
+
+    fn refuse(&self, reason: &str) -> BundleError {
+        BundleError::Manifest { path: self.root.join(MANIFEST), reason: reason.into() }
     }
 
     /// The component with the given role.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::BundleError;
 
 /// The layout of bundles that this version reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Largest manifest that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -21,8 +21,8 @@ pub struct Manifest {
     pub name: String,
     /// What its engines were built for.
     pub target: Target,
-    /// What the pipeline needs to know besides its engines.
-    pub pipeline: PipelineInfo,
+    /// What it is, and what has to be known besides its engines.
+    pub content: Content,
     /// The engines.
     pub components: BTreeMap<Role, Component>,
     /// Every file of the bundle but the manifest, relative to it.
@@ -47,14 +47,31 @@ impl fmt::Display for Target {
     }
 }
 
+/// What a bundle holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Content {
+    /// All that makes pictures.
+    Pipeline(PipelineInfo),
+    /// A network that steers the UNet of a pipeline.
+    Controlnet(ControlNetInfo),
+}
+
 /// What a component does in the pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Token ids to hidden states.
     TextEncoder,
+    /// SDXL's second text encoder, which also makes pooled text.
+    #[serde(rename = "text_encoder_2")]
+    TextEncoder2,
     /// Noisy latents to predictions.
     Unet,
+    /// The same UNet, adding the residuals of ControlNets.
+    UnetControlled,
+    /// A control picture and noisy latents to residuals.
+    Controlnet,
     /// Pictures to latents.
     VaeEncoder,
     /// Latents to pictures.
@@ -65,7 +82,10 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Role::TextEncoder => "text_encoder",
+            Role::TextEncoder2 => "text_encoder_2",
             Role::Unet => "unet",
+            Role::UnetControlled => "unet_controlled",
+            Role::Controlnet => "controlnet",
             Role::VaeEncoder => "vae_encoder",
             Role::VaeDecoder => "vae_decoder",
         })
@@ -88,12 +108,57 @@ pub struct PipelineInfo {
     pub latent_channels: u32,
     /// Factor from the autoencoder's latents to the UNet's.
     pub scaling_factor: f64,
-    /// Token positions of the text encoder.
-    pub text_positions: u32,
-    /// Folder of the tokenizer.
-    pub tokenizer: String,
+    /// Channels that the UNet reads: those of the latents, or, for inpainting, of latents, mask and masked picture.
+    pub unet_channels: u32,
+    /// The text encoders, in the order in which their hidden states are joined.
+    pub text_encoders: Vec<TextEncoderInfo>,
+    /// Number of time ids that the UNet reads beside pooled text (SDXL).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_ids: Option<u32>,
+    /// Whether a missing negative prompt means zeros instead of an empty prompt's states (SDXL).
+    #[serde(default)]
+    pub force_zeros_for_empty_prompt: bool,
+    /// Width of the embedding of the guidance scale that the UNet reads (LCM).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_embedding: Option<u32>,
     /// The scheduler's configuration.
     pub scheduler: String,
+    /// Folders of the ControlNets that came with the checkpoint, each a bundle.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controlnets: Vec<String>,
+}
+
+/// A text encoder and its tokenizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextEncoderInfo {
+    /// Its engine.
+    pub role: Role,
+    /// Folder of its tokenizer.
+    pub tokenizer: String,
+    /// Number of token positions.
+    pub positions: u32,
+    /// Width of its hidden states.
+    pub width: u32,
+    /// Number of tokens that it knows.
+    pub vocabulary: u32,
+    /// The outputs with hidden states, by the number of layers that are skipped.
+    pub states: Vec<String>,
+    /// The output with pooled text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooled: Option<String>,
+}
+
+/// A ControlNet's constants.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlNetInfo {
+    /// Pixels of the control picture per latent along each axis.
+    pub scale_factor: u32,
+    /// Channels of the latents that it reads.
+    pub latent_channels: u32,
+    /// Width of the text states that it attends to.
+    pub cross_attention_dim: u32,
 }
 
 /// One engine.
@@ -198,12 +263,12 @@ pub struct Provenance {
 
 impl Manifest {
     /// A manifest without files.
-    pub fn new(name: String, target: Target, pipeline: PipelineInfo, provenance: Provenance) -> Manifest {
+    pub fn new(name: String, target: Target, content: Content, provenance: Provenance) -> Manifest {
         Manifest {
             format: FORMAT,
             name,
             target,
-            pipeline,
+            content,
             components: BTreeMap::new(),
             files: BTreeMap::new(),
             provenance,
@@ -230,35 +295,70 @@ impl Manifest {
         if let Some(name) = names.find(|name| !stays_inside(name)) {
             return Err(format!("file '{name}' lies outside the bundle"));
         }
-        let named =
-            self.components.values().flat_map(|c| [&c.engine, &c.weights]).chain([&self.pipeline.scheduler]);
-        if let Some(name) = named.into_iter().find(|name| !self.files.contains_key(*name)) {
-            return Err(format!("file '{name}' is used but not listed"));
-        }
-        if !stays_inside(&self.pipeline.tokenizer) {
-            return Err(format!("folder '{}' lies outside the bundle", self.pipeline.tokenizer));
-        }
-        let p = &self.pipeline;
-        for (key, value, max) in [
-            ("height", p.height, 1 << 16),
-            ("width", p.width, 1 << 16),
-            ("vae_scale_factor", p.vae_scale_factor, 1 << 8),
-            ("latent_channels", p.latent_channels, 1 << 10),
-            ("text_positions", p.text_positions, 1 << 12),
-        ] {
-            if value == 0 || value > max {
-                return Err(format!("{key}: {value} is not a number from 1 to {max}"));
+        let scheduler = match &self.content {
+            Content::Pipeline(info) => {
+                info.check()?;
+                Some(&info.scheduler)
             }
-        }
-        match p.scaling_factor.is_finite() && p.scaling_factor != 0.0 {
-            true => Ok(()),
-            false => Err(format!("scaling_factor: {} is no factor", p.scaling_factor)),
+            Content::Controlnet(info) => {
+                in_range("scale_factor", info.scale_factor, 1 << 8)?;
+                in_range("latent_channels", info.latent_channels, 1 << 10)?;
+                None
+            }
+        };
+        let named = self.components.values().flat_map(|c| [&c.engine, &c.weights]).chain(scheduler);
+        match named.into_iter().find(|name| !self.files.contains_key(*name)) {
+            None => Ok(()),
+            Some(name) => Err(format!("file '{name}' is used but not listed")),
         }
     }
 
     /// The manifest as YAML.
     pub fn to_yaml(&self) -> String {
         serde_yaml::to_string(self).unwrap_or_default()
+    }
+}
+
+impl PipelineInfo {
+    fn check(&self) -> Result<(), String> {
+        let folders = self.text_encoders.iter().map(|encoder| &encoder.tokenizer).chain(&self.controlnets);
+        if let Some(name) = folders.into_iter().find(|name| !stays_inside(name)) {
+            return Err(format!("folder '{name}' lies outside the bundle"));
+        }
+        if self.text_encoders.is_empty() {
+            return Err("text_encoders: has no entry".into());
+        }
+        for encoder in &self.text_encoders {
+            in_range("positions", encoder.positions, 1 << 12)?;
+            in_range("width", encoder.width, 1 << 20)?;
+            in_range("vocabulary", encoder.vocabulary, 1 << 24)?;
+            if encoder.states.is_empty() {
+                return Err("states: has no entry".into());
+            }
+        }
+        for (key, value, max) in [
+            ("height", self.height, 1 << 16),
+            ("width", self.width, 1 << 16),
+            ("vae_scale_factor", self.vae_scale_factor, 1 << 8),
+            ("latent_channels", self.latent_channels, 1 << 10),
+            ("unet_channels", self.unet_channels, 1 << 12),
+            ("time_ids", self.time_ids.unwrap_or(1), 1 << 6),
+            ("guidance_embedding", self.guidance_embedding.unwrap_or(2), 1 << 16),
+        ] {
+            in_range(key, value, max)?;
+        }
+        match self.scaling_factor.is_finite() && self.scaling_factor != 0.0 {
+            true => Ok(()),
+            false => Err(format!("scaling_factor: {} is no factor", self.scaling_factor)),
+        }
+    }
+}
+
+fn in_range(key: &str, value: u32, max: u32) -> Result<(), String> {
+    match value {
+        0 => Err(format!("{key}: 0 is not a number from 1 to {max}")),
+        value if value > max => Err(format!("{key}: {value} is not a number from 1 to {max}")),
+        _ => Ok(()),
     }
 }
 

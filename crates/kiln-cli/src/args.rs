@@ -46,7 +46,7 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// What to draw.
+    /// What to draw; (word:1.2) and [word] weigh words, BREAK starts a new block of 75 tokens.
     pub(crate) prompt: String,
     /// Checkpoint folder or bundle [default: the small model models/shapes of a checkout].
     #[arg(long, value_name = "DIR")]
@@ -54,27 +54,44 @@ pub(crate) struct GenerateArgs {
     /// What to steer away from.
     #[arg(long, value_name = "TEXT")]
     pub(crate) negative_prompt: Option<String>,
-    /// Seed of the random numbers [default: a new one each time].
+    /// How prompts are read.
+    #[arg(long, value_enum, default_value_t = SyntaxChoice::Weighted)]
+    pub(crate) prompt_syntax: SyntaxChoice,
+    /// Layers of the text encoder to skip, from the last.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) clip_skip: usize,
+    /// Seed of the random numbers, or one for each picture, as in 1,2,3 [default: a new one each time].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) seed: Vec<u64>,
+    /// Seed of another noise that is mixed into the first.
+    #[arg(long, value_name = "N", requires = "variation_strength")]
+    pub(crate) variation_seed: Option<u64>,
+    /// Share of that noise, from 0 to 1.
+    #[arg(long, value_name = "X", requires = "variation_seed")]
+    pub(crate) variation_strength: Option<f32>,
+    /// Denoising steps [default: 50; 4 for latent consistency models].
     #[arg(long, value_name = "N")]
-    pub(crate) seed: Option<u64>,
-    /// Denoising steps.
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    pub(crate) steps: usize,
-    /// Weight of the prompt; guidance is off up to 1.
-    #[arg(long, value_name = "X", default_value_t = 7.5)]
-    pub(crate) guidance_scale: f32,
+    pub(crate) steps: Option<usize>,
+    /// Weight of the prompt; guidance is off up to 1 [default: 7.5; 5 for SDXL; 8.5 for latent consistency models].
+    #[arg(long, value_name = "X")]
+    pub(crate) guidance_scale: Option<f32>,
+    /// How far the guided prediction's spread is drawn back to that of the prompt's, from 0 to 1.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub(crate) guidance_rescale: f32,
     /// Noise added at each step: 0 for DDIM, 1 for as much as DDPM.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) eta: f32,
-    /// Width in pixels [default: the model's].
+    /// Width in pixels [default: that of the initial or control picture, else the model's].
     #[arg(long, value_name = "PIXELS")]
     pub(crate) width: Option<u32>,
-    /// Height in pixels [default: the model's].
+    /// Height in pixels, like the width.
     #[arg(long, value_name = "PIXELS")]
     pub(crate) height: Option<u32>,
     /// Pictures at once.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) batch_size: usize,
+    #[arg(long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+    #[command(flatten)]
+    pub(crate) tasks: TaskArgs,
     /// PNG file to write; with several pictures, a number is put before the extension [default: kiln-SEED.png].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
@@ -91,6 +108,66 @@ pub(crate) struct GenerateArgs {
     /// Print one JSON object instead of the path.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What pictures are made from besides prompts.
+#[derive(Args)]
+#[command(next_help_heading = "Tasks")]
+pub(crate) struct TaskArgs {
+    /// Picture to start from.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) init_image: Option<PathBuf>,
+    /// How much of the way from noise is gone, from 0 to 1 [default: 0.8; 0.3 for SDXL; with a mask 1].
+    #[arg(long, value_name = "X", requires = "init_image")]
+    pub(crate) strength: Option<f64>,
+    /// Picture that is light where to paint anew and dark where to keep.
+    #[arg(long, value_name = "FILE", requires = "init_image")]
+    pub(crate) mask: Option<PathBuf>,
+    /// ControlNet's folder or bundle, besides those of the model; may be given several times.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) controlnet: Vec<PathBuf>,
+    /// Picture that a ControlNet reads; one for each, in order.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) control_image: Vec<PathBuf>,
+    /// Weight of a ControlNet; one for all or one for each [default: 1].
+    #[arg(long, value_name = "X", requires = "control_image")]
+    pub(crate) control_scale: Vec<f32>,
+    /// Share of the steps after which a ControlNet starts; one for all or one for each [default: 0].
+    #[arg(long, value_name = "X", requires = "control_image")]
+    pub(crate) control_start: Vec<f64>,
+    /// Share of the steps after which a ControlNet ends; one for all or one for each [default: 1].
+    #[arg(long, value_name = "X", requires = "control_image")]
+    pub(crate) control_end: Vec<f64>,
+    /// File of a learned word (textual inversion), as FILE or FILE:WORD; may be given several times.
+    #[arg(long, value_name = "FILE[:WORD]")]
+    pub(crate) embedding: Vec<String>,
+    /// Enlarge the picture by this factor and refine it in a second pass.
+    #[arg(long, value_name = "SCALE")]
+    pub(crate) hires: Option<f32>,
+    /// How much of the way the second pass goes again, from 0 to 1.
+    #[arg(long, value_name = "X", default_value_t = 0.7, requires = "hires")]
+    pub(crate) hires_strength: f64,
+    /// Denoising steps of the second pass [default: those of the first].
+    #[arg(long, value_name = "N", requires = "hires")]
+    pub(crate) hires_steps: Option<usize>,
+    /// What is enlarged.
+    #[arg(long, value_enum, default_value_t = UpscalerChoice::Latents, requires = "hires")]
+    pub(crate) hires_upscaler: UpscalerChoice,
+    /// SDXL: size before cropping that the picture shall look like, as WIDTHxHEIGHT.
+    #[arg(long, value_name = "WxH", value_parser = size)]
+    pub(crate) original_size: Option<[u32; 2]>,
+    /// SDXL: where the crop began, as LEFT,TOP.
+    #[arg(long, value_name = "X,Y", value_parser = point)]
+    pub(crate) crop: Option<[u32; 2]>,
+    /// SDXL: size after cropping that the picture shall look like, as WIDTHxHEIGHT.
+    #[arg(long, value_name = "WxH", value_parser = size)]
+    pub(crate) target_size: Option<[u32; 2]>,
+    /// SDXL refiner: aesthetic score.
+    #[arg(long, value_name = "X", default_value_t = 6.0)]
+    pub(crate) aesthetic_score: f32,
+    /// SDXL refiner: aesthetic score beside the negative prompt.
+    #[arg(long, value_name = "X", default_value_t = 2.5)]
+    pub(crate) negative_aesthetic_score: f32,
 }
 
 #[derive(Args)]
@@ -231,6 +308,22 @@ pub(crate) enum BackendChoice {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SyntaxChoice {
+    /// Brackets weigh words, and long prompts take several blocks.
+    Weighted,
+    /// As diffusers: brackets are text, and what does not fit into 75 tokens is cut off.
+    Plain,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UpscalerChoice {
+    /// The latents, bilinearly.
+    Latents,
+    /// The decoded picture, by Lanczos' filter.
+    Pixels,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FlavorChoice {
     /// Operators of ai.onnx alone.
     Standard,
@@ -270,4 +363,21 @@ fn attention(text: &str) -> Result<AttentionPolicy, String> {
         },
         _ => Err("expected fused, plain or sliced:N".into()),
     }
+}
+
+/// `WIDTHxHEIGHT` as height and width.
+fn size(text: &str) -> Result<[u32; 2], String> {
+    pair(text, 'x').filter(|size| !size.contains(&0)).ok_or_else(|| "expected WIDTHxHEIGHT".into())
+}
+
+/// `X,Y` as top and left.
+fn point(text: &str) -> Result<[u32; 2], String> {
+    pair(text, ',').ok_or_else(|| "expected X,Y".into())
+}
+
+/// Two numbers across and down, turned around.
+fn pair(text: &str, separator: char) -> Option<[u32; 2]> {
+    let (across, down) = text.split_once(separator)?;
+    let number = |text: &str| text.trim().parse().ok().filter(|n: &u32| *n <= 1 << 20);
+    Some([number(down)?, number(across)?])
 }

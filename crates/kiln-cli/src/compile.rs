@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use kiln_compile::{Checkpoint, Compiled, EngineCache, TraceOptions};
+use kiln_compile::{Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, TraceOptions};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use serde_json::json;
@@ -45,6 +45,26 @@ pub(crate) fn bundle(
     Ok(compile(&checkpoint, args, Sizes::Dynamic, cache)?.bundle)
 }
 
+/// A ControlNet's bundle from the engine cache, made now if need be.
+pub(crate) fn controlnet_bundle(
+    folder: &Path,
+    args: &CheckpointArgs,
+    cache: &CacheArgs,
+) -> Result<kiln_bundle::Bundle, Failure> {
+    if kiln_bundle::Bundle::is_bundle(folder) {
+        return Ok(kiln_bundle::Bundle::open(folder)?);
+    }
+    let checkpoint = ControlNetCheckpoint::open(folder, args.variant.as_deref())?;
+    let cache = EngineCache::new(paths::engine_cache(cache)?);
+    let bar = Bar::bytes("compiling");
+    let options = TraceOptions::for_bundle(policy(args), Sizes::Dynamic);
+    Ok(cache.compile_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress))?.bundle)
+}
+
+fn policy(args: &CheckpointArgs) -> EmitPolicy {
+    EmitPolicy { attention: args.attention, ..EmitPolicy::default() }
+}
+
 fn compile(
     checkpoint: &Checkpoint,
     args: &CheckpointArgs,
@@ -52,11 +72,9 @@ fn compile(
     cache: &CacheArgs,
 ) -> Result<Compiled, Failure> {
     let cache = EngineCache::new(paths::engine_cache(cache)?);
-    let policy = EmitPolicy { attention: args.attention, ..EmitPolicy::default() };
     let bar = Bar::bytes("compiling");
-    let compiled =
-        cache.compile(checkpoint, &TraceOptions { policy, sizes }, &mut |progress| bar.compiling(progress))?;
-    Ok(compiled)
+    let options = TraceOptions::for_bundle(policy(args), sizes);
+    Ok(cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress))?)
 }
 
 /// Sizes in pixels as sizes in latents.

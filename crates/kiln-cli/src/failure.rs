@@ -113,7 +113,10 @@ impl From<RuntimeError> for Failure {
             RuntimeError::Native(error) => error.into(),
             RuntimeError::Image(error) => Failure { message: error.to_string(), hint: None, code: FILES },
             RuntimeError::Request { .. } | RuntimeError::Scheduler(_) => Failure::usage(error.to_string()),
-            RuntimeError::Tokenizer(_) | RuntimeError::SchedulerFile { .. } => {
+            RuntimeError::Tokenizer(_)
+            | RuntimeError::SchedulerFile { .. }
+            | RuntimeError::Embedding { .. }
+            | RuntimeError::ControlNet { .. } => {
                 Failure { message: error.to_string(), hint: None, code: INPUT }
             }
             other => Failure { message: other.to_string(), hint: None, code: UNEXPECTED },

@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use kiln_engine::{Backend, LoadOptions, OnnxRuntime, Rten};
 use kiln_native::{Found, Library, locate};
-use kiln_runtime::{Event, Output, Pipeline, Request};
+use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
-use crate::args::{BackendChoice, GenerateArgs};
-use crate::compile::bundle;
+use crate::args::{BackendChoice, GenerateArgs, SyntaxChoice};
+use crate::compile::{bundle, controlnet_bundle};
 use crate::failure::Failure;
 use crate::progress::Bar;
-use crate::{output, paths, runtime};
+use crate::{output, paths, runtime, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
-    let request = request(args);
+    let request = request(args)?;
     request.validate()?;
     if args.threads == Some(0) {
         return Err(Failure::usage("threads: 0 is not a positive number"));
@@ -23,14 +23,24 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let files = output_files(args, &request)?;
     let model = paths::model(args.model.as_ref())?;
     let bundle = bundle(&model, &args.checkpoint, &args.cache)?;
+    let controlnets = args
+        .tasks
+        .controlnet
+        .iter()
+        .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
+        .collect::<Result<Vec<_>, _>>()?;
     let backend = backend(args.backend)?;
     let mut pipeline = Pipeline::with_options(bundle, backend, LoadOptions { threads: args.threads })?;
-    if pipeline.scheduler_class() != "DDIMScheduler" {
-        output::say(&format!("sampling with DDIM instead of {}", pipeline.scheduler_class()));
+    for controlnet in controlnets {
+        pipeline.add_controlnet(controlnet)?;
+    }
+    for embedding in &args.tasks.embedding {
+        let (file, word) = tasks::file_and_suffix(embedding);
+        pipeline.add_embedding(&file, word)?;
     }
     let output = sample(&mut pipeline, &request)?;
 
-    let settings = settings(&pipeline, &request);
+    let settings = settings(&pipeline, &request, args)?;
     for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
         image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
     }
@@ -41,17 +51,40 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(args: &GenerateArgs) -> Request {
-    Request {
-        prompts: vec![args.prompt.clone(); args.batch_size.min(1 << 16)],
+fn request(args: &GenerateArgs) -> Result<Request, Failure> {
+    let seeds = match args.seed.as_slice() {
+        [] => vec![RandomState::new().hash_one(0) & u64::from(u32::MAX)],
+        seeds => seeds.to_vec(),
+    };
+    let batch_size = args.batch_size.unwrap_or(seeds.len()).min(1 << 16);
+    let tasks = &args.tasks;
+    Ok(Request {
+        prompts: vec![args.prompt.clone(); batch_size],
         negative_prompts: args.negative_prompt.iter().cloned().collect(),
-        seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) & u64::from(u32::MAX)),
+        prompt_syntax: match args.prompt_syntax {
+            SyntaxChoice::Weighted => PromptSyntax::Weighted,
+            SyntaxChoice::Plain => PromptSyntax::Plain,
+        },
+        clip_skip: args.clip_skip,
+        variation: match (args.variation_seed, args.variation_strength) {
+            (Some(seed), Some(strength)) => {
+                let seeds = (0..seeds.len() as u64).map(|i| seed.wrapping_add(i)).collect();
+                Some(Variation { seeds, strength })
+            }
+            _ => None,
+        },
+        seeds,
         steps: args.steps,
         guidance_scale: args.guidance_scale,
+        guidance_rescale: args.guidance_rescale,
         eta: args.eta,
         height: args.height,
         width: args.width,
-    }
+        init: tasks.init()?,
+        controls: tasks.controls()?,
+        hires: tasks.hires(),
+        micro_conditioning: tasks.micro_conditioning(),
+    })
 }
 
 /// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
@@ -101,7 +134,7 @@ fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, 
             }
             out.clone()
         }
-        None => unused(&format!("kiln-{}", request.seed), request.prompts.len()),
+        None => unused(&format!("kiln-{}", request.seeds[0]), request.prompts.len()),
     };
     Ok((0..request.prompts.len()).map(|i| numbered(&base, i, request.prompts.len())).collect())
 }
@@ -125,25 +158,32 @@ fn unused(stem: &str, n: usize) -> PathBuf {
     free.next().unwrap_or_else(|| PathBuf::from(format!("{stem}.png")))
 }
 
-fn settings(pipeline: &Pipeline, request: &Request) -> Value {
-    let [height, width] = pipeline.size(request);
+fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateArgs) -> Result<Value, Failure> {
+    let [height, width] = pipeline.size(request)?;
     let backend = pipeline.backend();
-    json!({
+    let mut settings = json!({
         "prompt": request.prompts[0],
         "negative_prompt": request.negative_prompts.first().map_or("", String::as_str),
-        "seed": request.seed,
-        "steps": request.steps,
-        "guidance_scale": request.guidance_scale,
+        "seed": request.seeds[0],
+        "steps": pipeline.steps(request)?,
+        "guidance_scale": pipeline.guidance_scale(request)?,
         "eta": request.eta,
         "width": width,
         "height": height,
         "batch_size": request.prompts.len(),
-        "scheduler": "DDIM",
+        "scheduler": pipeline.scheduler().class,
         "model": pipeline.bundle().manifest().name,
         "model_key": pipeline.bundle().manifest().provenance.key,
         "backend": format!("{} {}", backend.name(), backend.version()),
         "software": concat!("kiln ", env!("CARGO_PKG_VERSION")),
-    })
+    });
+    if request.seeds.len() > 1 {
+        settings["seeds"] = json!(request.seeds);
+    }
+    for (key, value) in tasks::settings(args) {
+        settings[key] = value;
+    }
+    Ok(settings)
 }
 
 fn text_chunks(settings: &Value, index: usize) -> Vec<(&str, String)> {

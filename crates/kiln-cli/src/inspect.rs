@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use kiln_bundle::{Bundle, PortInfo};
+use kiln_bundle::{Bundle, Content, PortInfo};
 use kiln_compile::{Checkpoint, inspect_checkpoint, inspect_onnx};
 use serde_json::{Value, json};
 
@@ -50,18 +50,26 @@ fn describe_checkpoint(path: &Path) -> Result<(Value, Vec<String>), Failure> {
 
 fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
     let manifest = bundle.manifest();
-    let info = &manifest.pipeline;
-    let mut lines = vec![
-        format!(
-            "bundle {} ({}, {}, for {})",
-            bundle.root().display(),
-            manifest.name,
-            info.class,
-            manifest.target
-        ),
-        format!("  default size {}x{}, {} pixels per latent", info.width, info.height, info.vae_scale_factor),
-        format!("  made by kiln {}, key {}", manifest.provenance.kiln, manifest.provenance.key),
-    ];
+    let what = match &manifest.content {
+        Content::Pipeline(info) => info.class.as_str(),
+        Content::Controlnet(_) => "ControlNet",
+    };
+    let mut lines = vec![format!(
+        "bundle {} ({}, {what}, for {})",
+        bundle.root().display(),
+        manifest.name,
+        manifest.target
+    )];
+    match &manifest.content {
+        Content::Pipeline(info) => lines.push(format!(
+            "  default size {}x{}, {} pixels per latent",
+            info.width, info.height, info.vae_scale_factor
+        )),
+        Content::Controlnet(info) => {
+            lines.push(format!("  {} pixels of the control picture per latent", info.scale_factor));
+        }
+    }
+    lines.push(format!("  made by kiln {}, key {}", manifest.provenance.kiln, manifest.provenance.key));
     for (role, component) in &manifest.components {
         lines.push(format!(
             "  {:<14}{} ({} operators, {}), {} of weights",

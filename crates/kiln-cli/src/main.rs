@@ -10,6 +10,7 @@ mod paths;
 mod progress;
 mod runtime;
 mod synth;
+mod tasks;
 mod trace;
 
 use std::process::ExitCode;

@@ -14,7 +14,11 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
         return Err(Failure::usage(format!("{}: exists and is not empty", args.out.display())));
     }
     let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
-    let options = TraceOptions { policy: policy(args), sizes: sizes(&args.sizes, &checkpoint)? };
+    let options = TraceOptions {
+        policy: policy(args),
+        sizes: sizes(&args.sizes, &checkpoint)?,
+        ..TraceOptions::default()
+    };
     let staging = Staging::new(&args.out)?;
     let bar = Bar::bytes("tracing");
     let models = trace(&checkpoint, &options, staging.path(), &mut |progress| bar.compiling(progress))?;

@@ -1,19 +1,20 @@
 //! The engine cache: bundles by what they were made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
 use kiln_bundle::{
-    Bundle, Component, ElementType, FileEntry, MANIFEST, Manifest, PipelineInfo, PortInfo, Provenance, Size,
-    Staging, Target,
+    Bundle, Component, Content, ControlNetInfo, ElementType, FileEntry, MANIFEST, Manifest, PipelineInfo,
+    PortInfo, Provenance, Size, Staging, Target, TextEncoderInfo,
 };
 use kiln_graph::{DType, Dim, ModelPort, WeightLayout};
 use kiln_nets::Sizes;
 
+use crate::checkpoint::{ControlNetCheckpoint, TextEncoder};
 use crate::digests::Digests;
-use crate::trace::{Traced, trace_all, write_all};
+use crate::trace::{Traced, trace_pipeline, trace_steering, write_all};
 use crate::{Checkpoint, CompileError, Progress, TraceOptions, TracedModel};
 
 /// A folder of bundles.
@@ -52,26 +53,45 @@ impl EngineCache {
         options: &TraceOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Compiled, CompileError> {
+        self.make(&Subject::Pipeline(checkpoint), options, progress)
+    }
+
+    /// A ControlNet's bundle for the CPU, like [`EngineCache::compile`].
+    pub fn compile_controlnet(
+        &self,
+        checkpoint: &ControlNetCheckpoint,
+        options: &TraceOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Compiled, CompileError> {
+        self.make(&Subject::ControlNet(checkpoint), options, progress)
+    }
+
+    fn make(
+        &self,
+        subject: &Subject<'_>,
+        options: &TraceOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Compiled, CompileError> {
         if !options.policy.cuts.is_empty() {
-            return Err(CompileError::checkpoint(checkpoint.root(), "bundles can not hold segments yet")
+            return Err(CompileError::checkpoint(subject.root(), "bundles can not hold segments yet")
                 .with_hint("kiln trace writes segments"));
         }
         let mut digests = Digests::load(self.root.join("digests.json"));
-        let traced = trace_all(checkpoint, options, progress)?;
-        let provenance = provenance(checkpoint, options, &traced, &mut digests)?;
-        let name = format!("{}-{}-{}", checkpoint.name(), Target::Cpu, &provenance.key[..16]);
+        let plan = Plan::new(subject, options, &mut digests, progress)?;
+        let key = &plan.provenance.key;
+        let name = format!("{}-{}-{}", subject.name(), Target::Cpu, &key[..16]);
         let target = self.root.join(&name);
-        if let Some(bundle) = cached(&target, &provenance.key) {
+        if let Some(bundle) = cached(&target, key) {
             digests.save();
             return Ok(Compiled { bundle, was_cached: true });
         }
         create_folder(&self.root)?;
         let _lock = Lock::acquire(&self.root.join(format!(".{name}.lock")))?;
-        if let Some(bundle) = cached(&target, &provenance.key) {
+        if let Some(bundle) = cached(&target, key) {
             return Ok(Compiled { bundle, was_cached: true });
         }
         let staging = Staging::new(&target)?;
-        build(checkpoint, options.sizes, &traced, provenance, staging.path(), progress)?;
+        plan.build(staging.path(), progress)?;
         let bundle = Bundle::open(&staging.publish()?)?;
         digests.save();
         Ok(Compiled { bundle, was_cached: false })
@@ -83,43 +103,175 @@ fn cached(target: &Path, key: &str) -> Option<Bundle> {
     Bundle::open(target).ok().filter(|bundle| bundle.manifest().provenance.key == key)
 }
 
-fn provenance(
-    checkpoint: &Checkpoint,
-    options: &TraceOptions,
-    traced: &[Traced<'_>],
-    digests: &mut Digests,
-) -> Result<Provenance, CompileError> {
-    let mut files = BTreeMap::new();
-    for (name, path) in checkpoint.sources()? {
-        files.insert(name, digests.of(&path)?);
+/// What a bundle is made from.
+enum Subject<'a> {
+    Pipeline(&'a Checkpoint),
+    ControlNet(&'a ControlNetCheckpoint),
+}
+
+impl<'a> Subject<'a> {
+    fn root(&self) -> &'a Path {
+        match self {
+            Subject::Pipeline(checkpoint) => checkpoint.root(),
+            Subject::ControlNet(checkpoint) => checkpoint.root(),
+        }
     }
-    let mut provenance = Provenance {
-        kiln: env!("CARGO_PKG_VERSION").into(),
-        key: String::new(),
-        options: named_options(options),
-        checkpoint: files,
-    };
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |text: &str| {
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text.as_bytes());
-    };
-    part(&provenance.kiln);
-    part(&format!("{:?}", pipeline_info(checkpoint, options.sizes)));
-    for (name, value) in provenance.options.iter().chain(&provenance.checkpoint) {
-        part(name);
-        part(value);
+
+    fn name(&self) -> String {
+        match self {
+            Subject::Pipeline(checkpoint) => checkpoint.name(),
+            Subject::ControlNet(checkpoint) => checkpoint.name(),
+        }
     }
-    for model in traced.iter().flat_map(|component| &component.models) {
-        let graph = model.to_onnx(&WeightLayout::anywhere(model))?;
-        part(blake3::hash(&graph).to_hex().as_str());
+
+    fn trace(
+        &self,
+        options: &TraceOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<Traced<'a>>, CompileError> {
+        match self {
+            Subject::Pipeline(checkpoint) => trace_pipeline(checkpoint, options, progress),
+            Subject::ControlNet(checkpoint) => trace_steering(checkpoint, options, progress),
+        }
     }
-    provenance.key = hasher.finalize().to_hex().to_string();
-    Ok(provenance)
+
+    fn content(&self, sizes: Sizes, traced: &[Traced<'_>]) -> Content {
+        match self {
+            Subject::Pipeline(checkpoint) => Content::Pipeline(pipeline_info(checkpoint, sizes, traced)),
+            Subject::ControlNet(checkpoint) => Content::Controlnet(ControlNetInfo {
+                scale_factor: checkpoint.part.config.scale_factor() as u32,
+                latent_channels: checkpoint.part.config.in_channels() as u32,
+                cross_attention_dim: checkpoint.part.config.cross_attention_dim() as u32,
+            }),
+        }
+    }
+
+    /// Small files that the bundle takes over.
+    fn companions(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+        match self {
+            Subject::Pipeline(checkpoint) => checkpoint.companions(),
+            Subject::ControlNet(_) => Ok(Vec::new()),
+        }
+    }
+
+    fn sources(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+        match self {
+            Subject::Pipeline(checkpoint) => checkpoint.sources(),
+            Subject::ControlNet(checkpoint) => {
+                Ok(checkpoint.part.weights.named_files(&checkpoint.part.name).collect())
+            }
+        }
+    }
+
+    /// Bundles inside the bundle, by folder.
+    fn nested(&self) -> Vec<(String, Subject<'a>)> {
+        match self {
+            Subject::Pipeline(checkpoint) => {
+                let nets = checkpoint.controlnets.iter();
+                nets.map(|net| (net.part.name.clone(), Subject::ControlNet(net))).collect()
+            }
+            Subject::ControlNet(_) => Vec::new(),
+        }
+    }
+}
+
+/// All that is known of a bundle before it is written.
+struct Plan<'a> {
+    name: String,
+    traced: Vec<Traced<'a>>,
+    content: Content,
+    companions: Vec<(String, PathBuf)>,
+    provenance: Provenance,
+    nested: Vec<(String, Plan<'a>)>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(
+        subject: &Subject<'a>,
+        options: &TraceOptions,
+        digests: &mut Digests,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Plan<'a>, CompileError> {
+        let traced = subject.trace(options, progress)?;
+        let mut nested = Vec::new();
+        for (folder, subject) in subject.nested() {
+            nested.push((folder, Plan::new(&subject, options, digests, progress)?));
+        }
+        let mut files = BTreeMap::new();
+        for (name, path) in subject.sources()? {
+            files.insert(name, digests.of(&path)?);
+        }
+        let mut plan = Plan {
+            name: subject.name(),
+            content: subject.content(options.sizes, &traced),
+            companions: subject.companions()?,
+            provenance: Provenance {
+                kiln: env!("CARGO_PKG_VERSION").into(),
+                key: String::new(),
+                options: named_options(options),
+                checkpoint: files,
+            },
+            traced,
+            nested,
+        };
+        plan.provenance.key = plan.key()?;
+        Ok(plan)
+    }
+
+    fn key(&self) -> Result<String, CompileError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        part(&self.provenance.kiln);
+        part(&format!("{:?}", self.content));
+        for (name, value) in self.provenance.options.iter().chain(&self.provenance.checkpoint) {
+            part(name);
+            part(value);
+        }
+        for model in self.traced.iter().flat_map(|component| &component.models) {
+            let graph = model.to_onnx(&WeightLayout::anywhere(model))?;
+            part(blake3::hash(&graph).to_hex().as_str());
+        }
+        for (_, plan) in &self.nested {
+            part(&plan.provenance.key);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    fn build(self, folder: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), CompileError> {
+        let precision = self.provenance.options.get("compute").cloned().unwrap_or_default();
+        let mut manifest = Manifest::new(self.name, Target::Cpu, self.content, self.provenance);
+        let mut files = BTreeSet::new();
+        for model in write_all(&self.traced, folder, progress)? {
+            files.extend([model.file.clone(), model.weights.clone()]);
+            manifest.components.insert(model.role, component(&model, &precision));
+        }
+        for (name, source) in self.companions {
+            let bytes = fs::read(&source).map_err(|e| CompileError::io(&source, &e))?;
+            let path = folder.join(&name);
+            create_folder(path.parent().unwrap_or(folder))?;
+            fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
+            files.insert(name);
+        }
+        for (name, plan) in self.nested {
+            create_folder(&folder.join(&name))?;
+            plan.build(&folder.join(&name), progress)?;
+            files.insert(format!("{name}/{MANIFEST}"));
+        }
+        progress(Progress::Sealing);
+        for name in files {
+            let path = folder.join(&name);
+            let size = fs::metadata(&path).map_err(|e| CompileError::io(&path, &e))?.len();
+            manifest.files.insert(name, FileEntry { size, blake3: digest(&path)? });
+        }
+        Ok(write_atomic(&folder.join(MANIFEST), manifest.to_yaml().as_bytes())?)
+    }
 }
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
-    let TraceOptions { policy, sizes } = options;
+    let TraceOptions { policy, sizes, controlled, learned_tokens } = options;
     let sizes = match sizes {
         Sizes::Dynamic => "dynamic".into(),
         Sizes::Static { batch, height, width } => format!("batch {batch}, latents {height}x{width}"),
@@ -134,15 +286,18 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
         ("softmax".into(), precision.softmax.to_string()),
         ("scopes".into(), format!("{:?}", precision.scopes)),
         ("sizes".into(), sizes),
+        ("controlled".into(), controlled.to_string()),
+        ("learned tokens".into(), learned_tokens.to_string()),
     ])
 }
 
-fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes) -> PipelineInfo {
-    let vae = &checkpoint.vae_config;
+fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes, traced: &[Traced<'_>]) -> PipelineInfo {
+    let (vae, unet) = (&checkpoint.vae.config, &checkpoint.unet.config);
     let [height, width] = match sizes {
         Sizes::Dynamic => checkpoint.default_size(),
         Sizes::Static { height, width, .. } => [height, width].map(|n| n * vae.scale_factor()),
     };
+    let n_time_ids = checkpoint.pooled_width().and_then(|pooled| unet.n_time_ids(pooled));
     PipelineInfo {
         class: checkpoint.class().into(),
         height: height as u32,
@@ -150,42 +305,35 @@ fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes) -> PipelineInfo {
         vae_scale_factor: vae.scale_factor() as u32,
         latent_channels: vae.latent_channels() as u32,
         scaling_factor: vae.scaling_factor(),
-        text_positions: checkpoint.text_config.max_positions() as u32,
-        tokenizer: "tokenizer".into(),
+        unet_channels: unet.in_channels() as u32,
+        text_encoders: checkpoint
+            .text_encoders
+            .iter()
+            .map(|encoder| text_encoder_info(encoder, traced))
+            .collect(),
+        time_ids: n_time_ids.map(|n| n as u32),
+        force_zeros_for_empty_prompt: checkpoint.force_zeros_for_empty_prompt,
+        guidance_embedding: unet.guidance_embedding_dim().map(|n| n as u32),
         scheduler: "scheduler_config.json".into(),
+        controlnets: checkpoint.controlnets.iter().map(|net| net.part.name.clone()).collect(),
     }
 }
 
-fn build(
-    checkpoint: &Checkpoint,
-    sizes: Sizes,
-    traced: &[Traced<'_>],
-    provenance: Provenance,
-    folder: &Path,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), CompileError> {
-    let precision = provenance.options.get("compute").cloned().unwrap_or_default();
-    let mut manifest =
-        Manifest::new(checkpoint.name(), Target::Cpu, pipeline_info(checkpoint, sizes), provenance);
-    let mut files = Vec::new();
-    for model in write_all(traced, folder, progress)? {
-        files.extend([model.file.clone(), model.weights.clone()]);
-        manifest.components.insert(model.role, component(&model, &precision));
+fn text_encoder_info(encoder: &TextEncoder, traced: &[Traced<'_>]) -> TextEncoderInfo {
+    let config = &encoder.part.config;
+    let models = traced.iter().filter(|component| component.role == encoder.role());
+    let outputs = models.flat_map(|component| &component.models).flat_map(|model| &model.outputs);
+    let (pooled, states): (Vec<String>, Vec<String>) =
+        outputs.map(|port| port.name.clone()).partition(|name| name == "text_embeds");
+    TextEncoderInfo {
+        role: encoder.role(),
+        tokenizer: encoder.tokenizer.into(),
+        positions: config.max_positions() as u32,
+        width: config.hidden_size() as u32,
+        vocabulary: config.vocab_size() as u32,
+        states,
+        pooled: pooled.into_iter().next(),
     }
-    create_folder(&folder.join("tokenizer"))?;
-    for (name, source) in checkpoint.companions()? {
-        let bytes = fs::read(&source).map_err(|e| CompileError::io(&source, &e))?;
-        let path = folder.join(&name);
-        fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
-        files.push(name);
-    }
-    progress(Progress::Sealing);
-    for name in files {
-        let path = folder.join(&name);
-        let size = fs::metadata(&path).map_err(|e| CompileError::io(&path, &e))?.len();
-        manifest.files.insert(name, FileEntry { size, blake3: digest(&path)? });
-    }
-    Ok(write_atomic(&folder.join(MANIFEST), manifest.to_yaml().as_bytes())?)
 }
 
 fn component(model: &TracedModel, precision: &str) -> Component {

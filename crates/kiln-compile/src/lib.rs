@@ -14,8 +14,8 @@ mod trace;
 mod weights;
 
 pub use cache::{Compiled, EngineCache};
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, ControlNetCheckpoint};
 pub use error::CompileError;
 pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx};
 pub use synth::{Architecture, synthesize};
-pub use trace::{Progress, TraceOptions, TracedModel, trace};
+pub use trace::{Progress, TraceOptions, TracedModel, trace, trace_controlnet};

@@ -1,13 +1,16 @@
 //! Checkpoint to ONNX.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 
 use kiln_bundle::{Role, fs::create_folder};
-use kiln_graph::{EmitPolicy, EmittedModel, StoredWeight, emit};
-use kiln_nets::{AutoencoderKl, ClipTextModel, Sizes, UNet2DConditionModel};
+use kiln_graph::{EmitPolicy, EmittedModel, Graph, StoredWeight, WeightLayout, emit};
+use kiln_nets::{
+    Autoencoder, ClipTextModel, ControlNetModel, Sizes, TextPorts, UNet2DConditionModel, UnetPorts,
+};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ControlNetCheckpoint, TextEncoder};
 use crate::error::CompileError;
 use crate::weights::WeightFiles;
 
@@ -18,11 +21,35 @@ pub struct TraceOptions {
     pub policy: EmitPolicy,
     /// Which sizes are fixed; the batch counts pictures.
     pub sizes: Sizes,
+    /// Whether there is also a UNet that adds the residuals of ControlNets.
+    pub controlled: bool,
+    /// Whether text encoders read the rows of tokens beyond their vocabulary (textual inversion).
+    pub learned_tokens: bool,
 }
 
 impl Default for TraceOptions {
     fn default() -> TraceOptions {
-        TraceOptions { policy: EmitPolicy::default(), sizes: Sizes::Dynamic }
+        TraceOptions {
+            policy: EmitPolicy::default(),
+            sizes: Sizes::Dynamic,
+            controlled: false,
+            learned_tokens: false,
+        }
+    }
+}
+
+impl TraceOptions {
+    /// What a bundle needs to do all that the runtime offers.
+    pub fn for_bundle(policy: EmitPolicy, sizes: Sizes) -> TraceOptions {
+        TraceOptions { policy, sizes, controlled: true, learned_tokens: true }
+    }
+
+    /// Sizes of what runs under guidance: two samples per picture.
+    fn guided(&self) -> Sizes {
+        match self.sizes {
+            Sizes::Dynamic => Sizes::Dynamic,
+            Sizes::Static { batch, height, width } => Sizes::Static { batch: 2 * batch, height, width },
+        }
     }
 }
 
@@ -50,6 +77,8 @@ pub(crate) struct Traced<'a> {
     pub(crate) role: Role,
     pub(crate) models: Vec<EmittedModel>,
     source: &'a WeightFiles,
+    /// The file of its weights, which components may share.
+    data: String,
 }
 
 /// One written ONNX model.
@@ -75,57 +104,138 @@ pub fn trace(
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<TracedModel>, CompileError> {
-    let traced = trace_all(checkpoint, options, progress)?;
+    let traced = trace_pipeline(checkpoint, options, progress)?;
     create_folder(folder)?;
     write_all(&traced, folder, progress)
 }
 
-pub(crate) fn trace_all<'a>(
+/// Traces a ControlNet and writes it into `folder`.
+pub fn trace_controlnet(
+    checkpoint: &ControlNetCheckpoint,
+    options: &TraceOptions,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<TracedModel>, CompileError> {
+    let traced = trace_steering(checkpoint, options, progress)?;
+    create_folder(folder)?;
+    write_all(&traced, folder, progress)
+}
+
+pub(crate) fn trace_pipeline<'a>(
     checkpoint: &'a Checkpoint,
     options: &TraceOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Traced<'a>>, CompileError> {
-    let TraceOptions { policy, sizes } = options;
-    let (pictures, guided) = match *sizes {
-        Sizes::Dynamic => (None, Sizes::Dynamic),
-        Sizes::Static { batch, height, width } => {
-            (Some(batch), Sizes::Static { batch: 2 * batch, height, width })
-        }
+    let mut tracer = Tracer::new(options, progress);
+    let batch = match options.guided() {
+        Sizes::Dynamic => None,
+        Sizes::Static { batch, .. } => Some(batch),
     };
-    let mut traced = Vec::new();
-    let mut known_cuts = Vec::new();
-    let mut add = |role, graph: kiln_graph::Graph, source| -> Result<(), CompileError> {
-        progress(Progress::Tracing(role));
-        let mut own_cuts = graph.cut_points();
-        let cuts = policy.cuts.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect();
-        known_cuts.append(&mut own_cuts);
-        let models = emit(&graph, &EmitPolicy { cuts, ..policy.clone() })?;
-        traced.push(Traced { role, models, source });
-        Ok(())
-    };
-
-    let catalog = checkpoint.text_encoder.catalog();
-    let text = ClipTextModel::new(catalog.root(), &checkpoint.text_config)?;
-    catalog.refuse_unused("CLIPTextModel")?;
-    add(Role::TextEncoder, text.trace(pictures.map(|n| 2 * n)), &checkpoint.text_encoder)?;
-
-    let catalog = checkpoint.unet.catalog();
-    let unet = UNet2DConditionModel::new(catalog.root(), &checkpoint.unet_config)?;
-    catalog.refuse_unused("UNet2DConditionModel")?;
-    let positions = checkpoint.text_config.max_positions();
-    add(Role::Unet, unet.trace(guided, positions), &checkpoint.unet)?;
-
-    let catalog = checkpoint.vae.catalog();
-    let vae = AutoencoderKl::new(catalog.root(), &checkpoint.vae_config)?;
-    catalog.refuse_unused("AutoencoderKL")?;
-    add(Role::VaeEncoder, vae.trace_encoder(*sizes), &checkpoint.vae)?;
-    add(Role::VaeDecoder, vae.trace_decoder(*sizes), &checkpoint.vae)?;
-
-    if let Some(cut) = policy.cuts.iter().find(|cut| !known_cuts.contains(cut)) {
-        return Err(CompileError::checkpoint(checkpoint.root(), format!("has no cut point '{cut}'"))
-            .with_hint(format!("cut points are {}", known_cuts.join(", "))));
+    for encoder in &checkpoint.text_encoders {
+        let catalog = encoder.part.weights.catalog();
+        let make = match encoder.has_projection {
+            true => ClipTextModel::with_projection,
+            false => ClipTextModel::new,
+        };
+        let network = make(catalog.root(), &encoder.part.config)?;
+        catalog.refuse_unused(if encoder.has_projection {
+            "CLIPTextModelWithProjection"
+        } else {
+            "CLIPTextModel"
+        })?;
+        let ports = TextPorts { batch, states: encoder.states, learned: options.learned_tokens };
+        tracer.add(encoder.role(), network.trace(ports), &encoder.part.weights)?;
     }
-    Ok(traced)
+
+    let catalog = checkpoint.unet.weights.catalog();
+    let unet = UNet2DConditionModel::new(catalog.root(), &checkpoint.unet.config)?;
+    catalog.refuse_unused("UNet2DConditionModel")?;
+    let mut ports = UnetPorts {
+        sizes: options.guided(),
+        tokens: batch.map(|_| checkpoint.text_encoders[0].part.config.max_positions()),
+        pooled: checkpoint.pooled_width(),
+        controlled: false,
+    };
+    tracer.add(Role::Unet, unet.trace(&ports), &checkpoint.unet.weights)?;
+    if options.controlled {
+        ports.controlled = true;
+        tracer.add(Role::UnetControlled, unet.trace(&ports), &checkpoint.unet.weights)?;
+    }
+
+    let catalog = checkpoint.vae.weights.catalog();
+    let vae = Autoencoder::new(catalog.root(), &checkpoint.vae.config)?;
+    catalog.refuse_unused(checkpoint.vae.config.class())?;
+    tracer.add(Role::VaeEncoder, vae.trace_encoder(options.sizes), &checkpoint.vae.weights)?;
+    tracer.add(Role::VaeDecoder, vae.trace_decoder(options.sizes), &checkpoint.vae.weights)?;
+    tracer.finish(checkpoint.root())
+}
+
+pub(crate) fn trace_steering<'a>(
+    checkpoint: &'a ControlNetCheckpoint,
+    options: &TraceOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Traced<'a>>, CompileError> {
+    let mut tracer = Tracer::new(options, progress);
+    let part = &checkpoint.part;
+    let catalog = part.weights.catalog();
+    let network = ControlNetModel::new(catalog.root(), &part.config)?;
+    catalog.refuse_unused("ControlNetModel")?;
+    let ports = UnetPorts {
+        sizes: options.guided(),
+        tokens: match options.sizes {
+            Sizes::Dynamic => None,
+            Sizes::Static { .. } => Some(CLIP_POSITIONS),
+        },
+        pooled: part.config.pooled_width(),
+        controlled: false,
+    };
+    tracer.add(Role::Controlnet, network.trace(&ports), &part.weights)?;
+    tracer.finish(checkpoint.root())
+}
+
+/// Text positions of every CLIP text encoder that Stable Diffusion uses.
+const CLIP_POSITIONS: u64 = 77;
+
+struct Tracer<'a, 'o> {
+    policy: &'o EmitPolicy,
+    progress: &'o mut dyn FnMut(Progress),
+    traced: Vec<Traced<'a>>,
+    known_cuts: Vec<String>,
+}
+
+impl<'a, 'o> Tracer<'a, 'o> {
+    fn new(options: &'o TraceOptions, progress: &'o mut dyn FnMut(Progress)) -> Tracer<'a, 'o> {
+        Tracer { policy: &options.policy, progress, traced: Vec::new(), known_cuts: Vec::new() }
+    }
+
+    fn add(&mut self, role: Role, graph: Graph, source: &'a WeightFiles) -> Result<(), CompileError> {
+        (self.progress)(Progress::Tracing(role));
+        let graph = Graph { name: role.to_string(), ..graph };
+        let mut own_cuts = graph.cut_points();
+        let cuts = self.policy.cuts.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect();
+        self.known_cuts.append(&mut own_cuts);
+        let models = emit(&graph, &EmitPolicy { cuts, ..self.policy.clone() })?;
+        let owner = if role == Role::UnetControlled { Role::Unet } else { role };
+        self.traced.push(Traced { role, models, source, data: format!("{owner}.data") });
+        Ok(())
+    }
+
+    fn finish(self, root: &Path) -> Result<Vec<Traced<'a>>, CompileError> {
+        match self.policy.cuts.iter().find(|cut| !self.known_cuts.contains(cut)) {
+            None => Ok(self.traced),
+            Some(cut) => Err(CompileError::checkpoint(root, format!("has no cut point '{cut}'"))
+                .with_hint(format!("cut points are {}", self.known_cuts.join(", ")))),
+        }
+    }
+}
+
+impl TextEncoder {
+    pub(crate) fn role(&self) -> Role {
+        match self.part.name.as_str() {
+            "text_encoder" => Role::TextEncoder,
+            _ => Role::TextEncoder2,
+        }
+    }
 }
 
 pub(crate) fn write_all(
@@ -133,25 +243,33 @@ pub(crate) fn write_all(
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<TracedModel>, CompileError> {
-    let total = traced.iter().flat_map(Traced::weights).map(n_bytes).sum();
+    let mut weights: BTreeMap<&str, Vec<&StoredWeight>> = BTreeMap::new();
+    for component in traced {
+        let stored = weights.entry(&component.data).or_default();
+        let known: HashSet<&str> = stored.iter().map(|weight| weight.name.as_str()).collect();
+        stored.extend(component.weights().filter(|weight| !known.contains(weight.name.as_str())));
+    }
+    let total = weights.values().flatten().map(|weight| n_bytes(weight)).sum();
     let mut done = 0;
+    let mut layouts: BTreeMap<&str, WeightLayout> = BTreeMap::new();
     let mut written = Vec::new();
     for component in traced {
-        let role = component.role;
-        let weights = format!("{role}.data");
-        let stored: Vec<&StoredWeight> = component.weights().collect();
-        let layout = component.source.write(&folder.join(&weights), &stored, &mut |bytes| {
-            done += bytes;
-            progress(Progress::Writing { role, done, total });
-        })?;
+        let (role, data) = (component.role, component.data.as_str());
+        if !layouts.contains_key(data) {
+            let layout = component.source.write(&folder.join(data), &weights[data], &mut |bytes| {
+                done += bytes;
+                progress(Progress::Writing { role, done, total });
+            })?;
+            layouts.insert(data, layout);
+        }
         for model in &component.models {
             let file = format!("{}.onnx", model.name);
             let path = folder.join(&file);
-            fs::write(&path, model.to_onnx(&layout)?).map_err(|e| CompileError::io(&path, &e))?;
+            fs::write(&path, model.to_onnx(&layouts[data])?).map_err(|e| CompileError::io(&path, &e))?;
             written.push(TracedModel {
                 role,
                 file,
-                weights: weights.clone(),
+                weights: data.into(),
                 n_nodes: model.n_nodes,
                 weight_bytes: model.weights.iter().map(n_bytes).sum(),
                 model: model.clone(),
@@ -164,7 +282,7 @@ pub(crate) fn write_all(
 impl Traced<'_> {
     /// The weights of all segments, each once.
     fn weights(&self) -> impl Iterator<Item = &StoredWeight> {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         self.models.iter().flat_map(|model| &model.weights).filter(move |weight| seen.insert(&weight.name))
     }
 }

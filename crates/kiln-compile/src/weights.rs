@@ -24,22 +24,23 @@ const CHUNK: usize = 1 << 18;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
     Clip,
-    Unet,
     Vae,
+    /// Networks whose weights have never been renamed: UNet and ControlNet.
+    Plain,
 }
 
 impl Network {
     fn basename(self) -> &'static str {
         match self {
             Network::Clip => "model",
-            Network::Unet | Network::Vae => "diffusion_pytorch_model",
+            Network::Plain | Network::Vae => "diffusion_pytorch_model",
         }
     }
 
     /// Today's name of a weight; `None` for buffers that are no weights.
     fn canonical(self, name: &str) -> Option<String> {
         match self {
-            Network::Unet => Some(name.to_owned()),
+            Network::Plain => Some(name.to_owned()),
             Network::Clip => {
                 let name = name.strip_prefix("text_model.").unwrap_or(name);
                 (name != "embeddings.position_ids").then(|| name.to_owned())
@@ -99,6 +100,14 @@ impl WeightFiles {
 
     pub(crate) fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// The files under names relative to the checkpoint, in which they lie in `folder`.
+    pub(crate) fn named_files(&self, folder: &str) -> impl Iterator<Item = (String, PathBuf)> {
+        self.files.iter().map(move |path| {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            (format!("{folder}/{file}"), path.clone())
+        })
     }
 
     pub(crate) fn is_variant(&self) -> bool {

@@ -11,6 +11,8 @@ impl Symbol {
     pub const HEIGHT: Symbol = Symbol("height");
     /// Width of the latents.
     pub const WIDTH: Symbol = Symbol("width");
+    /// Number of token positions that a UNet attends to.
+    pub const TOKENS: Symbol = Symbol("tokens");
 }
 
 /// `ceil(symbol / divisor)`: what remains of a symbol after stride-2 convolutions.

@@ -18,8 +18,8 @@ pub(crate) enum Unary {
     Silu,
     QuickGelu,
     Gelu,
-    Sin,
-    Cos,
+    Relu,
+    Tanh,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) enum Op {
     Conv2d { stride: u64, padding: [u64; 4] },
     Linear,
     Embedding,
+    PickEnd { end: Option<i64> },
+    Sinusoid { frequencies: Vec<f32>, cosine_first: bool },
     GroupNorm { groups: u64, epsilon: f32 },
     LayerNorm { epsilon: f32 },
     Attention { heads: u64, scale: f32, causal: bool, upcast: bool },
@@ -46,6 +48,7 @@ pub(crate) enum Op {
     Transpose { perm: Vec<usize> },
     Concat { axis: usize },
     Slice { axis: usize, start: u64, end: u64 },
+    PadEnd { axis: usize, n: u64 },
     ResizeNearest,
     Cut { name: String },
 }
@@ -149,11 +152,12 @@ impl Tensor {
             let node = &tensor.0;
             return match &node.op {
                 _ if node.kind == Kind::Int => DType::I64,
-                Op::Input { .. } => DType::F32,
+                Op::Input { .. } | Op::Sinusoid { .. } => DType::F32,
                 Op::Reshape
                 | Op::Transpose { .. }
                 | Op::Concat { .. }
                 | Op::Slice { .. }
+                | Op::PadEnd { .. }
                 | Op::ResizeNearest
                 | Op::Cut { .. } => {
                     tensor = &node.inputs[0];
@@ -195,16 +199,24 @@ impl Tensor {
         self.unary(Unary::Gelu)
     }
 
-    /// Sine, in radians.
+    /// The positive part.
     #[must_use]
-    pub fn sin(&self) -> Tensor {
-        self.unary(Unary::Sin)
+    pub fn relu(&self) -> Tensor {
+        self.unary(Unary::Relu)
     }
 
-    /// Cosine, in radians.
+    /// Hyperbolic tangent.
     #[must_use]
-    pub fn cos(&self) -> Tensor {
-        self.unary(Unary::Cos)
+    pub fn tanh(&self) -> Tensor {
+        self.unary(Unary::Tanh)
+    }
+
+    /// Sines and cosines of `[N, 1]` numbers at `F` frequencies: `[N, 2F]`, in f32 whatever the policy computes in.
+    #[must_use]
+    pub fn sinusoid(&self, frequencies: Vec<f32>, cosine_first: bool) -> Tensor {
+        let [n, _] = self.dims();
+        let shape = vec![n, Dim::from(2 * frequencies.len() as u64)];
+        self.map(Op::Sinusoid { frequencies, cosine_first }, shape)
     }
 
     fn binary(&self, op: Binary, other: &Tensor) -> Tensor {
@@ -275,6 +287,22 @@ impl Tensor {
         Tensor::node(Op::Embedding, vec![table.clone(), self.clone()], shape, Kind::Float)
     }
 
+    /// Rows of `table` as by [`Tensor::embedding`], except that ids beyond the table take their row from `learned`
+    /// `[B, N, width]` (textual inversion).
+    #[must_use]
+    pub fn embedding_or(&self, table: &Tensor, learned: &Tensor) -> Tensor {
+        let inputs = vec![table.clone(), self.clone(), learned.clone()];
+        Tensor::node(Op::Embedding, inputs, learned.0.shape.clone(), Kind::Float)
+    }
+
+    /// The row of each sequence `[B, N, width]` where the tokens `ids` `[B, N]` end: at the first `end`, or, without
+    /// one, at the first of the largest ids.
+    #[must_use]
+    pub fn pick_end(&self, ids: &Tensor, end: Option<i64>) -> Tensor {
+        let [b, _, width] = self.dims();
+        Tensor::node(Op::PickEnd { end }, vec![self.clone(), ids.clone()], vec![b, width], Kind::Float)
+    }
+
     /// Group normalisation of `[B, C, H, W]` with per-channel `weight` and `bias`.
     #[must_use]
     pub fn group_norm(&self, groups: u64, weight: &Tensor, bias: &Tensor, epsilon: f32) -> Tensor {
@@ -331,6 +359,15 @@ impl Tensor {
         let mut shape = self.0.shape.clone();
         shape[axis] = Dim::from(end - start);
         self.map(Op::Slice { axis, start, end }, shape)
+    }
+
+    /// `n` zeros behind the end of an axis of known size.
+    #[must_use]
+    pub fn pad_end(&self, axis: usize, n: u64) -> Tensor {
+        let mut shape = self.0.shape.clone();
+        let size = shape[axis].fixed().expect("padded along an axis of known size");
+        shape[axis] = Dim::from(size + n);
+        self.map(Op::PadEnd { axis, n }, shape)
     }
 
     /// Nearest-neighbour resize of `[B, C, H, W]` to the given height and width.

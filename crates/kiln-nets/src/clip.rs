@@ -17,6 +17,28 @@ pub struct ClipTextConfig {
     max_position_embeddings: u64,
     layer_norm_eps: f32,
     hidden_act: Activation,
+    projection_dim: u64,
+    eos_token_id: i64,
+}
+
+/// Which hidden states a pipeline conditions on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TextStates {
+    /// Those of the last layer, normalised: Stable Diffusion 1.x and 2.x.
+    Last,
+    /// Those that enter the last layer, as they are: Stable Diffusion XL.
+    Penultimate,
+}
+
+/// What a traced text encoder reads and makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TextPorts {
+    /// Prompts per call; open unless it is given.
+    pub batch: Option<u64>,
+    /// The hidden states that it makes.
+    pub states: TextStates,
+    /// Whether it reads `learned_embeddings`, the rows of ids beyond its vocabulary.
+    pub learned: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +65,8 @@ impl ClipTextConfig {
                 "quick_gelu",
                 &[("quick_gelu", Activation::QuickGelu), ("gelu", Activation::Gelu)],
             )?,
+            projection_dim: r.size("projection_dim", Some(512))?,
+            eos_token_id: r.number("eos_token_id", 49407.0)? as i64,
         };
         r.ignore(&[
             "architectures",
@@ -50,13 +74,12 @@ impl ClipTextConfig {
             "bos_token_id",
             "dropout",
             "dtype",
-            "eos_token_id",
             "initializer_factor",
             "initializer_range",
             "pad_token_id",
-            "projection_dim",
             "torch_dtype",
             "transformers_version",
+            "use_cache",
         ]);
         if config.num_hidden_layers > 256 {
             return Err(r.error("num_hidden_layers", format!("{} is over 256", config.num_hidden_layers)));
@@ -83,19 +106,40 @@ impl ClipTextConfig {
     pub fn hidden_size(&self) -> u64 {
         self.hidden_size
     }
+
+    /// Width of `text_embeds`.
+    pub fn projection_dim(&self) -> u64 {
+        self.projection_dim
+    }
+
+    /// Number of tokens that it knows.
+    pub fn vocab_size(&self) -> u64 {
+        self.vocab_size
+    }
+
+    /// Number of layers.
+    pub fn n_layers(&self) -> usize {
+        self.num_hidden_layers
+    }
+
+    /// The token whose position gives the pooled state; old configurations say 2 and mean the largest id.
+    fn pooled_at(&self) -> Option<i64> {
+        (self.eos_token_id != 2).then_some(self.eos_token_id)
+    }
 }
 
-/// The text encoder of Stable Diffusion 1.x and 2.x.
+/// `CLIPTextModel`, or `CLIPTextModelWithProjection`.
 pub struct ClipTextModel {
     config: ClipTextConfig,
     token_embedding: Tensor,
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
 }
 
 impl ClipTextModel {
-    /// Looks up the weights, whose names carry no `text_model.` prefix.
+    /// Looks up the weights of a `CLIPTextModel`, whose names carry no `text_model.` prefix.
     pub fn new(w: Weights<'_>, config: &ClipTextConfig) -> Result<ClipTextModel> {
         let embeddings = w.child("embeddings");
         let width = config.hidden_size;
@@ -107,20 +151,57 @@ impl ClipTextModel {
                 Layer::new(w.child("encoder").child("layers").child(i), config)
             })?,
             final_layer_norm: LayerNorm::new(w.child("final_layer_norm"), width, config.layer_norm_eps)?,
+            text_projection: None,
             config: config.clone(),
         })
     }
 
-    /// `input_ids` `[B, 77]` to `last_hidden_state` `[B, 77, hidden]`; the batch stays open unless it is given.
-    pub fn trace(&self, batch: Option<u64>) -> Graph {
-        let batch = batch.map_or(Dim::from(Symbol::BATCH), Dim::from);
-        let ids = Tensor::int_input("input_ids", [batch, self.config.max_position_embeddings.into()]);
-        let mut x = ids.embedding(&self.token_embedding).add(&self.position_embedding);
+    /// Looks up the weights of a `CLIPTextModelWithProjection`.
+    pub fn with_projection(w: Weights<'_>, config: &ClipTextConfig) -> Result<ClipTextModel> {
+        let widths = [config.hidden_size, config.projection_dim];
+        let text_projection = Some(Linear::without_bias(w.child("text_projection"), widths)?);
+        Ok(ClipTextModel { text_projection, ..ClipTextModel::new(w, config)? })
+    }
+
+    /// `input_ids` `[B, 77]` to hidden states `[B, 77, hidden]` and, with a projection, `text_embeds` `[B, projection]`.
+    ///
+    /// The outputs with hidden states come first, one per number of layers to skip: 0 as [`TextStates`] says, then the
+    /// layers before (diffusers' `clip_skip`).
+    pub fn trace(&self, ports: TextPorts) -> Graph {
+        let batch = ports.batch.map_or(Dim::from(Symbol::BATCH), Dim::from);
+        let (positions, width) = (self.config.max_position_embeddings, self.config.hidden_size);
+        let ids = Tensor::int_input("input_ids", [batch.clone(), positions.into()]);
+        let mut inputs = vec![ids.clone()];
+        let mut x = match ports.learned {
+            true => {
+                let learned = Tensor::input("learned_embeddings", [batch, positions.into(), width.into()]);
+                inputs.push(learned.clone());
+                ids.embedding_or(&self.token_embedding, &learned)
+            }
+            false => ids.embedding(&self.token_embedding),
+        };
+        x = x.add(&self.position_embedding);
+        let mut entering = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
+            entering.push(x.clone());
             x = layer.forward(&x).cut(&format!("encoder.layers.{i}"));
         }
-        let x = self.final_layer_norm.forward(&x);
-        Graph { name: "text_encoder".into(), inputs: vec![ids], outputs: vec![("last_hidden_state".into(), x)] }
+        let last = self.final_layer_norm.forward(&x);
+        let earlier = entering.iter().rev().enumerate();
+        let mut outputs: Vec<(String, Tensor)> = match ports.states {
+            TextStates::Last => [("last_hidden_state".to_owned(), last.clone())]
+                .into_iter()
+                .chain(earlier.map(|(i, x)| (format!("clip_skip.{}", i + 1), self.final_layer_norm.forward(x))))
+                .collect(),
+            TextStates::Penultimate => {
+                earlier.map(|(i, x)| (format!("hidden_states.-{}", i + 2), x.clone())).collect()
+            }
+        };
+        if let Some(projection) = &self.text_projection {
+            let pooled = last.pick_end(&ids, self.config.pooled_at());
+            outputs.push(("text_embeds".into(), projection.forward(&pooled)));
+        }
+        Graph { name: "text_encoder".into(), inputs, outputs }
     }
 }
 

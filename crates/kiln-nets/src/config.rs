@@ -58,6 +58,11 @@ impl<'a> ConfigReader<'a> {
             .ok_or_else(|| self.error(key, format!("{value} is not a number from 1 to {MAX_SIZE}")))
     }
 
+    /// Whether the key is present and not null.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(|value| !value.is_null())
+    }
+
     /// Whether the key is present and null.
     pub(crate) fn is_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)
@@ -79,6 +84,17 @@ impl<'a> ConfigReader<'a> {
         let Some(value) = self.get(key) else { return Err(self.error(key, "is missing")) };
         let list = self.list(key, value)?;
         list.iter().map(|value| self.as_size(key, value)).collect()
+    }
+
+    /// A list of one to eight numbers that may be zero.
+    pub(crate) fn counts(&mut self, key: &'static str) -> Result<Vec<u64>, TraceError> {
+        let Some(value) = self.get(key) else { return Err(self.error(key, "is missing")) };
+        let list = self.list(key, value)?;
+        let count = |value: &Value| match value.as_u64() {
+            Some(0) => Ok(0),
+            _ => self.as_size(key, value),
+        };
+        list.iter().map(count).collect()
     }
 
     /// One size for all levels, or a list of one per level.
@@ -135,6 +151,14 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
+    /// A number above zero.
+    pub(crate) fn positive(&mut self, key: &'static str, default: f64) -> Result<f64, TraceError> {
+        match self.number(key, default)? {
+            number if number > 0.0 => Ok(number),
+            number => Err(self.error(key, format!("{number} is not a positive number"))),
+        }
+    }
+
     /// One of a few names.
     pub(crate) fn choice<T: Copy>(
         &mut self,
@@ -160,6 +184,14 @@ impl<'a> ConfigReader<'a> {
                 Err(self.error(key, format!("{found} is not supported; supported: {supported}")))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Like [`ConfigReader::only`], but the value may also be a list of that value.
+    pub(crate) fn only_all(&mut self, key: &'static str, supported: bool) -> Result<(), TraceError> {
+        match self.get(key).and_then(Value::as_array) {
+            Some(list) if list.iter().all(|value| *value == Value::Bool(supported)) => Ok(()),
+            _ => self.only(key, supported),
         }
     }
 

@@ -11,16 +11,21 @@ pub(crate) fn each<T>(n: usize, make: impl FnMut(usize) -> Result<T>) -> Result<
 
 pub(crate) struct Conv2d {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     stride: u64,
     padding: [u64; 4],
 }
 
 impl Conv2d {
-    pub(crate) fn new(w: Weights<'_>, [inputs, outputs]: [u64; 2], kernel: u64) -> Result<Conv2d> {
+    pub(crate) fn new(w: Weights<'_>, channels: [u64; 2], kernel: u64) -> Result<Conv2d> {
+        let bias = Some(w.weight("bias", &[channels[1]])?);
+        Ok(Conv2d { bias, ..Conv2d::without_bias(w, channels, kernel)? })
+    }
+
+    pub(crate) fn without_bias(w: Weights<'_>, [inputs, outputs]: [u64; 2], kernel: u64) -> Result<Conv2d> {
         Ok(Conv2d {
             weight: w.weight("weight", &[outputs, inputs, kernel, kernel])?,
-            bias: w.weight("bias", &[outputs])?,
+            bias: None,
             stride: 1,
             padding: [(kernel - 1) / 2; 4],
         })
@@ -32,7 +37,7 @@ impl Conv2d {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, Some(&self.bias), self.stride, self.padding)
+        x.conv2d(&self.weight, self.bias.as_ref(), self.stride, self.padding)
     }
 }
 

@@ -10,9 +10,11 @@ mod layers;
 mod unet;
 mod vae;
 
-pub use clip::{ClipTextConfig, ClipTextModel};
-pub use unet::{UNet2DConditionConfig, UNet2DConditionModel};
-pub use vae::{AutoencoderKl, AutoencoderKlConfig};
+pub use clip::{ClipTextConfig, ClipTextModel, TextPorts, TextStates};
+pub use unet::{ControlNetConfig, ControlNetModel, UNet2DConditionConfig, UNet2DConditionModel, UnetPorts};
+pub use vae::{
+    Autoencoder, AutoencoderConfig, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig,
+};
 
 /// Which axes of a network are fixed when it is traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "BUNDLE PROMPT OUT.png")?;
     let bundle = Bundle::open(bundle.as_ref())?;
     let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
-    let request = Request { seed: 1, steps: 20, ..Request::new(prompt) };
+    let request = Request { seeds: vec![1], steps: Some(20), ..Request::new(prompt) };
     let output = pipeline.generate(&request, &mut |event| {
         if let Event::Step { step, steps, .. } = event {
             eprintln!("step {step} of {steps}");

@@ -53,6 +53,22 @@ pub enum Error {
     /// The scheduler can not do what is asked.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
+    /// A file of learned words can not be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Embedding {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A ControlNet does not fit the pipeline.
+    #[error("{path}: {reason}", path = path.display())]
+    ControlNet {
+        /// The ControlNet's bundle.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// The bundle can not be read.
     #[error(transparent)]
     Bundle(#[from] BundleError),

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ndarray::{ArrayView3, ArrayViewD, Axis, Ix4};
+use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
 /// Why a picture could not be made or written.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +49,34 @@ impl RgbImage {
         let data =
             rows.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
         RgbImage { width: width as u32, height: height as u32, data }
+    }
+
+    /// Channels, height, width in `[0, 1]`.
+    pub fn to_planes(&self) -> Array3<f32> {
+        let (height, width) = (self.height as usize, self.width as usize);
+        Array3::from_shape_fn((3, height, width), |(c, y, x)| {
+            f32::from(self.data[(y * width + x) * 3 + c]) / 255.0
+        })
+    }
+
+    /// Brightness as PIL's mode "L" has it: one channel, height, width in `[0, 1]`.
+    pub fn to_luma(&self) -> Array3<f32> {
+        let (height, width) = (self.height as usize, self.width as usize);
+        Array3::from_shape_fn((1, height, width), |(_, y, x)| {
+            let [r, g, b] = [0, 1, 2].map(|c| u32::from(self.data[(y * width + x) * 3 + c]));
+            ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as f32 / 255.0
+        })
+    }
+
+    /// TODO(merge)
+    pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
+        Err(ImageError::Write { path: path.into(), reason: "merge".into() })
+    }
+
+    /// TODO(merge): Lanczos
+    pub fn resized(&self, width: u32, height: u32) -> RgbImage {
+        assert_eq!((width, height), (self.width, self.height));
+        self.clone()
     }
 
     /// Width in pixels.

@@ -1,4 +1,5 @@
 use crate::Error;
+use crate::picture::Picture;
 
 /// Largest height and width in pixels.
 const MAX_SIDE: u32 = 8192;
@@ -6,25 +7,146 @@ const MAX_SIDE: u32 = 8192;
 /// Most pictures at once.
 const MAX_BATCH: usize = 256;
 
-/// What to generate; defaults are those of diffusers' `StableDiffusionPipeline`.
+/// Most ControlNets at once.
+const MAX_CONTROLS: usize = 16;
+
+/// What to generate; defaults are those of diffusers' pipeline of the task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// One prompt per picture.
     pub prompts: Vec<String>,
     /// What to steer away from: none, one for all, or one per prompt.
     pub negative_prompts: Vec<String>,
-    /// Seed of torch's CPU generator, which draws the latents of the whole batch at once.
-    pub seed: u64,
-    /// Denoising steps.
-    pub steps: usize,
-    /// Weight of the prompt; guidance is off up to 1.
-    pub guidance_scale: f32,
-    /// 0 for DDIM, 1 for as much noise as DDPM adds.
+    /// How prompts are read.
+    pub prompt_syntax: PromptSyntax,
+    /// Layers of the text encoder to skip, from the last (diffusers' `clip_skip`).
+    pub clip_skip: usize,
+    /// One seed, from which the random numbers of the whole batch are drawn, or one seed per prompt.
+    pub seeds: Vec<u64>,
+    /// Mixes in the noise of other seeds.
+    pub variation: Option<Variation>,
+    /// Denoising steps; 50 by default, 4 for latent consistency models.
+    pub steps: Option<usize>,
+    /// Weight of the prompt; guidance is off up to 1. By default 7.5, 5 for SDXL, 8.5 for latent consistency models.
+    pub guidance_scale: Option<f32>,
+    /// How far the guided prediction's spread is drawn back to that of the prompt's (Lin et al. 2023, section 3.4).
+    pub guidance_rescale: f32,
+    /// 0 for DDIM, 1 for as much noise as DDPM adds; other samplers take no notice.
     pub eta: f32,
-    /// Height in pixels; the model's own by default.
+    /// Height in pixels; that of the initial or control picture, else the model's own by default.
     pub height: Option<u32>,
-    /// Width in pixels; the model's own by default.
+    /// Width in pixels, like the height.
     pub width: Option<u32>,
+    /// A picture to start from.
+    pub init: Option<Init>,
+    /// Pictures that steer the UNet, one per ControlNet of the pipeline.
+    pub controls: Vec<Control>,
+    /// A second pass at a larger size.
+    pub hires: Option<Hires>,
+    /// What SDXL is told of the picture.
+    pub micro_conditioning: MicroConditioning,
+}
+
+/// How prompts are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PromptSyntax {
+    /// `(word)`, `(word:1.2)` and `[word]` weigh words, a backslash makes a bracket a bracket, `BREAK` starts a new block
+    /// of 75 tokens, and a prompt may have several such blocks.
+    #[default]
+    Weighted,
+    /// As diffusers reads them: no syntax, and what does not fit into 75 tokens is cut off.
+    Plain,
+}
+
+/// The picture that img2img and inpainting start from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Init {
+    /// The picture; resized to the request's size.
+    pub image: Picture,
+    /// How much of the way from pure noise is gone, from 0 to 1. By default 0.8, or 0.3 for SDXL; with a mask 1, or 0.9999
+    /// for SDXL.
+    pub strength: Option<f64>,
+    /// Where to paint: what is lighter than half is painted anew, the rest is kept.
+    pub mask: Option<Picture>,
+}
+
+/// One ControlNet's share of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Control {
+    /// The picture that it reads; resized to the request's size.
+    pub image: Picture,
+    /// Factor on its residuals.
+    pub scale: f32,
+    /// Share of the steps after which it starts.
+    pub start: f64,
+    /// Share of the steps after which it ends.
+    pub end: f64,
+}
+
+impl Control {
+    /// A picture with scale 1 for all steps.
+    pub fn new(image: impl Into<Picture>) -> Control {
+        Control { image: image.into(), scale: 1.0, start: 0.0, end: 1.0 }
+    }
+}
+
+/// Noise of other seeds, mixed into that of the request's by spherical interpolation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variation {
+    /// The other seeds, like [`Request::seeds`].
+    pub seeds: Vec<u64>,
+    /// 0 for the request's noise, 1 for the other seeds'.
+    pub strength: f32,
+}
+
+/// A second pass: the first pass's pictures are enlarged and refined as img2img does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hires {
+    /// Factor on height and width.
+    pub scale: f32,
+    /// How much of the way is gone again, from 0 to 1.
+    pub strength: f64,
+    /// Denoising steps of the second pass, before `strength`; those of the first by default.
+    pub steps: Option<usize>,
+    /// What is enlarged.
+    pub upscaler: Upscaler,
+}
+
+/// What a second pass enlarges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upscaler {
+    /// The latents, bilinearly.
+    #[default]
+    Latents,
+    /// The decoded pictures, by Lanczos' filter.
+    Pixels,
+}
+
+/// SDXL's size, crop and aesthetics conditions (Podell et al. 2023); sizes are `[height, width]` in pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MicroConditioning {
+    /// Size before cropping; the picture's by default.
+    pub original_size: Option<[u32; 2]>,
+    /// Top and left of the crop.
+    pub crop: [u32; 2],
+    /// Size after cropping; the picture's by default.
+    pub target_size: Option<[u32; 2]>,
+    /// For refiners, instead of the target size.
+    pub aesthetic_score: f32,
+    /// For refiners, beside the negative prompt.
+    pub negative_aesthetic_score: f32,
+}
+
+impl Default for MicroConditioning {
+    fn default() -> MicroConditioning {
+        MicroConditioning {
+            original_size: None,
+            crop: [0, 0],
+            target_size: None,
+            aesthetic_score: 6.0,
+            negative_aesthetic_score: 2.5,
+        }
+    }
 }
 
 impl Request {
@@ -33,18 +155,21 @@ impl Request {
         Request {
             prompts: vec![prompt.into()],
             negative_prompts: Vec::new(),
-            seed: 0,
-            steps: 50,
-            guidance_scale: 7.5,
+            prompt_syntax: PromptSyntax::default(),
+            clip_skip: 0,
+            seeds: vec![0],
+            variation: None,
+            steps: None,
+            guidance_scale: None,
+            guidance_rescale: 0.0,
             eta: 0.0,
             height: None,
             width: None,
+            init: None,
+            controls: Vec::new(),
+            hires: None,
+            micro_conditioning: MicroConditioning::default(),
         }
-    }
-
-    /// Whether the unconditional prediction is needed.
-    pub fn is_guided(&self) -> bool {
-        self.guidance_scale > 1.0
     }
 
     pub(crate) fn negative_prompt(&self, i: usize) -> &str {
@@ -54,7 +179,6 @@ impl Request {
 
     /// Checks all that can be checked without a model.
     pub fn validate(&self) -> Result<(), Error> {
-        let refuse = |key, reason: String| Err(Error::Request { key, reason });
         let n = self.prompts.len();
         if n == 0 || n > MAX_BATCH {
             return refuse("batch size", format!("{n} is not a number from 1 to {MAX_BATCH}"));
@@ -63,31 +187,87 @@ impl Request {
             let found = self.negative_prompts.len();
             return refuse("negative prompt", format!("{found} of them for {n} prompts"));
         }
-        if self.steps == 0 {
+        check_seeds("seed", &self.seeds, n)?;
+        if let Some(variation) = &self.variation {
+            check_seeds("variation seed", &variation.seeds, n)?;
+            check_share("variation strength", f64::from(variation.strength))?;
+        }
+        if self.steps == Some(0) {
             return refuse("steps", "0 is not a positive number".into());
         }
-        if !self.guidance_scale.is_finite() {
-            return refuse("guidance scale", format!("{} is not a finite number", self.guidance_scale));
+        for (key, value) in [
+            ("guidance scale", self.guidance_scale.unwrap_or(1.0)),
+            ("guidance rescale", self.guidance_rescale),
+        ] {
+            if !value.is_finite() {
+                return refuse(key, format!("{value} is not a finite number"));
+            }
         }
-        if !(0.0..=1.0).contains(&self.eta) {
-            return refuse("eta", format!("{} is not a number from 0 to 1", self.eta));
-        }
+        check_share("guidance rescale", f64::from(self.guidance_rescale))?;
+        check_share("eta", f64::from(self.eta))?;
         check_side("height", self.height, 8)?;
-        check_side("width", self.width, 8)
+        check_side("width", self.width, 8)?;
+        self.check_tasks()
     }
 
-    /// Checks the request against a model of `factor` pixels per latent.
-    pub(crate) fn check(&self, height: u32, width: u32, factor: u32) -> Result<(), Error> {
-        self.validate()?;
-        check_side("height", Some(height), factor)?;
-        check_side("width", Some(width), factor)
+    fn check_tasks(&self) -> Result<(), Error> {
+        if let Some(strength) = self.init.as_ref().and_then(|init| init.strength) {
+            check_share("strength", strength)?;
+        }
+        if self.controls.len() > MAX_CONTROLS {
+            return refuse(
+                "control image",
+                format!("{} of them, more than {MAX_CONTROLS}", self.controls.len()),
+            );
+        }
+        for control in &self.controls {
+            if !control.scale.is_finite() {
+                return refuse("control scale", format!("{} is not a finite number", control.scale));
+            }
+            check_share("control start", control.start)?;
+            check_share("control end", control.end)?;
+            if control.start >= control.end {
+                let reason = format!("{} is not before the end, {}", control.start, control.end);
+                return refuse("control start", reason);
+            }
+        }
+        let Some(hires) = &self.hires else { return Ok(()) };
+        if !(1.0..=8.0).contains(&hires.scale) {
+            return refuse("hires scale", format!("{} is not a number from 1 to 8", hires.scale));
+        }
+        if hires.steps == Some(0) {
+            return refuse("hires steps", "0 is not a positive number".into());
+        }
+        if self.init.as_ref().is_some_and(|init| init.mask.is_some()) {
+            return refuse("hires scale", "can not be combined with a mask".into());
+        }
+        check_share("hires strength", hires.strength)
     }
 }
 
-fn check_side(key: &'static str, side: Option<u32>, unit: u32) -> Result<(), Error> {
+pub(crate) fn refuse<T>(key: &'static str, reason: String) -> Result<T, Error> {
+    Err(Error::Request { key, reason })
+}
+
+fn check_seeds(key: &'static str, seeds: &[u64], n: usize) -> Result<(), Error> {
+    match seeds.len() {
+        1 => Ok(()),
+        found if found == n => Ok(()),
+        found => refuse(key, format!("{found} of them for {n} prompts")),
+    }
+}
+
+fn check_share(key: &'static str, value: f64) -> Result<(), Error> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => refuse(key, format!("{value} is not a number from 0 to 1")),
+    }
+}
+
+pub(crate) fn check_side(key: &'static str, side: Option<u32>, unit: u32) -> Result<(), Error> {
     match side {
         Some(side) if side == 0 || !side.is_multiple_of(unit) || side > MAX_SIDE => {
-            Err(Error::Request { key, reason: format!("{side} is not a multiple of {unit} up to {MAX_SIDE}") })
+            refuse(key, format!("{side} is not a multiple of {unit} up to {MAX_SIDE}"))
         }
         _ => Ok(()),
     }

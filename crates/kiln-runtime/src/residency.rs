@@ -20,6 +20,11 @@ impl Residency {
         Residency { backend, options, loaded: BTreeMap::new() }
     }
 
+    /// An empty one with the same backend and options.
+    pub(crate) fn sibling(&self) -> Residency {
+        Residency::new(self.backend.clone(), self.options)
+    }
+
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.backend
     }
@@ -30,6 +35,9 @@ impl Residency {
 
     pub(crate) fn engine(&mut self, bundle: &Bundle, role: Role) -> Result<&mut dyn Engine, Error> {
         if !self.is_loaded(role) {
+            for twin in twins(role) {
+                self.loaded.remove(twin);
+            }
             let path = bundle.path(&bundle.component(role)?.engine);
             self.loaded.insert(role, self.backend.load(&path, &self.options)?);
         }
@@ -37,5 +45,14 @@ impl Residency {
             Some(engine) => Ok(engine.as_mut()),
             None => Err(Error::Component { component: role, reason: "is not loaded".into() }),
         }
+    }
+}
+
+/// Engines over the same weights, of which one at a time is enough.
+fn twins(role: Role) -> &'static [Role] {
+    match role {
+        Role::Unet => &[Role::UnetControlled],
+        Role::UnetControlled => &[Role::Unet],
+        _ => &[],
     }
 }

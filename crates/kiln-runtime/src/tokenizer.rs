@@ -31,6 +31,10 @@ pub struct ClipTokenizer {
     start: u32,
     end: u32,
     pad: u32,
+    /// Words of several learned vectors, and what they stand for in prompts.
+    expansions: Vec<(String, String)>,
+    /// Number of tokens before any was learned, and the first id of those that are.
+    learned: Option<(u32, i64)>,
 }
 
 /// A prompt as token ids.
@@ -70,22 +74,85 @@ impl ClipTokenizer {
         }
         let pad = id(&special.pad)?;
         tokenizer.add_special_tokens(special.tokens).map_err(|e| refuse(e.to_string()))?;
-        Ok(ClipTokenizer { tokenizer, max_length, start, end, pad, path })
+        Ok(ClipTokenizer {
+            tokenizer,
+            max_length,
+            start,
+            end,
+            pad,
+            path,
+            expansions: Vec::new(),
+            learned: None,
+        })
     }
 
     /// Ids of a prompt, cut and padded as diffusers does.
     pub fn encode(&self, prompt: &str) -> Result<Encoding, TokenizerError> {
+        let tokens = self.tokens(prompt)?;
+        let kept = tokens.len().min(self.max_length - 2);
+        Ok(Encoding { ids: self.frame(&tokens[..kept]), n_truncated: tokens.len() - kept })
+    }
+
+    /// Ids of a text without start, end and padding.
+    pub fn tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut text = std::borrow::Cow::from(text);
+        for (word, expansion) in
+            self.expansions.iter().filter(|(word, _)| text.contains(word)).collect::<Vec<_>>()
+        {
+            text = text.replace(word, expansion).into();
+        }
         let encoding = self
             .tokenizer
-            .encode_fast(prompt, false)
+            .encode_fast(&*text, false)
             .map_err(|e| TokenizerError { path: self.path.clone(), reason: e.to_string() })?;
-        let tokens = encoding.get_ids();
-        let kept = tokens.len().min(self.max_length - 2);
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Start, the given ids, end and padding: `max_length` ids of up to two less.
+    pub(crate) fn frame(&self, tokens: &[u32]) -> Vec<i64> {
+        let learned = |id: u32| match self.learned {
+            Some((known, first)) if id >= known => first + i64::from(id - known),
+            _ => i64::from(id),
+        };
         let mut ids = vec![i64::from(self.start)];
-        ids.extend(tokens[..kept].iter().map(|&id| i64::from(id)));
+        ids.extend(tokens.iter().map(|&id| learned(id)));
         ids.push(i64::from(self.end));
         ids.resize(self.max_length, i64::from(self.pad));
-        Ok(Encoding { ids, n_truncated: tokens.len() - kept })
+        ids
+    }
+
+    /// Whether a word is a token of its own.
+    pub(crate) fn knows(&self, word: &str) -> bool {
+        self.tokenizer.token_to_id(word).is_some()
+    }
+
+    /// The largest id that a prompt can lead to.
+    pub fn max_id(&self) -> u32 {
+        self.tokenizer.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
+    /// Adds words with ids in a row, and gives the first of these; the first word stands in prompts for all of them.
+    ///
+    /// The ids start at `vocabulary`, behind those of words that were added before.
+    pub(crate) fn add_words(&mut self, words: Vec<String>, vocabulary: i64) -> Result<i64, TokenizerError> {
+        let refuse = |reason: String| TokenizerError { path: self.path.clone(), reason };
+        if let Some(word) = words.iter().find(|word| self.knows(word)) {
+            return Err(refuse(format!("has a token '{word}' already")));
+        }
+        let size = self.tokenizer.get_vocab_size(true) as u32;
+        let (known, first) = *self.learned.get_or_insert((size, vocabulary));
+        if words.len() > 1 {
+            self.expansions.push((words[0].clone(), words.join(" ")));
+        }
+        self.tokenizer
+            .add_tokens(words.into_iter().map(|word| AddedToken::from(word, false)))
+            .map_err(|e| TokenizerError { path: self.path.clone(), reason: e.to_string() })?;
+        Ok(first + i64::from(size - known))
+    }
+
+    /// Number of ids that a text encoder reads at once.
+    pub fn max_length(&self) -> usize {
+        self.max_length
     }
 }
 

@@ -30,9 +30,11 @@ impl Builder<'_> {
             }
             Op::Conv2d { stride, padding } => self.conv2d(inputs, *stride, padding, dtype)?,
             Op::Linear => self.linear(tensor, dtype)?,
-            Op::Embedding => {
-                let (table, ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], DType::I64)?);
-                self.op("Gather", &[&table, &ids], vec![])
+            Op::Embedding => self.embedding(inputs, dtype)?,
+            Op::PickEnd { end } => self.pick_end(inputs, *end, dtype)?,
+            Op::Sinusoid { frequencies, cosine_first } => {
+                let x = self.value(&inputs[0], DType::F32)?;
+                self.sinusoid(&x, frequencies, *cosine_first)
             }
             Op::GroupNorm { groups, epsilon } => self.group_norm(tensor, *groups, *epsilon, dtype)?,
             Op::LayerNorm { epsilon } => {
@@ -58,6 +60,14 @@ impl Builder<'_> {
                 let x = self.value(&inputs[0], dtype)?;
                 self.slice(&x, *axis, *start, *end)
             }
+            Op::PadEnd { axis, n } => {
+                let x = self.value(&inputs[0], dtype)?;
+                let rank = tensor.shape().len();
+                let mut pads = vec![0; 2 * rank];
+                pads[rank + axis] = *n as i64;
+                let pads = self.ints(&pads);
+                self.op("Pad", &[&x, &pads], vec![])
+            }
             Op::ResizeNearest => self.resize_nearest(tensor, dtype)?,
         };
         self.define(tensor, value, dtype);
@@ -80,8 +90,8 @@ impl Builder<'_> {
         let contrib = self.policy.flavor == Flavor::OnnxRuntime;
         let alpha = |alpha| vec![AttributeProto::float("alpha", alpha)];
         match op {
-            Unary::Sin => self.op("Sin", &[x], vec![]),
-            Unary::Cos => self.op("Cos", &[x], vec![]),
+            Unary::Relu => self.op("Relu", &[x], vec![]),
+            Unary::Tanh => self.op("Tanh", &[x], vec![]),
             Unary::Silu if contrib => self.contrib("QuickGelu", &[x], alpha(1.0)),
             Unary::QuickGelu if contrib => self.contrib("QuickGelu", &[x], alpha(1.702)),
             Unary::Gelu if contrib => self.contrib("Gelu", &[x], vec![]),
@@ -104,6 +114,46 @@ impl Builder<'_> {
                 let product = self.op("Mul", &[x, &gate], vec![]);
                 self.op("Mul", &[&product, &half], vec![])
             }
+        }
+    }
+
+    fn embedding(&mut self, inputs: &[Tensor], dtype: DType) -> Result<Value, TraceError> {
+        let (table, ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], DType::I64)?);
+        let Some(learned) = inputs.get(2) else { return Ok(self.op("Gather", &[&table, &ids], vec![])) };
+        let learned = self.value(learned, dtype)?;
+        let last = inputs[0].shape()[0].fixed().unwrap_or(1) as i64 - 1;
+        let (last, axis) = (self.ints(&[last]), self.ints(&[-1]));
+        let is_learned = self.op("Greater", &[&ids, &last], vec![]);
+        let is_learned = self.op("Unsqueeze", &[&is_learned, &axis], vec![]);
+        let known = self.op("Min", &[&ids, &last], vec![]);
+        let rows = self.op("Gather", &[&table, &known], vec![]);
+        Ok(self.op("Where", &[&is_learned, &learned, &rows], vec![]))
+    }
+
+    fn pick_end(&mut self, inputs: &[Tensor], end: Option<i64>, dtype: DType) -> Result<Value, TraceError> {
+        let (states, mut ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], DType::I64)?);
+        if let Some(end) = end {
+            let end = self.ints(&[end]);
+            let is_end = self.op("Equal", &[&ids, &end], vec![]);
+            ids = self.op("Cast", &[&is_end], vec![AttributeProto::int("to", DType::I64.onnx().into())]);
+        }
+        // Backends differ in which of equal maxima they give; earlier positions get a head start.
+        let n = inputs[0].shape()[1].fixed().unwrap_or(1) as i64;
+        let (weight, head_start) = (self.ints(&[n]), self.ints(&(0..n).rev().collect::<Vec<_>>()));
+        let weighted = self.op("Mul", &[&ids, &weight], vec![]);
+        let unequal = self.op("Add", &[&weighted, &head_start], vec![]);
+        let along = vec![AttributeProto::int("axis", 1), AttributeProto::int("keepdims", 1)];
+        let position = self.op("ArgMax", &[&unequal], along);
+        Ok(self.op("GatherND", &[&states, &position], vec![AttributeProto::int("batch_dims", 1)]))
+    }
+
+    fn sinusoid(&mut self, x: &str, frequencies: &[f32], cosine_first: bool) -> Value {
+        let frequencies = self.floats(frequencies, &[1, frequencies.len() as u64]);
+        let angles = self.op("Mul", &[x, &frequencies], vec![]);
+        let halves = ["Sin", "Cos"].map(|op| self.op(op, &[&angles], vec![]));
+        match cosine_first {
+            true => self.concat(&[halves[1].clone(), halves[0].clone()], 1),
+            false => self.concat(&halves, 1),
         }
     }
 

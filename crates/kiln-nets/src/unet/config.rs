@@ -6,30 +6,73 @@ use crate::layers::{Norm, Result};
 /// `unet/config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UNet2DConditionConfig {
-    pub(super) in_channels: u64,
+    pub(super) down: DownPathConfig,
     pub(super) out_channels: u64,
     pub(super) center_input_sample: bool,
-    pub(super) flip_sin_to_cos: bool,
-    pub(super) freq_shift: f64,
-    pub(super) conv_in_kernel: u64,
     pub(super) conv_out_kernel: u64,
+    sample_size: Option<[u64; 2]>,
+    up_attention: Vec<bool>,
+}
+
+/// `config.json` of a ControlNet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ControlNetConfig {
+    pub(super) down: DownPathConfig,
+    pub(super) conditioning_channels: u64,
+    pub(super) conditioning_embedding: Vec<u64>,
+    pub(super) reads_bgr: bool,
+}
+
+/// What a UNet and a ControlNet have in common: embeddings, the way down, the middle.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct DownPathConfig {
+    pub(super) in_channels: u64,
+    pub(super) conv_in_kernel: u64,
     pub(super) block_out_channels: Vec<u64>,
-    pub(super) time_embed_dim: u64,
+    pub(super) embedding: EmbeddingConfig,
     pub(super) cross_attention_dim: u64,
     pub(super) has_mid_block: bool,
-    sample_size: Option<[u64; 2]>,
     norm_num_groups: u64,
     norm_eps: f32,
     layers: Vec<usize>,
     heads: Vec<u64>,
     transformer_layers: Vec<usize>,
     down_attention: Vec<bool>,
-    up_attention: Vec<bool>,
     linear_projection: bool,
     upcast_attention: bool,
 }
 
-/// What one level of the UNet is built from.
+/// How timesteps and other numbers become the embedding that every residual block reads.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct EmbeddingConfig {
+    pub(super) cosine_first: bool,
+    pub(super) freq_shift: f64,
+    /// Width of the sinusoids of the timestep.
+    pub(super) time_proj_dim: u64,
+    pub(super) time_embed_dim: u64,
+    /// Width of the guidance scale's embedding (LCM).
+    pub(super) time_cond_proj_dim: Option<u64>,
+    /// `addition_embed_type` "text_time" (SDXL).
+    pub(super) addition: Option<AdditionConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct AdditionConfig {
+    /// Width of the sinusoids of each time id.
+    pub(super) time_embed_dim: u64,
+    /// Width of pooled text and all sinusoids together.
+    pub(super) input_dim: u64,
+}
+
+impl AdditionConfig {
+    pub(super) fn n_time_ids(self, pooled: u64) -> Option<u64> {
+        let sinusoids = self.input_dim.checked_sub(pooled)?;
+        (sinusoids > 0 && sinusoids.is_multiple_of(self.time_embed_dim))
+            .then_some(sinusoids / self.time_embed_dim)
+    }
+}
+
+/// What one level is built from.
 pub(super) struct BlockConfig {
     /// Channels that enter, leave, and, going up, come with the last skip connection.
     pub(super) inputs: u64,
@@ -60,91 +103,30 @@ impl UNet2DConditionConfig {
     /// as diffusers refuses it.
     pub fn from_json(origin: &str, value: &Value) -> Result<UNet2DConditionConfig> {
         let mut r = ConfigReader::new(origin, value, "UNet2DConditionModel")?;
-        let block_out_channels = r.sizes("block_out_channels")?;
-        let n_levels = block_out_channels.len();
-        let levels = |r: &mut ConfigReader<'_>, key, default| -> Result<Vec<usize>> {
-            let sizes = r.size_per_level(key, default, n_levels)?;
-            match sizes.iter().find(|n| **n > 64) {
-                Some(n) => Err(r.error(key, format!("{n} is over 64"))),
-                None => Ok(sizes.into_iter().map(|n| n as usize).collect()),
-            }
-        };
+        let mut down = DownPathConfig::read(&mut r)?;
+        down.conv_in_kernel = odd_kernel(&mut r, "conv_in_kernel")?;
+        if let Some(width) = r.optional_size("time_embedding_dim")? {
+            down.embedding.time_embed_dim = width;
+        }
+        down.embedding.time_cond_proj_dim = r.optional_size("time_cond_proj_dim")?;
         let config = UNet2DConditionConfig {
-            in_channels: r.size("in_channels", Some(4))?,
             out_channels: r.size("out_channels", Some(4))?,
             center_input_sample: r.bool("center_input_sample", false)?,
-            flip_sin_to_cos: r.bool("flip_sin_to_cos", true)?,
-            freq_shift: r.number("freq_shift", 0.0)?,
-            conv_in_kernel: r.size("conv_in_kernel", Some(3))?,
-            conv_out_kernel: r.size("conv_out_kernel", Some(3))?,
-            time_embed_dim: r.optional_size("time_embedding_dim")?.unwrap_or(block_out_channels[0] * 4),
-            cross_attention_dim: r.size("cross_attention_dim", Some(1280))?,
-            has_mid_block: match r.is_null("mid_block_type") {
-                true => false,
-                false => {
-                    r.choice("mid_block_type", "UNetMidBlock2DCrossAttn", &[("UNetMidBlock2DCrossAttn", true)])?
-                }
-            },
+            conv_out_kernel: odd_kernel(&mut r, "conv_out_kernel")?,
             sample_size: r.optional_pair("sample_size")?,
-            norm_num_groups: r.size("norm_num_groups", Some(32))?,
-            norm_eps: r.number("norm_eps", 1e-5)? as f32,
-            layers: levels(&mut r, "layers_per_block", 2)?,
-            heads: r.size_per_level("attention_head_dim", 8, n_levels)?,
-            transformer_layers: levels(&mut r, "transformer_layers_per_block", 1)?,
-            down_attention: block_types(&mut r, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")?,
             up_attention: block_types(&mut r, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")?,
-            linear_projection: r.bool("use_linear_projection", false)?,
-            upcast_attention: r.bool("upcast_attention", false)?,
-            block_out_channels,
+            down,
         };
-        r.only("act_fn", "silu")?;
         r.only("attention_type", "default")?;
-        r.only("downsample_padding", 1)?;
-        r.only("mid_block_scale_factor", 1)?;
         r.only("resnet_out_scale_factor", 1)?;
-        r.only("resnet_time_scale_shift", "default")?;
         r.only("time_embedding_type", "positional")?;
-        r.ignore(&["dropout", "addition_embed_type_num_heads"]);
-        config.check(&r)?;
+        r.ignore(&["dropout"]);
+        config.down.check_levels(&r, "up_block_types", config.up_attention.len())?;
+        for (i, attends) in config.up_attention.iter().enumerate() {
+            config.down.check_heads(&r, config.down.n_levels() - 1 - i, *attends)?;
+        }
         r.finish()?;
         Ok(config)
-    }
-
-    fn check(&self, r: &ConfigReader<'_>) -> Result<()> {
-        let n_levels = self.n_levels();
-        for (key, found) in [("down_block_types", &self.down_attention), ("up_block_types", &self.up_attention)]
-        {
-            if found.len() != n_levels {
-                let reason = format!("has {} entries for {n_levels} block_out_channels", found.len());
-                return Err(r.error(key, reason));
-            }
-        }
-        for (level, (channels, heads)) in self.block_out_channels.iter().zip(&self.heads).enumerate() {
-            let attends = self.down_attention[level]
-                || self.up_attention[n_levels - 1 - level]
-                || (self.has_mid_block && level + 1 == n_levels);
-            if !channels.is_multiple_of(self.norm_num_groups) {
-                let reason =
-                    format!("{channels} is not a multiple of norm_num_groups {}", self.norm_num_groups);
-                return Err(r.error("block_out_channels", reason));
-            }
-            if attends && !channels.is_multiple_of(*heads) {
-                let reason = format!("{heads} heads do not divide {channels} channels");
-                return Err(r.error("attention_head_dim", reason));
-            }
-        }
-        for (key, kernel) in
-            [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)]
-        {
-            if kernel.is_multiple_of(2) || kernel > 15 {
-                return Err(r.error(key, format!("{kernel} is not an odd number up to 15")));
-            }
-        }
-        let half = self.block_out_channels[0] / 2;
-        if half == 0 || self.freq_shift == half as f64 {
-            return Err(r.error("freq_shift", format!("{} leaves no frequencies", self.freq_shift)));
-        }
-        Ok(())
     }
 
     /// Default height and width in latents.
@@ -152,9 +134,9 @@ impl UNet2DConditionConfig {
         self.sample_size
     }
 
-    /// Channels of the latents that it reads.
+    /// Channels that it reads: those of the latents, and for inpainting those of the mask and of the masked picture.
     pub fn in_channels(&self) -> u64 {
-        self.in_channels
+        self.down.in_channels
     }
 
     /// Channels of its prediction.
@@ -164,7 +146,156 @@ impl UNet2DConditionConfig {
 
     /// Width of the text states that it attends to.
     pub fn cross_attention_dim(&self) -> u64 {
-        self.cross_attention_dim
+        self.down.cross_attention_dim
+    }
+
+    /// Width of the embedding of the guidance scale that it reads (LCM).
+    pub fn guidance_embedding_dim(&self) -> Option<u64> {
+        self.down.embedding.time_cond_proj_dim
+    }
+
+    /// Whether it reads pooled text and time ids (SDXL).
+    pub fn reads_time_ids(&self) -> bool {
+        self.down.embedding.addition.is_some()
+    }
+
+    /// Number of time ids beside pooled text of the given width; none where that does not work out.
+    pub fn n_time_ids(&self, pooled: u64) -> Option<u64> {
+        self.down.embedding.addition?.n_time_ids(pooled)
+    }
+
+    pub(super) fn up_block(&self, i: usize) -> BlockConfig {
+        let down = &self.down;
+        let level = down.n_levels() - 1 - i;
+        let previous = (level + 1).min(down.n_levels() - 1);
+        BlockConfig {
+            inputs: down.block_out_channels[previous],
+            outputs: down.block_out_channels[level],
+            skip: down.block_out_channels[level.saturating_sub(1)],
+            layers: down.layers[level] + 1,
+            attention: self.up_attention[i].then(|| down.transformer(level)),
+            resamples: level > 0,
+            temb: down.embedding.time_embed_dim,
+            norm: down.norm(),
+        }
+    }
+}
+
+impl ControlNetConfig {
+    /// Reads and checks a parsed `config.json`; `origin` names the file in errors.
+    pub fn from_json(origin: &str, value: &Value) -> Result<ControlNetConfig> {
+        let mut r = ConfigReader::new(origin, value, "ControlNetModel")?;
+        let config = ControlNetConfig {
+            down: DownPathConfig::read(&mut r)?,
+            conditioning_channels: r.size("conditioning_channels", Some(3))?,
+            conditioning_embedding: match r.has("conditioning_embedding_out_channels") {
+                true => r.sizes("conditioning_embedding_out_channels")?,
+                false => vec![16, 32, 96, 256],
+            },
+            reads_bgr: r.choice(
+                "controlnet_conditioning_channel_order",
+                "rgb",
+                &[("rgb", false), ("bgr", true)],
+            )?,
+        };
+        r.only("conditioning_channels", 3)?;
+        r.only("global_pool_conditions", false)?;
+        r.finish()?;
+        Ok(config)
+    }
+
+    /// Pixels of the control picture per latent along each axis.
+    pub fn scale_factor(&self) -> u64 {
+        1 << (self.conditioning_embedding.len() - 1)
+    }
+
+    /// Width of the text states that it attends to.
+    pub fn cross_attention_dim(&self) -> u64 {
+        self.down.cross_attention_dim
+    }
+
+    /// Channels of the latents that it reads.
+    pub fn in_channels(&self) -> u64 {
+        self.down.in_channels
+    }
+
+    /// Width of the pooled text that it reads beside six time ids (SDXL).
+    pub fn pooled_width(&self) -> Option<u64> {
+        let addition = self.down.embedding.addition?;
+        addition.input_dim.checked_sub(6 * addition.time_embed_dim).filter(|width| *width > 0)
+    }
+}
+
+impl DownPathConfig {
+    fn read(r: &mut ConfigReader<'_>) -> Result<DownPathConfig> {
+        let block_out_channels = r.sizes("block_out_channels")?;
+        let n_levels = block_out_channels.len();
+        let levels = |r: &mut ConfigReader<'_>, key, default| -> Result<Vec<usize>> {
+            let sizes = r.size_per_level(key, default, n_levels)?;
+            match sizes.iter().find(|n| **n > 64) {
+                Some(n) => Err(r.error(key, format!("{n} is over 64"))),
+                None => Ok(sizes.into_iter().map(|n| n as usize).collect()),
+            }
+        };
+        let config = DownPathConfig {
+            in_channels: r.size("in_channels", Some(4))?,
+            conv_in_kernel: 3,
+            embedding: EmbeddingConfig::read(r, block_out_channels[0])?,
+            cross_attention_dim: r.size("cross_attention_dim", Some(1280))?,
+            has_mid_block: match r.is_null("mid_block_type") {
+                true => false,
+                false => {
+                    r.choice("mid_block_type", "UNetMidBlock2DCrossAttn", &[("UNetMidBlock2DCrossAttn", true)])?
+                }
+            },
+            norm_num_groups: r.size("norm_num_groups", Some(32))?,
+            norm_eps: r.positive("norm_eps", 1e-5)? as f32,
+            layers: levels(r, "layers_per_block", 2)?,
+            heads: r.size_per_level("attention_head_dim", 8, n_levels)?,
+            transformer_layers: levels(r, "transformer_layers_per_block", 1)?,
+            down_attention: block_types(r, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")?,
+            linear_projection: r.bool("use_linear_projection", false)?,
+            upcast_attention: r.bool("upcast_attention", false)?,
+            block_out_channels,
+        };
+        r.only("act_fn", "silu")?;
+        r.only("downsample_padding", 1)?;
+        r.only("mid_block_scale_factor", 1)?;
+        r.only("resnet_time_scale_shift", "default")?;
+        r.only_all("only_cross_attention", false)?;
+        config.check(r)?;
+        Ok(config)
+    }
+
+    fn check(&self, r: &ConfigReader<'_>) -> Result<()> {
+        self.check_levels(r, "down_block_types", self.down_attention.len())?;
+        for (level, channels) in self.block_out_channels.iter().enumerate() {
+            if !channels.is_multiple_of(self.norm_num_groups) {
+                let reason =
+                    format!("{channels} is not a multiple of norm_num_groups {}", self.norm_num_groups);
+                return Err(r.error("block_out_channels", reason));
+            }
+            let in_the_middle = self.has_mid_block && level + 1 == self.n_levels();
+            self.check_heads(r, level, self.down_attention[level] || in_the_middle)?;
+        }
+        Ok(())
+    }
+
+    fn check_levels(&self, r: &ConfigReader<'_>, key: &'static str, found: usize) -> Result<()> {
+        match self.n_levels() {
+            n if n == found => Ok(()),
+            n => Err(r.error(key, format!("has {found} entries for {n} block_out_channels"))),
+        }
+    }
+
+    fn check_heads(&self, r: &ConfigReader<'_>, level: usize, attends: bool) -> Result<()> {
+        let (channels, heads) = (self.block_out_channels[level], self.heads[level]);
+        match !attends || channels.is_multiple_of(heads) {
+            true => Ok(()),
+            false => {
+                Err(r.error("attention_head_dim", format!("{heads} heads do not divide {channels} channels")))
+            }
+        }
     }
 
     pub(super) fn n_levels(&self) -> usize {
@@ -187,7 +318,7 @@ impl UNet2DConditionConfig {
         }
     }
 
-    pub(super) fn down_block(&self, i: usize) -> BlockConfig {
+    pub(super) fn block(&self, i: usize) -> BlockConfig {
         BlockConfig {
             inputs: self.block_out_channels[i.saturating_sub(1)],
             outputs: self.block_out_channels[i],
@@ -195,7 +326,7 @@ impl UNet2DConditionConfig {
             layers: self.layers[i],
             attention: self.down_attention[i].then(|| self.transformer(i)),
             resamples: i + 1 < self.n_levels(),
-            temb: self.time_embed_dim,
+            temb: self.embedding.time_embed_dim,
             norm: self.norm(),
         }
     }
@@ -210,24 +341,45 @@ impl UNet2DConditionConfig {
             layers: 1,
             attention: Some(self.transformer(last)),
             resamples: false,
-            temb: self.time_embed_dim,
+            temb: self.embedding.time_embed_dim,
             norm: self.norm(),
         }
     }
+}
 
-    pub(super) fn up_block(&self, i: usize) -> BlockConfig {
-        let level = self.n_levels() - 1 - i;
-        let previous = (level + 1).min(self.n_levels() - 1);
-        BlockConfig {
-            inputs: self.block_out_channels[previous],
-            outputs: self.block_out_channels[level],
-            skip: self.block_out_channels[level.saturating_sub(1)],
-            layers: self.layers[level] + 1,
-            attention: self.up_attention[i].then(|| self.transformer(level)),
-            resamples: level > 0,
-            temb: self.time_embed_dim,
-            norm: self.norm(),
+impl EmbeddingConfig {
+    fn read(r: &mut ConfigReader<'_>, first: u64) -> Result<EmbeddingConfig> {
+        let addition = match r.choice("addition_embed_type", "", &[("", false), ("text_time", true)])? {
+            false => None,
+            true => Some(AdditionConfig {
+                time_embed_dim: r.size("addition_time_embed_dim", None)?,
+                input_dim: r.size("projection_class_embeddings_input_dim", None)?,
+            }),
+        };
+        r.ignore(&["addition_embed_type_num_heads"]);
+        let config = EmbeddingConfig {
+            cosine_first: r.bool("flip_sin_to_cos", true)?,
+            freq_shift: r.number("freq_shift", 0.0)?,
+            time_proj_dim: first,
+            time_embed_dim: first * 4,
+            time_cond_proj_dim: None,
+            addition,
+        };
+        for width in [Some(first), addition.map(|a| a.time_embed_dim)].into_iter().flatten() {
+            if width < 2 || config.freq_shift == (width / 2) as f64 {
+                return Err(r.error("freq_shift", format!("{} leaves no frequencies", config.freq_shift)));
+            }
         }
+        Ok(config)
+    }
+}
+
+fn odd_kernel(r: &mut ConfigReader<'_>, key: &'static str) -> Result<u64> {
+    match r.size(key, Some(3))? {
+        kernel if kernel.is_multiple_of(2) || kernel > 15 => {
+            Err(r.error(key, format!("{kernel} is not an odd number up to 15")))
+        }
+        kernel => Ok(kernel),
     }
 }
 

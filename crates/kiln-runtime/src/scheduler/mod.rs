@@ -2,9 +2,11 @@
 
 mod config;
 mod ddim;
+mod stopgap;
 
 pub use config::{BetaSchedule, PredictionType, SchedulerConfig, Thresholding, TimestepSpacing};
 pub use ddim::Ddim;
+pub use stopgap::Sampler;
 
 /// Why a scheduler could not be made or set up.
 #[derive(Debug, thiserror::Error, PartialEq)]

@@ -1,4 +1,4 @@
-//! The autoencoder (diffusers `models/autoencoders/autoencoder_kl.py` and `vae.py`).
+//! The variational autoencoder (diffusers `models/autoencoders/autoencoder_kl.py` and `vae.py`).
 
 use kiln_graph::{Attention, Dim, Graph, Tensor, Weights};
 use serde_json::Value;

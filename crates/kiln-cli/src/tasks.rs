@@ -1,0 +1,103 @@
+//! Arguments about tasks as parts of a request.
+
+use std::path::{Path, PathBuf};
+
+use kiln_runtime::image::RgbImage;
+use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
+use serde_json::{Value, json};
+
+use crate::args::{GenerateArgs, TaskArgs, UpscalerChoice};
+use crate::failure::Failure;
+
+impl TaskArgs {
+    pub(crate) fn init(&self) -> Result<Option<Init>, Failure> {
+        let Some(image) = &self.init_image else { return Ok(None) };
+        Ok(Some(Init {
+            image: picture(image)?,
+            strength: self.strength,
+            mask: self.mask.as_deref().map(picture).transpose()?,
+        }))
+    }
+
+    pub(crate) fn controls(&self) -> Result<Vec<Control>, Failure> {
+        let n = self.control_image.len();
+        let scales = one_each("control scale", &self.control_scale, 1.0, n)?;
+        let starts = one_each("control start", &self.control_start, 0.0, n)?;
+        let ends = one_each("control end", &self.control_end, 1.0, n)?;
+        let images = self.control_image.iter().zip(scales).zip(starts.into_iter().zip(ends));
+        images
+            .map(|((image, scale), (start, end))| Ok(Control { image: picture(image)?, scale, start, end }))
+            .collect()
+    }
+
+    pub(crate) fn hires(&self) -> Option<Hires> {
+        self.hires.map(|scale| Hires {
+            scale,
+            strength: self.hires_strength,
+            steps: self.hires_steps,
+            upscaler: match self.hires_upscaler {
+                UpscalerChoice::Latents => Upscaler::Latents,
+                UpscalerChoice::Pixels => Upscaler::Pixels,
+            },
+        })
+    }
+
+    pub(crate) fn micro_conditioning(&self) -> MicroConditioning {
+        MicroConditioning {
+            original_size: self.original_size,
+            crop: self.crop.unwrap_or([0, 0]),
+            target_size: self.target_size,
+            aesthetic_score: self.aesthetic_score,
+            negative_aesthetic_score: self.negative_aesthetic_score,
+        }
+    }
+}
+
+fn picture(path: impl AsRef<Path>) -> Result<Picture, Failure> {
+    Ok(RgbImage::open(path.as_ref()).map_err(kiln_runtime::Error::from)?.into())
+}
+
+/// One value for all, or one for each of `n`.
+fn one_each<T: Copy>(key: &str, values: &[T], default: T, n: usize) -> Result<Vec<T>, Failure> {
+    match values {
+        [] => Ok(vec![default; n]),
+        [value] => Ok(vec![*value; n]),
+        values if values.len() == n => Ok(values.to_vec()),
+        values => Err(Failure::usage(format!("{key}: {} of them for {n} control images", values.len()))),
+    }
+}
+
+/// `FILE:SUFFIX` in its parts; a colon inside the name of a file that exists is part of the name.
+pub(crate) fn file_and_suffix(text: &str) -> (PathBuf, Option<&str>) {
+    match text.rsplit_once(':') {
+        Some((file, suffix)) if !Path::new(text).exists() && !suffix.contains(['/', '\\']) => {
+            (PathBuf::from(file), Some(suffix))
+        }
+        _ => (PathBuf::from(text), None),
+    }
+}
+
+/// What a picture's file says of its tasks: only what was asked for.
+pub(crate) fn settings(args: &GenerateArgs) -> Vec<(&'static str, Value)> {
+    let tasks = &args.tasks;
+    let mut settings = Vec::new();
+    let mut add = |is_set: bool, key: &'static str, value: Value| {
+        if is_set {
+            settings.push((key, value));
+        }
+    };
+    add(args.clip_skip > 0, "clip_skip", json!(args.clip_skip));
+    add(args.guidance_rescale > 0.0, "guidance_rescale", json!(args.guidance_rescale));
+    add(args.variation_seed.is_some(), "variation_seed", json!(args.variation_seed));
+    add(args.variation_strength.is_some(), "variation_strength", json!(args.variation_strength));
+    add(tasks.init_image.is_some(), "init_image", json!(tasks.init_image));
+    add(tasks.strength.is_some(), "strength", json!(tasks.strength));
+    add(tasks.mask.is_some(), "mask", json!(tasks.mask));
+    add(!tasks.controlnet.is_empty(), "controlnet", json!(tasks.controlnet));
+    add(!tasks.control_image.is_empty(), "control_image", json!(tasks.control_image));
+    add(!tasks.control_scale.is_empty(), "control_scale", json!(tasks.control_scale));
+    add(!tasks.embedding.is_empty(), "embedding", json!(tasks.embedding));
+    add(tasks.hires.is_some(), "hires", json!(tasks.hires));
+    add(tasks.hires.is_some(), "hires_strength", json!(tasks.hires_strength));
+    settings
+}

@@ -1,0 +1,93 @@
+//! ControlNets (Zhang et al. 2023, diffusers `pipelines/controlnet`).
+
+use kiln_bundle::{Bundle, Role};
+use kiln_engine::{HostTensor, TensorView};
+use ndarray::{Array4, ArrayD, Axis, arr1, concatenate};
+
+use super::denoise::Named;
+use crate::residency::Residency;
+use crate::{Control, Error};
+
+/// A ControlNet of a pipeline.
+pub(super) struct ControlNet {
+    pub(super) bundle: Bundle,
+    pub(super) engines: Residency,
+}
+
+/// The ControlNets of a run with their pictures.
+pub(super) struct Steering<'a> {
+    nets: Vec<(&'a mut ControlNet, &'a Control, ArrayD<f32>)>,
+}
+
+impl<'a> Steering<'a> {
+    /// Prepares the control pictures, one row per row of the UNet's batch.
+    pub(super) fn new(
+        nets: impl Iterator<Item = &'a mut ControlNet>,
+        controls: &'a [Control],
+        size: [u32; 2],
+        rows: usize,
+    ) -> Result<Steering<'a>, Error> {
+        let mut prepared = Vec::new();
+        for (net, control) in nets.zip(controls) {
+            let picture = repeated(control.image.planes("control image", size)?, rows)?;
+            prepared.push((net, control, picture));
+        }
+        Ok(Steering { nets: prepared })
+    }
+
+    /// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
+    pub(super) fn residuals(
+        &mut self,
+        sample: &ArrayD<f32>,
+        timestep: &ArrayD<f32>,
+        conditions: &[(&'static str, ArrayD<f32>)],
+        [from, to]: [f64; 2],
+    ) -> Result<Named, Error> {
+        let scale = |control: &Control| match from < control.start || to > control.end {
+            true => 0.0,
+            false => control.scale,
+        };
+        let any_acts = self.nets.iter().any(|(_, control, _)| scale(control) != 0.0);
+        let mut sum: Named = Vec::new();
+        for (net, control, picture) in &mut self.nets {
+            // A ControlNet that does nothing still runs where the others do not say the residuals' shapes.
+            if scale(control) == 0.0 && (any_acts || !sum.is_empty()) {
+                continue;
+            }
+            let scale = arr1(&[scale(control)]).into_dyn();
+            let engine = net.engines.engine(&net.bundle, Role::Controlnet)?;
+            let wanted: Vec<String> = engine.inputs().iter().map(|port| port.name.clone()).collect();
+            let names: Vec<String> = engine.outputs().iter().map(|port| port.name.clone()).collect();
+            let mut inputs = vec![
+                ("sample", TensorView::F32(sample.view())),
+                ("timestep", TensorView::F32(timestep.view())),
+                ("controlnet_cond", TensorView::F32(picture.view())),
+                ("conditioning_scale", TensorView::F32(scale.view())),
+            ];
+            let shared = conditions.iter().filter(|(name, _)| wanted.iter().any(|wanted| wanted == name));
+            inputs.extend(shared.map(|(name, value)| (*name, TensorView::F32(value.view()))));
+            let outputs = engine.run(&inputs)?;
+            match sum.is_empty() {
+                true => sum = names.into_iter().zip(outputs).collect(),
+                false => add(&mut sum, outputs),
+            }
+        }
+        Ok(sum)
+    }
+}
+
+fn add(sum: &mut Named, outputs: Vec<HostTensor>) {
+    for ((_, sum), output) in sum.iter_mut().zip(outputs) {
+        if let (HostTensor::F32(sum), HostTensor::F32(output)) = (sum, output) {
+            *sum += &output;
+        }
+    }
+}
+
+/// A single picture or mask `[1, C, H, W]` for every row of a batch.
+pub(super) fn repeated(picture: Array4<f32>, rows: usize) -> Result<ArrayD<f32>, Error> {
+    let views = vec![picture.view(); rows];
+    let batch = concatenate(Axis(0), &views)
+        .map_err(|e| Error::Component { component: Role::Controlnet, reason: e.to_string() })?;
+    Ok(batch.into_dyn())
+}

@@ -1,0 +1,122 @@
+//! What a request leaves open, as diffusers' pipeline of the task fills it in.
+
+use ndarray::ArrayD;
+
+use super::guidance::Guidance;
+use super::{Pass, Pipeline};
+use crate::scheduler::{Sampler, SchedulerConfig};
+use crate::{Error, Init, Request};
+
+/// Generation of the model, as far as defaults go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    StableDiffusion,
+    Xl,
+    LatentConsistency,
+}
+
+impl Pipeline {
+    fn family(&self) -> Result<Family, Error> {
+        let class = &self.bundle.pipeline()?.class;
+        Ok(match class {
+            class if class.starts_with("StableDiffusionXL") => Family::Xl,
+            class if class.starts_with("LatentConsistency") => Family::LatentConsistency,
+            _ => Family::StableDiffusion,
+        })
+    }
+
+    /// Height and width in pixels that a request leads to.
+    pub fn size(&self, request: &Request) -> Result<[u32; 2], Error> {
+        let info = self.bundle.pipeline()?;
+        let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
+        let picture = match (&request.init, request.controls.first()) {
+            (Some(init), _) if !masked => Some(&init.image),
+            (None, Some(control)) => Some(&control.image),
+            _ => None,
+        };
+        let [height, width] = match picture {
+            Some(picture) => picture.size().map(|side| side - side % info.vae_scale_factor.max(8)),
+            None => [info.height, info.width],
+        };
+        Ok([request.height.unwrap_or(height), request.width.unwrap_or(width)])
+    }
+
+    /// Denoising steps that a request leads to.
+    pub fn steps(&self, request: &Request) -> Result<usize, Error> {
+        Ok(match (request.steps, self.family()?) {
+            (Some(steps), _) => steps,
+            (None, Family::LatentConsistency) => 4,
+            (None, _) => 50,
+        })
+    }
+
+    /// Guidance scale that a request leads to.
+    pub fn guidance_scale(&self, request: &Request) -> Result<f32, Error> {
+        Ok(match (request.guidance_scale, self.family()?) {
+            (Some(scale), _) => scale,
+            (None, Family::StableDiffusion) => 7.5,
+            (None, Family::Xl) => 5.0,
+            (None, Family::LatentConsistency) => 8.5,
+        })
+    }
+
+    pub(super) fn guidance(&self, request: &Request) -> Result<Guidance, Error> {
+        Ok(Guidance {
+            scale: self.guidance_scale(request)?,
+            rescale: request.guidance_rescale,
+            embedding: self.bundle.pipeline()?.guidance_embedding,
+        })
+    }
+
+    pub(super) fn default_strength(&self, init: &Init) -> Result<f64, Error> {
+        Ok(match (self.family()?, init.mask.is_some()) {
+            (Family::Xl, false) => 0.3,
+            (Family::Xl, true) => 0.9999,
+            (_, false) => 0.8,
+            (_, true) => 1.0,
+        })
+    }
+
+    /// The sampler of a request, its configuration corrected as diffusers' pipeline of the task corrects it.
+    pub(super) fn sampler(&self, request: &Request, steps: usize) -> Result<Box<dyn Sampler>, Error> {
+        let corrects = self.family()? == Family::StableDiffusion && request.controls.is_empty();
+        let config: SchedulerConfig = match corrects {
+            true => self.scheduler.for_stable_diffusion(),
+            false => self.scheduler.clone(),
+        };
+        Ok(config.sampler(steps, request.eta)?)
+    }
+
+    /// Inputs of UNet and ControlNets that stay the same from step to step, for a batch of `rows`.
+    pub(super) fn conditions(
+        &self,
+        pass: &Pass<'_>,
+        rows: usize,
+    ) -> Result<Vec<(&'static str, ArrayD<f32>)>, Error> {
+        let mut conditions = vec![("encoder_hidden_states", pass.conditioning.states.clone())];
+        if let Some(embedded) = pass.guidance.embedded(rows) {
+            conditions.push(("timestep_cond", embedded));
+        }
+        let n_time_ids = self.bundle.pipeline()?.time_ids;
+        if let (Some(n), Some(pooled)) = (n_time_ids, &pass.conditioning.pooled) {
+            conditions.push(("text_embeds", pooled.clone()));
+            conditions.push(("time_ids", time_ids(pass, n as usize, rows)));
+        }
+        Ok(conditions)
+    }
+}
+
+/// SDXL's `add_time_ids` `[rows, n]`: original size and crop, then target size or, where there are five, aesthetic score.
+fn time_ids(pass: &Pass<'_>, n: usize, rows: usize) -> ArrayD<f32> {
+    let micro = &pass.request.micro_conditioning;
+    let original = micro.original_size.unwrap_or(pass.size);
+    let target = micro.target_size.unwrap_or(pass.size);
+    let n_negative = if pass.guidance.is_guided() { rows / 2 } else { 0 };
+    ArrayD::from_shape_fn(vec![rows, n], |index| match index[1] {
+        i @ (0 | 1) => original[i] as f32,
+        i @ (2 | 3) => micro.crop[i - 2] as f32,
+        4 if n == 5 && index[0] < n_negative => micro.negative_aesthetic_score,
+        4 if n == 5 => micro.aesthetic_score,
+        i => target[i - 4] as f32,
+    })
+}

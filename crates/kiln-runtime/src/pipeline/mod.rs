@@ -1,0 +1,304 @@
+//! The pipeline: text to picture, picture to picture, inpainting, ControlNets (diffusers `pipelines/stable_diffusion`,
+//! `stable_diffusion_xl`, `controlnet`, `latent_consistency_models`).
+
+mod control;
+mod decode;
+mod defaults;
+mod denoise;
+mod guidance;
+mod hires;
+mod noise;
+mod start;
+mod text;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kiln_bundle::{Bundle, Role};
+use kiln_engine::{Backend, HostTensor, LoadOptions};
+use ndarray::ArrayD;
+
+use crate::image::RgbImage;
+use crate::prompt::LearnedWords;
+use crate::request::{check_side, refuse};
+use crate::residency::Residency;
+use crate::scheduler::{Sampler, SchedulerConfig};
+use crate::tokenizer::ClipTokenizer;
+use crate::{Error, Request};
+use control::{ControlNet, Steering};
+use denoise::Denoiser;
+use guidance::Guidance;
+use noise::Noise;
+use start::Start;
+use text::Conditioning;
+
+/// A bundle ready to generate pictures.
+pub struct Pipeline {
+    bundle: Bundle,
+    engines: Residency,
+    tokenizers: Vec<ClipTokenizer>,
+    learned: LearnedWords,
+    controlnets: Vec<ControlNet>,
+    scheduler: SchedulerConfig,
+}
+
+/// What the pipeline is about to do or has done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// An engine is being loaded.
+    Loading(Role),
+    /// A prompt is longer than the text encoder reads; the tokens that were cut off.
+    Truncated(usize),
+    /// The engines are loaded and the first step starts.
+    Started {
+        /// Evaluations of the UNet to make, which for samplers of second order are nearly twice the steps.
+        steps: usize,
+    },
+    /// An evaluation of the UNet is done.
+    Step {
+        /// Evaluations done.
+        step: usize,
+        /// Evaluations to make.
+        steps: usize,
+        /// The timestep that was left.
+        timestep: f32,
+    },
+    /// Latents are being decoded.
+    Decoding {
+        /// Pictures done.
+        done: usize,
+        /// Pictures to decode.
+        total: usize,
+    },
+}
+
+/// What a request gave.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// One picture per prompt.
+    pub images: Vec<RgbImage>,
+    /// The latents they were decoded from, `[B, C, H, W]`, in the UNet's scale.
+    pub latents: ArrayD<f32>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Where the time of a request went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Until the first step: loading, tokenizing, encoding the prompt.
+    pub start: Duration,
+    /// All steps.
+    pub steps: Duration,
+    /// Decoding.
+    pub decode: Duration,
+}
+
+/// Told of every [`Event`]; `Break` cancels before the next one.
+pub type Progress<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
+
+impl Pipeline {
+    /// Reads the bundle's tokenizers and scheduler; engines are loaded when they are first needed.
+    pub fn new(bundle: Bundle, backend: Arc<dyn Backend>) -> Result<Pipeline, Error> {
+        Pipeline::with_options(bundle, backend, LoadOptions::default())
+    }
+
+    /// Like [`Pipeline::new`], with options for the engines.
+    pub fn with_options(
+        bundle: Bundle,
+        backend: Arc<dyn Backend>,
+        options: LoadOptions,
+    ) -> Result<Pipeline, Error> {
+        let info = bundle.pipeline()?.clone();
+        let tokenizer = |encoder: &kiln_bundle::TextEncoderInfo| {
+            ClipTokenizer::from_dir(&bundle.path(&encoder.tokenizer), encoder.positions as usize)
+        };
+        let path = bundle.path(&info.scheduler);
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
+        let scheduler =
+            SchedulerConfig::from_json(&text).map_err(|source| Error::SchedulerFile { path, source })?;
+        let mut pipeline = Pipeline {
+            tokenizers: info.text_encoders.iter().map(tokenizer).collect::<Result<_, _>>()?,
+            engines: Residency::new(backend, options),
+            learned: LearnedWords::default(),
+            controlnets: Vec::new(),
+            scheduler,
+            bundle,
+        };
+        for folder in &info.controlnets {
+            let nested = Bundle::open(&pipeline.bundle.path(folder))?;
+            pipeline.add_controlnet(nested)?;
+        }
+        Ok(pipeline)
+    }
+
+    /// Adds a ControlNet, which reads the request's control picture of the same index.
+    ///
+    /// Those of the bundle come first.
+    pub fn add_controlnet(&mut self, bundle: Bundle) -> Result<(), Error> {
+        let (info, net) = (self.bundle.pipeline()?, bundle.controlnet()?);
+        let width: u32 = info.text_encoders.iter().map(|encoder| encoder.width).sum();
+        let refuse = |reason: String| Err(Error::ControlNet { path: bundle.root().into(), reason });
+        if net.cross_attention_dim != width {
+            return refuse(format!(
+                "attends to text states of width {}; this model's have {width}",
+                net.cross_attention_dim
+            ));
+        }
+        if net.latent_channels != info.latent_channels {
+            let (found, expected) = (net.latent_channels, info.latent_channels);
+            return refuse(format!("reads latents of {found} channels; this model's have {expected}"));
+        }
+        if net.scale_factor != info.vae_scale_factor {
+            let (found, expected) = (net.scale_factor, info.vae_scale_factor);
+            return refuse(format!("expects {found} pixels per latent; this model has {expected}"));
+        }
+        let residuals = self.bundle.component(Role::UnetControlled)?.inputs.iter();
+        let residuals: Vec<_> = residuals.filter(|port| port.name.contains("_block_residual")).collect();
+        let outputs = &bundle.component(Role::Controlnet)?.outputs;
+        if outputs.iter().collect::<Vec<_>>() != residuals {
+            return refuse("makes residuals of other shapes than this model's UNet adds".into());
+        }
+        let engines = self.engines.sibling();
+        self.controlnets.push(ControlNet { bundle, engines });
+        Ok(())
+    }
+
+    /// Number of ControlNets.
+    pub fn n_controlnets(&self) -> usize {
+        self.controlnets.len()
+    }
+
+    /// Learns a word from an embedding file (textual inversion); gives the word, which is `token` or the file's own.
+    pub fn add_embedding(&mut self, path: &Path, token: Option<&str>) -> Result<String, Error> {
+        let encoders = self.bundle.pipeline()?.text_encoders.clone();
+        self.learned.learn(path, token, &encoders, &mut self.tokenizers)
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    /// The checkpoint's scheduler configuration.
+    pub fn scheduler(&self) -> &SchedulerConfig {
+        &self.scheduler
+    }
+
+    /// The backend that runs the engines.
+    pub fn backend(&self) -> &dyn Backend {
+        self.engines.backend()
+    }
+
+    /// Generates the pictures of a request; `progress` hears of every step and can cancel between steps.
+    pub fn generate(&mut self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
+        let size = self.size(request)?;
+        self.check(request, size)?;
+        let (steps, guidance) = (self.steps(request)?, self.guidance(request)?);
+        let mut sampler = self.sampler(request, steps)?;
+        let mut run = Run { step: 0, steps: 0, progress };
+
+        let begun = Instant::now();
+        let conditioning = self.encode_prompts(request, guidance.is_guided(), &mut run)?;
+        let mut noise = Noise::new(&request.seeds);
+        let start = self.start(request, size, steps, &*sampler, &mut noise, &mut run)?;
+        run.steps = sampler.timesteps().len() - start.begin + self.hires_steps(request, steps)?;
+        self.load(self.unet_role(request), &mut run)?;
+        run.tell(Event::Started { steps: run.steps })?;
+        let started = begun.elapsed();
+
+        let pass = Pass { request, size, guidance, conditioning: &conditioning };
+        let mut latents = self.denoise(&pass, &mut *sampler, start, &mut noise, &mut run)?;
+        if let Some(hires) = &request.hires {
+            latents = self.refine(hires, &pass, &latents, steps, &mut noise, &mut run)?;
+        }
+        let stepped = begun.elapsed();
+        let images = self.decode(&latents, &mut run)?;
+        let timings = Timings { start: started, steps: stepped - started, decode: begun.elapsed() - stepped };
+        Ok(Output { images, latents, timings })
+    }
+
+    fn denoise(
+        &mut self,
+        pass: &Pass<'_>,
+        sampler: &mut dyn Sampler,
+        start: Start,
+        noise: &mut Noise,
+        run: &mut Run<'_, '_>,
+    ) -> Result<ArrayD<f32>, Error> {
+        let batch = pass.request.prompts.len();
+        let rows = if pass.guidance.is_guided() { 2 * batch } else { batch };
+        let conditions = self.conditions(pass, rows)?;
+        let steering = match pass.request.controls.as_slice() {
+            [] => None,
+            controls => Some(Steering::new(self.controlnets.iter_mut(), controls, pass.size, rows)?),
+        };
+        let role = if steering.is_some() { Role::UnetControlled } else { Role::Unet };
+        let unet = self.engines.engine(&self.bundle, role)?;
+        let mut denoiser =
+            Denoiser { unet, steering, guidance: pass.guidance, conditions: &conditions, eta_noise: noise };
+        denoiser.run(sampler, start, run)
+    }
+
+    fn unet_role(&self, request: &Request) -> Role {
+        if request.controls.is_empty() { Role::Unet } else { Role::UnetControlled }
+    }
+
+    fn load(&mut self, role: Role, run: &mut Run<'_, '_>) -> Result<Role, Error> {
+        if !self.engines.is_loaded(role) {
+            run.tell(Event::Loading(role))?;
+            self.engines.engine(&self.bundle, role)?;
+        }
+        Ok(role)
+    }
+
+    fn check(&self, request: &Request, [height, width]: [u32; 2]) -> Result<(), Error> {
+        request.validate()?;
+        let factor = self.bundle.pipeline()?.vae_scale_factor;
+        check_side("height", Some(height), factor)?;
+        check_side("width", Some(width), factor)?;
+        match (request.controls.len(), self.controlnets.len()) {
+            (0, _) => Ok(()),
+            (found, n) if found == n => Ok(()),
+            (found, n) => refuse("control image", format!("{found} of them for {n} ControlNets")),
+        }
+    }
+
+    fn latent_shape(&self, batch: usize, [height, width]: [u32; 2]) -> Result<[usize; 4], Error> {
+        let info = self.bundle.pipeline()?;
+        let factor = info.vae_scale_factor;
+        Ok([batch, info.latent_channels as usize, (height / factor) as usize, (width / factor) as usize])
+    }
+}
+
+/// What the passes of a request share.
+struct Pass<'a> {
+    request: &'a Request,
+    /// Height and width in pixels.
+    size: [u32; 2],
+    guidance: Guidance,
+    conditioning: &'a Conditioning,
+}
+
+fn only_output(component: Role, outputs: Vec<HostTensor>) -> Result<ArrayD<f32>, Error> {
+    let output = outputs.into_iter().next().and_then(HostTensor::into_f32);
+    output.ok_or_else(|| Error::Component { component, reason: "has no output of floats".into() })
+}
+
+struct Run<'a, 'p> {
+    step: usize,
+    steps: usize,
+    progress: &'a mut Progress<'p>,
+}
+
+impl Run<'_, '_> {
+    fn tell(&mut self, event: Event) -> Result<(), Error> {
+        match (self.progress)(event) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled { step: self.step, steps: self.steps }),
+        }
+    }
+}

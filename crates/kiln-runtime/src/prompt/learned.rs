@@ -1,0 +1,164 @@
+//! Textual inversion: words whose embeddings are learned (Gal et al. 2022, diffusers `loaders/textual_inversion.py`).
+
+use std::path::{Path, PathBuf};
+
+use kiln_bundle::TextEncoderInfo;
+use ndarray::{Array2, Array3, ArrayView2};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::tokenizer::{ClipTokenizer, TokenizerError};
+use crate::{Error, Role};
+
+/// Largest embedding file that is read.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// The learned words of a pipeline.
+#[derive(Debug, Default)]
+pub(crate) struct LearnedWords {
+    words: Vec<Word>,
+}
+
+#[derive(Debug)]
+struct Word {
+    token: String,
+    /// Vectors `[n, width]` and the first of their ids, per text encoder that knows the word.
+    vectors: Vec<(Role, i64, Array2<f32>)>,
+}
+
+impl LearnedWords {
+    /// Reads an embedding file and teaches the tokenizers its word, `token` or else the file's own name for it.
+    pub(crate) fn learn(
+        &mut self,
+        path: &Path,
+        token: Option<&str>,
+        encoders: &[TextEncoderInfo],
+        tokenizers: &mut [ClipTokenizer],
+    ) -> Result<String, Error> {
+        let refuse = |reason: String| Error::Embedding { path: path.into(), reason };
+        let file = EmbeddingFile::read(path)?;
+        let token = token.map_or_else(|| file.token(path), str::to_owned);
+        if token.trim().is_empty() || token.chars().any(char::is_whitespace) {
+            return Err(refuse(format!("'{token}' is not a word")));
+        }
+        if self.words.iter().any(|word| word.token == token) {
+            return Err(refuse(format!("'{token}' is the word of another embedding")));
+        }
+        let mut vectors = Vec::new();
+        for (name, table) in file.tables {
+            let encoder = encoder_of(&name, encoders);
+            let Some(i) = encoder.filter(|&i| encoders[i].width as usize == table.ncols()) else {
+                let widths: Vec<String> = encoders.iter().map(|e| e.width.to_string()).collect();
+                return Err(refuse(format!(
+                    "'{name}' holds vectors of {}; this model's text encoders have {}",
+                    table.ncols(),
+                    widths.join(" and ")
+                )));
+            };
+            vectors.push((i, table));
+        }
+        if vectors.iter().any(|(i, _)| tokenizers[*i].knows(&token)) {
+            return Err(refuse(format!("the tokenizer has a token '{token}' already; name another one")));
+        }
+        let mut word = Word { token: token.clone(), vectors: Vec::new() };
+        for (i, table) in vectors {
+            let encoder = &encoders[i];
+            let first = tokenizers[i].learn(&token, table.nrows(), i64::from(encoder.vocabulary))?;
+            word.vectors.push((encoder.role, first, table));
+        }
+        self.words.push(word);
+        Ok(token)
+    }
+
+    /// What an encoder reads for ids beyond its vocabulary: `[rows, positions, width]`, zeros elsewhere.
+    pub(crate) fn rows(&self, encoder: &TextEncoderInfo, ids: ArrayView2<'_, i64>) -> Array3<f32> {
+        let (n, positions) = ids.dim();
+        let mut rows = Array3::zeros((n, positions, encoder.width as usize));
+        let tables =
+            self.words.iter().flat_map(|word| &word.vectors).filter(|(role, ..)| *role == encoder.role);
+        for (_, first, table) in tables {
+            for ((row, position), id) in ids.indexed_iter() {
+                let index = usize::try_from(id - first).ok().filter(|&index| index < table.nrows());
+                if let Some(index) = index {
+                    rows.slice_mut(ndarray::s![row, position, ..]).assign(&table.row(index));
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// `clip_l` and `clip_g` name SDXL's encoders; any other name is the first encoder's.
+fn encoder_of(name: &str, encoders: &[TextEncoderInfo]) -> Option<usize> {
+    let role = match name {
+        "clip_g" => Role::TextEncoder2,
+        "clip_l" => Role::TextEncoder,
+        _ => encoders.first()?.role,
+    };
+    encoders.iter().position(|encoder| encoder.role == role)
+}
+
+struct EmbeddingFile {
+    tables: Vec<(String, Array2<f32>)>,
+}
+
+impl EmbeddingFile {
+    fn read(path: &Path) -> Result<EmbeddingFile, Error> {
+        let refuse = |reason: String| Error::Embedding { path: PathBuf::from(path), reason };
+        if path.extension().is_some_and(|ending| ending == "pt" || ending == "bin") {
+            let reason = "pickled embeddings can run code when they are read, and kiln refuses them; convert the file to \
+                          safetensors";
+            return Err(refuse(reason.into()));
+        }
+        let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
+        if size > MAX_BYTES {
+            return Err(refuse(format!("has {size} bytes, more than any embedding")));
+        }
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| refuse(e.to_string()))?;
+        let mut tables = Vec::new();
+        for (name, tensor) in tensors.tensors() {
+            let shape = match *tensor.shape() {
+                [width] if width > 0 => [1, width],
+                [n, width] if n > 0 && n <= 75 && width > 0 => [n, width],
+                ref other => {
+                    return Err(refuse(format!("'{name}' has shape {other:?}, which is not up to 75 vectors")));
+                }
+            };
+            let data = tensor.data();
+            let halves = || data.as_chunks::<2>().0.iter().copied();
+            let values: Vec<f32> = match tensor.dtype() {
+                Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+                Dtype::F16 => halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+                Dtype::BF16 => halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+                other => {
+                    return Err(refuse(format!("'{name}' is stored as {other:?}; supported: F32, F16, BF16")));
+                }
+            };
+            let table = Array2::from_shape_vec(shape, values).map_err(|e| refuse(e.to_string()))?;
+            tables.push((name, table));
+        }
+        let is_pair = tables.iter().all(|(name, _)| name == "clip_l" || name == "clip_g");
+        match tables.len() {
+            1 => Ok(EmbeddingFile { tables }),
+            2 if is_pair => Ok(EmbeddingFile { tables }),
+            n => Err(refuse(format!("holds {n} tensors; an embedding is one, or clip_l and clip_g"))),
+        }
+    }
+
+    /// diffusers stores the vectors under the word itself; other tools use a fixed name and mean the file's.
+    fn token(&self, path: &Path) -> String {
+        const FIXED: [&str; 4] = ["emb_params", "clip_l", "clip_g", "string_to_param"];
+        match self.tables.first().map(|(name, _)| name).filter(|name| !FIXED.contains(&name.as_str())) {
+            Some(name) => name.clone(),
+            None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        }
+    }
+}
+
+impl ClipTokenizer {
+    /// Adds a word of `n` vectors, whose ids start at `vocabulary` or behind the words learned before.
+    fn learn(&mut self, token: &str, n: usize, vocabulary: i64) -> Result<i64, TokenizerError> {
+        let tokens = (0..n).map(|i| if i == 0 { token.to_owned() } else { format!("{token}_{i}") }).collect();
+        self.add_words(tokens, vocabulary)
+    }
+}

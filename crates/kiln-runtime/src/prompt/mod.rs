@@ -1,0 +1,81 @@
+//! Prompts to blocks of weighted token ids.
+
+mod attention;
+mod learned;
+
+use crate::PromptSyntax;
+use crate::tokenizer::{ClipTokenizer, TokenizerError};
+use attention::{Piece, parse};
+pub(crate) use learned::LearnedWords;
+
+/// A prompt as blocks of as many token ids as the text encoder has positions.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Blocks {
+    pub(crate) ids: Vec<Vec<i64>>,
+    /// One weight per id; empty where all are 1.
+    pub(crate) weights: Vec<Vec<f32>>,
+    /// How many ids did not fit.
+    pub(crate) n_truncated: usize,
+}
+
+impl Blocks {
+    pub(crate) fn new(
+        tokenizer: &ClipTokenizer,
+        prompt: &str,
+        syntax: PromptSyntax,
+    ) -> Result<Blocks, TokenizerError> {
+        match syntax {
+            PromptSyntax::Plain => {
+                let encoding = tokenizer.encode(prompt)?;
+                Ok(Blocks { ids: vec![encoding.ids], weights: Vec::new(), n_truncated: encoding.n_truncated })
+            }
+            PromptSyntax::Weighted => weighted(tokenizer, prompt),
+        }
+    }
+
+    /// As many blocks as the longest of several prompts has; the others are filled up with empty ones.
+    pub(crate) fn extend_to(&mut self, n: usize, tokenizer: &ClipTokenizer) {
+        while self.ids.len() < n {
+            self.ids.push(tokenizer.frame(&[]));
+            if !self.weights.is_empty() {
+                self.weights.push(vec![1.0; tokenizer.max_length()]);
+            }
+        }
+    }
+}
+
+fn weighted(tokenizer: &ClipTokenizer, prompt: &str) -> Result<Blocks, TokenizerError> {
+    let room = tokenizer.max_length() - 2;
+    let mut blocks: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default()];
+    for piece in parse(prompt) {
+        match piece {
+            Piece::Break => blocks.push(Default::default()),
+            Piece::Text(text, weight) => {
+                for id in tokenizer.tokens(&text)? {
+                    if blocks.last().is_none_or(|(ids, _)| ids.len() == room) {
+                        blocks.push(Default::default());
+                    }
+                    if let Some((ids, weights)) = blocks.last_mut() {
+                        ids.push(id);
+                        weights.push(weight);
+                    }
+                }
+            }
+        }
+    }
+    let is_weighted = blocks.iter().flat_map(|(_, weights)| weights).any(|&weight| weight != 1.0);
+    let framed = |weights: &Vec<f32>| {
+        let mut framed = vec![1.0; tokenizer.max_length()];
+        framed[1..=weights.len()].copy_from_slice(weights);
+        framed
+    };
+    Ok(Blocks {
+        ids: blocks.iter().map(|(ids, _)| tokenizer.frame(ids)).collect(),
+        weights: if is_weighted {
+            blocks.iter().map(|(_, weights)| framed(weights)).collect()
+        } else {
+            Vec::new()
+        },
+        n_truncated: 0,
+    })
+}
