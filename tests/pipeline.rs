@@ -6,7 +6,7 @@ use kiln_compile::TraceOptions;
 use kiln_engine::{HostTensor, LoadOptions, TensorView};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
-use kiln_runtime::{Bundle, Error, Event, Pipeline, Request, Role};
+use kiln_runtime::{Bundle, Error, Event, Pipeline, PromptSyntax, Request, Role};
 use ndarray::{ArrayD, Axis, arr1};
 
 use crate::fixtures::{backends, bundle, onnxruntime, quietly, sd15};
@@ -24,7 +24,7 @@ fn golden() -> (Bundle, References) {
 
 #[track_caller]
 fn check_component(role: Role, inputs: &[(&str, HostTensor)], expected: &[(&str, &str)]) {
-    let (bundle, references) = golden();
+    let (bundle, references) = (bundle(&sd15(), &TraceOptions::default()), golden().1);
     let model = bundle.path(&bundle.component(role).expect("the component").engine);
     for backend in backends() {
         let mut engine = backend.load(&model, &LoadOptions::default()).expect("the engine");
@@ -194,7 +194,12 @@ fn a_prompt_that_is_too_long_is_cut_and_said_to_be() {
     let (bundle, _) = golden();
     let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
     let mut truncated = 0;
-    let request = Request { prompts: vec!["word ".repeat(100)], steps: Some(1), ..golden_request() };
+    let request = Request {
+        prompts: vec!["word ".repeat(100)],
+        prompt_syntax: PromptSyntax::Plain,
+        steps: Some(1),
+        ..golden_request()
+    };
     let mut watch = |event| {
         if let Event::Truncated(n) = event {
             truncated = n;
@@ -216,8 +221,8 @@ fn check_refused(request: Request, message: &str) {
 #[test]
 fn impossible_requests_are_refused() {
     let good = golden_request;
-    check_refused(Request { steps: Some(0), ..good() }, "steps: Some(0) is not a positive number");
-    check_refused(Request { steps: Some(1001), ..good() }, "steps: Some(1001) is not a number from 1 to 1000");
+    check_refused(Request { steps: Some(0), ..good() }, "steps: 0 is not a positive number");
+    check_refused(Request { steps: Some(1001), ..good() }, "steps: 1001 is not a number from 1 to 1000");
     check_refused(Request { width: Some(65), ..good() }, "width: 65 is not a multiple of 8 up to 8192");
     check_refused(Request { height: Some(0), ..good() }, "height: 0 is not a multiple of 8 up to 8192");
     check_refused(Request { height: Some(8200), ..good() }, "height: 8200 is not a multiple of 8 up to 8192");

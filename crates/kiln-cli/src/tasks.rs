@@ -21,7 +21,8 @@ impl TaskArgs {
 
     pub(crate) fn controls(&self) -> Result<Vec<Control>, Failure> {
         let n = self.control_image.len();
-        let scales = one_each("control scale", &self.control_scale, 1.0, n)?;
+        let scales: Vec<Option<f32>> = self.control_scale.iter().copied().map(Some).collect();
+        let scales = one_each("control scale", &scales, None, n)?;
         let starts = one_each("control start", &self.control_start, 0.0, n)?;
         let ends = one_each("control end", &self.control_end, 1.0, n)?;
         let images = self.control_image.iter().zip(scales).zip(starts.into_iter().zip(ends));

@@ -75,8 +75,8 @@ pub struct Init {
 pub struct Control {
     /// The picture that it reads; resized to the request's size.
     pub image: Picture,
-    /// Factor on its residuals.
-    pub scale: f32,
+    /// Factor on its residuals. By default 1; beside an initial picture 0.8; with a mask 0.5, or 1 for SDXL.
+    pub scale: Option<f32>,
     /// Share of the steps after which it starts.
     pub start: f64,
     /// Share of the steps after which it ends.
@@ -84,9 +84,9 @@ pub struct Control {
 }
 
 impl Control {
-    /// A picture with scale 1 for all steps.
+    /// A picture with the default scale for all steps.
     pub fn new(image: impl Into<Picture>) -> Control {
-        Control { image: image.into(), scale: 1.0, start: 0.0, end: 1.0 }
+        Control { image: image.into(), scale: None, start: 0.0, end: 1.0 }
     }
 }
 
@@ -221,8 +221,8 @@ impl Request {
             );
         }
         for control in &self.controls {
-            if !control.scale.is_finite() {
-                return refuse("control scale", format!("{} is not a finite number", control.scale));
+            if let Some(scale) = control.scale.filter(|scale| !scale.is_finite()) {
+                return refuse("control scale", format!("{scale} is not a finite number"));
             }
             check_share("control start", control.start)?;
             check_share("control end", control.end)?;

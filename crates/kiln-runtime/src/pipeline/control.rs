@@ -17,6 +17,7 @@ pub(super) struct ControlNet {
 /// The ControlNets of a run with their pictures.
 pub(super) struct Steering<'a> {
     nets: Vec<(&'a mut ControlNet, &'a Control, ArrayD<f32>)>,
+    default_scale: f32,
 }
 
 impl<'a> Steering<'a> {
@@ -24,6 +25,7 @@ impl<'a> Steering<'a> {
     pub(super) fn new(
         nets: impl Iterator<Item = &'a mut ControlNet>,
         controls: &'a [Control],
+        default_scale: f32,
         size: [u32; 2],
         rows: usize,
     ) -> Result<Steering<'a>, Error> {
@@ -32,7 +34,7 @@ impl<'a> Steering<'a> {
             let picture = repeated(control.image.planes("control image", size)?, rows)?;
             prepared.push((net, control, picture));
         }
-        Ok(Steering { nets: prepared })
+        Ok(Steering { nets: prepared, default_scale })
     }
 
     /// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
@@ -43,9 +45,10 @@ impl<'a> Steering<'a> {
         conditions: &[(&'static str, ArrayD<f32>)],
         [from, to]: [f64; 2],
     ) -> Result<Named, Error> {
+        let default_scale = self.default_scale;
         let scale = |control: &Control| match from < control.start || to > control.end {
             true => 0.0,
-            false => control.scale,
+            false => control.scale.unwrap_or(default_scale),
         };
         let any_acts = self.nets.iter().any(|(_, control, _)| scale(control) != 0.0);
         let mut sum: Named = Vec::new();

@@ -77,6 +77,16 @@ impl Pipeline {
         })
     }
 
+    /// Factor on a ControlNet's residuals that a request leads to.
+    pub(super) fn default_control_scale(&self, request: &Request) -> Result<f32, Error> {
+        let masked = request.init.as_ref().map(|init| init.mask.is_some());
+        Ok(match (masked, self.family()?) {
+            (None, _) | (Some(true), Family::Xl) => 1.0,
+            (Some(false), _) => 0.8,
+            (Some(true), _) => 0.5,
+        })
+    }
+
     /// The sampler of a request, its configuration corrected as diffusers' pipeline of the task corrects it.
     pub(super) fn sampler(&self, request: &Request, steps: usize) -> Result<Box<dyn Sampler>, Error> {
         let corrects = self.family()? == Family::StableDiffusion && request.controls.is_empty();

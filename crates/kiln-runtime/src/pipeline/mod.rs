@@ -232,9 +232,10 @@ impl Pipeline {
         let batch = pass.request.prompts.len();
         let rows = if pass.guidance.is_guided() { 2 * batch } else { batch };
         let conditions = self.conditions(pass, rows)?;
+        let scale = self.default_control_scale(pass.request)?;
         let steering = match pass.request.controls.as_slice() {
             [] => None,
-            controls => Some(Steering::new(self.controlnets.iter_mut(), controls, pass.size, rows)?),
+            controls => Some(Steering::new(self.controlnets.iter_mut(), controls, scale, pass.size, rows)?),
         };
         let role = if steering.is_some() { Role::UnetControlled } else { Role::Unet };
         let unet = self.engines.engine(&self.bundle, role)?;
