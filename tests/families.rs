@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use half::f16;
 use kiln_compile::TraceOptions;
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use kiln_runtime::generator::TorchCpuGenerator;
-use kiln_runtime::{Bundle, Control, Init, MicroConditioning, Picture, Pipeline, Request};
+use kiln_runtime::{
+    Bundle, Control, Hires, Init, MicroConditioning, Picture, Pipeline, Request, Upscaler, Variation,
+};
 use ndarray::{ArrayD, Axis};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -69,7 +71,17 @@ impl Family {
         let defaults = MicroConditioning::default();
         Request {
             negative_prompts: if is_null { Vec::new() } else { vec![text("negative"); n] },
-            prompts: vec![text("prompt"); n],
+            prompts: vec![call["prompt"].as_str().map_or_else(|| text("prompt"), str::to_owned); n],
+            variation: number("variation_strength").map(|strength| Variation {
+                seeds: vec![call["variation_seed"].as_u64().expect("a seed")],
+                strength: strength as f32,
+            }),
+            hires: call["hires"].as_str().map(|upscaler| Hires {
+                scale: number("hires_scale").expect("a scale") as f32,
+                strength: number("hires_strength").expect("a strength"),
+                steps: None,
+                upscaler: if upscaler == "pixels" { Upscaler::Pixels } else { Upscaler::Latents },
+            }),
             clip_skip: number("clip_skip").unwrap_or(0.0) as usize,
             seeds: match &call["seed"] {
                 Value::Array(seeds) => seeds.iter().filter_map(Value::as_u64).collect(),
@@ -97,6 +109,16 @@ impl Family {
             },
             ..Request::new("")
         }
+    }
+
+    /// The embedding file that the references hold the vectors of.
+    fn embedding(&self) -> PathBuf {
+        let vectors = self.references.f32("learned");
+        let bytes: Vec<u8> = vectors.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, vectors.shape().to_vec(), &bytes).expect("a tensor");
+        let path = self.folder.path().join("toy.safetensors");
+        safetensors::serialize_to_file([("<toy>", view)], None, &path).expect("a safetensors file");
+        path
     }
 
     fn controls(&self, call: &Value, image: &ArrayD<f32>) -> Vec<Control> {
@@ -174,6 +196,10 @@ fn check(name: &str) {
         let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
         for call in family.description["calls"].as_object().expect("calls").keys() {
             let what = format!("{name} {call} on {}", pipeline.backend().name());
+            if family.description["calls"][call]["learned"] == json!(true) {
+                let word = pipeline.add_embedding(&family.embedding(), None).expect("an embedding");
+                assert_eq!(word, "<toy>");
+            }
             let output = pipeline.generate(&family.request(call), &mut quietly);
             let output = output.unwrap_or_else(|e| panic!("{what}: {e}"));
             let expected = family.references.f32(&format!("{call}.latents"));
@@ -181,7 +207,9 @@ fn check(name: &str) {
                 let found = output.images[0].to_planes().insert_axis(Axis(0)).into_dyn();
                 assert_close(&what, found.view(), expected.view(), 2.0 / 255.0);
             } else {
-                assert_close(&what, output.latents.view(), expected.view(), LATENTS);
+                let tolerance = family.description["calls"][call]["tolerance"].as_f64();
+                let tolerance = tolerance.map_or(LATENTS, |tolerance| tolerance as f32);
+                assert_close(&what, output.latents.view(), expected.view(), tolerance);
             }
         }
     }

@@ -1,9 +1,11 @@
-//! Pictures and PNG files.
+//! Pictures: reading, writing, resizing, comparing.
 
 use std::fs;
 
-use kiln_runtime::image::RgbImage;
+use kiln_runtime::image::{ImageError, RgbImage};
 use ndarray::ArrayD;
+
+use crate::support::{References, assert_close, references};
 
 #[track_caller]
 fn picture(values: Vec<f32>) -> RgbImage {
@@ -43,4 +45,82 @@ fn text_chunks_follow_the_text() {
     let has = |part: &[u8]| png.windows(part.len()).any(|window| window == part);
     assert!(has(b"tEXtprompt\0caf\xe9"));
     assert!(has(b"iTXtnegative\0") && has("\u{6771}\u{4eac}".as_bytes()));
+}
+
+#[track_caller]
+fn stored(references: &References, key: &str) -> RgbImage {
+    let (data, shape) = references.u8(key);
+    RgbImage::from_raw(shape[1] as u32, shape[0] as u32, data).expect("a picture")
+}
+
+#[test]
+fn resizing_is_pillows_to_the_bit() {
+    let references = References::open("images.safetensors");
+    let image = stored(&references, "image");
+    let keys: Vec<String> =
+        references.names().into_iter().filter(|name| name.starts_with("lanczos.")).collect();
+    assert_eq!(keys.len(), 6);
+    for key in keys {
+        let expected = stored(&references, &key);
+        assert_eq!(image.resized(expected.width(), expected.height()), expected, "{key}");
+    }
+}
+
+#[test]
+fn brightness_is_pillows() {
+    let references = References::open("images.safetensors");
+    let luma = stored(&references, "image").resized(30, 20).to_luma();
+    let mask = luma.mapv(|x| if x < 0.5 { 0.0 } else { 1.0 });
+    assert_close("mask", mask.view().into_dyn(), references.f32("mask").view(), 0.0);
+}
+
+#[test]
+fn differences_are_measured_as_scikit_image_measures_them() {
+    let references = References::open("images.safetensors");
+    let (image, other) = (stored(&references, "image"), stored(&references, "other"));
+    let found = image.compare(&other).expect("two pictures");
+    let figures = references.metadata("figures");
+    let close = |found: Option<f64>, key: &str| {
+        let (found, expected) = (found.expect(key), figures[key].as_f64().expect("a number"));
+        assert!((found - expected).abs() < 1e-9, "{key}: {found} for {expected}");
+    };
+    close(found.psnr, "psnr");
+    close(found.ssim, "ssim");
+    assert_eq!(found.max_difference, 9);
+    let (difference, gain) = image.difference(&other).expect("two pictures");
+    assert_eq!(gain, 28);
+    assert_eq!(difference.data()[0], 28 * image.data()[0].abs_diff(other.data()[0]));
+
+    let same = image.compare(&image).expect("two pictures");
+    assert_eq!((same.max_difference, same.psnr), (0, None));
+    assert!((same.ssim.expect("a similarity") - 1.0).abs() < 1e-12);
+    assert!(matches!(image.compare(&image.resized(5, 5)), Err(ImageError::Sizes(..))));
+}
+
+#[test]
+fn pictures_are_read_upright_and_without_alpha() {
+    let turned = RgbImage::open(&references().join("turned.jpg")).expect("a JPEG");
+    assert_eq!((turned.width(), turned.height()), (16, 32));
+    let near = |pixel: &[u8], colour: [u8; 3]| pixel.iter().zip(colour).all(|(a, b)| a.abs_diff(b) < 8);
+    assert!(near(&turned.data()[..3], [200, 40, 40]), "{:?}", &turned.data()[..3]);
+    assert!(near(&turned.data()[turned.data().len() - 3..], [30, 60, 200]));
+
+    let alpha = RgbImage::open(&references().join("alpha.webp")).expect("a WebP");
+    assert_eq!(alpha.data()[..3], [200, 40, 40]);
+}
+
+#[test]
+fn a_file_that_is_no_picture_is_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("p.png");
+    let mut png = Vec::new();
+    picture(vec![0.0; 3 * 64]).write_png(&mut png, &[]).expect("a PNG");
+    png[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
+    for bytes in [&b"not a picture"[..], &png, &png[..20], &[]] {
+        fs::write(&path, bytes).expect("a file");
+        let error = RgbImage::open(&path).expect_err("refused").to_string();
+        assert!(error.contains("p.png: "), "{error}");
+    }
+    let missing = RgbImage::open(&folder.path().join("none.png")).expect_err("refused").to_string();
+    assert!(missing.ends_with("none.png: no such file or directory"), "{missing}");
 }

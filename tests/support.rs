@@ -51,6 +51,15 @@ impl References {
         ArrayD::from_shape_vec(tensor.shape(), values).expect("as many numbers as the shape says")
     }
 
+    /// Bytes and shape.
+    #[track_caller]
+    pub(crate) fn u8(&self, key: &str) -> (Vec<u8>, Vec<usize>) {
+        let tensors = self.tensors();
+        let tensor = tensors.tensor(key).unwrap_or_else(|e| panic!("{}: {key}: {e}", self.name));
+        assert_eq!(tensor.dtype(), safetensors::Dtype::U8, "{key}");
+        (tensor.data().to_vec(), tensor.shape().to_vec())
+    }
+
     #[track_caller]
     pub(crate) fn i64(&self, key: &str) -> Vec<i64> {
         let tensors = self.tensors();

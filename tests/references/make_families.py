@@ -18,8 +18,10 @@ from pathlib import Path
 
 import diffusers
 import torch
+import torch.nn.functional as F
 from diffusers import (AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, MultiControlNetModel,
                        UNet2DConditionModel)
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -31,6 +33,13 @@ BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 DDIM = dict(BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 EULER = dict(BETAS, steps_offset=1, timestep_spacing="leading")
 LATENTS = 4
+
+WEIGHTED = r"a (red:1.4) circle [above] a ((blue)) square BREAK a \(green\) star"
+WEIGHTED_BLOCKS = [
+    [["a ", 1.0], ["red", 1.4], [" circle ", 1.0], ["above", 1 / 1.1], [" a ", 1.0], ["blue", 1.21], [" square", 1.0]],
+    [["a (green) star", 1.0]],
+]
+LONG = "a red circle above a blue square on a white background " * 9
 
 
 def draw(name, shape):
@@ -117,6 +126,13 @@ def cases():
         "img2img_each": dict(task="Img2Img", strength=0.4, num_inference_steps=5, batch=2, seed=[1, 2], eta=1.0),
         "inpaint": dict(task="Inpaint", eta=0.3),
         "inpaint_partly": dict(task="Inpaint", strength=0.5, batch=2, seed=[3, 4], eta=0.3),
+        "weighted": dict(prompt=WEIGHTED, blocks=WEIGHTED_BLOCKS),
+        "long": dict(prompt=LONG, blocks=[[[LONG, 1.0]]]),
+        "learned": dict(prompt="a <toy> above a blue square", learned=True),
+        "variation": dict(variation_seed=11, variation_strength=0.3),
+        "hires_latents": dict(hires="latents", hires_scale=1.5, hires_strength=0.6, eta=0.2),
+        # Rounding to eight bits in between can turn either way.
+        "hires_pixels": dict(hires="pixels", hires_scale=2.0, hires_strength=0.4, tolerance=1e-2),
     }
     yield "sd2", "StableDiffusionPipeline", DDIMScheduler(**(DDIM | dict(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"))), dict(
@@ -162,6 +178,7 @@ def cases():
         text_encoder=text_encoder(), unet=unet(), vae=vae(), controlnet=controlnet("controlnet")), {}, {
         "plain": dict(task="ControlNet", controlnet_conditioning_scale=0.7),
         "partly": dict(task="ControlNet", control_guidance_start=0.2, control_guidance_end=0.7, batch=2),
+        "inpaint": dict(task="ControlNetInpaint", strength=0.7),
         "img2img": dict(task="ControlNetImg2Img", strength=0.6),
     }
     yield "controlnets", "StableDiffusionControlNetPipeline", DDIMScheduler(**DDIM), dict(
@@ -185,6 +202,52 @@ def pipeline_class(base, task):
     return getattr(diffusers, f"{stem}{task}Pipeline")
 
 
+# Parts of a call that are no arguments of diffusers' pipelines.
+OWN = ("prompt", "blocks", "learned", "variation", "hires", "tolerance")
+
+
+def embeds(pipe, blocks):
+    """States of a weighted prompt: blocks of 75 tokens, weights, and the mean put back (lpw_stable_diffusion.py)."""
+    tokenizer, room = pipe.tokenizer, 75
+    framed = []
+    for block in blocks:
+        tokens = [(token, weight) for text, weight in block
+                  for token in tokenizer(text, add_special_tokens=False, truncation=False).input_ids]
+        framed += [tokens[i:i + room] for i in range(0, max(len(tokens), 1), room)]
+    states, weights = [], []
+    for tokens in framed:
+        pad = [tokenizer.pad_token_id] * (room - len(tokens))
+        ids = [tokenizer.bos_token_id, *(token for token, _ in tokens), tokenizer.eos_token_id, *pad]
+        states.append(pipe.text_encoder(torch.tensor([ids]))[0])
+        weights += [1.0, *(weight for _, weight in tokens), 1.0, *[1.0] * len(pad)]
+    states, weights = torch.cat(states, dim=1), torch.tensor(weights)[None, :, None]
+    return states * weights * (states.mean() / (states * weights).mean())
+
+
+def slerp(a, b, share):
+    """Spherical interpolation in double precision."""
+    a, b = a.double(), b.double()
+    angle = torch.acos((a * b).sum() / (a.norm() * b.norm()))
+    return ((torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)).float()
+
+
+def refine(pipe, latents, call, options):
+    """The second pass: enlarged, then img2img with the generator as the first pass left it."""
+    scale, factor = call["hires_scale"], pipe.vae_scale_factor
+    size = [int(side * factor * scale / 8 + 0.5) * 8 for side in latents.shape[2:]]
+    if call["hires"] == "latents":
+        image = F.interpolate(latents, [side // factor for side in size], mode="bilinear")
+    else:
+        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        image = pipe.image_processor.postprocess(decoded, output_type="pil")[0].resize(size[::-1], Image.LANCZOS)
+    second = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    second.set_progress_bar_config(disable=True)
+    keep = ("num_inference_steps", "guidance_scale", "eta", "generator")
+    options = {key: value for key, value in options.items() if key in keep}
+    return second(PROMPT, negative_prompt=NEGATIVE, image=image, strength=call["hires_strength"], output_type="latent",
+                  **options).images
+
+
 def make(base, scheduler, components, extra, call, inputs):
     """Latents of one call; what it reads is added to `inputs`."""
     call = dict(call)
@@ -192,6 +255,8 @@ def make(base, scheduler, components, extra, call, inputs):
     seed, decoded, negative = call.pop("seed", 7), call.pop("decoded", False), call.pop("negative", NEGATIVE)
     cls = pipeline_class(base, task)
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    if call.get("learned"):
+        components = components | dict(text_encoder=text_encoder())
     parts = dict(components, scheduler=scheduler, **extra)
     for name in ("tokenizer", "tokenizer_2"):
         parts[name] = tokenizer
@@ -206,6 +271,7 @@ def make(base, scheduler, components, extra, call, inputs):
     draws = torch.Generator("cpu").manual_seed(0)
     image, mask = torch.rand(1, 3, *size, generator=draws), (torch.rand(1, 1, *size, generator=draws) > 0.5).float()
     inputs[f"image.{size[0]}x{size[1]}"], inputs[f"mask.{size[0]}x{size[1]}"] = image, mask
+    own = {key: call.pop(key) for key in list(call) if key.startswith(OWN)}
     options = dict(num_inference_steps=5, guidance_scale=7.5) | call
     if task == "ControlNet":
         n = len(pipe.controlnet.nets) if isinstance(pipe.controlnet, MultiControlNetModel) else 0
@@ -221,9 +287,21 @@ def make(base, scheduler, components, extra, call, inputs):
     seeds = [torch.Generator("cpu").manual_seed(s) for s in (seed if isinstance(seed, list) else [seed])]
     options["generator"] = seeds if isinstance(seed, list) else seeds[0]
     negatives = None if negative is None else [negative] * batch
+    prompts = dict(prompt=[own.get("prompt", PROMPT)] * batch, negative_prompt=negatives)
     with torch.no_grad():
-        return pipe([PROMPT] * batch, negative_prompt=negatives, output_type="pt" if decoded else "latent",
-                    **options).images
+        if "blocks" in own:
+            positive = embeds(pipe, own["blocks"])
+            negative = embeds(pipe, [[[negative, 1.0]], [["", 1.0]]])
+            prompts = dict(prompt_embeds=positive, negative_prompt_embeds=negative)
+        if "learned" in own:
+            inputs["learned"] = torch.randn(3, 32, generator=draws) * 0.5
+            pipe.load_textual_inversion({"<toy>": inputs["learned"]})
+        if "variation_seed" in own:
+            shape = (1, LATENTS, *(side // pipe.vae_scale_factor for side in size))
+            noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (seed, own["variation_seed"])]
+            options["latents"] = slerp(*noise, own["variation_strength"])
+        images = pipe(**prompts, output_type="pt" if decoded else "latent", **options).images
+        return refine(pipe, images, own, options) if "hires" in own else images
 
 
 def parts_of(components):

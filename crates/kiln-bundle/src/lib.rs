@@ -94,6 +94,18 @@ impl Bundle {
         }
     }
 
+    /// Adds a reference to the bundle, or replaces the one it has.
+    pub fn set_reference(&mut self, bytes: &[u8]) -> Result<(), BundleError> {
+        const NAME: &str = "reference.safetensors";
+        let path = self.path(NAME);
+        let _lock = fs::Lock::acquire(&self.path(".lock"))?;
+        fs::write_atomic(&path, bytes)?;
+        let entry = FileEntry { size: bytes.len() as u64, blake3: fs::digest(&path)? };
+        self.manifest.files.insert(NAME.into(), entry);
+        self.manifest.reference = Some(NAME.into());
+        fs::write_atomic(&self.root.join(MANIFEST), self.manifest.to_yaml().as_bytes())
+    }
+
     fn refuse(&self, reason: &str) -> BundleError {
         BundleError::Manifest { path: self.root.join(MANIFEST), reason: reason.into() }
     }

@@ -25,6 +25,9 @@ pub struct Manifest {
     pub content: Content,
     /// The engines.
     pub components: BTreeMap<Role, Component>,
+    /// What it made where it was compiled, to compare with elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     /// Every file of the bundle but the manifest, relative to it.
     pub files: BTreeMap<String, FileEntry>,
     /// Where it comes from.
@@ -270,6 +273,7 @@ impl Manifest {
             target,
             content,
             components: BTreeMap::new(),
+            reference: None,
             files: BTreeMap::new(),
             provenance,
         }
@@ -306,7 +310,12 @@ impl Manifest {
                 None
             }
         };
-        let named = self.components.values().flat_map(|c| [&c.engine, &c.weights]).chain(scheduler);
+        let named = self
+            .components
+            .values()
+            .flat_map(|c| [&c.engine, &c.weights])
+            .chain(scheduler)
+            .chain(&self.reference);
         match named.into_iter().find(|name| !self.files.contains_key(*name)) {
             None => Ok(()),
             Some(name) => Err(format!("file '{name}' is used but not listed")),

@@ -13,6 +13,7 @@ Exit codes:
   3  a checkpoint, bundle or model file is missing, malformed or not supported
   4  a native library can not be found, fetched or used
   5  a file can not be read or written
+  6  what was compared or verified differs more than allowed
 
 Environment:
   KILN_CACHE_DIR     folder for downloads (default: kiln in the platform's cache folder)
@@ -31,13 +32,17 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Draw pictures for a prompt.
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Write a checkpoint's networks as ONNX files.
     Trace(TraceArgs),
     /// Make a checkpoint's bundle in the engine cache.
     Compile(CompileArgs),
     /// Show what is in a checkpoint, a bundle or an ONNX file.
     Inspect(InspectArgs),
+    /// Run a bundle's reference again and tell how far the result has drifted.
+    Verify(VerifyArgs),
+    /// Tell how close two pictures are.
+    Compare(CompareArgs),
     /// Write a checkpoint with random weights.
     Synth(SynthArgs),
     /// Fetch native libraries, or show which ones are found.
@@ -205,6 +210,12 @@ pub(crate) struct TraceArgs {
 pub(crate) struct CompileArgs {
     /// Checkpoint folder.
     pub(crate) checkpoint_dir: PathBuf,
+    /// Leave out the reference that `kiln verify` compares with.
+    #[arg(long)]
+    pub(crate) no_reference: bool,
+    /// What runs the engines to make the reference.
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
     #[command(flatten)]
     pub(crate) sizes: SizeArgs,
     #[command(flatten)]
@@ -254,6 +265,47 @@ pub(crate) struct InspectArgs {
     /// Check the digest of every file of a bundle.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    /// Bundle folder.
+    pub(crate) bundle: PathBuf,
+    /// Make the reference anew instead, on this machine and backend.
+    #[arg(long)]
+    pub(crate) record: bool,
+    /// Drift that is still allowed: root mean square of the difference over that of the reference.
+    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    pub(crate) max_drift: f64,
+    /// What runs the engines.
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct CompareArgs {
+    /// PNG, JPEG or WebP file.
+    pub(crate) a: PathBuf,
+    /// Another one of the same size.
+    pub(crate) b: PathBuf,
+    /// Write the differences as a picture, amplified to be seen.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) diff: Option<PathBuf>,
+    /// Fail where a channel of a pixel differs by more, from 0 to 255.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_difference: Option<u8>,
+    /// Fail where the peak signal to noise ratio is lower, in decibels.
+    #[arg(long, value_name = "DB")]
+    pub(crate) min_psnr: Option<f64>,
+    /// Fail where the structural similarity is lower, up to 1.
+    #[arg(long, value_name = "X")]
+    pub(crate) min_ssim: Option<f64>,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,14 +8,18 @@ use serde_json::json;
 
 use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, SizeArgs};
 use crate::failure::Failure;
+use crate::generate::backend;
 use crate::progress::Bar;
-use crate::{output, paths};
+use crate::{output, paths, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
     let sizes = sizes(&args.sizes, &checkpoint)?;
-    let compiled = compile(&checkpoint, &args.checkpoint, sizes, &args.cache)?;
+    let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, &args.cache)?;
+    if !args.no_reference && compiled.bundle.manifest().reference.is_none() {
+        verify::record(&mut compiled.bundle, backend(args.backend)?)?;
+    }
     let root = compiled.bundle.root().display().to_string();
     match args.json {
         true => output::data(

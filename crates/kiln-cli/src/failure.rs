@@ -8,6 +8,7 @@ use kiln_compile::CompileError;
 use kiln_engine::{EngineError, EngineErrorKind};
 use kiln_native::{Error as NativeError, ErrorKind as NativeErrorKind};
 use kiln_runtime::Error as RuntimeError;
+use kiln_runtime::image::ImageError;
 
 use crate::output;
 
@@ -24,6 +25,7 @@ const USAGE: u8 = 2;
 const INPUT: u8 = 3;
 const LIBRARY: u8 = 4;
 const FILES: u8 = 5;
+const DIFFERS: u8 = 6;
 
 impl Failure {
     pub(crate) fn usage(message: impl Into<String>) -> Failure {
@@ -32,6 +34,11 @@ impl Failure {
 
     pub(crate) fn input(path: &Path, reason: &str) -> Failure {
         Failure { message: format!("{}: {reason}", path.display()), hint: None, code: INPUT }
+    }
+
+    /// What was compared is not as close as was asked for.
+    pub(crate) fn differs(message: impl Into<String>) -> Failure {
+        Failure { message: message.into(), hint: None, code: DIFFERS }
     }
 
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Failure {
@@ -111,11 +118,15 @@ impl From<RuntimeError> for Failure {
             RuntimeError::Bundle(error) => error.into(),
             RuntimeError::Engine(error) => error.into(),
             RuntimeError::Native(error) => error.into(),
-            RuntimeError::Image(error) => Failure { message: error.to_string(), hint: None, code: FILES },
+            RuntimeError::Image(error) => {
+                let code = if matches!(error, ImageError::Write { .. }) { FILES } else { INPUT };
+                Failure { message: error.to_string(), hint: None, code }
+            }
             RuntimeError::Request { .. } | RuntimeError::Scheduler(_) => Failure::usage(error.to_string()),
             RuntimeError::Tokenizer(_)
             | RuntimeError::SchedulerFile { .. }
             | RuntimeError::Embedding { .. }
+            | RuntimeError::Reference { .. }
             | RuntimeError::ControlNet { .. } => {
                 Failure { message: error.to_string(), hint: None, code: INPUT }
             }

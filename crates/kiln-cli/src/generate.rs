@@ -88,7 +88,7 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
 }
 
 /// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
-fn backend(choice: BackendChoice) -> Result<Arc<dyn Backend>, Failure> {
+pub(crate) fn backend(choice: BackendChoice) -> Result<Arc<dyn Backend>, Failure> {
     if choice == BackendChoice::Rten {
         return Ok(Arc::new(Rten));
     }

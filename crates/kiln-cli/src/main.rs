@@ -1,6 +1,7 @@
 //! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
 
 mod args;
+mod compare;
 mod compile;
 mod failure;
 mod generate;
@@ -12,6 +13,7 @@ mod runtime;
 mod synth;
 mod tasks;
 mod trace;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Runtime(args) => runtime::run(args),
     };

@@ -61,6 +61,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A bundle's reference can not be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Reference {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A ControlNet does not fit the pipeline.
     #[error("{path}: {reason}", path = path.display())]
     ControlNet {

@@ -24,6 +24,7 @@ mod request;
 mod residency;
 pub mod scheduler;
 pub mod tokenizer;
+mod verify;
 
 pub use backend::{CpuBackend, cpu_backend};
 pub use error::Error;
@@ -32,3 +33,4 @@ pub use kiln_engine::{Backend, LoadOptions};
 pub use picture::Picture;
 pub use pipeline::{Event, Output, Pipeline, Progress, Timings};
 pub use request::{Control, Hires, Init, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
+pub use verify::{Reference, Verification};

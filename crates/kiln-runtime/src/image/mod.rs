@@ -1,19 +1,52 @@
-//! Pictures and PNG files.
+//! Pictures: reading, writing, resizing, comparing.
+
+mod compare;
+mod resize;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
-/// Why a picture could not be made or written.
+pub use compare::Comparison;
+
+/// Largest side of a picture that is read, in pixels.
+const MAX_SIDE: u32 = 32768;
+
+/// Most memory that reading a picture may take.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Why a picture could not be made, read, written or compared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
     /// The autoencoder's output is no batch of pictures.
     #[error("shape {0:?} is not a batch of pictures [B, 3, H, W]")]
     Shape(Vec<usize>),
+    /// As many bytes as no picture of this size has.
+    #[error("{found} bytes are no picture of {width}x{height} pixels")]
+    Bytes {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Number of bytes.
+        found: usize,
+    },
+    /// Pictures of different sizes, each width and height in pixels, can not be compared.
+    #[error("a picture of {}x{} pixels can not be compared with one of {}x{}", .0[0], .0[1], .1[0], .1[1])]
+    Sizes([u32; 2], [u32; 2]),
+    /// A file can not be read.
+    #[error("{path}: {reason}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A file can not be written.
     #[error("{path}: {reason}", path = path.display())]
     Write {
@@ -68,15 +101,41 @@ impl RgbImage {
         })
     }
 
-    /// TODO(merge)
-    pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
-        Err(ImageError::Write { path: path.into(), reason: "merge".into() })
+    /// A picture of the given bytes: red, green, blue of each pixel, row by row.
+    pub fn from_raw(width: u32, height: u32, data: Vec<u8>) -> Result<RgbImage, ImageError> {
+        let expected = u64::from(width) * u64::from(height) * 3;
+        match expected > 0 && data.len() as u64 == expected {
+            true => Ok(RgbImage { width, height, data }),
+            false => Err(ImageError::Bytes { width, height, found: data.len() }),
+        }
     }
 
-    /// TODO(merge): Lanczos
+    /// Reads a PNG, JPEG or WebP file: turned as its EXIF data says and without its alpha channel, as diffusers'
+    /// `load_image` does.
+    pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
+        let refuse = |reason: String| ImageError::Read { path: path.into(), reason };
+        let mut reader = ImageReader::open(path)
+            .and_then(ImageReader::with_guessed_format)
+            .map_err(|e| refuse(e.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()))?;
+        let mut limits = Limits::default();
+        limits.max_image_width = Some(MAX_SIDE);
+        limits.max_image_height = Some(MAX_SIDE);
+        limits.max_alloc = Some(MAX_BYTES);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(|e| refuse(e.to_string()))?;
+        let orientation = decoder.orientation().map_err(|e| refuse(e.to_string()))?;
+        let mut image = DynamicImage::from_decoder(decoder).map_err(|e| refuse(e.to_string()))?;
+        image.apply_orientation(orientation);
+        let image = image.into_rgb8();
+        let (width, height) = image.dimensions();
+        RgbImage::from_raw(width, height, image.into_raw())
+    }
+
+    /// The picture at another size, by Lanczos' filter as Pillow applies it.
     pub fn resized(&self, width: u32, height: u32) -> RgbImage {
-        assert_eq!((width, height), (self.width, self.height));
-        self.clone()
+        let (width, height) = (width.max(1), height.max(1));
+        let from = [self.height as usize, self.width as usize];
+        RgbImage { width, height, data: resize::lanczos(&self.data, from, [height as usize, width as usize]) }
     }
 
     /// Width in pixels.

@@ -1,0 +1,83 @@
+use std::sync::Arc;
+
+use kiln_bundle::Bundle;
+use kiln_engine::Backend;
+use kiln_runtime::{Error, Event, Pipeline, Reference};
+use serde_json::json;
+
+use crate::args::VerifyArgs;
+use crate::failure::Failure;
+use crate::generate::backend;
+use crate::output;
+use crate::progress::Bar;
+
+pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
+    if !(args.max_drift >= 0.0 && args.max_drift.is_finite()) {
+        return Err(Failure::usage(format!("max drift: {} is not a number from 0 on", args.max_drift)));
+    }
+    if !Bundle::is_bundle(&args.bundle) {
+        return Err(Failure::input(&args.bundle, "is no bundle").with_hint("kiln compile makes bundles"));
+    }
+    let mut bundle = Bundle::open(&args.bundle)?;
+    bundle.verify()?;
+    if args.record {
+        record(&mut bundle, backend(args.backend)?)?;
+        output::data(&bundle.root().display().to_string());
+        return Ok(());
+    }
+    let Some(reference) = Reference::of(&bundle)? else {
+        return Err(Failure::input(&args.bundle, "has no reference")
+            .with_hint("kiln verify --record makes one, on a machine that is trusted"));
+    };
+    let mut pipeline = Pipeline::new(bundle, backend(args.backend)?)?;
+    let verification = watched(|progress| match pipeline.verify(&reference, progress) {
+        Err(error @ Error::NotFinite { .. }) => Err(Failure::differs(error.to_string())),
+        result => Ok(result?),
+    })?;
+    let passes = verification.drift <= args.max_drift && !verification.is_flat;
+    if args.json {
+        let mut report = json!(verification);
+        report["passes"] = json!(passes);
+        report["reference"] = json!(reference.backend());
+        output::data(&report.to_string());
+    } else if passes {
+        output::data(&format!(
+            "ok: drift {:.2e}, largest difference {:.2e}",
+            verification.drift, verification.max_difference
+        ));
+    }
+    match verification {
+        found if found.is_flat => Err(Failure::differs("the picture is of one colour")),
+        found if !passes => {
+            let (drift, max) = (found.drift, args.max_drift);
+            let (difference, made_by) = (found.max_difference, reference.backend());
+            Err(Failure::differs(format!(
+                "drift {drift:.2e} is over {max:e} (largest difference {difference:.2e}; reference by {made_by})"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a bundle's reference.
+pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>) -> Result<(), Failure> {
+    let mut pipeline = Pipeline::new(bundle.clone(), backend)?;
+    let reference = watched(|progress| Ok(pipeline.make_reference(progress)?))?;
+    Ok(bundle.set_reference(&reference.to_bytes()?)?)
+}
+
+/// Runs something that samples under a progress bar.
+fn watched<T>(
+    work: impl FnOnce(&mut dyn FnMut(Event) -> std::ops::ControlFlow<()>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut bar = None;
+    work(&mut |event| {
+        match event {
+            Event::Started { steps } => bar = Some(Bar::steps(steps)),
+            Event::Step { step, .. } => bar.iter().for_each(|bar| bar.step(step)),
+            Event::Decoding { .. } => bar = None,
+            _ => {}
+        }
+        std::ops::ControlFlow::Continue(())
+    })
+}

@@ -1,0 +1,186 @@
+//! Whether an engine still makes what it made where it was compiled.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use kiln_bundle::Bundle;
+use ndarray::{Array3, ArrayD};
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::pipeline::Progress;
+use crate::{Control, Error, Init, Picture, Pipeline, Request};
+
+/// Side in latents of the reference's picture where the engines take every size.
+const SIDE: u32 = 16;
+
+/// Latents that a pipeline made from fixed random numbers, prompt and pictures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    settings: Settings,
+    latents: ArrayD<f32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    prompt: String,
+    negative_prompt: String,
+    seed: u64,
+    steps: usize,
+    guidance_scale: f32,
+    height: u32,
+    width: u32,
+    batch: usize,
+    /// What made the reference.
+    backend: String,
+}
+
+/// How far a pipeline is from its bundle's reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Verification {
+    /// Root mean square of the latents' difference over that of the reference.
+    pub drift: f64,
+    /// Largest difference of a latent.
+    pub max_difference: f32,
+    /// Whether a decoded picture is of one colour, as black frames are.
+    pub is_flat: bool,
+}
+
+impl Pipeline {
+    /// Makes the reference of this pipeline's bundle.
+    pub fn make_reference(&mut self, progress: &mut Progress<'_>) -> Result<Reference, Error> {
+        let info = self.bundle().pipeline()?;
+        let fixed = self.fixed_sizes()?;
+        let [height, width] = match fixed {
+            Some(_) => [info.height, info.width],
+            None => [SIDE * info.vae_scale_factor; 2],
+        };
+        let settings = Settings {
+            prompt: "a photograph of an astronaut riding a horse".into(),
+            negative_prompt: "blurry".into(),
+            seed: 0,
+            steps: 3,
+            guidance_scale: 7.5,
+            height,
+            width,
+            batch: fixed.unwrap_or(1),
+            backend: format!("{} {}", self.backend().name(), self.backend().version()),
+        };
+        let output = self.generate(&settings.request(self)?, progress)?;
+        Ok(Reference { settings, latents: output.latents })
+    }
+
+    /// Runs the bundle's reference again; latents that are not finite are an error.
+    pub fn verify(
+        &mut self,
+        reference: &Reference,
+        progress: &mut Progress<'_>,
+    ) -> Result<Verification, Error> {
+        let output = self.generate(&reference.settings.request(self)?, progress)?;
+        if output.latents.shape() != reference.latents.shape() {
+            let reason =
+                format!("made latents {:?}, not {:?}", output.latents.shape(), reference.latents.shape());
+            return Err(Error::Component { component: crate::Role::Unet, reason });
+        }
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let pairs = || output.latents.iter().zip(&reference.latents);
+        let difference = square(&mut pairs().map(|(found, expected)| f64::from(found - expected)));
+        let norm = square(&mut reference.latents.iter().map(|&x| f64::from(x)));
+        Ok(Verification {
+            drift: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
+            max_difference: pairs().map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max),
+            is_flat: output.images.iter().any(|image| image.is_flat()),
+        })
+    }
+
+    /// Number of pictures that the engines were built for, where they take one size only.
+    fn fixed_sizes(&self) -> Result<Option<usize>, Error> {
+        let component = self.bundle().component(crate::Role::VaeDecoder)?;
+        let batch = component.inputs.first().and_then(|port| port.shape.first());
+        Ok(match batch {
+            Some(kiln_bundle::Size::Fixed(n)) => Some(*n as usize),
+            _ => None,
+        })
+    }
+}
+
+impl Settings {
+    /// The request, with synthetic pictures where the model needs some.
+    fn request(&self, pipeline: &Pipeline) -> Result<Request, Error> {
+        let info = pipeline.bundle().pipeline()?;
+        let (height, width) = (self.height as usize, self.width as usize);
+        let gradient = || {
+            Picture::Planar(Array3::from_shape_fn((3, height, width), |(c, y, x)| match c {
+                0 => x as f32 / width as f32,
+                1 => y as f32 / height as f32,
+                _ => 0.5,
+            }))
+        };
+        let left_half =
+            || {
+                Picture::Planar(Array3::from_shape_fn((1, height, width), |(_, _, x)| {
+                    if 2 * x < width { 1.0 } else { 0.0 }
+                }))
+            };
+        let inpaints = info.unet_channels != info.latent_channels;
+        Ok(Request {
+            prompts: vec![self.prompt.clone(); self.batch],
+            negative_prompts: vec![self.negative_prompt.clone()],
+            seeds: vec![self.seed],
+            steps: Some(self.steps),
+            guidance_scale: Some(self.guidance_scale),
+            height: Some(self.height),
+            width: Some(self.width),
+            init: inpaints.then(|| Init { image: gradient(), strength: None, mask: Some(left_half()) }),
+            controls: (0..pipeline.n_controlnets()).map(|_| Control::new(gradient())).collect(),
+            ..Request::new("")
+        })
+    }
+}
+
+impl Reference {
+    /// The reference of a bundle, if it has one.
+    pub fn of(bundle: &Bundle) -> Result<Option<Reference>, Error> {
+        let Some(name) = &bundle.manifest().reference else { return Ok(None) };
+        let path = bundle.path(name);
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, &e))?;
+        Reference::parse(&path, &bytes).map(Some)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Reference, Error> {
+        let refuse = |reason: String| Error::Reference { path: path.into(), reason };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| refuse(e.to_string()))?;
+        let settings = header.metadata().as_ref().and_then(|map| map.get(SETTINGS));
+        let settings = settings.ok_or_else(|| refuse(format!("has no {SETTINGS}")))?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(|e| refuse(e.to_string()))?;
+        let latents = tensors.tensor(LATENTS).map_err(|e| refuse(e.to_string()))?;
+        if latents.dtype() != Dtype::F32 {
+            return Err(refuse(format!("{LATENTS} are stored as {:?}, not F32", latents.dtype())));
+        }
+        let values = latents.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Ok(Reference {
+            settings: serde_json::from_str(settings).map_err(|e| refuse(format!("{SETTINGS}: {e}")))?,
+            latents: ArrayD::from_shape_vec(latents.shape(), values).map_err(|e| refuse(e.to_string()))?,
+        })
+    }
+
+    /// The reference as the file that a bundle holds.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let refuse = |reason: String| Error::Reference { path: SETTINGS.into(), reason };
+        let settings = serde_json::to_string(&self.settings).map_err(|e| refuse(e.to_string()))?;
+        let data: Vec<u8> = self.latents.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(Dtype::F32, self.latents.shape().to_vec(), &data)
+            .map_err(|e| refuse(e.to_string()))?;
+        let metadata = HashMap::from([(SETTINGS.to_owned(), settings)]);
+        safetensors::serialize([(LATENTS, view)], Some(metadata)).map_err(|e| refuse(e.to_string()))
+    }
+
+    /// Name and version of the backend that made it.
+    pub fn backend(&self) -> &str {
+        &self.settings.backend
+    }
+}
+
+const SETTINGS: &str = "settings";
+const LATENTS: &str = "latents";
