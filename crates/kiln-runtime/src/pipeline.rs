@@ -8,10 +8,10 @@ use kiln_bundle::{Bundle, Role};
 use kiln_engine::{Backend, Engine, HostTensor, LoadOptions, TensorView};
 use ndarray::{ArrayD, Axis, Slice, Zip, arr1, concatenate};
 
-use crate::generator::TorchCpuGenerator;
+use crate::generator::Generator;
 use crate::image::RgbImage;
 use crate::residency::Residency;
-use crate::scheduler::{Ddim, SchedulerConfig};
+use crate::scheduler::{SamplerOptions, SchedulerClass, SchedulerConfig, SchedulerError};
 use crate::tokenizer::ClipTokenizer;
 use crate::{Error, Request};
 
@@ -20,8 +20,7 @@ pub struct Pipeline {
     bundle: Bundle,
     engines: Residency,
     tokenizer: ClipTokenizer,
-    scheduler: Ddim,
-    scheduler_class: String,
+    scheduler: SchedulerConfig,
 }
 
 /// What the pipeline is about to do or has done.
@@ -43,8 +42,8 @@ pub enum Event {
         step: usize,
         /// Steps to take.
         steps: usize,
-        /// The timestep that was left.
-        timestep: i64,
+        /// The timestep that was left, not always a whole number.
+        timestep: f32,
     },
     /// Latents are being decoded.
     Decoding {
@@ -99,8 +98,7 @@ impl Pipeline {
         let config =
             SchedulerConfig::from_json(&text).map_err(|source| Error::SchedulerFile { path, source })?;
         Ok(Pipeline {
-            scheduler: Ddim::new(&config.for_stable_diffusion()),
-            scheduler_class: config.class,
+            scheduler: config.for_stable_diffusion(),
             engines: Residency::new(backend, options),
             tokenizer,
             bundle,
@@ -112,9 +110,16 @@ impl Pipeline {
         &self.bundle
     }
 
-    /// The scheduler class that the checkpoint names; DDIM runs whatever it is.
-    pub fn scheduler_class(&self) -> &str {
-        &self.scheduler_class
+    /// The scheduler that a request runs with: the checkpoint's own, or the one that the request names.
+    pub fn scheduler_class(&self, request: &Request) -> Result<SchedulerClass, SchedulerError> {
+        Ok(self.scheduler(request)?.class())
+    }
+
+    fn scheduler(&self, request: &Request) -> Result<SchedulerConfig, SchedulerError> {
+        match &request.scheduler {
+            Some(name) => self.scheduler.with_scheduler(name),
+            None => Ok(self.scheduler.clone()),
+        }
     }
 
     /// The backend that runs the engines.
@@ -133,29 +138,30 @@ impl Pipeline {
         let [height, width] = self.size(request);
         let info = self.bundle.manifest().pipeline.clone();
         request.check(height, width, info.vae_scale_factor)?;
-        let timesteps = self.scheduler.timesteps(request.steps)?;
+        let options = SamplerOptions { eta: request.eta, ..SamplerOptions::default() };
+        let mut sampler = self.scheduler(request)?.sampler(request.steps, &options)?;
+        let timesteps = sampler.timesteps().to_vec();
         let mut run = Run { step: 0, steps: timesteps.len(), progress };
 
         let start = Instant::now();
         let states = self.encode_prompts(request, &mut run)?;
-        let mut generator = TorchCpuGenerator::new(request.seed);
+        let mut generator = Generator::new(request.generator, request.seed);
         let shape = [
             request.prompts.len(),
             info.latent_channels as usize,
             (height / info.vae_scale_factor) as usize,
             (width / info.vae_scale_factor) as usize,
         ];
-        let mut latents = generator.randn(&shape) * self.scheduler.init_noise_sigma();
+        let mut latents = generator.randn(&shape) * sampler.init_noise_sigma();
         let unet = self.load(Role::Unet, &mut run)?;
         run.tell(Event::Started { steps: timesteps.len() })?;
         let started = start.elapsed();
 
-        let scheduler = self.scheduler.clone();
         let unet = self.engines.engine(&self.bundle, unet)?;
-        for &timestep in &timesteps {
-            let prediction = predict(unet, request, &latents, timestep, &states)?;
-            let noise = (request.eta > 0.0).then(|| generator.randn(&shape));
-            scheduler.step(&prediction, timestep, request.steps, &mut latents, request.eta, noise.as_ref())?;
+        for (i, &timestep) in timesteps.iter().enumerate() {
+            let input = sampler.scale_model_input(i, &latents);
+            let prediction = predict(unet, request, &input, timestep, &states)?;
+            sampler.step(i, &prediction, &mut latents, &mut |shape| generator.randn(shape))?;
             run.step += 1;
             if !latents.iter().all(|x| x.is_finite()) {
                 return Err(Error::NotFinite { step: run.step });
@@ -225,7 +231,7 @@ fn predict(
     unet: &mut dyn Engine,
     request: &Request,
     latents: &ArrayD<f32>,
-    timestep: i64,
+    timestep: f32,
     states: &ArrayD<f32>,
 ) -> Result<ArrayD<f32>, Error> {
     let guided = request.is_guided();
@@ -238,7 +244,7 @@ fn predict(
         }
         false => latents.view(),
     };
-    let timestep = arr1(&[timestep as f32]).into_dyn();
+    let timestep = arr1(&[timestep]).into_dyn();
     let outputs = unet.run(&[
         ("sample", TensorView::F32(sample)),
         ("timestep", TensorView::F32(timestep.view())),

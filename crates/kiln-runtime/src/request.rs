@@ -1,4 +1,5 @@
 use crate::Error;
+use crate::generator::GeneratorKind;
 
 /// Largest height and width in pixels.
 const MAX_SIDE: u32 = 8192;
@@ -13,13 +14,19 @@ pub struct Request {
     pub prompts: Vec<String>,
     /// What to steer away from: none, one for all, or one per prompt.
     pub negative_prompts: Vec<String>,
-    /// Seed of torch's CPU generator, which draws the latents of the whole batch at once.
+    /// Seed of the generator, which draws the latents of the whole batch at once.
     pub seed: u64,
+    /// Which of torch's generators draws.
+    pub generator: GeneratorKind,
+    /// Scheduler to use instead of the model's own, as [`SchedulerConfig::with_scheduler`] reads it.
+    ///
+    /// [`SchedulerConfig::with_scheduler`]: crate::scheduler::SchedulerConfig::with_scheduler
+    pub scheduler: Option<String>,
     /// Denoising steps.
     pub steps: usize,
     /// Weight of the prompt; guidance is off up to 1.
     pub guidance_scale: f32,
-    /// 0 for DDIM, 1 for as much noise as DDPM adds.
+    /// Noise of DDIM: 0 for none, 1 for as much as DDPM adds. Other schedulers ignore it.
     pub eta: f32,
     /// Height in pixels; the model's own by default.
     pub height: Option<u32>,
@@ -34,6 +41,8 @@ impl Request {
             prompts: vec![prompt.into()],
             negative_prompts: Vec::new(),
             seed: 0,
+            generator: GeneratorKind::Cpu,
+            scheduler: None,
             steps: 50,
             guidance_scale: 7.5,
             eta: 0.0,
