@@ -68,12 +68,18 @@ pub(crate) struct GenerateArgs {
     /// Seed of the random numbers, or one for each picture, as in 1,2,3 [default: a new one each time].
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) seed: Vec<u64>,
+    /// Which of torch's random number generators to follow.
+    #[arg(long, value_enum, default_value_t = GeneratorChoice::Cpu)]
+    pub(crate) generator: GeneratorChoice,
     /// Seed of another noise that is mixed into the first.
     #[arg(long, value_name = "N", requires = "variation_strength")]
     pub(crate) variation_seed: Option<u64>,
     /// Share of that noise, from 0 to 1.
     #[arg(long, value_name = "X", requires = "variation_seed")]
     pub(crate) variation_strength: Option<f32>,
+    /// Scheduler, such as euler-a, dpm++2m or dpm++2m:karras [default: the model's].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) scheduler: Option<String>,
     /// Denoising steps [default: 50; 4 for latent consistency models].
     #[arg(long, value_name = "N")]
     pub(crate) steps: Option<usize>,
@@ -83,7 +89,7 @@ pub(crate) struct GenerateArgs {
     /// How far the guided prediction's spread is drawn back to that of the prompt's, from 0 to 1.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) guidance_rescale: f32,
-    /// Noise added at each step: 0 for DDIM, 1 for as much as DDPM.
+    /// Noise that DDIM adds at each step: 0 for none, 1 for as much as DDPM.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) eta: f32,
     /// Width in pixels [default: that of the initial or control picture, else the model's].
@@ -357,6 +363,14 @@ pub(crate) enum BackendChoice {
     Onnxruntime,
     /// The built-in backend.
     Rten,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GeneratorChoice {
+    /// That of the CPU, the same on every machine.
+    Cpu,
+    /// That of NVIDIA GPUs.
+    Cuda,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

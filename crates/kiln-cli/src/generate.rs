@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use kiln_engine::{Backend, LoadOptions, OnnxRuntime, Rten};
 use kiln_native::{Found, Library, locate};
+use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
-use crate::args::{BackendChoice, GenerateArgs, SyntaxChoice};
+use crate::args::{BackendChoice, GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::compile::{bundle, controlnet_bundle};
 use crate::failure::Failure;
 use crate::progress::Bar;
@@ -66,6 +67,11 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
             SyntaxChoice::Plain => PromptSyntax::Plain,
         },
         clip_skip: args.clip_skip,
+        generator: match args.generator {
+            GeneratorChoice::Cpu => GeneratorKind::Cpu,
+            GeneratorChoice::Cuda => GeneratorKind::Cuda,
+        },
+        scheduler: args.scheduler.clone(),
         variation: match (args.variation_seed, args.variation_strength) {
             (Some(seed), Some(strength)) => {
                 let seeds = (0..seeds.len() as u64).map(|i| seed.wrapping_add(i)).collect();
@@ -171,7 +177,7 @@ fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateArgs) -> Resu
         "width": width,
         "height": height,
         "batch_size": request.prompts.len(),
-        "scheduler": pipeline.scheduler().class,
+        "scheduler": pipeline.scheduler(request)?.class().name(),
         "model": pipeline.bundle().manifest().name,
         "model_key": pipeline.bundle().manifest().provenance.key,
         "backend": format!("{} {}", backend.name(), backend.version()),

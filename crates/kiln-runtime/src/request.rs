@@ -1,4 +1,5 @@
 use crate::Error;
+use crate::generator::GeneratorKind;
 use crate::picture::Picture;
 
 /// Largest height and width in pixels.
@@ -23,15 +24,21 @@ pub struct Request {
     pub clip_skip: usize,
     /// One seed, from which the random numbers of the whole batch are drawn, or one seed per prompt.
     pub seeds: Vec<u64>,
+    /// Which of torch's generators draws.
+    pub generator: GeneratorKind,
     /// Mixes in the noise of other seeds.
     pub variation: Option<Variation>,
+    /// Scheduler to use instead of the model's own, as [`SchedulerConfig::with_scheduler`] reads it.
+    ///
+    /// [`SchedulerConfig::with_scheduler`]: crate::scheduler::SchedulerConfig::with_scheduler
+    pub scheduler: Option<String>,
     /// Denoising steps; 50 by default, 4 for latent consistency models.
     pub steps: Option<usize>,
     /// Weight of the prompt; guidance is off up to 1. By default 7.5, 5 for SDXL, 8.5 for latent consistency models.
     pub guidance_scale: Option<f32>,
     /// How far the guided prediction's spread is drawn back to that of the prompt's (Lin et al. 2023, section 3.4).
     pub guidance_rescale: f32,
-    /// 0 for DDIM, 1 for as much noise as DDPM adds; other samplers take no notice.
+    /// Noise of DDIM: 0 for none, 1 for as much as DDPM adds. Other schedulers ignore it.
     pub eta: f32,
     /// Height in pixels; that of the initial or control picture, else the model's own by default.
     pub height: Option<u32>,
@@ -158,7 +165,9 @@ impl Request {
             prompt_syntax: PromptSyntax::default(),
             clip_skip: 0,
             seeds: vec![0],
+            generator: GeneratorKind::default(),
             variation: None,
+            scheduler: None,
             steps: None,
             guidance_scale: None,
             guidance_rescale: 0.0,

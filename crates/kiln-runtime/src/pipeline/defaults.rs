@@ -4,7 +4,8 @@ use ndarray::ArrayD;
 
 use super::guidance::Guidance;
 use super::{Pass, Pipeline};
-use crate::scheduler::{Sampler, SchedulerConfig};
+use crate::request::refuse;
+use crate::scheduler::{Sampler, SamplerOptions, SchedulerConfig};
 use crate::{Error, Init, Request};
 
 /// Generation of the model, as far as defaults go.
@@ -68,7 +69,10 @@ impl Pipeline {
         })
     }
 
-    pub(super) fn default_strength(&self, init: &Init) -> Result<f64, Error> {
+    pub(super) fn strength(&self, init: &Init) -> Result<f64, Error> {
+        if let Some(strength) = init.strength {
+            return Ok(strength);
+        }
         Ok(match (self.family()?, init.mask.is_some()) {
             (Family::Xl, false) => 0.3,
             (Family::Xl, true) => 0.9999,
@@ -87,14 +91,42 @@ impl Pipeline {
         })
     }
 
-    /// The sampler of a request, its configuration corrected as diffusers' pipeline of the task corrects it.
-    pub(super) fn sampler(&self, request: &Request, steps: usize) -> Result<Box<dyn Sampler>, Error> {
-        let corrects = self.family()? == Family::StableDiffusion && request.controls.is_empty();
-        let config: SchedulerConfig = match corrects {
-            true => self.scheduler.for_stable_diffusion(),
-            false => self.scheduler.clone(),
+    /// The scheduler of a request: the one that it names, or the checkpoint's own, corrected as diffusers' pipeline of the
+    /// task corrects it.
+    pub fn scheduler(&self, request: &Request) -> Result<SchedulerConfig, Error> {
+        let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
+        let config = match (self.family()?, masked) {
+            (Family::StableDiffusion, _) if !request.controls.is_empty() => self.scheduler.clone(),
+            (Family::StableDiffusion, false) => self.scheduler.for_stable_diffusion(),
+            (Family::StableDiffusion, true) => self.scheduler.for_inpainting(),
+            _ => self.scheduler.clone(),
         };
-        Ok(config.sampler(steps, request.eta)?)
+        Ok(match &request.scheduler {
+            Some(name) => config.with_scheduler(name)?,
+            None => config,
+        })
+    }
+
+    /// The sampler of a request and its first call of the UNet.
+    pub(super) fn sampler(
+        &self,
+        request: &Request,
+        steps: usize,
+        strength: Option<f64>,
+    ) -> Result<(Sampler, usize), Error> {
+        let config = self.scheduler(request)?;
+        let mut options = SamplerOptions { eta: request.eta, ..SamplerOptions::default() };
+        let Some(strength) = strength else { return Ok((config.sampler(steps, &options)?, 0)) };
+        if self.family()? == Family::LatentConsistency {
+            options.strength = strength;
+            return Ok((config.sampler(steps, &options)?, 0));
+        }
+        let sampler = config.sampler(steps, &options)?;
+        let begin = sampler.img2img_start(strength);
+        match begin < sampler.timesteps().len() {
+            true => Ok((sampler, begin)),
+            false => refuse("strength", format!("{strength} leaves none of {steps} steps")),
+        }
     }
 
     /// Inputs of UNet and ControlNets that stay the same from step to step, for a batch of `rows`.

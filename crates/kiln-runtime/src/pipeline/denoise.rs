@@ -26,16 +26,16 @@ impl Denoiser<'_> {
     /// Takes the latents `[B, C, H, W]` through all steps of the sampler from where the start says.
     pub(super) fn run(
         &mut self,
-        sampler: &mut dyn Sampler,
+        sampler: &mut Sampler,
         start: Start,
         run: &mut Run<'_, '_>,
     ) -> Result<ArrayD<f32>, Error> {
         let Start { mut latents, begin, inpainting } = start;
         let timesteps = sampler.timesteps().to_vec();
         let n = timesteps.len() - begin;
-        sampler.start_at(begin);
+        sampler.start_at(begin)?;
         for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
-            let input = sampler.scale_model_input(i, &latents)?;
+            let input = sampler.scale_model_input(i, &latents).into_owned();
             let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
             let prediction = self.predict(&input, timestep, share, inpainting.as_ref())?;
             let noise = &mut *self.eta_noise;

@@ -3,7 +3,7 @@
 use ndarray::{Array4, ArrayD, ArrayView2, Axis, Ix4, s};
 
 use super::noise::Noise;
-use super::start::{Start, begin_at};
+use super::start::Start;
 use super::{Pass, Pipeline, Run};
 use crate::request::check_side;
 use crate::{Error, Hires, Request, Upscaler};
@@ -13,8 +13,8 @@ impl Pipeline {
     pub(super) fn hires_steps(&self, request: &Request, steps: usize) -> Result<usize, Error> {
         let Some(hires) = &request.hires else { return Ok(0) };
         let steps = hires.steps.unwrap_or(steps);
-        let sampler = self.sampler(request, steps)?;
-        Ok(sampler.timesteps().len() - begin_at(&*sampler, steps, hires.strength)?)
+        let (sampler, begin) = self.sampler(request, steps, Some(hires.strength))?;
+        Ok(sampler.timesteps().len() - begin)
     }
 
     /// Enlarges what the first pass made and refines it as img2img does, with the same prompt and generators.
@@ -29,8 +29,7 @@ impl Pipeline {
     ) -> Result<ArrayD<f32>, Error> {
         let size = self.hires_size(pass.size, hires)?;
         let steps = hires.steps.unwrap_or(steps);
-        let mut sampler = self.sampler(pass.request, steps)?;
-        let begin = begin_at(&*sampler, steps, hires.strength)?;
+        let (mut sampler, begin) = self.sampler(pass.request, steps, Some(hires.strength))?;
         let shape = self.latent_shape(pass.request.prompts.len(), size)?;
         let enlarged = match hires.upscaler {
             Upscaler::Latents => bilinear(latents, shape[2], shape[3]),
@@ -46,7 +45,7 @@ impl Pipeline {
         let drawn = noise.randn(&shape);
         let latents = sampler.add_noise(begin, &enlarged, &drawn)?;
         let start = Start { latents, begin, inpainting: None };
-        self.denoise(&Pass { size, ..*pass }, &mut *sampler, start, noise, run)
+        self.denoise(&Pass { size, ..*pass }, &mut sampler, start, noise, run)
     }
 
     /// Height and width of the second pass, rounded to whole latents.

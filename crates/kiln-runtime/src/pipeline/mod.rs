@@ -183,11 +183,6 @@ impl Pipeline {
         &self.bundle
     }
 
-    /// The checkpoint's scheduler configuration.
-    pub fn scheduler(&self) -> &SchedulerConfig {
-        &self.scheduler
-    }
-
     /// The backend that runs the engines.
     pub fn backend(&self) -> &dyn Backend {
         self.engines.backend()
@@ -198,20 +193,21 @@ impl Pipeline {
         let size = self.size(request)?;
         self.check(request, size)?;
         let (steps, guidance) = (self.steps(request)?, self.guidance(request)?);
-        let mut sampler = self.sampler(request, steps)?;
+        let strength = request.init.as_ref().map(|init| self.strength(init)).transpose()?;
+        let (mut sampler, begin) = self.sampler(request, steps, strength)?;
         let mut run = Run { step: 0, steps: 0, progress };
 
         let begun = Instant::now();
         let conditioning = self.encode_prompts(request, guidance.is_guided(), &mut run)?;
-        let mut noise = Noise::new(&request.seeds);
-        let start = self.start(request, size, steps, &*sampler, &mut noise, &mut run)?;
+        let mut noise = Noise::new(request.generator, &request.seeds);
+        let start = self.start(request, size, &sampler, begin, &mut noise, &mut run)?;
         run.steps = sampler.timesteps().len() - start.begin + self.hires_steps(request, steps)?;
         self.load(self.unet_role(request), &mut run)?;
         run.tell(Event::Started { steps: run.steps })?;
         let started = begun.elapsed();
 
         let pass = Pass { request, size, guidance, conditioning: &conditioning };
-        let mut latents = self.denoise(&pass, &mut *sampler, start, &mut noise, &mut run)?;
+        let mut latents = self.denoise(&pass, &mut sampler, start, &mut noise, &mut run)?;
         if let Some(hires) = &request.hires {
             latents = self.refine(hires, &pass, &latents, steps, &mut noise, &mut run)?;
         }
@@ -224,7 +220,7 @@ impl Pipeline {
     fn denoise(
         &mut self,
         pass: &Pass<'_>,
-        sampler: &mut dyn Sampler,
+        sampler: &mut Sampler,
         start: Start,
         noise: &mut Noise,
         run: &mut Run<'_, '_>,

@@ -2,17 +2,17 @@
 
 use ndarray::{ArrayD, ArrayViewD, ArrayViewMutD, Axis, Slice, Zip};
 
-use crate::generator::TorchCpuGenerator;
+use crate::generator::{Generator, GeneratorKind};
 use crate::{Error, Request};
 
 /// One generator for the whole batch, or one per picture (diffusers `utils/torch_utils.py`, `randn_tensor`).
 pub(super) struct Noise {
-    generators: Vec<TorchCpuGenerator>,
+    generators: Vec<Generator>,
 }
 
 impl Noise {
-    pub(super) fn new(seeds: &[u64]) -> Noise {
-        Noise { generators: seeds.iter().map(|&seed| TorchCpuGenerator::new(seed)).collect() }
+    pub(super) fn new(kind: GeneratorKind, seeds: &[u64]) -> Noise {
+        Noise { generators: seeds.iter().map(|&seed| Generator::new(kind, seed)).collect() }
     }
 
     /// Whether pictures draw from generators of their own.
@@ -42,7 +42,7 @@ pub(super) fn initial_noise(
 ) -> Result<ArrayD<f32>, Error> {
     let mut own = noise.randn(shape);
     if let Some(variation) = &request.variation {
-        let other = Noise::new(&variation.seeds).randn(shape);
+        let other = Noise::new(request.generator, &variation.seeds).randn(shape);
         for (own, other) in own.axis_iter_mut(Axis(0)).zip(other.axis_iter(Axis(0))) {
             slerp(own, other, variation.strength);
         }

@@ -9,7 +9,7 @@ use super::noise::{Noise, initial_noise};
 use super::{Pipeline, Run};
 use crate::request::refuse;
 use crate::scheduler::Sampler;
-use crate::{Error, Init, Request};
+use crate::{Error, Init, Picture, Request};
 
 /// The state before the first step.
 pub(super) struct Start {
@@ -37,14 +37,14 @@ pub(super) struct Blend {
     pub(super) noise: ArrayD<f32>,
 }
 
-/// The first step to take for a given strength (diffusers' `get_timesteps`).
-pub(super) fn begin_at(sampler: &dyn Sampler, steps: usize, strength: f64) -> Result<usize, Error> {
-    let n = ((steps as f64 * strength) as usize).min(steps);
-    let begin = (steps - n) * sampler.order();
-    match n > 0 && begin < sampler.timesteps().len() {
-        true => Ok(begin),
-        false => refuse("strength", format!("{strength} leaves none of {steps} steps")),
-    }
+/// A picture with a mask.
+struct Painted<'a> {
+    init: &'a Init,
+    mask: &'a Picture,
+    /// Height and width in pixels.
+    size: [u32; 2],
+    /// Whether the way starts from pure noise.
+    whole: bool,
 }
 
 impl Pipeline {
@@ -53,8 +53,8 @@ impl Pipeline {
         &mut self,
         request: &Request,
         size: [u32; 2],
-        steps: usize,
-        sampler: &dyn Sampler,
+        sampler: &Sampler,
+        begin: usize,
         noise: &mut Noise,
         run: &mut Run<'_, '_>,
     ) -> Result<Start, Error> {
@@ -67,10 +67,12 @@ impl Pipeline {
             let latents = initial_noise(request, noise, &shape)? * sampler.init_noise_sigma();
             return Ok(Start { latents, begin: 0, inpainting: None });
         };
-        let strength = init.strength.unwrap_or(self.default_strength(init)?);
-        let begin = begin_at(sampler, steps, strength)?;
         match &init.mask {
-            Some(_) => self.start_inpainting(request, init, size, strength, begin, sampler, noise, run),
+            Some(mask) => {
+                let whole = self.strength(init)? >= 1.0;
+                let painted = Painted { init, mask, size, whole };
+                self.start_inpainting(request, &painted, sampler, begin, noise, run)
+            }
             None if inpaints => refuse("mask", "missing: this model was trained to inpaint".into()),
             None => {
                 let picture = init.image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0);
@@ -82,32 +84,28 @@ impl Pipeline {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn start_inpainting(
         &mut self,
         request: &Request,
-        init: &Init,
-        size: [u32; 2],
-        strength: f64,
+        &Painted { init, mask, size, whole }: &Painted<'_>,
+        sampler: &Sampler,
         begin: usize,
-        sampler: &dyn Sampler,
         noise: &mut Noise,
         run: &mut Run<'_, '_>,
     ) -> Result<Start, Error> {
         let shape = self.latent_shape(request.prompts.len(), size)?;
         let (batch, inpaints) = (shape[0], self.inpaints()?);
-        let Some(mask) = &init.mask else { return refuse("mask", "missing".into()) };
         let picture = init.image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0);
         let mask = mask.mask("mask", size)?;
 
-        let needs_picture = !inpaints || strength < 1.0;
+        let needs_picture = !inpaints || !whole;
         let kept = match needs_picture {
             true => Some(self.encode_once(picture.clone(), batch, noise, run)?),
             false => None,
         };
         let fresh = initial_noise(request, noise, &shape)?;
         let latents = match &kept {
-            Some(kept) if strength < 1.0 => sampler.add_noise(begin, kept, &fresh)?,
+            Some(kept) if !whole => sampler.add_noise(begin, kept, &fresh)?,
             _ => &fresh * sampler.init_noise_sigma(),
         };
         let masked = Zip::from(&picture)

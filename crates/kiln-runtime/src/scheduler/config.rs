@@ -1,343 +1,333 @@
 use serde_json::{Map, Value};
 
-use super::SchedulerError;
+use super::alphas::BetaSchedule;
+use super::class::{self, SchedulerClass};
+use super::dpm::{Algorithm, SolverType};
+use super::keys::{self, Keys, refuse};
+use super::sigmas::SigmaSpacing;
+use super::{PredictionType, SchedulerError, Thresholding, TimestepSpacing};
 
 /// Most timesteps that a schedule may have.
-const MAX_TIMESTEPS: u64 = 100_000;
+const MAX_TIMESTEPS: i64 = 100_000;
 
-/// Keys of other diffusers schedulers that have no influence on DDIM, which the pipeline runs whatever class the file names.
-const WITHOUT_INFLUENCE: [&str; 35] = [
-    "algorithm_type",
-    "dynamic_thresholding_type",
-    "euler_at_final",
-    "final_sigmas_type",
-    "flow_shift",
-    "interpolation_type",
-    "lambda_min_clipped",
-    "lower_order_final",
-    "original_inference_steps",
-    "predict_x0",
-    "rho",
-    "s_churn",
-    "s_noise",
-    "s_tmax",
-    "s_tmin",
-    "shift_terminal",
-    "sigma_data",
-    "sigma_max",
-    "sigma_min",
-    "sigma_schedule",
-    "skip_prk_steps",
-    "solver_order",
-    "solver_p",
-    "solver_type",
-    "disable_corrector",
-    "time_shift_type",
-    "timestep_scaling",
-    "timestep_type",
-    "use_beta_sigmas",
-    "use_dynamic_shifting",
-    "use_exponential_sigmas",
-    "use_flow_sigmas",
-    "use_karras_sigmas",
-    "use_lu_lambdas",
-    "variance_type",
-];
+/// Highest order of UniPC; its linear systems lose their meaning in single precision long before.
+const MAX_UNIPC_ORDER: i64 = 9;
 
-/// How the noise grows over the timesteps.
-#[derive(Clone, Debug, PartialEq)]
-pub enum BetaSchedule {
-    /// Evenly from `beta_start` to `beta_end`.
-    Linear,
-    /// Evenly in the square root.
-    ScaledLinear,
-    /// Glide's cosine schedule.
-    SquaredCosCapV2,
-    /// One beta per timestep.
-    Trained(Vec<f32>),
-}
-
-/// What the UNet predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PredictionType {
-    /// The noise.
-    Epsilon,
-    /// The clean latents.
-    Sample,
-    /// Velocity (Salimans, Ho 2022).
-    VPrediction,
-}
-
-/// Which timesteps are visited (Lin et al. 2023, table 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimestepSpacing {
-    /// Evenly, both ends included.
-    Linspace,
-    /// Multiples of a step, from the first.
-    Leading,
-    /// Multiples of a step, from the last.
-    Trailing,
-}
-
-/// How predicted clean latents are kept in range.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Thresholding {
-    /// They are not.
-    None,
-    /// Clamped to `[-range, range]`.
-    Clip {
-        /// `clip_sample_range`.
-        range: f32,
-    },
-    /// By a quantile of each sample (Saharia et al. 2022).
-    Dynamic {
-        /// `dynamic_thresholding_ratio`.
-        ratio: f32,
-        /// `sample_max_value`.
-        max: f32,
-    },
-}
-
-/// `scheduler_config.json`, with the defaults of diffusers' `DDIMScheduler`.
+/// `scheduler_config.json`: what it says, with the defaults of the class that it names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
-    /// Class that the file names.
-    pub class: String,
-    /// Number of timesteps that the model was trained with.
-    pub num_train_timesteps: usize,
-    /// First beta.
-    pub beta_start: f64,
-    /// Last beta.
-    pub beta_end: f64,
-    /// How beta goes from one to the other.
-    pub beta_schedule: BetaSchedule,
-    /// How predicted clean latents are kept in range.
-    pub thresholding: Thresholding,
-    /// Whether the step after the last ends at no noise at all instead of the first timestep's.
-    pub set_alpha_to_one: bool,
-    /// Added to every timestep under leading spacing.
-    pub steps_offset: i64,
-    /// What the UNet predicts.
-    pub prediction_type: PredictionType,
-    /// Which timesteps are visited.
-    pub timestep_spacing: TimestepSpacing,
-    /// Whether the last timestep is rescaled to pure noise (Lin et al. 2023).
-    pub rescale_betas_zero_snr: bool,
+    class: SchedulerClass,
+    /// Keys of the file, also those that this class does not use: another one may.
+    given: Map<String, Value>,
+    pub(super) num_train_timesteps: usize,
+    pub(super) beta_start: f64,
+    pub(super) beta_end: f64,
+    pub(super) beta_schedule: BetaSchedule,
+    pub(super) rescale_betas_zero_snr: bool,
+    pub(super) prediction_type: PredictionType,
+    pub(super) thresholding: Thresholding,
+    pub(super) timestep_spacing: TimestepSpacing,
+    pub(super) steps_offset: i64,
+    pub(super) set_alpha_to_one: bool,
+    pub(super) variance_type: VarianceType,
+    pub(super) skip_prk_steps: bool,
+    pub(super) sigma_spacing: SigmaSpacing,
+    pub(super) sigma_min: Option<f64>,
+    pub(super) sigma_max: Option<f64>,
+    /// Whether a run ends at the least sigma of the table instead of at zero.
+    pub(super) ends_at_sigma_min: bool,
+    pub(super) log_linear_sigmas: bool,
+    pub(super) continuous_timesteps: bool,
+    pub(super) solver_order: usize,
+    pub(super) algorithm: Algorithm,
+    pub(super) solver_type: SolverType,
+    pub(super) lower_order_final: bool,
+    pub(super) euler_at_final: bool,
+    pub(super) lambda_min_clipped: f64,
+    pub(super) predict_x0: bool,
+    pub(super) disable_corrector: Vec<usize>,
+    pub(super) original_inference_steps: usize,
+    pub(super) timestep_scaling: f64,
+}
+
+/// Where DDPM's variance comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VarianceType {
+    FixedSmall,
+    FixedSmallLog,
+    FixedLarge,
+    FixedLargeLog,
+    /// Half of the model's channels.
+    Learned,
+    /// Half of the model's channels, between the two fixed ones.
+    LearnedRange,
+}
+
+impl VarianceType {
+    pub(super) fn is_learned(self) -> bool {
+        matches!(self, VarianceType::Learned | VarianceType::LearnedRange)
+    }
 }
 
 impl SchedulerConfig {
-    /// Reads and checks the text of a `scheduler_config.json`.
+    /// Reads and checks the text of a `scheduler_config.json`. A file without a class is DDIM's.
+    ///
+    /// Keys that have no influence on the class are not checked further; keys that no scheduler knows are refused.
     pub fn from_json(text: &str) -> Result<SchedulerConfig, SchedulerError> {
-        let value: Value =
-            serde_json::from_str(&quote_non_finite(text)).map_err(|e| refuse("(root)", e.to_string()))?;
-        let Value::Object(map) = value else { return Err(refuse("(root)", "is not a JSON object")) };
-        let keys = Keys(&map);
-        let class = keys.name("_class_name", "DDIMScheduler")?;
-        if class.starts_with("FlowMatch") {
-            return Err(refuse(
-                "_class_name",
-                format!("'{class}' has no noise schedule that DDIM could follow"),
-            ));
+        let mut given = keys::object(text)?;
+        let class = match given.get("_class_name") {
+            None | Some(Value::Null) => SchedulerClass::Ddim,
+            Some(Value::String(name)) => SchedulerClass::from_name(name).ok_or_else(|| {
+                let names: Vec<&str> = SchedulerClass::names().collect();
+                refuse("_class_name", format!("'{name}' is not supported; supported: {}", names.join(", ")))
+            })?,
+            Some(other) => return Err(refuse("_class_name", format!("{other} is not a name"))),
+        };
+        if let Some(Value::Array(defaults)) = given.remove("_use_default_values") {
+            given.retain(|key, _| !defaults.iter().any(|default| default == key));
         }
-        let num_train_timesteps = keys.int("num_train_timesteps", 1000, 1, MAX_TIMESTEPS as i64)? as usize;
+        SchedulerConfig::read(class, given)
+    }
+
+    fn read(class: SchedulerClass, given: Map<String, Value>) -> Result<SchedulerConfig, SchedulerError> {
+        use SchedulerClass::{Ddim, Ddpm, DpmSinglestep, Heun, Kdpm2, Kdpm2Ancestral, Lcm, Pndm, UniPc};
+
+        let keys = Keys { class, map: &given };
+        keys.refuse_unknown()?;
+        let num_train_timesteps = keys.int("num_train_timesteps", 1000, 1, MAX_TIMESTEPS)? as usize;
+        let (beta_start, beta_end) = match class {
+            Heun | Kdpm2 | Kdpm2Ancestral | Lcm => (0.00085, 0.012),
+            _ => (0.0001, 0.02),
+        };
+        let spacing = if matches!(class, Ddim | Ddpm | Pndm | Lcm) { "leading" } else { "linspace" };
+        let max_order = if class == UniPc { MAX_UNIPC_ORDER } else { 3 };
+        for key in ["use_flow_sigmas", "use_dynamic_shifting"] {
+            keys.refuse_true(key)?;
+        }
+        for key in ["solver_p", "shift_terminal"] {
+            keys.refuse_value(key)?;
+        }
         let config = SchedulerConfig {
-            class: class.into(),
+            class,
             num_train_timesteps,
-            beta_start: keys.beta("beta_start", 1e-4)?,
-            beta_end: keys.beta("beta_end", 0.02)?,
+            beta_start: keys.beta("beta_start", beta_start)?,
+            beta_end: keys.beta("beta_end", beta_end)?,
             beta_schedule: keys.beta_schedule(num_train_timesteps)?,
+            rescale_betas_zero_snr: keys.bool("rescale_betas_zero_snr", false)?,
+            prediction_type: prediction_type(&keys)?,
             thresholding: keys.thresholding()?,
-            set_alpha_to_one: keys.bool("set_alpha_to_one", true)?,
-            steps_offset: keys.int("steps_offset", 0, 0, num_train_timesteps as i64)?,
-            prediction_type: keys.choice(
-                "prediction_type",
-                "epsilon",
-                &[
-                    ("epsilon", PredictionType::Epsilon),
-                    ("sample", PredictionType::Sample),
-                    ("v_prediction", PredictionType::VPrediction),
-                ],
-            )?,
             timestep_spacing: keys.choice(
                 "timestep_spacing",
-                "leading",
+                spacing,
                 &[
                     ("linspace", TimestepSpacing::Linspace),
                     ("leading", TimestepSpacing::Leading),
                     ("trailing", TimestepSpacing::Trailing),
                 ],
             )?,
-            rescale_betas_zero_snr: keys.bool("rescale_betas_zero_snr", false)?,
+            steps_offset: keys.int("steps_offset", 0, 0, num_train_timesteps as i64)?,
+            set_alpha_to_one: keys.bool("set_alpha_to_one", class != Pndm)?,
+            variance_type: keys.choice(
+                "variance_type",
+                "fixed_small",
+                &[
+                    ("fixed_small", VarianceType::FixedSmall),
+                    ("fixed_small_log", VarianceType::FixedSmallLog),
+                    ("fixed_large", VarianceType::FixedLarge),
+                    ("fixed_large_log", VarianceType::FixedLargeLog),
+                    ("learned", VarianceType::Learned),
+                    ("learned_range", VarianceType::LearnedRange),
+                ],
+            )?,
+            skip_prk_steps: keys.bool("skip_prk_steps", false)?,
+            sigma_spacing: sigma_spacing(&keys)?,
+            sigma_min: keys.positive("sigma_min")?,
+            sigma_max: keys.positive("sigma_max")?,
+            ends_at_sigma_min: keys.choice(
+                "final_sigmas_type",
+                "zero",
+                &[("zero", false), ("sigma_min", true)],
+            )?,
+            log_linear_sigmas: keys.choice(
+                "interpolation_type",
+                "linear",
+                &[("linear", false), ("log_linear", true)],
+            )?,
+            continuous_timesteps: keys.choice(
+                "timestep_type",
+                "discrete",
+                &[("discrete", false), ("continuous", true)],
+            )?,
+            solver_order: keys.int("solver_order", 2, 1, max_order)? as usize,
+            algorithm: algorithm(&keys)?,
+            solver_type: solver_type(&keys)?,
+            lower_order_final: keys.bool("lower_order_final", class != DpmSinglestep)?,
+            euler_at_final: keys.bool("euler_at_final", false)?,
+            lambda_min_clipped: keys.lower_limit("lambda_min_clipped")?,
+            predict_x0: keys.bool("predict_x0", true)?,
+            disable_corrector: keys.indices("disable_corrector")?,
+            original_inference_steps: keys.int("original_inference_steps", 50, 1, num_train_timesteps as i64)?
+                as usize,
+            timestep_scaling: keys.number("timestep_scaling", 10.0)?,
+            given,
         };
-        keys.refuse_unknown()?;
-        if config.rescale_betas_zero_snr && num_train_timesteps == 1 {
-            return Err(refuse("rescale_betas_zero_snr", "true has nothing to rescale in a single timestep"));
-        }
+        config.check()?;
         Ok(config)
     }
-}
 
-/// Puts the numbers that Python's `json` writes and JSON does not know, such as `-Infinity`, in quotes.
-fn quote_non_finite(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len());
-    let mut rest = text;
-    let mut in_string = false;
-    while let Some(c) = rest.chars().next() {
-        let number = ["-Infinity", "Infinity", "NaN"].into_iter().find(|number| rest.starts_with(number));
-        let (taken, left) = match number.filter(|_| !in_string) {
-            Some(number) => rest.split_at(number.len()),
-            None if in_string && c == '\\' => rest.split_at(rest.chars().take(2).map(char::len_utf8).sum()),
-            None => rest.split_at(c.len_utf8()),
-        };
-        match number.filter(|_| !in_string) {
-            Some(number) => quoted.extend(["\"", number, "\""]),
-            None => quoted.push_str(taken),
+    /// Checks that need more than one key.
+    fn check(&self) -> Result<(), SchedulerError> {
+        let given = |key: &str| self.given.get(key).map_or("the default".into(), Value::to_string);
+        if self.rescale_betas_zero_snr && self.num_train_timesteps == 1 {
+            return Err(refuse("rescale_betas_zero_snr", "true has nothing to rescale in a single timestep"));
         }
-        in_string ^= c == '"';
-        rest = left;
+        if self.algorithm.predicts_noise() && !self.ends_at_sigma_min {
+            let reason = format!(
+                "{} with algorithm_type {}; supported: sigma_min",
+                given("final_sigmas_type"),
+                given("algorithm_type")
+            );
+            return Err(refuse("final_sigmas_type", reason));
+        }
+        if self.algorithm == Algorithm::SdeDpmSolver && self.solver_order == 3 {
+            return Err(refuse("solver_order", "3 with algorithm_type \"sde-dpmsolver\"; supported: 1, 2"));
+        }
+        if self.class == SchedulerClass::DpmSinglestep
+            && self.algorithm.predicts_noise()
+            && self.thresholding != Thresholding::None
+        {
+            return Err(refuse("thresholding", "true with algorithm_type \"dpmsolver\" is not supported"));
+        }
+        Ok(())
     }
-    quoted
-}
 
-impl SchedulerConfig {
+    /// The class that runs.
+    pub fn class(&self) -> SchedulerClass {
+        self.class
+    }
+
+    /// Timesteps that the model was trained with.
+    pub fn num_train_timesteps(&self) -> usize {
+        self.num_train_timesteps
+    }
+
     /// The configuration as diffusers' `StableDiffusionPipeline` corrects it: `clip_sample` off and `steps_offset` 1.
+    ///
+    /// As there, a correction of a value that the file does not give is not carried over to another class.
     #[must_use]
     pub fn for_stable_diffusion(&self) -> SchedulerConfig {
-        let thresholding = match self.thresholding {
-            Thresholding::Clip { .. } => Thresholding::None,
-            other => other,
-        };
-        SchedulerConfig { thresholding, steps_offset: 1, ..self.clone() }
+        let mut config = self.with_steps_offset(1);
+        if let Thresholding::Clip { .. } = config.thresholding {
+            config.thresholding = Thresholding::None;
+        }
+        if let Some(clips) = config.given.get_mut("clip_sample").filter(|clips| **clips == Value::Bool(true)) {
+            *clips = false.into();
+        }
+        config
+    }
+
+    /// The configuration as diffusers' `StableDiffusionInpaintPipeline` corrects it: `steps_offset` 1 and `skip_prk_steps`
+    /// on.
+    #[must_use]
+    pub fn for_inpainting(&self) -> SchedulerConfig {
+        let mut config = self.with_steps_offset(1);
+        config.skip_prk_steps = true;
+        if let Some(skips) = config.given.get_mut("skip_prk_steps") {
+            *skips = true.into();
+        }
+        config
+    }
+
+    fn with_steps_offset(&self, offset: i64) -> SchedulerConfig {
+        let mut config = self.clone();
+        config.steps_offset = offset;
+        if let Some(given) = config.given.get_mut("steps_offset") {
+            *given = offset.into();
+        }
+        config
+    }
+
+    /// The configuration of another scheduler, as diffusers' `Other.from_config(scheduler.config)` makes it: keys that the
+    /// file gives carry over, all others have the defaults of the other class.
+    ///
+    /// `name` is a [class](SchedulerClass::names) or a [short name](SchedulerClass::short_names), where those of DPM-Solver
+    /// also set `algorithm_type` and second order; `:karras`, `:exponential` or `:beta` behind it sets the sigmas.
+    pub fn with_scheduler(&self, name: &str) -> Result<SchedulerConfig, SchedulerError> {
+        let (class, set) = class::by_name(name)?;
+        let mut given = self.given.clone();
+        given.extend(set);
+        SchedulerConfig::read(class, given)
     }
 }
 
-fn refuse(key: &str, reason: impl Into<String>) -> SchedulerError {
-    SchedulerError::Config { key: key.into(), reason: reason.into() }
+fn prediction_type(keys: &Keys<'_>) -> Result<PredictionType, SchedulerError> {
+    use SchedulerClass::{Euler, EulerAncestral, Kdpm2, Kdpm2Ancestral, Pndm};
+
+    let mut choices = vec![("epsilon", PredictionType::Epsilon), ("v_prediction", PredictionType::VPrediction)];
+    if !matches!(keys.class, EulerAncestral | Kdpm2 | Kdpm2Ancestral | Pndm) {
+        choices.push(("sample", PredictionType::Sample));
+    }
+    if keys.class == Euler {
+        choices.push(("original_sample", PredictionType::Sample));
+    }
+    keys.choice("prediction_type", "epsilon", &choices)
 }
 
-/// Whether a beta leaves a variance to divide by and no negative signal.
-fn is_beta(beta: f64) -> bool {
-    // Below half of f32's epsilon 1 - beta is 1 in single precision.
-    beta > f64::from(f32::EPSILON) / 2.0 && beta <= 1.0
+fn sigma_spacing(keys: &Keys<'_>) -> Result<SigmaSpacing, SchedulerError> {
+    let karras = keys.bool("use_karras_sigmas", false)?;
+    let exponential = keys.bool("use_exponential_sigmas", false)?;
+    let beta = keys.bool("use_beta_sigmas", false)?;
+    let lu = keys.bool("use_lu_lambdas", false)?;
+    if u8::from(karras) + u8::from(exponential) + u8::from(beta) > 1 {
+        let key = if karras { "use_karras_sigmas" } else { "use_exponential_sigmas" };
+        return Err(refuse(key, "true, and so is another choice of sigmas"));
+    }
+    Ok(match (karras, lu, exponential, beta) {
+        (true, ..) => SigmaSpacing::Karras,
+        (_, true, ..) => SigmaSpacing::Lu,
+        (_, _, true, _) => SigmaSpacing::Exponential,
+        (.., true) => SigmaSpacing::Beta,
+        _ => SigmaSpacing::Timesteps,
+    })
 }
 
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl<'a> Keys<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
+fn algorithm(keys: &Keys<'_>) -> Result<Algorithm, SchedulerError> {
+    let mut choices = vec![
+        ("dpmsolver++", Algorithm::DpmSolverPp),
+        ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
+        ("dpmsolver", Algorithm::DpmSolver),
+        ("deis", Algorithm::DpmSolverPp),
+    ];
+    if keys.class == SchedulerClass::DpmMultistep {
+        choices.push(("sde-dpmsolver", Algorithm::SdeDpmSolver));
     }
+    keys.choice("algorithm_type", "dpmsolver++", &choices)
+}
 
-    fn number(&self, key: &str, default: f64) -> Result<f64, SchedulerError> {
-        self.get(key).map_or(Ok(default), |value| {
-            let number = value.as_f64().filter(|&n| (n as f32).is_finite());
-            number.ok_or_else(|| refuse(key, format!("{value} is not a finite number")))
-        })
-    }
-
-    fn beta(&self, key: &str, default: f64) -> Result<f64, SchedulerError> {
-        let beta = self.number(key, default)?;
-        match is_beta(beta) {
-            true => Ok(beta),
-            false => Err(refuse(key, format!("{beta} is not a number above 0 and up to 1"))),
-        }
-    }
-
-    fn int(&self, key: &str, default: i64, min: i64, max: i64) -> Result<i64, SchedulerError> {
-        self.get(key).map_or(Ok(default), |value| {
-            let number = value.as_i64().filter(|n| (min..=max).contains(n));
-            number.ok_or_else(|| refuse(key, format!("{value} is not a whole number from {min} to {max}")))
-        })
-    }
-
-    fn bool(&self, key: &str, default: bool) -> Result<bool, SchedulerError> {
-        self.get(key).map_or(Ok(default), |value| {
-            value.as_bool().ok_or_else(|| refuse(key, format!("{value} is neither true nor false")))
-        })
-    }
-
-    fn name(&self, key: &str, default: &'a str) -> Result<&'a str, SchedulerError> {
-        self.get(key).map_or(Ok(default), |value| {
-            value.as_str().ok_or_else(|| refuse(key, format!("{value} is not a name")))
-        })
-    }
-
-    fn choice<T: Copy>(&self, key: &str, default: &'a str, choices: &[(&str, T)]) -> Result<T, SchedulerError> {
-        let found = self.name(key, default)?;
-        choices.iter().find(|(name, _)| *name == found).map(|(_, choice)| *choice).ok_or_else(|| {
-            let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-            refuse(key, format!("'{found}' is not supported; supported: {}", names.join(", ")))
-        })
-    }
-
-    fn beta_schedule(&self, n: usize) -> Result<BetaSchedule, SchedulerError> {
-        let Some(betas) = self.get("trained_betas") else {
-            return match self.name("beta_schedule", "linear")? {
-                "linear" => Ok(BetaSchedule::Linear),
-                "scaled_linear" => Ok(BetaSchedule::ScaledLinear),
-                "squaredcos_cap_v2" => Ok(BetaSchedule::SquaredCosCapV2),
-                other => Err(refuse(
-                    "beta_schedule",
-                    format!("'{other}' is not supported; supported: linear, scaled_linear, squaredcos_cap_v2"),
-                )),
-            };
-        };
-        let Some(betas) = betas.as_array().filter(|list| list.len() == n) else {
-            return Err(refuse("trained_betas", format!("is not a list of {n} numbers")));
-        };
-        let read = |beta: &Value| {
-            let number = beta.as_f64().filter(|&b| is_beta(b)).map(|b| b as f32);
-            number.ok_or_else(|| refuse("trained_betas", format!("{beta} is not a number above 0 and up to 1")))
-        };
-        Ok(BetaSchedule::Trained(betas.iter().map(read).collect::<Result<_, _>>()?))
-    }
-
-    fn thresholding(&self) -> Result<Thresholding, SchedulerError> {
-        let range = self.number("clip_sample_range", 1.0)? as f32;
-        let ratio = self.number("dynamic_thresholding_ratio", 0.995)? as f32;
-        let max = self.number("sample_max_value", 1.0)? as f32;
-        for (key, value) in [("clip_sample_range", range), ("sample_max_value", max)] {
-            if value <= 0.0 {
-                return Err(refuse(key, format!("{value} is not a positive number")));
-            }
-        }
-        if !(0.0..=1.0).contains(&ratio) {
-            return Err(refuse("dynamic_thresholding_ratio", format!("{ratio} is not a number from 0 to 1")));
-        }
-        let clips = self.bool("clip_sample", true)?;
-        Ok(match (self.bool("thresholding", false)?, clips) {
-            (true, _) => Thresholding::Dynamic { ratio, max },
-            (false, true) => Thresholding::Clip { range },
-            (false, false) => Thresholding::None,
-        })
-    }
-
-    fn refuse_unknown(&self) -> Result<(), SchedulerError> {
-        const READ: [&str; 14] = [
-            "beta_end",
-            "beta_schedule",
-            "beta_start",
-            "clip_sample",
-            "clip_sample_range",
-            "dynamic_thresholding_ratio",
-            "num_train_timesteps",
-            "prediction_type",
-            "rescale_betas_zero_snr",
-            "sample_max_value",
-            "set_alpha_to_one",
-            "steps_offset",
-            "thresholding",
-            "timestep_spacing",
-        ];
-        let known = |key: &str| {
-            key.starts_with('_')
-                || key == "trained_betas"
-                || READ.contains(&key)
-                || WITHOUT_INFLUENCE.contains(&key)
-        };
-        match self.0.iter().find(|(key, value)| !known(key) && !value.is_null()) {
-            None => Ok(()),
-            Some((key, value)) => Err(refuse(key, format!("unknown key with value {value}"))),
-        }
+/// Names of the other family's solvers stand for the default, as in diffusers.
+fn solver_type(keys: &Keys<'_>) -> Result<SolverType, SchedulerError> {
+    match keys.class {
+        SchedulerClass::UniPc => keys.choice(
+            "solver_type",
+            "bh2",
+            &[
+                ("bh1", SolverType::Bh1),
+                ("bh2", SolverType::Bh2),
+                ("midpoint", SolverType::Bh2),
+                ("heun", SolverType::Bh2),
+                ("logrho", SolverType::Bh2),
+            ],
+        ),
+        _ => keys.choice(
+            "solver_type",
+            "midpoint",
+            &[
+                ("midpoint", SolverType::Midpoint),
+                ("heun", SolverType::Heun),
+                ("logrho", SolverType::Midpoint),
+                ("bh1", SolverType::Midpoint),
+                ("bh2", SolverType::Midpoint),
+            ],
+        ),
     }
 }

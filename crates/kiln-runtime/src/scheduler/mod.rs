@@ -1,64 +1,54 @@
-//! Noise schedules and samplers.
+//! Noise schedules and samplers (diffusers `schedulers/`).
+//!
+//! [`SchedulerConfig`] reads a `scheduler_config.json` and makes a [`Sampler`] for one run, which the caller drives without
+//! knowing which one it is:
+//!
+//! ```
+//! use kiln_runtime::generator::{Generator, GeneratorKind};
+//! use kiln_runtime::scheduler::{SamplerOptions, SchedulerConfig};
+//!
+//! let config = SchedulerConfig::from_json(r#"{ "_class_name": "EulerDiscreteScheduler" }"#)?;
+//! let mut sampler = config.sampler(20, &SamplerOptions::default())?;
+//! let mut generator = Generator::new(GeneratorKind::Cpu, 7);
+//! let mut latents = generator.randn(&[1, 4, 8, 8]) * sampler.init_noise_sigma();
+//! for i in 0..sampler.timesteps().len() {
+//!     let input = sampler.scale_model_input(i, &latents);
+//!     let output = input.mapv(|x| 0.3 * x); // the UNet at sampler.timesteps()[i]
+//!     sampler.step(i, &output, &mut latents, &mut |shape| generator.randn(shape))?;
+//! }
+//! # Ok::<(), kiln_runtime::scheduler::SchedulerError>(())
+//! ```
+//!
+//! Arithmetic is in the precision of torch and numpy, step by step. Deviations: where the rounding of `numpy.arange` adds a
+//! timestep of -1 to trailing spacing (61 of 1000 steps), that one is left out; a run begins with the first sigma even where
+//! the first two timesteps are equal.
 
+mod alphas;
+mod class;
 mod config;
 mod ddim;
-mod stopgap;
+mod ddpm;
+mod dpm;
+mod dpm_multistep;
+mod dpm_singlestep;
+mod error;
+mod euler;
+mod heun;
+mod kdpm2;
+mod keys;
+mod lcm;
+mod lms;
+mod pndm;
+mod prediction;
+mod sampler;
+mod sigmas;
+mod timesteps;
+mod unipc;
 
-pub use config::{BetaSchedule, PredictionType, SchedulerConfig, Thresholding, TimestepSpacing};
-pub use ddim::Ddim;
-pub use stopgap::Sampler;
-
-/// Why a scheduler could not be made or set up.
-#[derive(Debug, thiserror::Error, PartialEq)]
-#[non_exhaustive]
-pub enum SchedulerError {
-    /// A value in `scheduler_config.json` is not supported.
-    #[error("{key}: {reason}")]
-    Config {
-        /// The key.
-        key: String,
-        /// The offending value and what is accepted.
-        reason: String,
-    },
-    /// The number of steps does not fit the schedule.
-    #[error("steps: {steps} is not a number from 1 to {max}")]
-    Steps {
-        /// Steps that were asked for.
-        steps: usize,
-        /// Steps that the model was trained with.
-        max: usize,
-    },
-    /// The spacing and its offset lead to a timestep that the model was not trained on.
-    #[error("steps: {steps} steps with steps_offset {offset} reach timestep {timestep} of {trained}")]
-    Timestep {
-        /// Steps that were asked for.
-        steps: usize,
-        /// `steps_offset`.
-        offset: i64,
-        /// The timestep.
-        timestep: i64,
-        /// Timesteps that the model was trained with.
-        trained: usize,
-    },
-    /// A timestep that the schedule does not have.
-    #[error("timestep: {timestep} is not a number from 0 to {max}")]
-    NoTimestep {
-        /// The timestep.
-        timestep: i64,
-        /// The last timestep.
-        max: usize,
-    },
-    /// Two arrays of a step differ in shape.
-    #[error("{what}: shape {found:?} is not that of the latents, {expected:?}")]
-    Shape {
-        /// The array.
-        what: &'static str,
-        /// Its shape.
-        found: Vec<usize>,
-        /// The shape of the latents.
-        expected: Vec<usize>,
-    },
-    /// The noise parameter is out of range, or noise is missing.
-    #[error("eta: {0} is not a number from 0 to 1 with noise for all but 0")]
-    Eta(f32),
-}
+pub use alphas::BetaSchedule;
+pub use class::SchedulerClass;
+pub use config::SchedulerConfig;
+pub use error::SchedulerError;
+pub use prediction::{PredictionType, Thresholding};
+pub use sampler::{Noise, Sampler, SamplerOptions};
+pub use timesteps::TimestepSpacing;

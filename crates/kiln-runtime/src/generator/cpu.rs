@@ -1,5 +1,3 @@
-//! torch's CPU random numbers, bit for bit.
-
 use ndarray::ArrayD;
 
 /// `torch.Generator("cpu")`: a Mersenne Twister and torch's two ways of turning it into normal numbers.

@@ -1,0 +1,92 @@
+use ndarray::{ArrayD, Zip};
+
+use super::alphas::Alphas;
+use super::prediction::combine;
+use super::sampler::{Method, Noise, Plan, Schedule};
+use super::timesteps::check_steps;
+use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError, Thresholding};
+
+/// `sigma_data` of the boundary condition.
+const SIGMA_DATA: f32 = 0.5;
+
+/// Latent consistency models (Luo et al. 2023; diffusers `schedulers/scheduling_lcm.py`).
+struct Lcm {
+    alphas: Alphas,
+    timesteps: Vec<i64>,
+    prediction: PredictionType,
+    thresholding: Thresholding,
+    timestep_scaling: f32,
+}
+
+pub(super) fn plan(
+    config: &SchedulerConfig,
+    n_steps: usize,
+    options: &SamplerOptions,
+) -> Result<Plan, SchedulerError> {
+    let timesteps = timesteps(config, n_steps, options)?;
+    let schedule = Schedule::plain(timesteps.iter().map(|&t| t as f64));
+    let lcm = Lcm {
+        alphas: Alphas::new(config),
+        timesteps,
+        prediction: config.prediction_type,
+        thresholding: config.thresholding,
+        timestep_scaling: config.timestep_scaling as f32,
+    };
+    Ok((schedule, Box::new(lcm)))
+}
+
+/// Evenly chosen among the steps of distillation, from the noisiest that `strength` leaves.
+fn timesteps(
+    config: &SchedulerConfig,
+    n_steps: usize,
+    options: &SamplerOptions,
+) -> Result<Vec<i64>, SchedulerError> {
+    let strength = options.strength;
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(SchedulerError::Option { key: "strength", value: strength, range: "from 0 to 1" });
+    }
+    check_steps(config, n_steps, 1)?;
+    let original = options.original_inference_steps.unwrap_or(config.original_inference_steps);
+    if original == 0 || original > config.num_train_timesteps {
+        let (key, value) = ("original_inference_steps", original as f64);
+        return Err(SchedulerError::Option { key, value, range: "from 1 to that of training steps" });
+    }
+    let stride = config.num_train_timesteps / original;
+    let n = (original as f64 * strength) as usize;
+    if n_steps > n {
+        return Err(SchedulerError::Steps { steps: n_steps, min: 1, max: n });
+    }
+    let spacing = n as f64 / n_steps as f64;
+    Ok((0..n_steps).map(|i| ((n - (i as f64 * spacing) as usize) * stride) as i64 - 1).collect())
+}
+
+impl Method for Lcm {
+    fn step(
+        &mut self,
+        call: usize,
+        output: &ArrayD<f32>,
+        latents: &mut ArrayD<f32>,
+        noise: &mut Noise<'_>,
+    ) -> Result<(), SchedulerError> {
+        let level = self.alphas.level(self.timesteps[call])?;
+        let mut original = combine(output, latents, |o, l| self.prediction.original(level, o, l));
+        self.thresholding.apply(&mut original);
+
+        let scaled = self.timesteps[call] as f32 * self.timestep_scaling;
+        let boundary = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
+        let (skip, out) = (SIGMA_DATA * SIGMA_DATA / boundary, scaled / boundary.sqrt());
+        latents.zip_mut_with(&original, |latent, original| *latent = out * original + skip * *latent);
+        if let Some(&next) = self.timesteps.get(call + 1) {
+            let (signal, spread) = self.alphas.level(next)?;
+            let noise = noise(output.shape());
+            Zip::from(latents).and(&noise).for_each(|latent, noise| {
+                *latent = signal * *latent + spread * noise;
+            });
+        }
+        Ok(())
+    }
+
+    fn level(&self, call: usize) -> Result<(f32, f32), SchedulerError> {
+        self.alphas.level(self.timesteps[call])
+    }
+}

@@ -1,0 +1,260 @@
+use std::borrow::Cow;
+
+use ndarray::{ArrayD, IxDyn, Zip};
+
+use super::alphas::Alphas;
+use super::{SchedulerClass, SchedulerConfig, SchedulerError, ddim, ddpm, dpm_multistep, dpm_singlestep};
+use super::{euler, heun, kdpm2, lcm, lms, pndm, unipc};
+
+/// Draws standard normal numbers of a shape.
+pub type Noise<'a> = dyn FnMut(&[usize]) -> ArrayD<f32> + 'a;
+
+/// Options of a run, with the defaults of diffusers' pipelines.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerOptions {
+    /// DDIM: 0 for no noise, 1 for as much as DDPM adds. Others ignore it.
+    pub eta: f32,
+    /// LCM: how many steps of distillation those of the run are chosen from; the configuration's number by default.
+    pub original_inference_steps: Option<usize>,
+    /// LCM: the part of the schedule that is run, from 0 to 1. For others, see [`Sampler::img2img_start`].
+    pub strength: f64,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> SamplerOptions {
+        SamplerOptions { eta: 0.0, original_inference_steps: None, strength: 1.0 }
+    }
+}
+
+/// One run of a scheduler: its schedule, and what multistep methods remember between calls of the model.
+///
+/// For each `i` from [`Sampler::start_at`] to the last timestep: the model gets
+/// [`scale_model_input`](Sampler::scale_model_input) and `timesteps()[i]`, and [`step`](Sampler::step) takes its output.
+pub struct Sampler {
+    class: SchedulerClass,
+    steps: usize,
+    schedule: Schedule,
+    method: Box<dyn Method>,
+    next: usize,
+}
+
+/// What a run looks like from outside.
+pub(super) struct Schedule {
+    /// One per call of the model.
+    pub(super) timesteps: Vec<f32>,
+    pub(super) init_noise_sigma: f32,
+    /// Calls of the model per step.
+    pub(super) order: usize,
+}
+
+impl Schedule {
+    /// One call per step, from noise of variance 1.
+    pub(super) fn plain(timesteps: impl IntoIterator<Item = f64>) -> Schedule {
+        let timesteps = timesteps.into_iter().map(|t| t as f32).collect();
+        Schedule { timesteps, init_noise_sigma: 1.0, order: 1 }
+    }
+}
+
+/// A schedule and the method that follows it.
+pub(super) type Plan = (Schedule, Box<dyn Method>);
+
+/// The part of a sampler that differs from one to another.
+pub(super) trait Method: Send {
+    /// Forgets all earlier calls.
+    fn reset(&mut self) {}
+
+    /// What the model's input is divided by.
+    fn input_divisor(&self, _call: usize) -> Option<f32> {
+        None
+    }
+
+    /// Whether the model's output may have more channels than the latents, which hold a variance.
+    fn takes_variance(&self) -> bool {
+        false
+    }
+
+    /// Replaces latents by those after the call; shapes are checked.
+    fn step(
+        &mut self,
+        call: usize,
+        output: &ArrayD<f32>,
+        latents: &mut ArrayD<f32>,
+        noise: &mut Noise<'_>,
+    ) -> Result<(), SchedulerError>;
+
+    /// Factors of signal and noise in the latents that a call starts from.
+    fn level(&self, call: usize) -> Result<(f32, f32), SchedulerError>;
+}
+
+impl SchedulerConfig {
+    /// A run of `n_steps` steps.
+    ///
+    /// Refuses numbers of steps, and combinations of a configuration, that would divide by zero on the way.
+    pub fn sampler(&self, n_steps: usize, options: &SamplerOptions) -> Result<Sampler, SchedulerError> {
+        let (schedule, method) = match self.class() {
+            SchedulerClass::Ddim => ddim::plan(self, n_steps, options),
+            SchedulerClass::Ddpm => ddpm::plan(self, n_steps),
+            SchedulerClass::Pndm => pndm::plan(self, n_steps),
+            SchedulerClass::Euler => euler::plan(self, n_steps),
+            SchedulerClass::EulerAncestral => euler::plan_ancestral(self, n_steps),
+            SchedulerClass::Heun => heun::plan(self, n_steps),
+            SchedulerClass::Lms => lms::plan(self, n_steps),
+            SchedulerClass::Kdpm2 => kdpm2::plan(self, n_steps),
+            SchedulerClass::Kdpm2Ancestral => kdpm2::plan_ancestral(self, n_steps),
+            SchedulerClass::DpmMultistep => dpm_multistep::plan(self, n_steps),
+            SchedulerClass::DpmSinglestep => dpm_singlestep::plan(self, n_steps),
+            SchedulerClass::UniPc => unipc::plan(self, n_steps),
+            SchedulerClass::Lcm => lcm::plan(self, n_steps, options),
+        }?;
+        let mut sampler = Sampler { class: self.class(), steps: n_steps, schedule, method, next: 0 };
+        sampler.rehearse()?;
+        Ok(sampler)
+    }
+
+    /// `alphas_cumprod`: the part of the signal's variance that is left at each timestep that the model was trained with.
+    pub fn alphas_cumprod(&self) -> Vec<f32> {
+        Alphas::new(self).cumprod
+    }
+}
+
+impl Sampler {
+    /// The class that runs.
+    pub fn class(&self) -> SchedulerClass {
+        self.class
+    }
+
+    /// The timestep of each call of the model, noisiest first; not always whole numbers, and more than one per step where
+    /// [`Sampler::order`] is above 1.
+    pub fn timesteps(&self) -> &[f32] {
+        &self.schedule.timesteps
+    }
+
+    /// Calls of the model per step.
+    pub fn order(&self) -> usize {
+        self.schedule.order
+    }
+
+    /// Standard deviation of the latents that a whole run starts from.
+    pub fn init_noise_sigma(&self) -> f32 {
+        self.schedule.init_noise_sigma
+    }
+
+    /// The call that img2img starts at, where `strength` is the part of the steps that is run, from 0 to 1 (`get_timesteps`
+    /// of diffusers' pipelines).
+    pub fn img2img_start(&self, strength: f64) -> usize {
+        let run = ((self.steps as f64 * strength) as usize).min(self.steps);
+        (self.steps - run) * self.schedule.order
+    }
+
+    /// Makes `call`, the first of a step, the first of the run, and forgets all earlier ones.
+    pub fn start_at(&mut self, call: usize) -> Result<(), SchedulerError> {
+        self.method.reset();
+        self.next = 0;
+        if call >= self.timesteps().len() || !call.is_multiple_of(self.order()) {
+            return Err(self.out_of_turn(call));
+        }
+        self.next = call;
+        Ok(())
+    }
+
+    fn out_of_turn(&self, found: usize) -> SchedulerError {
+        SchedulerError::Turn { found, expected: self.next, calls: self.timesteps().len() }
+    }
+
+    /// The input of the model at `call`, the one that is due.
+    pub fn scale_model_input<'a>(&self, call: usize, latents: &'a ArrayD<f32>) -> Cow<'a, ArrayD<f32>> {
+        match self.method.input_divisor(call.min(self.timesteps().len() - 1)) {
+            None => Cow::Borrowed(latents),
+            Some(divisor) => Cow::Owned(latents.mapv(|x| x / divisor)),
+        }
+    }
+
+    /// Takes latents from one call of the model to the next.
+    ///
+    /// `output` is the model's guided prediction at `call`, of the shape of `latents`, `[B, C, H, W]`; for a learned
+    /// variance it has more channels. `noise` is drawn from as often as diffusers draws, not at all by deterministic samplers.
+    /// Latents keep their value where an argument is refused.
+    pub fn step(
+        &mut self,
+        call: usize,
+        output: &ArrayD<f32>,
+        latents: &mut ArrayD<f32>,
+        noise: &mut Noise<'_>,
+    ) -> Result<(), SchedulerError> {
+        if call != self.next || call >= self.timesteps().len() {
+            return Err(self.out_of_turn(call));
+        }
+        self.check_output(output, latents)?;
+        let mut wrong = None;
+        let mut checked = |shape: &[usize]| {
+            let drawn = noise(shape);
+            match drawn.shape() == shape {
+                true => drawn,
+                false => {
+                    wrong = Some(drawn.shape().to_vec());
+                    ArrayD::zeros(shape)
+                }
+            }
+        };
+        let mut stepped = latents.clone();
+        self.method.step(call, output, &mut stepped, &mut checked)?;
+        if let Some(found) = wrong {
+            return Err(SchedulerError::Shape { what: "noise", found, expected: latents.shape().into() });
+        }
+        *latents = stepped;
+        self.next += 1;
+        Ok(())
+    }
+
+    fn check_output(&self, output: &ArrayD<f32>, latents: &ArrayD<f32>) -> Result<(), SchedulerError> {
+        let (found, expected) = (output.shape(), latents.shape());
+        let fits = match self.method.takes_variance() && found.len() == expected.len() && found.len() > 1 {
+            true => (0..found.len()).all(|axis| axis == 1 || found[axis] == expected[axis]),
+            false => found == expected,
+        };
+        match fits {
+            true => Ok(()),
+            false => Err(SchedulerError::Shape {
+                what: "model output",
+                found: found.into(),
+                expected: expected.into(),
+            }),
+        }
+    }
+
+    /// `original` with as much of `noise`, of the same shape, as the latents that `call` starts from have.
+    pub fn add_noise(
+        &self,
+        call: usize,
+        original: &ArrayD<f32>,
+        noise: &ArrayD<f32>,
+    ) -> Result<ArrayD<f32>, SchedulerError> {
+        if call >= self.timesteps().len() {
+            return Err(self.out_of_turn(call));
+        }
+        if noise.shape() != original.shape() {
+            let (found, expected) = (noise.shape().into(), original.shape().into());
+            return Err(SchedulerError::Shape { what: "noise", found, expected });
+        }
+        let (signal, spread) = self.method.level(call)?;
+        Ok(Zip::from(original).and(noise).map_collect(|original, noise| signal * original + spread * noise))
+    }
+
+    /// Runs with three numbers for latents, so that a configuration that divides by zero is refused before a model runs.
+    fn rehearse(&mut self) -> Result<(), SchedulerError> {
+        let constant = |channels: usize| ArrayD::from_elem(IxDyn(&[1, channels]), 0.1);
+        let mut latents = constant(3);
+        let output = constant(if self.method.takes_variance() { 6 } else { 3 });
+        for call in 0..self.timesteps().len() {
+            let input = self.scale_model_input(call, &latents).iter().all(|x| x.is_finite());
+            self.step(call, &output, &mut latents, &mut |shape| ArrayD::from_elem(shape, 0.1))?;
+            if !input || !latents.iter().all(|x| x.is_finite()) {
+                let timestep = self.timesteps()[call];
+                return Err(SchedulerError::NotFinite { class: self.class, timestep, steps: self.steps });
+            }
+        }
+        self.method.reset();
+        self.next = 0;
+        Ok(())
+    }
+}
