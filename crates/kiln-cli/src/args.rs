@@ -57,13 +57,19 @@ pub(crate) struct GenerateArgs {
     /// Seed of the random numbers [default: a new one each time].
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// Which of torch's random number generators to follow.
+    #[arg(long, value_enum, default_value_t = GeneratorChoice::Cpu)]
+    pub(crate) generator: GeneratorChoice,
+    /// Scheduler, such as euler-a, dpm++2m or dpm++2m:karras [default: the model's].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) scheduler: Option<String>,
     /// Denoising steps.
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub(crate) steps: usize,
     /// Weight of the prompt; guidance is off up to 1.
     #[arg(long, value_name = "X", default_value_t = 7.5)]
     pub(crate) guidance_scale: f32,
-    /// Noise added at each step: 0 for DDIM, 1 for as much as DDPM.
+    /// Noise that DDIM adds at each step: 0 for none, 1 for as much as DDPM.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) eta: f32,
     /// Width in pixels [default: the model's].
@@ -228,6 +234,14 @@ pub(crate) enum BackendChoice {
     Onnxruntime,
     /// The built-in backend.
     Rten,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GeneratorChoice {
+    /// That of the CPU, the same on every machine.
+    Cpu,
+    /// That of NVIDIA GPUs.
+    Cuda,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

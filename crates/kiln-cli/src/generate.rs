@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use kiln_engine::{Backend, LoadOptions, OnnxRuntime, Rten};
 use kiln_native::{Found, Library, locate};
+use kiln_runtime::generator::GeneratorKind;
+use kiln_runtime::scheduler::SchedulerClass;
 use kiln_runtime::{Event, Output, Pipeline, Request};
 use serde_json::{Value, json};
 
-use crate::args::{BackendChoice, GenerateArgs};
+use crate::args::{BackendChoice, GenerateArgs, GeneratorChoice};
 use crate::compile::bundle;
 use crate::failure::Failure;
 use crate::progress::Bar;
@@ -25,12 +27,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let bundle = bundle(&model, &args.checkpoint, &args.cache)?;
     let backend = backend(args.backend)?;
     let mut pipeline = Pipeline::with_options(bundle, backend, LoadOptions { threads: args.threads })?;
-    if pipeline.scheduler_class() != "DDIMScheduler" {
-        output::say(&format!("sampling with DDIM instead of {}", pipeline.scheduler_class()));
-    }
+    let scheduler = pipeline.scheduler_class(&request).map_err(kiln_runtime::Error::from)?;
     let output = sample(&mut pipeline, &request)?;
 
-    let settings = settings(&pipeline, &request);
+    let settings = settings(&pipeline, &request, scheduler);
     for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
         image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
     }
@@ -46,6 +46,11 @@ fn request(args: &GenerateArgs) -> Request {
         prompts: vec![args.prompt.clone(); args.batch_size.min(1 << 16)],
         negative_prompts: args.negative_prompt.iter().cloned().collect(),
         seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) & u64::from(u32::MAX)),
+        generator: match args.generator {
+            GeneratorChoice::Cpu => GeneratorKind::Cpu,
+            GeneratorChoice::Cuda => GeneratorKind::Cuda,
+        },
+        scheduler: args.scheduler.clone(),
         steps: args.steps,
         guidance_scale: args.guidance_scale,
         eta: args.eta,
@@ -125,7 +130,7 @@ fn unused(stem: &str, n: usize) -> PathBuf {
     free.next().unwrap_or_else(|| PathBuf::from(format!("{stem}.png")))
 }
 
-fn settings(pipeline: &Pipeline, request: &Request) -> Value {
+fn settings(pipeline: &Pipeline, request: &Request, scheduler: SchedulerClass) -> Value {
     let [height, width] = pipeline.size(request);
     let backend = pipeline.backend();
     json!({
@@ -138,7 +143,11 @@ fn settings(pipeline: &Pipeline, request: &Request) -> Value {
         "width": width,
         "height": height,
         "batch_size": request.prompts.len(),
-        "scheduler": "DDIM",
+        "scheduler": request.scheduler.as_deref().unwrap_or(scheduler.name()),
+        "generator": match request.generator {
+            GeneratorKind::Cpu => "cpu",
+            GeneratorKind::Cuda => "cuda",
+        },
         "model": pipeline.bundle().manifest().name,
         "model_key": pipeline.bundle().manifest().provenance.key,
         "backend": format!("{} {}", backend.name(), backend.version()),
