@@ -1,6 +1,6 @@
 """Makes the references in this folder with diffusers, transformers and torch.
 
-    pip install torch==2.15.0 diffusers==0.42.1 transformers==5.23.0
+    pip install torch==2.15.0 diffusers==0.42.1 transformers==5.23.0 scipy==1.17.1
     python tests/references/make.py            # compares with what is here
     python tests/references/make.py --write    # writes
 
@@ -19,6 +19,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
+
+from samplers import samplers
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = ["a photo of an astronaut riding a horse on mars", "a small cat"]
@@ -160,7 +162,7 @@ def main():
     parser.add_argument("--write", action="store_true")
     write = parser.parse_args().write
     for name, made in {"torch_randn": randn(), "sd15/reference": sd15(), "ddim": ddim(),
-                       "schedulers": schedulers()}.items():
+                       "schedulers": schedulers(), "samplers": samplers()}.items():
         tensors, metadata = made if isinstance(made, tuple) else (made, None)
         path = HERE / f"{name}.safetensors"
         if write:

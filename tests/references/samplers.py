@@ -42,7 +42,8 @@ OTHERS = {
 def cases():
     """Configurations and how they are run: steps, first call, eta, options of LCM, and another scheduler's name."""
 
-    def case(name, steps=5, start=0, eta=0.0, shape=(2, 2, 2, 2), lcm=None, scheduler=None, base=BASE, **config):
+    def case(name, steps=5, start=0, eta=0.0, shape=None, lcm=None, scheduler=None, base=BASE, **config):
+        shape = shape or ((2, 2, 2, 2) if config.get("thresholding") else (1, 2, 2, 2))
         return dict(config={"_class_name": name, **base, **config}, steps=steps, start=start, eta=eta, shape=shape,
                     lcm=lcm or {}, scheduler=scheduler)
 
@@ -244,4 +245,5 @@ def samplers():
     timesteps, noised, steps = zip(*(run(case) for case in listed))
     tensors = {name: torch.cat([part.flatten() for part in parts])
                for name, parts in dict(timesteps=timesteps, noised=noised, steps=steps).items()}
+    listed = [{key: value for key, value in case.items() if value} for case in listed]
     return tensors, {"cases": json.dumps(listed, separators=(",", ":"))}

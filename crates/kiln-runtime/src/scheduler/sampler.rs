@@ -139,6 +139,11 @@ impl Sampler {
         self.schedule.init_noise_sigma
     }
 
+    /// Whether the model's output has more channels than the latents: behind the prediction comes a learned variance.
+    pub fn takes_variance(&self) -> bool {
+        self.method.takes_variance()
+    }
+
     /// The call that img2img starts at, where `strength` is the part of the steps that is run, from 0 to 1 (`get_timesteps`
     /// of diffusers' pipelines).
     pub fn img2img_start(&self, strength: f64) -> usize {

@@ -4,7 +4,7 @@ use statrs::function::beta::inv_beta_reg;
 
 use super::alphas::{alphas_cumprod, linspace as torch_linspace};
 use super::timesteps::{fractional, linspace};
-use super::{PredictionType, SchedulerConfig, SchedulerError, TimestepSpacing};
+use super::{PredictionType, SchedulerClass, SchedulerConfig, SchedulerError, TimestepSpacing};
 
 /// How the sigmas of a run are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,11 @@ impl SigmaTable {
 
     /// `n` sigmas from `max` to `min`, or to the ends that the configuration sets.
     pub(super) fn curve(&self, config: &SchedulerConfig, min: f64, max: f64, n: usize) -> Vec<f64> {
-        let (min, max) = (config.sigma_min.unwrap_or(min), config.sigma_max.unwrap_or(max));
+        let (min, max) = match (config.class(), config.sigma_spacing) {
+            // The one place where diffusers does not look them up.
+            (SchedulerClass::Lms, SigmaSpacing::Karras) => (min, max),
+            _ => (config.sigma_min.unwrap_or(min), config.sigma_max.unwrap_or(max)),
+        };
         match config.sigma_spacing {
             SigmaSpacing::Exponential => linspace(max.ln(), min.ln(), n).into_iter().map(f64::exp).collect(),
             SigmaSpacing::Beta => {
