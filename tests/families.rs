@@ -56,7 +56,7 @@ impl Family {
     }
 
     /// The request of a call; what the description leaves out is what the maker's `make` sets.
-    fn request(&self, name: &str) -> Request {
+    pub(crate) fn request(&self, name: &str) -> Request {
         let call = &self.description["calls"][name];
         let task = call["task"].as_str().unwrap_or("");
         let number = |key: &str| call[key].as_f64();
@@ -87,6 +87,7 @@ impl Family {
                 Value::Array(seeds) => seeds.iter().filter_map(Value::as_u64).collect(),
                 _ => vec![7],
             },
+            scheduler: call["scheduler"].as_str().map(str::to_owned),
             steps: Some(number("num_inference_steps").unwrap_or(5.0) as usize),
             guidance_scale: Some(number("guidance_scale").unwrap_or(7.5) as f32),
             guidance_rescale: number("guidance_rescale").unwrap_or(0.0) as f32,
@@ -233,6 +234,8 @@ families! {
     the_refiner_is_diffusers: "refiner",
     an_inpainting_unet_is_diffusers: "inpaint",
     latent_consistency_is_diffusers: "lcm",
+    latent_consistency_pipelines_are_diffusers: "lcm-pipeline",
+    samplers_are_diffusers_in_every_task: "samplers",
     the_tiny_autoencoder_is_diffusers: "taesd",
     a_controlnet_is_diffusers: "controlnet",
     two_controlnets_are_diffusers: "controlnets",

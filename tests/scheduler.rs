@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::support::{References, assert_relatively_close};
 
-
 const TOLERANCE: f32 = 1e-5;
 
 #[track_caller]
@@ -33,12 +32,7 @@ fn model(input: &ArrayD<f32>, timestep: f32, has_variance: bool) -> ArrayD<f32> 
 }
 
 /// Latents after each call from `start` on, with noise from `seed`.
-fn trajectory(
-    sampler: &mut Sampler,
-    start: usize,
-    mut latents: ArrayD<f32>,
-    seed: u64,
-) -> Vec<ArrayD<f32>> {
+fn trajectory(sampler: &mut Sampler, start: usize, mut latents: ArrayD<f32>, seed: u64) -> Vec<ArrayD<f32>> {
     let mut generator = TorchCpuGenerator::new(seed);
     sampler.start_at(start).expect("a first call");
     let timesteps = sampler.timesteps().to_vec();

@@ -19,8 +19,8 @@ from pathlib import Path
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import (AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, MultiControlNetModel,
-                       UNet2DConditionModel)
+from diffusers import (AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, LCMScheduler,
+                       MultiControlNetModel, PNDMScheduler, UNet2DConditionModel)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -167,6 +167,32 @@ def cases():
         text_encoder=text_encoder(), unet=unet(time_cond_proj_dim=21), vae=vae()), {}, {
         "plain": dict(guidance_scale=8.5, num_inference_steps=4),
     }
+    yield "lcm-pipeline", "LatentConsistencyModelPipeline", LCMScheduler(**DDIM), dict(
+        text_encoder=text_encoder(), unet=unet(time_cond_proj_dim=24), vae=vae()), {}, {
+        "plain": dict(num_inference_steps=4, guidance_scale=8.5, negative=None, batch=2),
+        "img2img": dict(task="Img2Img", num_inference_steps=4, guidance_scale=8.5, strength=0.5, negative=None),
+    }
+    yield "samplers", "StableDiffusionPipeline", PNDMScheduler(**(BETAS | dict(
+        skip_prk_steps=True, steps_offset=1))), dict(text_encoder=text_encoder(), unet=unet(), vae=vae()), {}, {
+        "pndm": {},
+        "pndm_img2img": dict(task="Img2Img", strength=0.6),
+        "pndm_inpaint": dict(task="Inpaint"),
+        "ddpm": dict(scheduler="ddpm"),
+        "euler": dict(scheduler="euler"),
+        "euler_img2img": dict(scheduler="euler:karras", task="Img2Img", strength=0.6),
+        "euler_a_inpaint": dict(scheduler="euler-a", task="Inpaint"),
+        "heun_img2img": dict(scheduler="heun", task="Img2Img", strength=0.6),
+        "lms": dict(scheduler="lms"),
+        "kdpm2_inpaint": dict(scheduler="kdpm2", task="Inpaint", strength=0.6),
+        "dpm_2m": dict(scheduler="dpm++2m:karras"),
+        "dpm_2m_sde": dict(scheduler="dpm++2m-sde"),
+        "dpm_2m_sde_each": dict(scheduler="dpm++2m-sde", batch=2, seed=[1, 2]),
+        "dpm_2m_img2img": dict(scheduler="dpm++2m", task="Img2Img", strength=0.8),
+        "dpm_2m_sde_img2img": dict(scheduler="dpm++2m-sde", task="Img2Img", strength=0.8, batch=2, seed=[1, 2]),
+        "dpm_2s": dict(scheduler="dpm++2s"),
+        "unipc_inpaint": dict(scheduler="unipc", task="Inpaint", strength=0.8),
+        "lcm": dict(scheduler="lcm"),
+    }
     yield "taesd", "StableDiffusionPipeline", DDIMScheduler(**DDIM), dict(
         text_encoder=text_encoder(), unet=unet(), vae=fill(AutoencoderTiny(
             encoder_block_out_channels=(8, 8), decoder_block_out_channels=(12, 12), num_encoder_blocks=(1, 2),
@@ -197,8 +223,27 @@ def cases():
     }
 
 
+# What kiln's short names stand for.
+SCHEDULERS = {
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler:karras": ("EulerDiscreteScheduler", dict(use_karras_sigmas=True)),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", dict(algorithm_type="dpmsolver++")),
+    "dpm++2m:karras": ("DPMSolverMultistepScheduler", dict(algorithm_type="dpmsolver++", use_karras_sigmas=True)),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", dict(algorithm_type="sde-dpmsolver++")),
+    "dpm++2s": ("DPMSolverSinglestepScheduler", dict(algorithm_type="dpmsolver++")),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
+
+
 def pipeline_class(base, task):
-    stem = "StableDiffusionXL" if base.startswith("StableDiffusionXL") else "StableDiffusion"
+    stems = ("StableDiffusionXL", "StableDiffusion", "LatentConsistencyModel")
+    stem = next(stem for stem in stems if base.startswith(stem))
     return getattr(diffusers, f"{stem}{task}Pipeline")
 
 
@@ -267,6 +312,9 @@ def make(base, scheduler, components, extra, call, inputs):
         parts["requires_safety_checker"] = False
     pipe = cls(**parts)
     pipe.set_progress_bar_config(disable=True)
+    if name := call.pop("scheduler", None):
+        other, options = SCHEDULERS[name]
+        pipe.scheduler = getattr(diffusers, other).from_config(pipe.scheduler.config, **options)
     size = [call.pop("height", 32), call.pop("width", 32)]
     draws = torch.Generator("cpu").manual_seed(0)
     image, mask = torch.rand(1, 3, *size, generator=draws), (torch.rand(1, 1, *size, generator=draws) > 0.5).float()
@@ -288,6 +336,8 @@ def make(base, scheduler, components, extra, call, inputs):
     options["generator"] = seeds if isinstance(seed, list) else seeds[0]
     negatives = None if negative is None else [negative] * batch
     prompts = dict(prompt=[own.get("prompt", PROMPT)] * batch, negative_prompt=negatives)
+    if base.startswith("LatentConsistency"):
+        del prompts["negative_prompt"]
     with torch.no_grad():
         if "blocks" in own:
             positive = embeds(pipe, own["blocks"])
@@ -312,6 +362,12 @@ def parts_of(components):
             yield name, model
 
 
+def scheduler_file(scheduler):
+    """scheduler_config.json, which gives every key, also those that have their default."""
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return dict(config, _class_name=type(scheduler).__name__)
+
+
 def describe(base, scheduler, components, extra, calls):
     index = {"_class_name": base, "scheduler": ["diffusers", type(scheduler).__name__], **extra}
     for name, model in components.items():
@@ -326,9 +382,7 @@ def describe(base, scheduler, components, extra, calls):
         parts[name] = dict(config=config, weights={
             weight: list(value.shape) for weight, value in model.state_dict().items()
             if not weight.endswith("position_ids")})
-    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    config["_class_name"] = type(scheduler).__name__
-    return dict(index=index, scheduler=config, components=parts, prompt=PROMPT, negative=NEGATIVE, calls=calls)
+    return dict(index=index, scheduler=scheduler_file(scheduler), components=parts, prompt=PROMPT, negative=NEGATIVE, calls=calls)
 
 
 def main():
@@ -339,6 +393,7 @@ def main():
     for name, base, scheduler, components, extra, calls in cases():
         if args.names and name not in args.names:
             continue
+        scheduler = type(scheduler).from_config(scheduler_file(scheduler))
         tensors = {}
         for call, options in calls.items():
             inputs = {}
