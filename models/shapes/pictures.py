@@ -52,6 +52,17 @@ class Scene:
             text += f" {self.relation} {self.things[1]}"
         return text + (f" on a {self.background} background" if name_background else "")
 
+    def layout(self):
+        """What is where, whatever the wording: one thing, two upright or two abreast; background; and colour, shape and
+        size of the thing that is alone, on top or on the left, then of the other."""
+        things, dx, dy = list(self.things), *RELATIONS.get(self.relation, (0, 0))
+        if max(dx, dy) > 0:
+            things.reverse()
+        answers = [0 if not self.relation else 1 if dy else 2, list(BACKGROUNDS).index(self.background)]
+        for thing in things:
+            answers += [list(COLOURS).index(thing.colour), SHAPES.index(thing.shape), SIZES.index(thing.size)]
+        return answers + [len(COLOURS), len(SHAPES), len(SIZES)] * (2 - len(things))
+
     def held_out(self):
         """Whether training must never see it: an unseen pair, or one of ten by hash of what it shows."""
         if any((t.colour, t.shape) in UNSEEN_PAIRS for t in self.things):
@@ -59,6 +70,22 @@ class Scene:
         key = "|".join(f"{t.colour} {t.shape}" for t in self.things) + self.relation
         key += self.background + self.things[0].size if len(self.things) == 1 else ""
         return zlib.crc32(key.encode()) % 10 == 0
+
+
+def read_caption(caption):
+    """The scene that a caption of the grammar describes; an unstated background is white."""
+    text = " ".join(caption.replace("a picture of ", "").split())
+    text, _, background = text.partition(" on a ")
+    relation = next((name for name in RELATIONS if f" {name} " in text), "")
+    things = []
+    for words in (text.split(f" {relation} ") if relation else [text]):
+        *size, colour, shape = words.split()[1:]
+        things.append(Thing("".join(size), colour, shape))
+    return Scene(tuple(things), relation, background.removesuffix(" background") or "white")
+
+
+# Number of answers to each question of `Scene.layout`.
+LAYOUT = (3, len(BACKGROUNDS), *(len(COLOURS) + 1, len(SHAPES) + 1, len(SIZES) + 1) * 2)
 
 
 def random_scene(rng, n_things=None):

@@ -4,8 +4,8 @@
     python models/shapes/train.py --work /tmp/shapes --from-exported     # trains the committed weights on
 
 Stages, each resumed where it stopped: the autoencoder, the latents of a fixed set of pictures, the decoder alone
-against the settled encoder, then text encoder and UNet together (v-prediction, zero terminal SNR, exponential moving
-average). Writes the pipeline beside this file.
+against the settled encoder, the text encoder alone (which learns to say what is where), then text encoder and UNet
+together (v-prediction, zero terminal SNR, exponential moving average). Writes the pipeline beside this file.
 """
 
 import argparse
@@ -160,23 +160,67 @@ def make_latents(work, vae, tokenizer, n, scale=None, batch=32):
     return data
 
 
+class Layout(torch.nn.Module):
+    """Reads `Scene.layout` off the states behind a caption's end; it helps training and is no part of the pipeline.
+
+    Left to itself, the UNet takes long to find out which thing a relation puts where.
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = torch.nn.Linear(width, sum(pictures.LAYOUT))
+
+    def loss(self, states, ids, end, answers):
+        n, length = ids.shape
+        first = (ids == end).int().argmax(1)
+        behind = first + (torch.rand(n, device=ids.device) * (length - first)).long()
+        logits = self.linear(states[torch.arange(n, device=ids.device), behind]).split(pictures.LAYOUT, 1)
+        return sum(F.cross_entropy(found, answers[:, i]) for i, found in enumerate(logits))
+
+
 class Model(torch.nn.Module):
     """Text encoder and UNet, trained as one."""
 
     def __init__(self, tokenizer):
         super().__init__()
         self.text_encoder = make_text_encoder(tokenizer)
+        self.layout = Layout(TEXT["hidden_size"])
         self.unet = UNet2DConditionModel(**UNET)
 
-    def forward(self, noisy, timesteps, ids):
-        return self.unet(noisy, timesteps, self.text_encoder(ids).last_hidden_state).sample
+
+def train_text(work, model, tokenizer, steps, batch=64, length=24, peak=1e-3):
+    """Trains the text encoder alone, on captions without pictures."""
+    checkpoint = work / "text.pt"
+    parts = torch.nn.ModuleList([model.text_encoder, model.layout])
+    if checkpoint.exists():
+        parts.load_state_dict(torch.load(checkpoint, map_location=DEVICE)["parts"])
+        return
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=peak)
+    rng = random.Random(11)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        scenes, captions = zip(*(pictures.training_example(rng) for _ in range(batch)))
+        ids = tokenizer(captions, padding="max_length", max_length=length, return_tensors="pt").input_ids.to(DEVICE)
+        answers = torch.tensor([scene.layout() for scene in scenes], device=DEVICE)
+        states = model.text_encoder(ids).last_hidden_state
+        loss = model.layout.loss(states, ids, tokenizer.eos_token_id, answers)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99:
+            print(f"text {step + 1} loss {loss.item():.4f}", flush=True)
+    save(checkpoint, parts=parts.state_dict())
 
 
-def train_denoiser(work, vae, tokenizer, data, steps, batch, exported=None, peak=1e-3, unconditional=0.1):
+def train_denoiser(work, vae, tokenizer, data, steps, batch, text_steps, exported=None, peak=1e-3, unconditional=0.1):
+    """Timesteps are drawn in proportion to their size: what is drawn where is decided while there is much noise."""
     model = Model(tokenizer).to(DEVICE)
     if exported:
         model.text_encoder.load_state_dict(exported.text_encoder.state_dict())
         model.unet.load_state_dict(exported.unet.state_dict())
+    train_text(work, model, tokenizer, text_steps)
+    captions = tokenizer.batch_decode(data["ids"].long(), skip_special_tokens=True)
+    layouts = torch.tensor([pictures.read_caption(caption).layout() for caption in captions], device=DEVICE)
     ema = deepcopy(model)
     scheduler = DDIMScheduler(**SCHEDULER)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.99))
@@ -195,11 +239,14 @@ def train_denoiser(work, vae, tokenizer, data, steps, batch, exported=None, peak
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         pick = torch.randint(len(data["latents"]), (batch,), device=DEVICE)
         x = data["latents"][pick] * data["scale"]
-        ids = torch.where(torch.rand(batch, 1, device=DEVICE) < unconditional, empty, data["ids"][pick].long())
-        noise, t = torch.randn_like(x), torch.randint(1000, (batch,), device=DEVICE)
-        prediction = model(scheduler.add_noise(x, noise, t), t, ids)
+        captioned = torch.rand(batch, device=DEVICE) >= unconditional
+        ids = torch.where(captioned[:, None], data["ids"][pick].long(), empty)
+        noise, t = torch.randn_like(x), (1000 * torch.rand(batch, device=DEVICE).sqrt()).long().clamp(max=999)
+        states = model.text_encoder(ids).last_hidden_state
+        prediction = model.unet(scheduler.add_noise(x, noise, t), t, states).sample
         loss = F.mse_loss(prediction, scheduler.get_velocity(x, noise, t))
-        loss.backward()
+        layout = model.layout.loss(states[captioned], ids[captioned], tokenizer.eos_token_id, layouts[pick[captioned]])
+        (loss + 0.01 * layout).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -250,6 +297,7 @@ def main():
     parser.add_argument("--vae-steps", type=int, default=2200)
     parser.add_argument("--decoder-steps", type=int, default=900)
     parser.add_argument("--pictures", type=int, default=32000)
+    parser.add_argument("--text-steps", type=int, default=2400)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--from-exported", action="store_true", help="start from the pipeline beside this file")
@@ -268,7 +316,7 @@ def main():
     if not exported:
         decoder = [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
         train_vae(vae, decoder, args.work / "decoder.pt", args.decoder_steps, peak=2e-3)
-    ema = train_denoiser(args.work, vae, tokenizer, data, args.steps, args.batch, exported)
+    ema = train_denoiser(args.work, vae, tokenizer, data, args.steps, args.batch, args.text_steps, exported)
     export(vae, tokenizer, ema, data["scale"])
 
 
