@@ -5,6 +5,7 @@ mod cli;
 mod fixtures;
 mod generator;
 mod image;
+mod original;
 mod pipeline;
 mod properties;
 mod scheduler;

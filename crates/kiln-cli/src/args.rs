@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Compile(CompileArgs),
     /// Show what is in a checkpoint, a bundle or an ONNX file.
     Inspect(InspectArgs),
+    /// Write a single-file checkpoint as a diffusers folder.
+    Convert(ConvertArgs),
     /// Write a checkpoint with random weights.
     Synth(SynthArgs),
     /// Fetch native libraries, or show which ones are found.
@@ -48,8 +50,8 @@ pub(crate) enum Command {
 pub(crate) struct GenerateArgs {
     /// What to draw.
     pub(crate) prompt: String,
-    /// Checkpoint folder or bundle [default: the small model models/shapes of a checkout].
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model models/shapes of a checkout].
+    #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// What to steer away from.
     #[arg(long, value_name = "TEXT")]
@@ -95,8 +97,9 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
-    /// Checkpoint folder.
-    pub(crate) checkpoint_dir: PathBuf,
+    /// Checkpoint folder or single-file checkpoint.
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint_path: PathBuf,
     /// Folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -126,8 +129,9 @@ pub(crate) struct TraceArgs {
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
-    /// Checkpoint folder.
-    pub(crate) checkpoint_dir: PathBuf,
+    /// Checkpoint folder or single-file checkpoint.
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint_path: PathBuf,
     #[command(flatten)]
     pub(crate) sizes: SizeArgs,
     #[command(flatten)]
@@ -137,6 +141,18 @@ pub(crate) struct CompileArgs {
     /// Print one JSON object instead of the bundle's path.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ConvertArgs {
+    /// Checkpoint in one .safetensors file, in the layout of LDM and SGM.
+    pub(crate) file: PathBuf,
+    /// Folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// What the UNet predicts [default: what the file or its family says].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
 }
 
 /// Fixed sizes; without them, engines take every size.
@@ -158,6 +174,9 @@ pub(crate) struct CheckpointArgs {
     /// Prefer weight files of this variant, such as fp16.
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
+    /// What a single-file checkpoint's UNet predicts [default: what the file or its family says].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
     /// How attention is computed: fused, plain, or sliced:N heads at a time.
     #[arg(long, value_name = "POLICY", default_value = "fused", value_parser = attention)]
     pub(crate) attention: AttentionPolicy,
@@ -172,7 +191,7 @@ pub(crate) struct CacheArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// Checkpoint folder, bundle folder or ONNX file.
+    /// Checkpoint folder, single-file checkpoint, bundle folder or ONNX file.
     pub(crate) path: PathBuf,
     /// Check the digest of every file of a bundle.
     #[arg(long)]
@@ -244,6 +263,15 @@ pub(crate) enum Precision {
     F32,
     /// 16-bit floats.
     F16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum PredictionChoice {
+    /// The noise.
+    Epsilon,
+    /// Velocity, as Stable Diffusion 2.x for 768 pixels.
+    VPrediction,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod compile;
+mod convert;
 mod failure;
 mod generate;
 mod inspect;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Runtime(args) => runtime::run(args),
     };

@@ -12,6 +12,7 @@ use kiln_bundle::{
 use kiln_graph::{DType, Dim, ModelPort, WeightLayout};
 use kiln_nets::Sizes;
 
+use crate::checkpoint::Source;
 use crate::digests::Digests;
 use crate::trace::{Traced, trace_all, write_all};
 use crate::{Checkpoint, CompileError, Progress, TraceOptions, TracedModel};
@@ -90,8 +91,12 @@ fn provenance(
     digests: &mut Digests,
 ) -> Result<Provenance, CompileError> {
     let mut files = BTreeMap::new();
-    for (name, path) in checkpoint.sources()? {
-        files.insert(name, digests.of(&path)?);
+    for (name, source) in checkpoint.sources()? {
+        let digest = match source {
+            Source::File(path) => digests.of(&path)?,
+            Source::Made(bytes) => blake3::hash(&bytes).to_hex().to_string(),
+        };
+        files.insert(name, digest);
     }
     let mut provenance = Provenance {
         kiln: env!("CARGO_PKG_VERSION").into(),
@@ -174,7 +179,10 @@ fn build(
     }
     create_folder(&folder.join("tokenizer"))?;
     for (name, source) in checkpoint.companions()? {
-        let bytes = fs::read(&source).map_err(|e| CompileError::io(&source, &e))?;
+        let bytes = match source {
+            Source::File(source) => fs::read(&source).map_err(|e| CompileError::io(&source, &e))?,
+            Source::Made(bytes) => bytes,
+        };
         let path = folder.join(&name);
         fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
         files.push(name);

@@ -1,4 +1,4 @@
-//! The diffusers folder layout.
+//! The diffusers folder layout, and single files as what such a folder would hold.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use kiln_nets::{AutoencoderKlConfig, ClipTextConfig, UNet2DConditionConfig};
 use serde_json::Value;
 
-use crate::CompileError;
 use crate::weights::{Network, WeightFiles};
+use crate::{CompileError, Original, PredictionType};
 
 /// Largest JSON file that is read.
 const MAX_JSON: u64 = 64 << 20;
 
-/// A pipeline in the diffusers folder layout, its configurations read and checked.
+/// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
+    original: Option<Original>,
     class: String,
     pub(crate) text_config: ClipTextConfig,
     pub(crate) unet_config: UNet2DConditionConfig,
@@ -33,8 +34,11 @@ const COMPONENTS: [(&str, &str); 3] =
 const UNSUPPORTED: [&str; 4] = ["text_encoder_2", "image_encoder", "controlnet", "motion_adapter"];
 
 impl Checkpoint {
-    /// Opens a pipeline folder; `variant` prefers files such as `model.fp16.safetensors`.
+    /// Opens a pipeline folder, in which `variant` prefers files such as `model.fp16.safetensors`, or a single file.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Checkpoint, CompileError> {
+        if root.is_file() {
+            return Checkpoint::open_original(root, None);
+        }
         let index = root.join("model_index.json");
         if !root.is_dir() {
             return Err(CompileError::checkpoint(root, "no such folder").with_hint(LAYOUT_HINT));
@@ -71,6 +75,7 @@ impl Checkpoint {
             unet: open(Network::Unet, "unet")?,
             vae: open(Network::Vae, "vae")?,
             root: root.into(),
+            original: None,
             class,
         };
         checkpoint.check_widths()?;
@@ -81,10 +86,54 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Opens a single-file checkpoint; `prediction_type` overrides what the file or its family says.
+    pub fn open_original(
+        path: &Path,
+        prediction_type: Option<PredictionType>,
+    ) -> Result<Checkpoint, CompileError> {
+        let mut original = Original::open(path, prediction_type)?;
+        let class = original.class().unwrap_or("ControlNetModel").to_owned();
+        if class != "StableDiffusionPipeline" {
+            let family = original.family();
+            let reason =
+                format!("is of {family} ({class}), which is not supported; supported: StableDiffusionPipeline");
+            return Err(CompileError::checkpoint(path, reason));
+        }
+        let origin = |component: &str| format!("{}: {component}", path.display());
+        let (text_config, text_encoder) = original.take("text_encoder")?;
+        let (unet_config, unet) = original.take("unet")?;
+        let (vae_config, vae) = original.take("vae")?;
+        let checkpoint = Checkpoint {
+            text_config: ClipTextConfig::from_json(&origin("text_encoder"), &text_config)?,
+            unet_config: UNet2DConditionConfig::from_json(&origin("unet"), &unet_config)?,
+            vae_config: AutoencoderKlConfig::from_json(&origin("vae"), &vae_config)?,
+            text_encoder,
+            unet,
+            vae,
+            root: path.into(),
+            original: Some(original),
+            class,
+        };
+        checkpoint.check_widths()?;
+        Ok(checkpoint)
+    }
+
+    /// The single file that the checkpoint is, if it is one.
+    pub fn original(&self) -> Option<&Original> {
+        self.original.as_ref()
+    }
+
+    fn config_path(&self, component: &str) -> PathBuf {
+        match self.original {
+            Some(_) => self.root.clone(),
+            None => self.root.join(component).join("config.json"),
+        }
+    }
+
     fn check_widths(&self) -> Result<(), CompileError> {
         let (text, unet) = (self.text_config.hidden_size(), self.unet_config.cross_attention_dim());
         let (vae, latents) = (self.vae_config.latent_channels(), self.unet_config.in_channels());
-        let unet_json = self.root.join("unet/config.json");
+        let unet_json = self.config_path("unet");
         if text != unet {
             let reason = format!("cross_attention_dim: {unet}, but the text encoder's hidden_size is {text}");
             return Err(CompileError::checkpoint(&unet_json, reason));
@@ -96,7 +145,7 @@ impl Checkpoint {
         }
         let colours = self.vae_config.out_channels();
         if colours != 3 {
-            let vae_json = self.root.join("vae/config.json");
+            let vae_json = self.config_path("vae");
             return Err(CompileError::checkpoint(&vae_json, format!("out_channels: {colours} is not 3")));
         }
         if vae != latents {
@@ -106,7 +155,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The folder.
+    /// The folder or file.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -116,10 +165,11 @@ impl Checkpoint {
         &self.class
     }
 
-    /// The folder's name, as far as it is fit for a file name.
+    /// The folder's or file's name without extension, as far as it is fit for a file name.
     pub fn name(&self) -> String {
-        let path = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let folder = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
+        let name = if self.original.is_some() { self.root.file_stem() } else { folder.file_name() };
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
         let safe: String = name
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
@@ -146,8 +196,13 @@ impl Checkpoint {
         [("text_encoder", &self.text_encoder), ("unet", &self.unet), ("vae", &self.vae)]
     }
 
-    /// Small files that the bundle takes over: name in the bundle and where it lies.
-    pub(crate) fn companions(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+    /// Small files that the bundle takes over, by their names in the bundle.
+    pub(crate) fn companions(&self) -> Result<Vec<(String, Source)>, CompileError> {
+        if let Some(original) = &self.original {
+            let made = original.companions()?.into_iter();
+            let name = |name: String| name.strip_prefix("scheduler/").map_or(name.clone(), Into::into);
+            return Ok(made.map(|(file, bytes)| (name(file), Source::Made(bytes))).collect());
+        }
         let folder = self.root.join("tokenizer");
         let has = |name: &str| folder.join(name).is_file();
         if !(has("tokenizer.json") || has("vocab.json") && has("merges.txt")) {
@@ -160,30 +215,36 @@ impl Checkpoint {
         }
         let names =
             ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
-        let mut files: Vec<(String, PathBuf)> = names
+        let mut files: Vec<(String, Source)> = names
             .into_iter()
             .filter(|name| has(name))
-            .map(|name| (format!("tokenizer/{name}"), folder.join(name)))
+            .map(|name| (format!("tokenizer/{name}"), Source::File(folder.join(name))))
             .collect();
-        files.push(("scheduler_config.json".into(), scheduler));
+        files.push(("scheduler_config.json".into(), Source::File(scheduler)));
         Ok(files)
     }
 
-    /// Every file that the result depends on, by a name relative to the checkpoint.
-    pub(crate) fn sources(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+    /// Everything that the result depends on, by a name relative to the checkpoint.
+    pub(crate) fn sources(&self) -> Result<Vec<(String, Source)>, CompileError> {
         let mut files = self.companions()?;
         for (name, weights) in self.networks() {
             for path in weights.files() {
                 let file = path.file_name().unwrap_or_default().to_string_lossy();
-                files.push((format!("{name}/{file}"), path.clone()));
+                files.push((format!("{name}/{file}"), Source::File(path.clone())));
             }
         }
         Ok(files)
     }
 }
 
-const LAYOUT_HINT: &str =
-    "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/";
+/// Something that a bundle is made from.
+pub(crate) enum Source {
+    File(PathBuf),
+    /// What kiln made itself, for a checkpoint that does not hold it.
+    Made(Vec<u8>),
+}
+
+const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/; or a checkpoint in one .safetensors file";
 
 fn library_class<'a>(index: &'a Value, component: &str) -> Option<&'a str> {
     index.get(component)?.get(1)?.as_str()

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::Staging;
 use kiln_bundle::fs::create_folder;
-use kiln_graph::StoredWeight;
+use kiln_graph::{DType, StoredWeight};
 use serde_json::{Value, json};
 
 use crate::CompileError;
@@ -49,6 +49,23 @@ pub struct Original {
     configs: BTreeMap<&'static str, Value>,
     weights: BTreeMap<&'static str, WeightFiles>,
     tokenizers: Vec<(&'static str, Padding)>,
+}
+
+/// A weight as a network asks for it, and the tensor of the file that it is a view of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightView<'a> {
+    /// diffusers' name, without `text_model.` in text encoders.
+    pub name: &'a str,
+    /// The file's name of the tensor.
+    pub key: &'a str,
+    /// Shape of the view.
+    pub shape: &'a [u64],
+    /// Stored type.
+    pub dtype: DType,
+    /// First byte of the view in the file.
+    pub offset: u64,
+    /// Whether rows and columns are exchanged.
+    pub is_transposed: bool,
 }
 
 impl Original {
@@ -211,10 +228,9 @@ impl Original {
         match added.checked_sub(pooled).filter(|rest| *rest > 0 && rest % n_ids == 0) {
             Some(rest) => unet.config["addition_time_embed_dim"] = (rest / n_ids).into(),
             None => {
-                let reason = format!(
-                    "'{UNET}label_emb.0.0.weight' reads {added} numbers, which are not {pooled} of text and {n_ids} times as many of size"
-                );
-                return Err(keys.error(reason));
+                let key = format!("{UNET}label_emb.0.0.weight");
+                let parts = format!("{pooled} of text and {n_ids} times as many of sizes");
+                return Err(keys.error(format!("'{key}' reads {added} numbers, which are not {parts}")));
             }
         }
         Ok(())
@@ -245,14 +261,28 @@ impl Original {
         &self.configs
     }
 
-    /// The weights of each network.
-    pub(crate) fn weights(&self) -> &BTreeMap<&'static str, WeightFiles> {
-        &self.weights
+    /// What each weight of a network is a view of, in the order of the names that networks ask for.
+    pub fn weights(&self, component: &str) -> impl Iterator<Item = WeightView<'_>> {
+        let places = self.weights.get(component).into_iter().flat_map(WeightFiles::places);
+        places.map(|(name, place)| WeightView {
+            name,
+            key: place.key.as_deref().unwrap_or(name),
+            shape: &place.info.shape,
+            dtype: place.info.dtype,
+            offset: place.offset,
+            is_transposed: place.is_transposed,
+        })
     }
 
-    /// The weights, for one owner.
-    pub(crate) fn take_weights(&mut self, component: &str) -> Option<WeightFiles> {
-        self.weights.remove(component)
+    pub(crate) fn networks(&self) -> impl Iterator<Item = (&'static str, &WeightFiles)> {
+        self.weights.iter().map(|(name, weights)| (*name, weights))
+    }
+
+    /// A network's configuration and weights; the weights can be taken once.
+    pub(crate) fn take(&mut self, component: &str) -> Result<(Value, WeightFiles), CompileError> {
+        let weights = self.weights.remove(component);
+        let found = self.configs.get(component).cloned().zip(weights);
+        found.ok_or_else(|| CompileError::checkpoint(&self.path, format!("has no {component}")))
     }
 
     /// Tokenizers and the scheduler's configuration: path in a diffusers folder, and content.

@@ -71,15 +71,14 @@ fn global_step(keys: &Keys<'_>) -> Result<Option<i64>, CompileError> {
     if tensor.dtype != Dtype::I64 || tensor.shape.iter().product::<u64>() != 1 {
         return Ok(None);
     }
-    let mut bytes = [0; 8];
-    let read = || -> std::io::Result<[u8; 8]> {
+    let read = || -> std::io::Result<i64> {
+        let mut bytes = [0; 8];
         let mut file = File::open(keys.path())?;
         file.seek(SeekFrom::Start(tensor.offset))?;
         file.read_exact(&mut bytes)?;
-        Ok(bytes)
+        Ok(i64::from_le_bytes(bytes))
     };
-    let bytes = { read }().map_err(|e| CompileError::io(keys.path(), &e))?;
-    Ok(Some(i64::from_le_bytes(bytes)))
+    read().map(Some).map_err(|e| CompileError::io(keys.path(), &e))
 }
 
 /// `scheduler_config.json` of the pipeline that diffusers takes for the family's.

@@ -9,6 +9,9 @@ use crate::weights::WeightFiles;
 /// Layers that diffusers keeps of Stable Diffusion 2.x's OpenCLIP: it is conditioned on the last but one.
 const SD2_LAYERS: usize = 23;
 
+/// What Stable Diffusion 2.x's published configuration says of the projection that it does not have.
+const SD2_PROJECTION: u64 = 512;
+
 /// Whether an encoder ends in a projection of its pooled state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Projection {
@@ -22,7 +25,7 @@ pub(super) struct TextEncoder {
     pub(super) config: Value,
     /// Width of its hidden states.
     pub(super) width: u64,
-    /// Width of its projected pooled state, or of its hidden states where nothing is projected.
+    /// Width of its projected pooled state, where it has one.
     pub(super) projection: u64,
 }
 
@@ -103,7 +106,7 @@ pub(super) fn open_clip(
             c.take_transposed("text_projection", "text_projection.weight")?;
             ("CLIPTextModelWithProjection", projected)
         }
-        Projection::Dropped => ("CLIPTextModel", width),
+        Projection::Dropped => ("CLIPTextModel", SD2_PROJECTION),
     };
     let config = config(&c, "token_embedding.weight", &shape, class, "gelu", projected)?;
     let weights = c.finish();

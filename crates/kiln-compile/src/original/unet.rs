@@ -55,7 +55,7 @@ pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, Compil
     let up = up_levels(&mut c, &mut found, &down)?;
     c.pair("out.0", "conv_norm_out")?;
     c.pair("out.2", "conv_out")?;
-    describe(&c, &mut config, &down, mid, &found)?;
+    let depths = describe(&c, &mut config, &down, mid, &found)?;
     let up_types: Vec<&str> =
         up.iter().map(|level| block_type(level, ["UpBlock2D", "CrossAttnUpBlock2D"])).collect();
     config["_class_name"] = "UNet2DConditionModel".into();
@@ -68,12 +68,10 @@ pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, Compil
             config[key] = kernel.into();
         }
     }
-    let mirrored = up.iter().zip(down.iter().rev()).all(|(up, down)| {
-        up.depths.iter().all(|depth| *depth == down.depths[0] || *depth == 0 || down.depths[0] == 0)
-    });
-    if !mirrored {
-        config["reverse_transformer_layers_per_block"] =
-            up.iter().map(|level| depth_of(&level.depths)).collect::<Vec<_>>().into();
+    let mut mirrored = up.iter().zip(depths.iter().rev());
+    if !mirrored.all(|(level, depth)| level.depths[0] == 0 || depth_of(&level.depths) == *depth) {
+        let depths: Vec<Value> = up.iter().map(|level| depth_of(&level.depths)).collect();
+        config["reverse_transformer_layers_per_block"] = depths.into();
     }
     let added = config["projection_class_embeddings_input_dim"].as_u64();
     Ok(Denoiser { weights: c.finish(), config, in_channels, context: found.context, added })
@@ -290,14 +288,14 @@ fn transformer(
     Ok(depth)
 }
 
-/// What the levels say, in diffusers' words.
+/// What the levels say, in diffusers' words; the depth of each level's transformers.
 fn describe(
     c: &Component<'_, '_>,
     config: &mut Value,
     down: &[Level],
     mid: Option<usize>,
     found: &Found,
-) -> Result<(), CompileError> {
+) -> Result<Vec<Value>, CompileError> {
     let channels: Vec<u64> = down.iter().map(|level| level.channels).collect();
     let layers: Vec<Value> = down.iter().map(|level| level.depths.len().into()).collect();
     let types: Vec<&str> =
@@ -306,11 +304,21 @@ fn describe(
     if let (Some(last), Some(mid)) = (down.last(), mid.filter(|depth| *depth > 0)) {
         match last.depths[0] {
             0 => depths[down.len() - 1] = mid.into(),
-            depth if depth != mid => {
-                return Err(c.error("middle_block.1", &format!("is {mid} layers deep, the last level {depth}")));
+            _ if depths[down.len() - 1] != mid => {
+                let reason = format!("is {mid} layers deep, the last level {}", depths[down.len() - 1]);
+                return Err(c.error("middle_block.1", &reason));
             }
             _ => {}
         }
+    }
+    // Levels without transformers follow where all others agree.
+    let mut attending =
+        down.iter().zip(&depths).filter(|(level, _)| level.depths[0] > 0).map(|(_, depth)| depth);
+    if let Some(depth) = attending.next().cloned()
+        && attending.all(|other| *other == depth)
+        && mid.is_none_or(|mid| mid == 0 || depth == mid)
+    {
+        depths.fill(depth);
     }
     config["down_block_types"] = json!(types);
     config["mid_block_type"] = match mid {
@@ -319,7 +327,7 @@ fn describe(
         Some(_) => "UNetMidBlock2DCrossAttn".into(),
     };
     config["layers_per_block"] = scalar_or_list(layers);
-    config["transformer_layers_per_block"] = scalar_or_list(depths);
+    config["transformer_layers_per_block"] = scalar_or_list(depths.clone());
     config["cross_attention_dim"] = found.context.into();
     config["use_linear_projection"] = found.is_linear.into();
     config["attention_head_dim"] = match found.is_linear {
@@ -334,7 +342,7 @@ fn describe(
         }
     };
     config["block_out_channels"] = channels.into();
-    Ok(())
+    Ok(depths)
 }
 
 fn block_type<'s>(level: &Level, [plain, attending]: [&'s str; 2]) -> &'s str {
