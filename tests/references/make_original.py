@@ -28,7 +28,7 @@ from diffusers import (AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiff
                        StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
 from diffusers.loaders import single_file_utils as single
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PretrainedConfig
 
 HERE = Path(__file__).resolve().parent
 ROWS = 1 << 17
@@ -84,7 +84,8 @@ def models():
                         text_encoder_2=clip(1280, 5120, 20, 32, "gelu", 1280)),
         "controlnet": dict(controlnet=dict(block_out_channels=big, down_block_types=[CROSS] * 3 + [PLAIN],
                                            attention_head_dim=8, cross_attention_dim=768)),
-        "sd15-small": dict(unet=own("unet", UNet2DConditionModel), vae=own("vae", AutoencoderKL),
+        "sd15-small": dict(unet=own("unet", UNet2DConditionModel) | dict(sample_size=256),
+                           vae=own("vae", AutoencoderKL) | dict(sample_size=512),
                            text_encoder=clip(32, 69, 1, 3, "quick_gelu", 32)),
         "sd21-small": dict(unet=unet([64, 128], [1, 0], [1, 2], 64, 384, use_linear_projection=True, layers_per_block=1,
                                      upcast_attention=True),
@@ -99,6 +100,7 @@ def models():
     }
 
 
+CLIP_KEYS = inspect.signature(CLIPTextConfig).parameters.keys() - inspect.signature(PretrainedConfig).parameters.keys()
 CLASSES = dict(unet=UNet2DConditionModel, vae=AutoencoderKL, controlnet=ControlNetModel)
 
 
@@ -112,9 +114,7 @@ def build(component, config):
 
 def full_config(component, model):
     if component.startswith("text_encoder"):
-        found = model.config.to_dict()
-        own = inspect.signature(CLIPTextConfig).parameters.keys() - {"architectures"}
-        return {k: v for k, v in found.items() if k in own}
+        return {k: v for k, v in model.config.to_dict().items() if k in CLIP_KEYS}
     return {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
 
 
