@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{SafeTensors, serialize_to_file};
 use serde_json::{Value, json};
 
-use crate::fixtures::{copy_folder, scratch, tiny};
+use crate::fixtures::{copy_folder, edit_json, scratch, tiny};
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
@@ -34,12 +34,6 @@ fn rewrite(path: &Path, change: impl Fn(&str, &TensorView<'_>) -> Option<String>
         .filter_map(|(name, tensor)| Some((change(&name, &tensor)?, tensor)))
         .collect();
     serialize_to_file(kept, None, path).expect("weights");
-}
-
-fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
-    let mut value = serde_json::from_slice(&fs::read(path).expect("JSON")).expect("JSON");
-    change(&mut value);
-    fs::write(path, value.to_string()).expect("JSON");
 }
 
 #[test]

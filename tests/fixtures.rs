@@ -10,6 +10,7 @@ use kiln_engine::{OnnxRuntime, Rten};
 use kiln_graph::DType;
 use kiln_native::{Library, install, locate};
 use kiln_runtime::{Backend, Bundle, Event};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::references;
@@ -73,6 +74,12 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
             false => drop(fs::copy(&path, &target).expect("a copy")),
         }
     }
+}
+
+pub(crate) fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_slice(&fs::read(path).expect("JSON")).expect("JSON");
+    change(&mut value);
+    fs::write(path, value.to_string()).expect("JSON");
 }
 
 /// Progress that nobody watches.

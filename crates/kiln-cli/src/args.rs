@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Compile(CompileArgs),
     /// Show what is in a checkpoint, a bundle or an ONNX file.
     Inspect(InspectArgs),
+    /// Write a single-file checkpoint as a diffusers folder.
+    Convert(ConvertArgs),
     /// Run a bundle's reference again and tell how far the result has drifted.
     Verify(VerifyArgs),
     /// Tell how close two pictures are.
@@ -53,8 +55,8 @@ pub(crate) enum Command {
 pub(crate) struct GenerateArgs {
     /// What to draw; (word:1.2) and [word] weigh words, BREAK starts a new block of 75 tokens.
     pub(crate) prompt: String,
-    /// Checkpoint folder or bundle [default: the small model models/shapes of a checkout].
-    #[arg(long, value_name = "DIR")]
+    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model models/shapes of a checkout].
+    #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// What to steer away from.
     #[arg(long, value_name = "TEXT")]
@@ -134,8 +136,8 @@ pub(crate) struct TaskArgs {
     /// Picture that is light where to paint anew and dark where to keep.
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub(crate) mask: Option<PathBuf>,
-    /// ControlNet's folder or bundle, besides those of the model; may be given several times.
-    #[arg(long, value_name = "DIR")]
+    /// ControlNet's folder, single file or bundle, besides those of the model; may be given several times.
+    #[arg(long, value_name = "PATH")]
     pub(crate) controlnet: Vec<PathBuf>,
     /// Picture that a ControlNet reads; one for each, in order.
     #[arg(long, value_name = "FILE")]
@@ -183,8 +185,9 @@ pub(crate) struct TaskArgs {
 
 #[derive(Args)]
 pub(crate) struct TraceArgs {
-    /// Checkpoint folder.
-    pub(crate) checkpoint_dir: PathBuf,
+    /// Checkpoint folder or single-file checkpoint.
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint_path: PathBuf,
     /// Folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -214,8 +217,9 @@ pub(crate) struct TraceArgs {
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
-    /// Checkpoint folder.
-    pub(crate) checkpoint_dir: PathBuf,
+    /// Checkpoint folder or single-file checkpoint.
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint_path: PathBuf,
     /// Leave out the reference that `kiln verify` compares with.
     #[arg(long)]
     pub(crate) no_reference: bool,
@@ -231,6 +235,18 @@ pub(crate) struct CompileArgs {
     /// Print one JSON object instead of the bundle's path.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ConvertArgs {
+    /// Checkpoint in one .safetensors file, in the layout of LDM and SGM.
+    pub(crate) file: PathBuf,
+    /// Folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// What the UNet predicts [default: what the file or its family says].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
 }
 
 /// Fixed sizes; without them, engines take every size.
@@ -252,6 +268,9 @@ pub(crate) struct CheckpointArgs {
     /// Prefer weight files of this variant, such as fp16.
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
+    /// What a single-file checkpoint's UNet predicts [default: what the file or its family says].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) prediction_type: Option<PredictionChoice>,
     /// How attention is computed: fused, plain, or sliced:N heads at a time.
     #[arg(long, value_name = "POLICY", default_value = "fused", value_parser = attention)]
     pub(crate) attention: AttentionPolicy,
@@ -266,7 +285,7 @@ pub(crate) struct CacheArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// Checkpoint folder, bundle folder or ONNX file.
+    /// Checkpoint folder, single-file checkpoint, bundle folder or ONNX file.
     pub(crate) path: PathBuf,
     /// Check the digest of every file of a bundle.
     #[arg(long)]
@@ -403,6 +422,15 @@ pub(crate) enum Precision {
     F32,
     /// 16-bit floats.
     F16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum PredictionChoice {
+    /// The noise.
+    Epsilon,
+    /// Velocity, as Stable Diffusion 2.x for 768 pixels.
+    VPrediction,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use serde_json::json;
 
-use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, SizeArgs};
+use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, PredictionChoice, SizeArgs};
 use crate::failure::Failure;
 use crate::generate::backend;
 use crate::progress::Bar;
@@ -14,7 +14,7 @@ use crate::{output, paths, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
-    let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
+    let checkpoint = open(&args.checkpoint_path, &args.checkpoint)?;
     let sizes = sizes(&args.sizes, &checkpoint)?;
     let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, &args.cache)?;
     if !args.no_reference && compiled.bundle.manifest().reference.is_none() {
@@ -36,6 +36,21 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Opens a checkpoint folder or a single-file checkpoint.
+pub(crate) fn open(path: &Path, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
+    match (path.is_file(), &args.variant, args.prediction_type) {
+        (true, Some(_), _) => {
+            Err(Failure::usage("--variant chooses between the files of a folder, and this is one file"))
+        }
+        (false, _, Some(_)) => Err(Failure::usage("--prediction-type is for single-file checkpoints")
+            .with_hint("a folder says it in scheduler/scheduler_config.json")),
+        (true, None, asked) => {
+            Ok(Checkpoint::open_original(path, asked.map(PredictionChoice::prediction_type))?)
+        }
+        (false, variant, None) => Ok(Checkpoint::open(path, variant.as_deref())?),
+    }
+}
+
 /// The checkpoint's bundle from the engine cache, made now if need be.
 pub(crate) fn bundle(
     model: &Path,
@@ -45,7 +60,7 @@ pub(crate) fn bundle(
     if kiln_bundle::Bundle::is_bundle(model) {
         return Ok(kiln_bundle::Bundle::open(model)?);
     }
-    let checkpoint = Checkpoint::open(model, args.variant.as_deref())?;
+    let checkpoint = open(model, args)?;
     Ok(compile(&checkpoint, args, Sizes::Dynamic, cache)?.bundle)
 }
 

@@ -1,7 +1,9 @@
 use std::path::Path;
 
 use kiln_bundle::{Bundle, Content, PortInfo};
-use kiln_compile::{Checkpoint, inspect_checkpoint, inspect_onnx};
+use kiln_compile::{
+    Checkpoint, ComponentSummary, Original, inspect_checkpoint, inspect_onnx, inspect_original,
+};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -18,6 +20,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
         describe_bundle(&bundle)
     } else if path.is_dir() {
         describe_checkpoint(path)?
+    } else if Original::is_candidate(path) {
+        describe_original(path)?
     } else if path.is_file() {
         describe_onnx(path)?
     } else {
@@ -35,17 +39,36 @@ fn describe_checkpoint(path: &Path) -> Result<(Value, Vec<String>), Failure> {
         Checkpoint::open(path, None).or_else(|e| Checkpoint::open(path, Some("fp16")).map_err(|_| e))?;
     let components = inspect_checkpoint(&checkpoint);
     let mut lines = vec![format!("checkpoint {} ({})", path.display(), checkpoint.class())];
-    for c in &components {
-        let millions = c.parameters as f64 / 1e6;
-        let (files, dtypes, size) = (c.files.join(", "), c.dtypes.join(", "), bytes(c.bytes));
-        lines.push(format!(
-            "  {:<14}{millions:>9.2} M parameters, {size} in {dtypes} ({} weights, {files})",
-            c.name, c.n_weights
-        ));
-    }
+    lines.extend(components.iter().map(describe_component));
     let value =
         json!({ "kind": "checkpoint", "path": path, "class": checkpoint.class(), "components": components });
     Ok((value, lines))
+}
+
+fn describe_original(path: &Path) -> Result<(Value, Vec<String>), Failure> {
+    let original = Original::open(path, None)?;
+    let components = inspect_original(&original);
+    let (family, class) = (original.family().to_string(), original.class().unwrap_or("ControlNetModel"));
+    let mut lines = vec![format!("checkpoint {} in one file ({family}, {class})", path.display())];
+    lines.extend(components.iter().map(describe_component));
+    let value = json!({
+        "kind": "checkpoint",
+        "path": path,
+        "family": family,
+        "class": class,
+        "components": components,
+        "configs": original.configs(),
+    });
+    Ok((value, lines))
+}
+
+fn describe_component(c: &ComponentSummary) -> String {
+    let millions = c.parameters as f64 / 1e6;
+    let (files, dtypes, size) = (c.files.join(", "), c.dtypes.join(", "), bytes(c.bytes));
+    format!(
+        "  {:<14}{millions:>9.2} M parameters, {size} in {dtypes} ({} weights, {files})",
+        c.name, c.n_weights
+    )
 }
 
 fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {

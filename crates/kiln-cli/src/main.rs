@@ -3,6 +3,7 @@
 mod args;
 mod compare;
 mod compile;
+mod convert;
 mod failure;
 mod generate;
 mod inspect;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),

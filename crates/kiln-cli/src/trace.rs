@@ -1,10 +1,10 @@
 use kiln_bundle::Staging;
-use kiln_compile::{Checkpoint, TraceOptions, trace};
+use kiln_compile::{TraceOptions, trace};
 use kiln_graph::{DType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
 
 use crate::args::{FlavorChoice, Precision, TraceArgs};
-use crate::compile::sizes;
+use crate::compile::{self, sizes};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::Bar;
@@ -13,7 +13,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
     if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::usage(format!("{}: exists and is not empty", args.out.display())));
     }
-    let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
+    let checkpoint = compile::open(&args.checkpoint_path, &args.checkpoint)?;
     let options = TraceOptions {
         policy: policy(args),
         sizes: sizes(&args.sizes, &checkpoint)?,

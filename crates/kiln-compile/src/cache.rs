@@ -12,7 +12,7 @@ use kiln_bundle::{
 use kiln_graph::{DType, Dim, ModelPort, WeightLayout};
 use kiln_nets::Sizes;
 
-use crate::checkpoint::{ControlNetCheckpoint, TextEncoder};
+use crate::checkpoint::{ControlNetCheckpoint, Source, TextEncoder};
 use crate::digests::Digests;
 use crate::trace::{Traced, trace_pipeline, trace_steering, write_all};
 use crate::{Checkpoint, CompileError, Progress, TraceOptions, TracedModel};
@@ -147,18 +147,19 @@ impl<'a> Subject<'a> {
     }
 
     /// Small files that the bundle takes over.
-    fn companions(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+    fn companions(&self) -> Result<Vec<(String, Source)>, CompileError> {
         match self {
             Subject::Pipeline(checkpoint) => checkpoint.companions(),
             Subject::ControlNet(_) => Ok(Vec::new()),
         }
     }
 
-    fn sources(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+    fn sources(&self) -> Result<Vec<(String, Source)>, CompileError> {
         match self {
             Subject::Pipeline(checkpoint) => checkpoint.sources(),
             Subject::ControlNet(checkpoint) => {
-                Ok(checkpoint.part.weights.named_files(&checkpoint.part.name).collect())
+                let files = checkpoint.part.weights.named_files(&checkpoint.part.name);
+                Ok(files.map(|(name, path)| (name, Source::File(path))).collect())
             }
         }
     }
@@ -180,7 +181,7 @@ struct Plan<'a> {
     name: String,
     traced: Vec<Traced<'a>>,
     content: Content,
-    companions: Vec<(String, PathBuf)>,
+    companions: Vec<(String, Source)>,
     provenance: Provenance,
     nested: Vec<(String, Plan<'a>)>,
 }
@@ -198,8 +199,12 @@ impl<'a> Plan<'a> {
             nested.push((folder, Plan::new(&subject, options, digests, progress)?));
         }
         let mut files = BTreeMap::new();
-        for (name, path) in subject.sources()? {
-            files.insert(name, digests.of(&path)?);
+        for (name, source) in subject.sources()? {
+            let digest = match source {
+                Source::File(path) => digests.of(&path)?,
+                Source::Made(bytes) => blake3::hash(&bytes).to_hex().to_string(),
+            };
+            files.insert(name, digest);
         }
         let mut plan = Plan {
             name: subject.name(),
@@ -249,7 +254,10 @@ impl<'a> Plan<'a> {
             manifest.components.insert(model.role, component(&model, &precision));
         }
         for (name, source) in self.companions {
-            let bytes = fs::read(&source).map_err(|e| CompileError::io(&source, &e))?;
+            let bytes = match source {
+                Source::File(source) => fs::read(&source).map_err(|e| CompileError::io(&source, &e))?,
+                Source::Made(bytes) => bytes,
+            };
             let path = folder.join(&name);
             create_folder(path.parent().unwrap_or(folder))?;
             fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;

@@ -1,4 +1,4 @@
-//! The diffusers folder layout.
+//! The diffusers folder layout, and single files as what such a folder would hold.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use kiln_nets::{AutoencoderConfig, ClipTextConfig, ControlNetConfig, TextStates, UNet2DConditionConfig};
 use serde_json::Value;
 
-use crate::CompileError;
 use crate::weights::{Network, WeightFiles};
+use crate::{CompileError, Original, PredictionType};
 
 /// Largest JSON file that is read.
 const MAX_JSON: u64 = 64 << 20;
 
-/// A pipeline in the diffusers folder layout, its configurations read and checked.
+/// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
+    original: Option<Original>,
     class: String,
     pub(crate) text_encoders: Vec<TextEncoder>,
     pub(crate) unet: Part<UNet2DConditionConfig>,
@@ -82,33 +83,66 @@ const UNSUPPORTED: [&str; 5] =
     ["image_encoder", "motion_adapter", "adapter", "depth_estimator", "low_res_scheduler"];
 
 impl Checkpoint {
-    /// Opens a pipeline folder; `variant` prefers files such as `model.fp16.safetensors`.
+    /// Opens a pipeline folder, in which `variant` prefers files such as `model.fp16.safetensors`, or a single file.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Checkpoint, CompileError> {
-        let index = root.join("model_index.json");
+        if root.is_file() {
+            return Checkpoint::open_original(root, None);
+        }
+        let path = root.join("model_index.json");
         if !root.is_dir() {
             return Err(CompileError::checkpoint(root, "no such folder").with_hint(LAYOUT_HINT));
         }
-        if !index.is_file() {
+        if !path.is_file() {
             return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(LAYOUT_HINT));
         }
-        let value = read_json(&index)?;
-        let refuse = |reason: String| CompileError::checkpoint(&index, reason);
-        let class = value.get("_class_name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let index = read_json(&path)?;
+        let checkpoint = Checkpoint::assemble(root, &path, &index, Layout::Folder { root, variant })?;
+        if let Some(variant) = variant.filter(|_| !checkpoint.networks().iter().any(|(_, w)| w.is_variant())) {
+            let reason = format!("no component has weights of variant '{variant}'");
+            return Err(CompileError::checkpoint(root, reason).with_hint("leave out --variant"));
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens a single-file checkpoint; `prediction_type` overrides what the file or its family says.
+    pub fn open_original(
+        path: &Path,
+        prediction_type: Option<PredictionType>,
+    ) -> Result<Checkpoint, CompileError> {
+        let mut original = Original::open(path, prediction_type)?;
+        if original.class().is_none() {
+            return Err(CompileError::checkpoint(path, "is a ControlNet by itself, which makes no pictures")
+                .with_hint("--controlnet takes it, beside --model"));
+        }
+        let index = original.index().clone();
+        let checkpoint = Checkpoint::assemble(path, path, &index, Layout::File(&mut original))?;
+        Ok(Checkpoint { original: Some(original), ..checkpoint })
+    }
+
+    /// `origin` names `index`, the content of model_index.json, in errors.
+    fn assemble(
+        root: &Path,
+        origin: &Path,
+        index: &Value,
+        mut layout: Layout<'_>,
+    ) -> Result<Checkpoint, CompileError> {
+        let refuse = |reason: String| CompileError::checkpoint(origin, reason);
+        let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default().to_owned();
         let family = family(&class).map_err(refuse)?;
-        if let Some(name) = UNSUPPORTED.into_iter().find(|name| library_class(&value, name).is_some()) {
+        if let Some(name) = UNSUPPORTED.into_iter().find(|name| library_class(index, name).is_some()) {
             return Err(refuse(format!("{name}: is not supported")));
         }
-        require(&value, "unet", &["UNet2DConditionModel"]).map_err(refuse)?;
-        require(&value, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
+        require(index, "unet", &["UNet2DConditionModel"]).map_err(refuse)?;
+        require(index, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
 
         let mut text_encoders = Vec::new();
         for &(name, class, tokenizer) in family.text_encoders {
-            if library_class(&value, name).is_none() && family.text_encoders.len() > 1 {
+            if library_class(index, name).is_none() && family.text_encoders.len() > 1 {
                 continue;
             }
-            require(&value, name, &[class]).map_err(refuse)?;
+            require(index, name, &[class]).map_err(refuse)?;
             text_encoders.push(TextEncoder {
-                part: Part::open(root, name, Network::Clip, variant, ClipTextConfig::from_json)?,
+                part: layout.part(name, Network::Clip, ClipTextConfig::from_json)?,
                 states: family.states,
                 has_projection: class.ends_with("WithProjection"),
                 tokenizer,
@@ -119,26 +153,21 @@ impl Checkpoint {
         }
         let checkpoint = Checkpoint {
             text_encoders,
-            unet: Part::open(root, "unet", Network::Plain, variant, UNet2DConditionConfig::from_json)?,
-            vae: Part::open(root, "vae", Network::Vae, variant, AutoencoderConfig::from_json)?,
-            controlnets: controlnets(root, &value, variant)?,
-            force_zeros_for_empty_prompt: flag(&value, "force_zeros_for_empty_prompt").map_err(refuse)?,
+            unet: layout.part("unet", Network::Plain, UNet2DConditionConfig::from_json)?,
+            vae: layout.part("vae", Network::Vae, AutoencoderConfig::from_json)?,
+            controlnets: controlnets(origin, index, &mut layout)?,
+            force_zeros_for_empty_prompt: flag(index, "force_zeros_for_empty_prompt").map_err(refuse)?,
             root: root.into(),
+            original: None,
             class,
         };
-        checkpoint.check_widths()?;
-        if let Some(variant) = variant.filter(|_| !checkpoint.networks().iter().any(|(_, w)| w.is_variant())) {
-            let reason = format!("no component has weights of variant '{variant}'");
-            return Err(CompileError::checkpoint(root, reason).with_hint("leave out --variant"));
-        }
+        checkpoint.check_widths(&layout)?;
         Ok(checkpoint)
     }
 
-    fn check_widths(&self) -> Result<(), CompileError> {
+    fn check_widths(&self, layout: &Layout<'_>) -> Result<(), CompileError> {
         let unet = &self.unet.config;
-        let refuse = |part: &str, reason| {
-            Err(CompileError::checkpoint(&self.root.join(part).join("config.json"), reason))
-        };
+        let refuse = |part: &str, reason| Err(CompileError::checkpoint(&layout.config_path(part), reason));
         let (text, cross): (u64, u64) =
             (self.text_encoders.iter().map(|t| t.part.config.hidden_size()).sum(), unet.cross_attention_dim());
         if cross != text {
@@ -179,9 +208,14 @@ impl Checkpoint {
         }
     }
 
-    /// The folder.
+    /// The folder or file.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// The single file that the checkpoint is, if it is one.
+    pub fn original(&self) -> Option<&Original> {
+        self.original.as_ref()
     }
 
     /// diffusers' class of the pipeline.
@@ -189,7 +223,7 @@ impl Checkpoint {
         &self.class
     }
 
-    /// The folder's name, as far as it is fit for a file name.
+    /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
     pub fn name(&self) -> String {
         file_name(&self.root)
     }
@@ -214,8 +248,13 @@ impl Checkpoint {
         texts.chain([("unet", &self.unet.weights), ("vae", &self.vae.weights)]).collect()
     }
 
-    /// Small files that the bundle takes over: name in the bundle and where it lies.
-    pub(crate) fn companions(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+    /// Small files that the bundle takes over, by their names in the bundle.
+    pub(crate) fn companions(&self) -> Result<Vec<(String, Source)>, CompileError> {
+        if let Some(original) = &self.original {
+            let made = original.companions()?.into_iter();
+            let name = |name: String| name.strip_prefix("scheduler/").map_or(name.clone(), Into::into);
+            return Ok(made.map(|(file, bytes)| (name(file), Source::Made(bytes))).collect());
+        }
         let mut files = Vec::new();
         for encoder in &self.text_encoders {
             files.append(&mut tokenizer_files(&self.root, encoder.tokenizer)?);
@@ -224,66 +263,100 @@ impl Checkpoint {
         if !scheduler.is_file() {
             return Err(CompileError::checkpoint(&scheduler, "no such file"));
         }
-        files.push(("scheduler_config.json".into(), scheduler));
+        files.push(("scheduler_config.json".into(), Source::File(scheduler)));
         Ok(files)
     }
 
-    /// Every file that the result depends on, by a name relative to the checkpoint.
-    pub(crate) fn sources(&self) -> Result<Vec<(String, PathBuf)>, CompileError> {
+    /// Everything that the result depends on, by a name relative to the checkpoint.
+    pub(crate) fn sources(&self) -> Result<Vec<(String, Source)>, CompileError> {
         let mut files = self.companions()?;
-        for (name, weights) in self.networks() {
-            files.extend(weights.named_files(name));
-        }
-        for controlnet in &self.controlnets {
-            files.extend(controlnet.part.weights.named_files(&controlnet.part.name));
+        let nets = self.controlnets.iter().map(|net| (net.part.name.as_str(), &net.part.weights));
+        for (name, weights) in self.networks().into_iter().chain(nets) {
+            files.extend(weights.named_files(name).map(|(name, path)| (name, Source::File(path))));
         }
         Ok(files)
     }
 }
 
+/// Something that a bundle is made from.
+pub(crate) enum Source {
+    File(PathBuf),
+    /// What kiln made itself, for a checkpoint that does not hold it.
+    Made(Vec<u8>),
+}
+
 impl ControlNetCheckpoint {
-    /// Opens a ControlNet's folder; `variant` prefers files such as `diffusion_pytorch_model.fp16.safetensors`.
+    /// Opens a ControlNet's folder, in which `variant` prefers files such as
+    /// `diffusion_pytorch_model.fp16.safetensors`, or its single file.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<ControlNetCheckpoint, CompileError> {
-        if !root.join("config.json").is_file() {
+        let mut original;
+        let mut layout = if root.is_file() {
+            original = Original::open(root, None)?;
+            Layout::File(&mut original)
+        } else if root.join("config.json").is_file() {
+            Layout::Folder { root, variant }
+        } else {
             return Err(CompileError::checkpoint(root, "has no config.json").with_hint(
-                "a ControlNet is a folder with config.json and diffusion_pytorch_model.safetensors",
+                "a ControlNet is a folder with config.json and diffusion_pytorch_model.safetensors, or one file",
             ));
-        }
-        let part = Part::open(root, "", Network::Plain, variant, ControlNetConfig::from_json)?;
+        };
+        let name = match layout {
+            Layout::Folder { .. } => "",
+            Layout::File(_) => "controlnet",
+        };
+        let part = layout.part(name, Network::Plain, ControlNetConfig::from_json)?;
         Ok(ControlNetCheckpoint { root: root.into(), part: Part { name: file_name(root), ..part } })
     }
 
-    /// The folder.
+    /// The folder or file.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The folder's name, as far as it is fit for a file name.
+    /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
     pub fn name(&self) -> String {
         file_name(&self.root)
     }
 }
 
-impl<C> Part<C> {
-    fn open(
-        root: &Path,
+/// Where components are read from.
+enum Layout<'a> {
+    Folder { root: &'a Path, variant: Option<&'a str> },
+    File(&'a mut Original),
+}
+
+impl Layout<'_> {
+    fn part<C>(
+        &mut self,
         name: &str,
         network: Network,
-        variant: Option<&str>,
         parse: impl FnOnce(&str, &Value) -> Result<C, kiln_graph::TraceError>,
     ) -> Result<Part<C>, CompileError> {
-        let folder = root.join(name);
-        let path = folder.join("config.json");
-        Ok(Part {
-            name: name.into(),
-            config: parse(&path.display().to_string(), &read_json(&path)?)?,
-            weights: WeightFiles::open(&folder, network, variant)?,
-        })
+        let (origin, value, weights) = match self {
+            Layout::Folder { root, variant } => {
+                let folder = root.join(name);
+                let path = folder.join("config.json");
+                let value = read_json(&path)?;
+                (path.display().to_string(), value, WeightFiles::open(&folder, network, *variant)?)
+            }
+            Layout::File(original) => {
+                let (value, weights) = original.take(name)?;
+                (format!("{}: {name}", original.path().display()), value, weights)
+            }
+        };
+        Ok(Part { name: name.into(), config: parse(&origin, &value)?, weights })
+    }
+
+    fn config_path(&self, component: &str) -> PathBuf {
+        match self {
+            Layout::Folder { root, .. } => root.join(component).join("config.json"),
+            Layout::File(original) => original.path().into(),
+        }
     }
 }
 
-const LAYOUT_HINT: &str =
-    "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/";
+const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, \
+    scheduler/; or a checkpoint in one .safetensors file";
 
 fn family(class: &str) -> Result<&'static Family, String> {
     let runs = |prefix: &&&str| {
@@ -327,33 +400,37 @@ fn flag(index: &Value, key: &str) -> Result<bool, String> {
 
 /// The ControlNets of a pipeline; diffusers numbers the folders of several from the second on.
 fn controlnets(
-    root: &Path,
+    origin: &Path,
     index: &Value,
-    variant: Option<&str>,
+    layout: &mut Layout<'_>,
 ) -> Result<Vec<ControlNetCheckpoint>, CompileError> {
-    let open = |name: String| ControlNetCheckpoint::open(&root.join(name), variant);
-    match library_class(index, "controlnet") {
-        None => Ok(Vec::new()),
-        Some("ControlNetModel") => Ok(vec![open("controlnet".into())?]),
+    let has = |name: &String| match layout {
+        Layout::Folder { root, .. } => root.join(name).is_dir(),
+        Layout::File(_) => false,
+    };
+    let names: Vec<String> = match library_class(index, "controlnet") {
+        None => return Ok(Vec::new()),
+        Some("ControlNetModel") => vec!["controlnet".into()],
         Some("MultiControlNetModel") => {
-            let folders = (0..).map(|i| if i == 0 { "controlnet".into() } else { format!("controlnet_{i}") });
-            folders
-                .take_while(|name: &String| root.join(name).is_dir())
-                .take(MAX_CONTROLNETS)
-                .map(open)
-                .collect()
+            let names = (0..).map(|i| if i == 0 { "controlnet".into() } else { format!("controlnet_{i}") });
+            names.take_while(has).take(MAX_CONTROLNETS).collect()
         }
         Some(found) => {
             let reason = format!("controlnet: '{found}' is not supported; supported: ControlNetModel");
-            Err(CompileError::checkpoint(&root.join("model_index.json"), reason))
+            return Err(CompileError::checkpoint(origin, reason));
         }
-    }
+    };
+    let open = |name: String| {
+        let part = layout.part(&name, Network::Plain, ControlNetConfig::from_json)?;
+        Ok(ControlNetCheckpoint { root: layout.config_path(&name), part })
+    };
+    names.into_iter().map(open).collect()
 }
 
 /// Most ControlNets that one pipeline may bring.
 const MAX_CONTROLNETS: usize = 16;
 
-fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, PathBuf)>, CompileError> {
+fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, Source)>, CompileError> {
     let folder = root.join(name);
     let has = |file: &str| folder.join(file).is_file();
     if !(has("tokenizer.json") || has("vocab.json") && has("merges.txt")) {
@@ -363,13 +440,17 @@ fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, PathBuf)>, Co
     let files =
         ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
     let found = files.into_iter().filter(|file| has(file));
-    Ok(found.map(|file| (format!("{name}/{file}"), folder.join(file))).collect())
+    Ok(found.map(|file| (format!("{name}/{file}"), Source::File(folder.join(file)))).collect())
 }
 
 /// The last part of a path, as far as it is fit for a file name.
 fn file_name(path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // A file's own name is kept where it is a link, as in the Hugging Face cache, whose blobs are named by digests.
+    let name = match path.is_file() {
+        true => path.file_stem().map(ToOwned::to_owned),
+        false => path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(ToOwned::to_owned),
+    };
+    let name = name.unwrap_or_default().to_string_lossy().into_owned();
     let safe: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })

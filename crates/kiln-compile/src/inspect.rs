@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kiln_graph::proto::{DimensionValue, ModelProto, ValueInfoProto};
 use serde::Serialize;
 
-use crate::{Checkpoint, CompileError};
+use crate::weights::WeightFiles;
+use crate::{Checkpoint, CompileError, Original};
 
 /// Largest ONNX graph that is read; weights lie beside it.
 const MAX_ONNX: u64 = 2 << 30;
@@ -52,23 +53,25 @@ pub struct ModelSummary {
 
 /// Summarises the components of a checkpoint.
 pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Vec<ComponentSummary> {
-    checkpoint
-        .networks()
-        .into_iter()
-        .map(|(name, weights)| {
-            let (n_weights, parameters, bytes, dtypes) = weights.summary();
-            let file_name =
-                |path: &std::path::PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            ComponentSummary {
-                name: name.into(),
-                files: weights.files().iter().map(file_name).collect(),
-                n_weights,
-                parameters,
-                bytes,
-                dtypes: dtypes.iter().map(ToString::to_string).collect(),
-            }
-        })
-        .collect()
+    checkpoint.networks().into_iter().map(|(name, weights)| summary(name, weights)).collect()
+}
+
+/// Summarises the networks of a single-file checkpoint, whether or not kiln runs its kind.
+pub fn inspect_original(original: &Original) -> Vec<ComponentSummary> {
+    original.networks().map(|(name, weights)| summary(name, weights)).collect()
+}
+
+fn summary(name: &str, weights: &WeightFiles) -> ComponentSummary {
+    let (n_weights, parameters, bytes, dtypes) = weights.summary();
+    let file_name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    ComponentSummary {
+        name: name.into(),
+        files: weights.files().iter().map(file_name).collect(),
+        n_weights,
+        parameters,
+        bytes,
+        dtypes: dtypes.iter().map(ToString::to_string).collect(),
+    }
 }
 
 /// Summarises an ONNX file.

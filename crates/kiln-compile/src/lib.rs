@@ -1,4 +1,4 @@
-//! The compile stage: a diffusers checkpoint becomes ONNX files ([`trace`]) or a bundle in the engine cache
+//! The compile stage: a checkpoint, a diffusers folder or a single file, becomes ONNX files ([`trace`]) or a bundle in the engine cache
 //! ([`EngineCache::compile`]).
 //!
 //! A checkpoint's weights are never loaded: tracing reads the headers of its safetensors files, and writing copies each
@@ -9,6 +9,7 @@ mod checkpoint;
 mod digests;
 mod error;
 mod inspect;
+mod original;
 mod synth;
 mod trace;
 mod weights;
@@ -16,6 +17,7 @@ mod weights;
 pub use cache::{Compiled, EngineCache};
 pub use checkpoint::{Checkpoint, ControlNetCheckpoint};
 pub use error::CompileError;
-pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx};
+pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx, inspect_original};
+pub use original::{Family, Original, PredictionType, WeightView};
 pub use synth::{Architecture, synthesize};
 pub use trace::{Progress, TraceOptions, TracedModel, trace, trace_controlnet};

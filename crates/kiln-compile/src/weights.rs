@@ -20,6 +20,9 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 18;
 
+/// Most bytes of a matrix that is stored transposed: it is the one kind that is held in memory.
+pub(crate) const MAX_TRANSPOSED: u64 = 1 << 28;
+
 /// Whose names a file's weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
@@ -71,11 +74,19 @@ pub(crate) struct WeightFiles {
     places: BTreeMap<String, Place>,
 }
 
+/// Where a weight's bytes lie: a tensor of a file, or consecutive rows of one.
 #[derive(Clone, Debug)]
-struct Place {
-    file: usize,
-    offset: u64,
-    info: WeightInfo,
+pub(crate) struct Place {
+    /// Index into the files.
+    pub(crate) file: usize,
+    /// First byte in the file.
+    pub(crate) offset: u64,
+    /// The weight as a network reads it.
+    pub(crate) info: WeightInfo,
+    /// Whether the file holds the matrix with rows and columns exchanged; at most [`MAX_TRANSPOSED`] bytes then.
+    pub(crate) is_transposed: bool,
+    /// What the file calls the tensor, where that is another name.
+    pub(crate) key: Option<String>,
 }
 
 impl WeightFiles {
@@ -87,15 +98,32 @@ impl WeightFiles {
         let (files, is_variant) = find_files(folder, network.basename(), variant)?;
         let mut places = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            for (name, offset, info) in read_header(path)? {
-                let Some(name) = network.canonical(&name) else { continue };
-                let place = Place { file, offset, info };
+            for tensor in read_header(path)?.tensors {
+                let info = tensor.info(path)?;
+                let Some(name) = network.canonical(&tensor.name) else { continue };
+                let place = Place { file, offset: tensor.offset, info, is_transposed: false, key: None };
                 if places.insert(name.clone(), place).is_some() {
                     return Err(CompileError::checkpoint(path, format!("weight '{name}' exists twice")));
                 }
             }
         }
         Ok(WeightFiles { files, is_variant, places })
+    }
+
+    /// Weights that lie in one file, by the names that networks ask for.
+    pub(crate) fn in_file(path: &Path, places: BTreeMap<String, Place>) -> WeightFiles {
+        WeightFiles { files: vec![path.into()], is_variant: false, places }
+    }
+
+    /// Names and places of all weights.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&str, &Place)> {
+        self.places.iter().map(|(name, place)| (name.as_str(), place))
+    }
+
+    /// The same weights by other names.
+    pub(crate) fn renamed(&self, name: impl Fn(&str) -> String) -> WeightFiles {
+        let places = self.places.iter().map(|(old, place)| (name(old), place.clone())).collect();
+        WeightFiles { files: self.files.clone(), is_variant: self.is_variant, places }
     }
 
     pub(crate) fn files(&self) -> &[PathBuf] {
@@ -117,7 +145,10 @@ impl WeightFiles {
     pub(crate) fn catalog(&self) -> WeightCatalog {
         let mut catalog = WeightCatalog::new(self.files[0].display().to_string());
         for (name, place) in &self.places {
-            catalog.insert(name.clone(), place.info.clone());
+            match &place.key {
+                Some(key) => catalog.insert_alias(name.clone(), key.clone(), place.info.clone()),
+                None => catalog.insert(name.clone(), place.info.clone()),
+            }
         }
         catalog
     }
@@ -220,6 +251,29 @@ pub(crate) enum CopyError {
 
 fn copy(source: &mut File, place: &Place, weight: &StoredWeight, out: &mut File) -> Result<(), CopyError> {
     source.seek(SeekFrom::Start(place.offset)).map_err(CopyError::Source)?;
+    match place.is_transposed {
+        false => copy_from(source, place, weight, out),
+        true => copy_from(&mut transposed(source, &place.info)?.as_slice(), place, weight, out),
+    }
+}
+
+/// Reads the columns of `matrix` and gives its rows.
+fn transposed(source: &mut File, matrix: &WeightInfo) -> Result<Vec<u8>, CopyError> {
+    let [rows, columns] = [matrix.shape[0], matrix.shape[1]].map(|n| n as usize);
+    let size = matrix.dtype.size() as usize;
+    let mut bytes = vec![0; rows * columns * size];
+    source.read_exact(&mut bytes).map_err(CopyError::Source)?;
+    let element = |row: usize, column: usize| &bytes[(column * rows + row) * size..][..size];
+    let cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+    Ok(cells.flat_map(|(row, column)| element(row, column)).copied().collect())
+}
+
+fn copy_from(
+    source: &mut impl Read,
+    place: &Place,
+    weight: &StoredWeight,
+    out: &mut File,
+) -> Result<(), CopyError> {
     if weight.dtype == place.info.dtype {
         let length = n_bytes(weight);
         let copied = io::copy(&mut source.take(length), out).map_err(CopyError::Target)?;
@@ -327,8 +381,44 @@ fn single_or_shards(folder: &Path, single: &str, index: &str) -> Result<Option<V
     Ok(Some(shards.into_iter().map(|name| folder.join(name)).collect()))
 }
 
-/// Name, first byte and description of each weight in a safetensors file.
-fn read_header(path: &Path) -> Result<Vec<(String, u64, WeightInfo)>, CompileError> {
+/// What a safetensors file says of itself.
+pub(crate) struct Header {
+    /// Free text by key.
+    pub(crate) metadata: HashMap<String, String>,
+    /// In no particular order.
+    pub(crate) tensors: Vec<HeaderTensor>,
+}
+
+/// One tensor of a safetensors file; its bytes lie within the file.
+#[derive(Clone, Debug)]
+pub(crate) struct HeaderTensor {
+    pub(crate) name: String,
+    /// First byte in the file.
+    pub(crate) offset: u64,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<u64>,
+}
+
+impl HeaderTensor {
+    /// The tensor as a weight, if it is of a type that weights have.
+    pub(crate) fn info(&self, path: &Path) -> Result<WeightInfo, CompileError> {
+        let dtype = match self.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::I64 => DType::I64,
+            other => {
+                let reason =
+                    format!("weight '{}' is stored as {other:?}; supported: F32, F16, BF16", self.name);
+                return Err(CompileError::checkpoint(path, reason));
+            }
+        };
+        Ok(WeightInfo { dtype, shape: self.shape.clone() })
+    }
+}
+
+/// Reads and checks the header of a safetensors file.
+pub(crate) fn read_header(path: &Path) -> Result<Header, CompileError> {
     let refuse = |e: io::Error| CompileError::io(path, &e);
     let lying = |reason: String| CompileError::checkpoint(path, reason);
     let size = fs::metadata(path).map_err(refuse)?.len();
@@ -351,21 +441,11 @@ fn read_header(path: &Path) -> Result<Vec<(String, u64, WeightInfo)>, CompileErr
         return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));
     }
     let tensors: HashMap<_, _> = metadata.tensors();
-    tensors
-        .into_iter()
-        .map(|(name, tensor)| {
-            let dtype = match tensor.dtype {
-                Dtype::F32 => DType::F32,
-                Dtype::F16 => DType::F16,
-                Dtype::BF16 => DType::BF16,
-                Dtype::I64 => DType::I64,
-                other => {
-                    let reason = format!("weight '{name}' is stored as {other:?}; supported: F32, F16, BF16");
-                    return Err(lying(reason));
-                }
-            };
-            let shape = tensor.shape.iter().map(|&n| n as u64).collect();
-            Ok((name, 8 + length + tensor.data_offsets.0 as u64, WeightInfo { dtype, shape }))
-        })
-        .collect()
+    let tensors = tensors.into_iter().map(|(name, tensor)| HeaderTensor {
+        name,
+        offset: 8 + length + tensor.data_offsets.0 as u64,
+        dtype: tensor.dtype,
+        shape: tensor.shape.iter().map(|&n| n as u64).collect(),
+    });
+    Ok(Header { tensors: tensors.collect(), metadata: metadata.metadata().clone().unwrap_or_default() })
 }

@@ -19,6 +19,7 @@ pub struct WeightCatalog {
     origin: String,
     entries: RefCell<BTreeMap<String, WeightInfo>>,
     used: RefCell<BTreeSet<String>>,
+    aliases: BTreeMap<String, String>,
     invents: Option<DType>,
 }
 
@@ -29,6 +30,7 @@ impl WeightCatalog {
             origin: origin.into(),
             entries: RefCell::default(),
             used: RefCell::default(),
+            aliases: BTreeMap::new(),
             invents: None,
         }
     }
@@ -41,6 +43,17 @@ impl WeightCatalog {
     /// Adds a weight.
     pub fn insert(&mut self, name: impl Into<String>, info: WeightInfo) {
         self.entries.get_mut().insert(name.into(), info);
+    }
+
+    /// Adds a weight that the checkpoint stores under another name, by which errors call it.
+    pub fn insert_alias(&mut self, name: impl Into<String>, alias: impl Into<String>, info: WeightInfo) {
+        let name = name.into();
+        self.aliases.insert(name.clone(), alias.into());
+        self.insert(name, info);
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        self.aliases.get(name).map_or(name, String::as_str).to_owned()
     }
 
     /// The weights by name.
@@ -62,7 +75,7 @@ impl WeightCatalog {
             None => Ok(()),
             Some(name) => Err(TraceError::UnexpectedWeight {
                 origin: self.origin.clone(),
-                name: name.clone(),
+                name: self.stored_name(name),
                 network: network.into(),
                 n_others: unused.count(),
             }),
@@ -96,9 +109,11 @@ impl Weights<'_> {
         };
         if info.shape != shape {
             let (expected, found) = (shape.to_vec(), info.shape.clone());
+            let name = self.catalog.stored_name(&name);
             return Err(TraceError::WeightShape { origin, name, expected, found });
         }
         if info.dtype == DType::I64 {
+            let name = self.catalog.stored_name(&name);
             return Err(TraceError::WeightDType { origin, name, found: info.dtype });
         }
         self.catalog.used.borrow_mut().insert(name.clone());

@@ -1,0 +1,124 @@
+//! What the file or its family says of sampling.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::Family;
+use super::keys::Keys;
+use crate::CompileError;
+
+/// What a UNet was trained to predict, which its weights do not show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PredictionType {
+    /// The noise.
+    Epsilon,
+    /// Velocity (Salimans, Ho 2022).
+    VPrediction,
+}
+
+impl PredictionType {
+    /// As `scheduler_config.json` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PredictionType::Epsilon => "epsilon",
+            PredictionType::VPrediction => "v_prediction",
+        }
+    }
+}
+
+/// Training step that Stable Diffusion 2 base, which predicts noise, was published at.
+const SD2_BASE_STEP: i64 = 875_000;
+
+/// The prediction type: the user's word, the file's own, or, as in diffusers, what its family's best known model has.
+pub(super) fn prediction_type(
+    keys: &Keys<'_>,
+    metadata: &HashMap<String, String>,
+    family: Family,
+    is_inpainting: bool,
+    asked: Option<PredictionType>,
+) -> Result<PredictionType, CompileError> {
+    if let Some(asked) = asked {
+        return Ok(asked);
+    }
+    if let Some(said) = metadata.get("modelspec.prediction_type").filter(|said| !said.is_empty()) {
+        return match said.as_str() {
+            "epsilon" | "eps" => Ok(PredictionType::Epsilon),
+            "v" | "v_prediction" | "v-prediction" => Ok(PredictionType::VPrediction),
+            other => Err(keys
+                .error(format!("modelspec.prediction_type: '{other}' is not supported; supported: epsilon, v"))
+                .with_hint("--prediction-type says what the model predicts")),
+        };
+    }
+    match metadata.get("modelspec.architecture").map(String::as_str) {
+        Some("stable-diffusion-v2-512") => return Ok(PredictionType::Epsilon),
+        Some("stable-diffusion-v2-768-v") => return Ok(PredictionType::VPrediction),
+        _ => {}
+    }
+    if keys.get("v_pred").is_some() {
+        return Ok(PredictionType::VPrediction);
+    }
+    let is_velocity = family == Family::Sd2 && !is_inpainting && global_step(keys)? != Some(SD2_BASE_STEP);
+    Ok(if is_velocity { PredictionType::VPrediction } else { PredictionType::Epsilon })
+}
+
+/// The training step, which diffusers tells Stable Diffusion 2 base by.
+fn global_step(keys: &Keys<'_>) -> Result<Option<i64>, CompileError> {
+    let Some(tensor) = keys.get("global_step") else { return Ok(None) };
+    if tensor.dtype != Dtype::I64 || tensor.shape.iter().product::<u64>() != 1 {
+        return Ok(None);
+    }
+    let read = || -> std::io::Result<i64> {
+        let mut bytes = [0; 8];
+        let mut file = File::open(keys.path())?;
+        file.seek(SeekFrom::Start(tensor.offset))?;
+        file.read_exact(&mut bytes)?;
+        Ok(i64::from_le_bytes(bytes))
+    };
+    read().map(Some).map_err(|e| CompileError::io(keys.path(), &e))
+}
+
+/// `scheduler_config.json` of the pipeline that diffusers takes for the family's.
+pub(super) fn config(
+    family: Family,
+    is_inpainting: bool,
+    is_distilled: bool,
+    prediction: PredictionType,
+    zero_snr: bool,
+) -> Value {
+    let mut config = json!({
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "clip_sample": false,
+        "num_train_timesteps": 1000,
+        "prediction_type": prediction.name(),
+        "set_alpha_to_one": false,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "trained_betas": null,
+    });
+    config["_class_name"] = match family {
+        _ if is_distilled => "LCMScheduler",
+        Family::SdxlBase | Family::SdxlRefiner => "EulerDiscreteScheduler",
+        Family::Sd2 if !is_inpainting => "DDIMScheduler",
+        _ => "PNDMScheduler",
+    }
+    .into();
+    match config["_class_name"].as_str() {
+        Some("LCMScheduler") => config["original_inference_steps"] = 50.into(),
+        Some("PNDMScheduler") => config["skip_prk_steps"] = true.into(),
+        Some("EulerDiscreteScheduler") => {
+            config["interpolation_type"] = "linear".into();
+            config["use_karras_sigmas"] = false.into();
+        }
+        _ => {}
+    }
+    if zero_snr {
+        config["rescale_betas_zero_snr"] = true.into();
+    }
+    config
+}

@@ -1,0 +1,148 @@
+//! Text encoders: CLIP in transformers' layout and in OpenCLIP's (diffusers `convert_open_clip_checkpoint`).
+
+use serde_json::{Value, json};
+
+use super::keys::{Component, Keys};
+use crate::CompileError;
+use crate::weights::WeightFiles;
+
+/// Layers that diffusers keeps of Stable Diffusion 2.x's OpenCLIP: it is conditioned on the last but one.
+const SD2_LAYERS: usize = 23;
+
+/// What Stable Diffusion 2.x's published configuration says of the projection that it does not have.
+const SD2_PROJECTION: u64 = 512;
+
+/// Whether an encoder ends in a projection of its pooled state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Projection {
+    Kept,
+    Dropped,
+}
+
+/// A text encoder of a file.
+pub(super) struct TextEncoder {
+    pub(super) weights: WeightFiles,
+    pub(super) config: Value,
+    /// Width of its hidden states.
+    pub(super) width: u64,
+    /// Width of its projected pooled state, where it has one.
+    pub(super) projection: u64,
+}
+
+struct Shape {
+    vocabulary: u64,
+    positions: u64,
+    width: u64,
+    inner: u64,
+    n_layers: usize,
+}
+
+/// OpenAI's CLIP, whose keys are those of transformers with or without `text_model.`.
+pub(super) fn clip(keys: &mut Keys<'_>, prefix: &str) -> Result<TextEncoder, CompileError> {
+    let nested = format!("{prefix}text_model.");
+    let prefix = if keys.first_with(&nested).is_some() { &nested } else { prefix };
+    let mut c = Component::new(keys, prefix);
+    let [vocabulary, width] = c.shape("embeddings.token_embedding.weight")?;
+    let [positions, _] = c.shape("embeddings.position_embedding.weight")?;
+    let [inner, _] = c.shape("encoder.layers.0.mlp.fc1.weight")?;
+    let n_layers = c.count(|i| format!("encoder.layers.{i}.mlp.fc1.weight"));
+    for name in ["embeddings.token_embedding.weight", "embeddings.position_embedding.weight"] {
+        c.take(name, name)?;
+    }
+    for layer in 0..n_layers {
+        for part in ["layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"] {
+            let name = format!("encoder.layers.{layer}.{part}");
+            c.pair(&name, &name)?;
+        }
+        for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            let name = format!("encoder.layers.{layer}.self_attn.{part}");
+            c.pair(&name, &name)?;
+        }
+    }
+    c.pair("final_layer_norm", "final_layer_norm")?;
+    let shape = Shape { vocabulary, positions, width, inner, n_layers };
+    let config = config(&c, "embeddings.token_embedding.weight", &shape, "CLIPTextModel", "quick_gelu", width)?;
+    Ok(TextEncoder { weights: c.finish(), config, width, projection: width })
+}
+
+/// OpenCLIP; without its projection it is Stable Diffusion 2.x's and loses the layers that nothing reads.
+pub(super) fn open_clip(
+    keys: &mut Keys<'_>,
+    prefix: &str,
+    projection: Projection,
+) -> Result<TextEncoder, CompileError> {
+    let mut c = Component::new(keys, prefix);
+    let [vocabulary, width] = c.shape("token_embedding.weight")?;
+    let [positions, _] = c.shape("positional_embedding")?;
+    let [inner, _] = c.shape("transformer.resblocks.0.mlp.c_fc.weight")?;
+    let n_found = c.count(|i| format!("transformer.resblocks.{i}.mlp.c_fc.weight"));
+    let n_layers = match projection {
+        Projection::Kept => n_found,
+        Projection::Dropped => n_found.min(SD2_LAYERS),
+    };
+    c.take("token_embedding.weight", "embeddings.token_embedding.weight")?;
+    c.take("positional_embedding", "embeddings.position_embedding.weight")?;
+    for layer in 0..n_layers {
+        let (key, name) = (format!("transformer.resblocks.{layer}"), format!("encoder.layers.{layer}"));
+        for (old, new) in [
+            ("ln_1", "layer_norm1"),
+            ("ln_2", "layer_norm2"),
+            ("mlp.c_fc", "mlp.fc1"),
+            ("mlp.c_proj", "mlp.fc2"),
+            ("attn.out_proj", "self_attn.out_proj"),
+        ] {
+            c.pair(&format!("{key}.{old}"), &format!("{name}.{new}"))?;
+        }
+        for kind in ["weight", "bias"] {
+            let names = ["q", "k", "v"].map(|part| format!("{name}.self_attn.{part}_proj.{kind}"));
+            c.split_rows(&format!("{key}.attn.in_proj_{kind}"), &names)?;
+        }
+    }
+    c.pair("ln_final", "final_layer_norm")?;
+    let shape = Shape { vocabulary, positions, width, inner, n_layers };
+    let (class, projected) = match projection {
+        Projection::Kept => {
+            let [_, projected] = c.shape("text_projection")?;
+            c.take_transposed("text_projection", "text_projection.weight")?;
+            ("CLIPTextModelWithProjection", projected)
+        }
+        Projection::Dropped => ("CLIPTextModel", SD2_PROJECTION),
+    };
+    let config = config(&c, "token_embedding.weight", &shape, class, "gelu", projected)?;
+    let weights = c.finish();
+    for layer in n_layers..n_found {
+        keys.discard(&format!("{prefix}transformer.resblocks.{layer}."));
+    }
+    Ok(TextEncoder { weights, config, width, projection: projected })
+}
+
+/// `config.json` as transformers has it; heads are 64 wide in all of CLIP's text encoders.
+fn config(
+    c: &Component<'_, '_>,
+    key: &str,
+    shape: &Shape,
+    class: &str,
+    activation: &str,
+    projection: u64,
+) -> Result<Value, CompileError> {
+    let Shape { vocabulary, positions, width, inner, n_layers } = shape;
+    let heads = super::heads_of_64(*width)
+        .ok_or_else(|| c.error(key, &format!("is {width} wide, which heads of 64 do not divide")))?;
+    Ok(json!({
+        "architectures": [class],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "hidden_act": activation,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": positions,
+        "model_type": "clip_text_model",
+        "num_attention_heads": heads,
+        "num_hidden_layers": n_layers,
+        "pad_token_id": 1,
+        "projection_dim": projection,
+        "vocab_size": vocabulary,
+    }))
+}
