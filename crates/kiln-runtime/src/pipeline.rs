@@ -140,6 +140,7 @@ impl Pipeline {
         request.check(height, width, info.vae_scale_factor)?;
         let options = SamplerOptions { eta: request.eta, ..SamplerOptions::default() };
         let mut sampler = self.scheduler(request)?.sampler(request.steps, &options)?;
+        sampler.start_at(0)?;
         let timesteps = sampler.timesteps().to_vec();
         let mut run = Run { step: 0, steps: timesteps.len(), progress };
 
