@@ -185,7 +185,9 @@ fn an_offset_past_the_last_timestep_is_refused() {
 
 #[track_caller]
 fn check_run_refused(value: Value, steps: usize, parts: &[&str]) {
-    let error = config(&value).sampler(steps, &SamplerOptions::default()).err().expect("a refusal").to_string();
+    let started =
+        config(&value).sampler(steps, &SamplerOptions::default()).and_then(|mut sampler| sampler.start_at(0));
+    let error = started.expect_err("a refusal").to_string();
     assert!(parts.iter().all(|part| error.contains(part)), "{value}: {error}");
 }
 
@@ -391,9 +393,9 @@ fn schedulers_are_named_as_their_class_or_for_short() {
     let ddim = config(&json!({ "beta_end": 0.012 }));
     for name in SchedulerClass::short_names().chain(SchedulerClass::names()) {
         let other = ddim.with_scheduler(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let name_of = |class: SchedulerClass| class.name();
-        assert_eq!(SchedulerClass::from_name(name_of(other.class())), Some(other.class()));
-        other.sampler(4, &SamplerOptions::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(SchedulerClass::from_name(other.class().name()), Some(other.class()));
+        let started = other.sampler(4, &SamplerOptions::default()).and_then(|mut sampler| sampler.start_at(0));
+        started.unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     assert_eq!(ddim.with_scheduler("dpm++2m").expect("a scheduler").class(), SchedulerClass::DpmMultistep);
     let refused = |name: &str| ddim.with_scheduler(name).expect_err("a refusal").to_string();
@@ -498,6 +500,9 @@ proptest! {
             prop_assert!(sampler.timesteps().iter().all(|t| (0.0..trained).contains(t)), "{:?}", sampler.timesteps());
         }
         let start = start % sampler.timesteps().len() / sampler.order() * sampler.order();
+        if sampler.start_at(start).is_err() {
+            return Ok(());
+        }
         for latents in trajectory(&mut sampler, start, randn(&[1, 3, 1, 2], 0), 1) {
             prop_assert_eq!(latents.shape(), &[1, 3, 1, 2]);
         }

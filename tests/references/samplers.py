@@ -184,6 +184,7 @@ def cases():
         yield case("EulerDiscreteScheduler", 5, scheduler=scheduler, **karras)
     for scheduler in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "pndm"):
         yield case("UniPCMultistepScheduler", 6, scheduler=scheduler, solver_order=3, solver_type="bh1", **SIGMA_MIN)
+    yield case("UniPCMultistepScheduler", 6, scheduler="dpm++2m", solver_type="heun")
 
 
 def model(x, t, has_variance):

@@ -89,9 +89,10 @@ impl SchedulerConfig {
         SchedulerConfig::read(class, given)
     }
 
-    fn read(class: SchedulerClass, given: Map<String, Value>) -> Result<SchedulerConfig, SchedulerError> {
+    fn read(class: SchedulerClass, mut given: Map<String, Value>) -> Result<SchedulerConfig, SchedulerError> {
         use SchedulerClass::{Ddim, Ddpm, DpmSinglestep, Heun, Kdpm2, Kdpm2Ancestral, Lcm, Pndm, UniPc};
 
+        replace_names(class, &mut given);
         let keys = Keys { class, map: &given };
         keys.refuse_unknown()?;
         let num_train_timesteps = keys.int("num_train_timesteps", 1000, 1, MAX_TIMESTEPS)? as usize;
@@ -291,12 +292,29 @@ fn sigma_spacing(keys: &Keys<'_>) -> Result<SigmaSpacing, SchedulerError> {
     })
 }
 
+/// Replaces names of other solvers by what they stand for, which carries over to further classes, as in diffusers.
+fn replace_names(class: SchedulerClass, given: &mut Map<String, Value>) {
+    let mut replace = |key: &str, names: &[&str], by: &str| {
+        let found = given.get_mut(key).filter(|value| value.as_str().is_some_and(|name| names.contains(&name)));
+        if let Some(value) = found {
+            *value = by.into();
+        }
+    };
+    match class {
+        SchedulerClass::DpmMultistep | SchedulerClass::DpmSinglestep => {
+            replace("algorithm_type", &["deis"], "dpmsolver++");
+            replace("solver_type", &["logrho", "bh1", "bh2"], "midpoint");
+        }
+        SchedulerClass::UniPc => replace("solver_type", &["midpoint", "heun", "logrho"], "bh2"),
+        _ => {}
+    }
+}
+
 fn algorithm(keys: &Keys<'_>) -> Result<Algorithm, SchedulerError> {
     let mut choices = vec![
         ("dpmsolver++", Algorithm::DpmSolverPp),
         ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
         ("dpmsolver", Algorithm::DpmSolver),
-        ("deis", Algorithm::DpmSolverPp),
     ];
     if keys.class == SchedulerClass::DpmMultistep {
         choices.push(("sde-dpmsolver", Algorithm::SdeDpmSolver));
@@ -304,30 +322,15 @@ fn algorithm(keys: &Keys<'_>) -> Result<Algorithm, SchedulerError> {
     keys.choice("algorithm_type", "dpmsolver++", &choices)
 }
 
-/// Names of the other family's solvers stand for the default, as in diffusers.
 fn solver_type(keys: &Keys<'_>) -> Result<SolverType, SchedulerError> {
     match keys.class {
-        SchedulerClass::UniPc => keys.choice(
-            "solver_type",
-            "bh2",
-            &[
-                ("bh1", SolverType::Bh1),
-                ("bh2", SolverType::Bh2),
-                ("midpoint", SolverType::Bh2),
-                ("heun", SolverType::Bh2),
-                ("logrho", SolverType::Bh2),
-            ],
-        ),
+        SchedulerClass::UniPc => {
+            keys.choice("solver_type", "bh2", &[("bh1", SolverType::Bh1), ("bh2", SolverType::Bh2)])
+        }
         _ => keys.choice(
             "solver_type",
             "midpoint",
-            &[
-                ("midpoint", SolverType::Midpoint),
-                ("heun", SolverType::Heun),
-                ("logrho", SolverType::Midpoint),
-                ("bh1", SolverType::Midpoint),
-                ("bh2", SolverType::Midpoint),
-            ],
+            &[("midpoint", SolverType::Midpoint), ("heun", SolverType::Heun)],
         ),
     }
 }

@@ -35,7 +35,8 @@ pub struct Sampler {
     steps: usize,
     schedule: Schedule,
     method: Box<dyn Method>,
-    next: usize,
+    /// The call that is due, once the run has started.
+    next: Option<usize>,
 }
 
 /// What a run looks like from outside.
@@ -87,9 +88,7 @@ pub(super) trait Method: Send {
 }
 
 impl SchedulerConfig {
-    /// A run of `n_steps` steps.
-    ///
-    /// Refuses numbers of steps, and combinations of a configuration, that would divide by zero on the way.
+    /// A run of `n_steps` steps; refuses numbers of steps that the schedule does not have.
     pub fn sampler(&self, n_steps: usize, options: &SamplerOptions) -> Result<Sampler, SchedulerError> {
         let (schedule, method) = match self.class() {
             SchedulerClass::Ddim => ddim::plan(self, n_steps, options),
@@ -106,9 +105,7 @@ impl SchedulerConfig {
             SchedulerClass::UniPc => unipc::plan(self, n_steps),
             SchedulerClass::Lcm => lcm::plan(self, n_steps, options),
         }?;
-        let mut sampler = Sampler { class: self.class(), steps: n_steps, schedule, method, next: 0 };
-        sampler.rehearse()?;
-        Ok(sampler)
+        Ok(Sampler { class: self.class(), steps: n_steps, schedule, method, next: None })
     }
 
     /// `alphas_cumprod`: the part of the signal's variance that is left at each timestep that the model was trained with.
@@ -151,19 +148,23 @@ impl Sampler {
         (self.steps - run) * self.schedule.order
     }
 
-    /// Makes `call`, the first of a step, the first of the run, and forgets all earlier ones.
+    /// Makes `call`, the first of a step, the first of the run, and forgets all earlier ones. Without it a run starts at 0.
+    ///
+    /// Refuses a run on which this configuration would divide by zero, before a model runs.
     pub fn start_at(&mut self, call: usize) -> Result<(), SchedulerError> {
+        self.next = None;
         self.method.reset();
-        self.next = 0;
         if call >= self.timesteps().len() || !call.is_multiple_of(self.order()) {
             return Err(self.out_of_turn(call));
         }
-        self.next = call;
-        Ok(())
+        let rehearsed = self.rehearse(call);
+        self.method.reset();
+        self.next = rehearsed.is_ok().then_some(call);
+        rehearsed
     }
 
     fn out_of_turn(&self, found: usize) -> SchedulerError {
-        SchedulerError::Turn { found, expected: self.next, calls: self.timesteps().len() }
+        SchedulerError::Turn { found, expected: self.next.unwrap_or(0), calls: self.timesteps().len() }
     }
 
     /// The input of the model at `call`, the one that is due.
@@ -186,9 +187,24 @@ impl Sampler {
         latents: &mut ArrayD<f32>,
         noise: &mut Noise<'_>,
     ) -> Result<(), SchedulerError> {
-        if call != self.next || call >= self.timesteps().len() {
+        if call != self.next.unwrap_or(0) || call >= self.timesteps().len() {
             return Err(self.out_of_turn(call));
         }
+        if self.next.is_none() {
+            self.start_at(0)?;
+        }
+        self.advance(call, output, latents, noise)?;
+        self.next = Some(call + 1);
+        Ok(())
+    }
+
+    fn advance(
+        &mut self,
+        call: usize,
+        output: &ArrayD<f32>,
+        latents: &mut ArrayD<f32>,
+        noise: &mut Noise<'_>,
+    ) -> Result<(), SchedulerError> {
         self.check_output(output, latents)?;
         let mut wrong = None;
         let mut checked = |shape: &[usize]| {
@@ -207,7 +223,6 @@ impl Sampler {
             return Err(SchedulerError::Shape { what: "noise", found, expected: latents.shape().into() });
         }
         *latents = stepped;
-        self.next += 1;
         Ok(())
     }
 
@@ -245,21 +260,19 @@ impl Sampler {
         Ok(Zip::from(original).and(noise).map_collect(|original, noise| signal * original + spread * noise))
     }
 
-    /// Runs with three numbers for latents, so that a configuration that divides by zero is refused before a model runs.
-    fn rehearse(&mut self) -> Result<(), SchedulerError> {
-        let constant = |channels: usize| ArrayD::from_elem(IxDyn(&[1, channels]), 0.1);
-        let mut latents = constant(3);
-        let output = constant(if self.method.takes_variance() { 6 } else { 3 });
-        for call in 0..self.timesteps().len() {
-            let input = self.scale_model_input(call, &latents).iter().all(|x| x.is_finite());
-            self.step(call, &output, &mut latents, &mut |shape| ArrayD::from_elem(shape, 0.1))?;
-            if !input || !latents.iter().all(|x| x.is_finite()) {
+    /// Runs with three numbers for latents.
+    fn rehearse(&mut self, start: usize) -> Result<(), SchedulerError> {
+        let constant = |channels: usize, value| ArrayD::from_elem(IxDyn(&[1, channels]), value);
+        let mut latents = constant(3, 1.0);
+        let output = constant(if self.method.takes_variance() { 6 } else { 3 }, 0.1);
+        for call in start..self.timesteps().len() {
+            let is_finite = self.scale_model_input(call, &latents).iter().all(|x| x.is_finite());
+            self.advance(call, &output, &mut latents, &mut |shape| ArrayD::from_elem(shape, 0.1))?;
+            if !is_finite || !latents.iter().all(|x| x.is_finite()) {
                 let timestep = self.timesteps()[call];
                 return Err(SchedulerError::NotFinite { class: self.class, timestep, steps: self.steps });
             }
         }
-        self.method.reset();
-        self.next = 0;
         Ok(())
     }
 }
