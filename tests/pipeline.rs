@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use kiln_compile::TraceOptions;
-use kiln_engine::{HostTensor, LoadOptions, TensorView};
+use kiln_engine::{Backend, HostTensor, LoadOptions, Rten, TensorView};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use kiln_runtime::{Bundle, Error, Event, Pipeline, PromptSyntax, Request, Role};
@@ -230,6 +230,23 @@ fn impossible_requests_are_refused() {
     check_refused(Request { prompts: vec![], ..good() }, "batch size: 0 is not a number from 1 to 256");
     let nan = Request { guidance_scale: Some(f32::NAN), ..good() };
     check_refused(nan, "guidance scale: NaN is not a finite number");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
+    let (bundle, _) = golden();
+    let model = bundle.path(&bundle.component(Role::TextEncoder).expect("a text encoder").engine);
+    let has_thread = |name: &str| {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+            .any(|c| c.trim() == name)
+    };
+    let engine = Rten.load(&model, &LoadOptions { threads: Some(137) }).expect("the engine");
+    assert!(has_thread("rten-136"));
+    assert!(!has_thread("rten-137"));
+    drop(engine);
 }
 
 #[test]

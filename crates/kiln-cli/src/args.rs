@@ -252,9 +252,15 @@ pub(crate) struct CheckpointArgs {
     /// Prefer weight files of this variant, such as fp16.
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
-    /// How attention is computed: fused, plain, or sliced:N heads at a time.
-    #[arg(long, value_name = "POLICY", default_value = "fused", value_parser = attention)]
-    pub(crate) attention: AttentionPolicy,
+    /// How attention is computed: fused, plain, or sliced:N heads at a time [default: fused].
+    #[arg(long, value_name = "POLICY", value_parser = attention)]
+    pub(crate) attention: Option<AttentionPolicy>,
+}
+
+impl CheckpointArgs {
+    pub(crate) fn attention(&self) -> AttentionPolicy {
+        self.attention.unwrap_or_default()
+    }
 }
 
 #[derive(Args)]

@@ -14,7 +14,7 @@ mod trace;
 mod weights;
 
 pub use cache::{Compiled, EngineCache};
-pub use checkpoint::{Checkpoint, ControlNetCheckpoint};
+pub use checkpoint::{Checkpoint, ControlNetCheckpoint, TokenizerFolder};
 pub use error::CompileError;
 pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx};
 pub use synth::{Architecture, synthesize};
