@@ -409,7 +409,7 @@ fn a_fixed_size_engine_refuses_other_sizes() {
     fail(&mut kiln(&long, work.path()), 2, "prompt: takes 5 blocks of tokens instead of one: this bundle");
     succeed(&mut kiln(&[&generate[..], &["--guidance-scale", "1", "--batch-size", "2"]].concat(), work.path()));
     let picture = work.path().join("a-1.png").display().to_string();
-    succeed(&mut kiln(&[&generate[..], &["--init-image", &picture]].concat(), work.path()));
+    succeed(&mut kiln(&[&generate[..], &["--init-image", &picture, "--strength", "1"]].concat(), work.path()));
 }
 
 #[test]
