@@ -172,7 +172,7 @@ fn wrong_requests_fail_before_anything_is_compiled() {
     check(&["--height", "99999999"], "error: height: 99999999 is not a multiple of 8");
     check(&["--eta", "2"], "error: eta: 2 is not a number from 0 to 1");
     check(&["--batch-size", "0"], "error: batch size: 0 is not a number from 1 to 256");
-    check(&["--threads", "0"], "error: threads: 0 is not a positive number");
+    check(&["--threads", "0"], "error: threads: 0 is not a number from 1 to 1024");
     check(&["--steps", "many"], "invalid value 'many'");
     check(&["--attention", "sliced:0"], "is not a positive number of heads");
 }
@@ -247,11 +247,128 @@ fn trace_and_synth_never_overwrite() {
     assert_eq!(printed.lines().count(), 4, "{printed}");
     assert!(printed.contains("onnx/unet.onnx ("), "{printed}");
     fail(&mut kiln(&["trace", &model, "--out", "onnx"], work.path()), 2, "onnx: exists and is not empty");
-    fail(&mut kiln(&["synth", "tiny", "--out", "onnx"], work.path()), 3, "onnx: exists and is not empty");
+    fail(&mut kiln(&["synth", "tiny", "--out", "onnx"], work.path()), 2, "onnx: exists and is not empty");
+    fs::write(work.path().join("file"), "mine").expect("a file");
+    fail(&mut kiln(&["trace", &model, "--out", "file"], work.path()), 2, "file: exists and is no folder");
+    fail(&mut kiln(&["synth", "sd15", "--out", "file"], work.path()), 2, "file: exists and is no folder");
+    assert_eq!(fs::read(work.path().join("file")).expect("a file"), b"mine");
     let summary = succeed(&mut kiln(&["inspect", "onnx/unet.onnx", "--json"], work.path()));
     let summary: Value = serde_json::from_str(&summary).expect("JSON");
     assert_eq!(summary["model"]["opsets"]["ai.onnx"], 23);
     assert_eq!(summary["model"]["operators"]["Attention"], 8);
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn empty_folders_are_filled_wherever_they_are() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    succeed(&mut kiln(&["trace", &model, "--out", "deep/down/new"], work.path()));
+    let expected = names(&work.path().join("deep/down/new"));
+    assert_eq!(expected.iter().filter(|name| name.ends_with(".onnx")).count(), 4, "{expected:?}");
+
+    let here = scratch();
+    succeed(&mut kiln(&["trace", &model, "--out", "."], here.path()));
+    assert_eq!(names(here.path()), expected);
+    #[cfg(unix)]
+    {
+        let (behind, link) = (work.path().join("behind"), work.path().join("link"));
+        fs::create_dir(&behind).expect("a folder");
+        std::os::unix::fs::symlink("behind", &link).expect("a link");
+        succeed(&mut kiln(&["trace", &model, "--out", "link"], work.path()));
+        assert!(link.is_symlink());
+        assert_eq!(names(&behind), expected);
+        std::os::unix::fs::symlink("nowhere", work.path().join("loose")).expect("a link");
+        fail(&mut kiln(&["trace", &model, "--out", "loose"], work.path()), 2, "loose: is a link to nothing");
+    }
+    let there = scratch();
+    succeed(&mut kiln(&["synth", "tiny", "--out", "."], there.path()));
+    succeed(&mut kiln(&["inspect", "."], there.path()));
+}
+
+#[cfg(unix)]
+#[test]
+fn processes_that_want_the_same_folder_leave_each_other_alone() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let out = work.path().join("out");
+    let mine = kiln_bundle::OutputFolder::open(&out).expect("a folder");
+    fs::write(mine.path().join("mine"), "mine").expect("a file");
+    for args in [&["trace", &model, "--out", "out"][..], &["synth", "tiny", "--out", "out"]] {
+        fail(&mut kiln(args, work.path()), 2, "out: is being written by another process");
+    }
+    mine.publish().expect("published");
+    assert_eq!(names(&out), ["mine"]);
+
+    let out = work.path().join("interrupted");
+    fs::create_dir_all(out.join(".kiln-partial-abc/unet")).expect("a leftover");
+    succeed(&mut kiln(&["trace", &model, "--out", "interrupted"], work.path()));
+    assert!(names(&out).iter().all(|name| !name.starts_with('.')), "{:?}", names(&out));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_can_not_be_written_is_said_before_any_work() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let check = |args: &[&str], code: i32, message: &str, names_the_cache: bool| {
+        let output = fail(&mut kiln(args, work.path()), code, message);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.contains("engine-cache"), names_the_cache, "{stderr}");
+        assert_eq!(names(work.path()), Vec::<String>::new());
+    };
+    check(&["trace", &model, "--out", "/sys/kiln"], 5, "error: /sys/kiln: ", false);
+    check(&["synth", "sd15", "--out", "/sys/kiln"], 5, "error: /sys/kiln: ", false);
+    check(&["compile", &model, "--engine-cache", "/sys/kiln"], 5, "error: /sys/kiln: ", true);
+    let generate =
+        |out: &'static str| ["generate", "a cat", "--model", &model, "--out", out].map(str::to_owned);
+    for (out, code, message) in [
+        ("/sys/a.png", 5, "error: /sys: "),
+        ("/proc/a.png", 5, "error: /proc: "),
+        ("nowhere/a.png", 2, "error: nowhere: no such folder"),
+        ("/dev", 2, "error: /dev: is no regular file"),
+        ("..", 2, "error: ..: is no name of a file"),
+    ] {
+        let args = generate(out);
+        check(&args.each_ref().map(String::as_str), code, message, false);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_could_not_be_run_is_not_compiled() {
+    let work = scratch();
+    let check = |file: &str, spoil: &dyn Fn(String) -> String, message: &str| {
+        let model = tiny();
+        let path = model.path().join(file);
+        fs::write(&path, spoil(fs::read_to_string(&path).expect("a file"))).expect("spoilt");
+        let model = model.path().display().to_string();
+        for command in ["compile", "generate"] {
+            let args = match command {
+                "compile" => vec!["compile", &model],
+                _ => vec!["generate", "a cat", "--model", &model],
+            };
+            let output = fail(&mut kiln(&args, work.path()), 3, message);
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(stderr.starts_with(&format!("error: {}: ", path.display())), "{stderr}");
+        }
+        assert!(!work.path().join("engines").exists());
+    };
+    let scheduler = "scheduler/scheduler_config.json";
+    check(scheduler, &|text| text.replace("scaled_linear", "odd"), "beta_schedule: 'odd' is not supported");
+    check(scheduler, &|text| text + "}", "trailing characters");
+    check("tokenizer/merges.txt", &|text| text + "lonely\n", "line 2: 'lonely' is not a pair");
+    check("tokenizer/tokenizer_config.json", &|_| "[".into(), "EOF while parsing");
+    check(
+        "tokenizer/vocab.json",
+        &|text| text.replace("49407", "60000"),
+        "has ids up to 60000, and the text encoder's vocab_size is 49408",
+    );
 }
 
 #[test]
@@ -277,6 +394,62 @@ fn a_fixed_size_engine_refuses_other_sizes() {
     let bundle = succeed(&mut kiln(&args, work.path()));
     let generate = ["generate", "a cat", "--model", bundle.trim(), "--steps", "1", "--out", "a.png"];
     succeed(&mut kiln(&[&generate[..], &["--width", "32", "--height", "32"]].concat(), work.path()));
-    let other = [&generate[..], &["--width", "40", "--height", "32"]].concat();
-    fail(&mut kiln(&other, work.path()), 1, "input 'sample' (f32 [2, 4, 16, 16]) got f32 [2, 4, 16, 20]");
+    let compiled = "this bundle was compiled for 32x32 pixels and a batch of 1 with guidance or 2 without";
+    let refused = |extra: &[&str], message: &str| {
+        let message = format!("error: {message}: {compiled}\n");
+        fail(&mut kiln(&[&generate[..], extra].concat(), work.path()), 2, &message);
+    };
+    refused(&["--width", "40"], "width: 40 does not fit");
+    refused(&["--height", "64"], "height: 64 does not fit");
+    refused(&["--batch-size", "2"], "batch size: 2 does not fit");
+    refused(&["--guidance-scale", "1"], "guidance scale: 1 turns guidance off");
+    refused(&["--hires", "2"], "hires scale: 2 does not fit");
+    let long = "word ".repeat(80);
+    let long = ["generate", &long, "--model", bundle.trim(), "--out", "b.png"];
+    fail(&mut kiln(&long, work.path()), 2, "prompt: takes 5 blocks of tokens instead of one: this bundle");
+    succeed(&mut kiln(&[&generate[..], &["--guidance-scale", "1", "--batch-size", "2"]].concat(), work.path()));
+    let picture = work.path().join("a-1.png").display().to_string();
+    succeed(&mut kiln(&[&generate[..], &["--init-image", &picture, "--strength", "1"]].concat(), work.path()));
+}
+
+#[test]
+fn pictures_can_be_refined_by_engines_of_a_fixed_batch() {
+    onnxruntime();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let args = ["compile", &model, "--width", "32", "--height", "24", "--batch-size", "2"];
+    let bundle = succeed(&mut kiln(&args, work.path()));
+    let generate = ["generate", "a cat", "--model", bundle.trim(), "--steps", "2", "--out", "a.png"];
+    succeed(&mut kiln(&[&generate[..], &["--batch-size", "2"]].concat(), work.path()));
+    let refine = ["--batch-size", "2", "--init-image", "a-0.png", "--out", "b.png"];
+    let args = [&generate[..6], &refine].concat();
+    assert_eq!(succeed(&mut kiln(&args, work.path())), "b-0.png\nb-1.png\n");
+}
+
+#[test]
+fn options_that_would_have_no_effect_are_refused() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let bundle = succeed(&mut kiln(&["compile", &model, "--no-reference"], work.path()));
+    for option in [["--variant", "fp16"], ["--attention", "plain"]] {
+        let args = [&["generate", "a cat", "--model", bundle.trim()], &option[..]].concat();
+        fail(&mut kiln(&args, work.path()), 2, &format!("error: {}: {} is a bundle", option[0], bundle.trim()));
+    }
+    fail(&mut kiln(&["inspect", &model, "--verify"], work.path()), 2, "is no bundle, and --verify");
+    let onnx = format!("{}/unet.onnx", bundle.trim());
+    fail(&mut kiln(&["inspect", &onnx, "--verify"], work.path()), 2, "is no bundle, and --verify");
+
+    let trace = ["trace", &model, "--out", "onnx"];
+    let args = [&trace[..], &["--precision", "f16", "--keep-f32", "mid_block.attention"]].concat();
+    let output = fail(&mut kiln(&args, work.path()), 2, "has no scope 'mid_block.attention'");
+    let hint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(hint.contains("hint: scopes begin with"), "{hint}");
+    assert!(hint.contains(" down_blocks.1, ") && hint.contains(" mid_block, "), "{hint}");
+    fail(
+        &mut kiln(&[&trace[..], &["--cut", "nowhere"]].concat(), work.path()),
+        2,
+        "has no cut point 'nowhere'",
+    );
+    assert!(!work.path().join("onnx").exists());
+    succeed(&mut kiln(&[&trace[..], &["--keep-f32", "mid_block.attentions"]].concat(), work.path()));
 }

@@ -1,15 +1,17 @@
 //! Components and whole pipelines against diffusers, on every backend.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use kiln_compile::TraceOptions;
-use kiln_engine::{HostTensor, LoadOptions, TensorView};
+use kiln_engine::{Backend, HostTensor, LoadOptions, Rten, TensorView};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use kiln_runtime::{Bundle, Error, Event, Pipeline, PromptSyntax, Request, Role};
 use ndarray::{ArrayD, Axis, arr1};
+use serde_json::json;
 
-use crate::fixtures::{backends, bundle, onnxruntime, quietly, sd15};
+use crate::fixtures::{backends, bundle, copy_folder, onnxruntime, quietly, scratch, sd15};
 use crate::support::{References, assert_close};
 
 const COMPONENTS: f32 = 1e-4;
@@ -94,7 +96,12 @@ fn golden_request() -> Request {
 
 #[track_caller]
 fn check_pipeline(request: &Request, latents: &str, image: Option<&str>) {
-    let (bundle, references) = golden();
+    check_bundle(&golden().0, request, latents, image);
+}
+
+#[track_caller]
+fn check_bundle(bundle: &Bundle, request: &Request, latents: &str, image: Option<&str>) {
+    let references = References::open("sd15/reference.safetensors");
     for backend in backends() {
         let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
         let output = pipeline.generate(request, &mut quietly).expect("pictures");
@@ -129,6 +136,22 @@ fn a_batch_with_its_own_negative_prompts_is_diffusers() {
         ..request
     };
     check_pipeline(&request, "pipeline.batch2.latents", None);
+}
+
+#[test]
+fn a_scheduler_file_that_says_little_is_completed_and_corrected_as_in_diffusers() {
+    let checkpoint = scratch();
+    copy_folder(&sd15(), checkpoint.path());
+    let config = json!({
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+    });
+    let path = checkpoint.path().join("scheduler/scheduler_config.json");
+    std::fs::write(path, config.to_string()).expect("a file");
+    let bundle = bundle(checkpoint.path(), &TraceOptions::for_bundle(EmitPolicy::default(), Sizes::Dynamic));
+    check_bundle(&bundle, &golden_request(), "pipeline.minimal_scheduler.latents", None);
 }
 
 #[test]
@@ -230,6 +253,28 @@ fn impossible_requests_are_refused() {
     check_refused(Request { prompts: vec![], ..good() }, "batch size: 0 is not a number from 1 to 256");
     let nan = Request { guidance_scale: Some(f32::NAN), ..good() };
     check_refused(nan, "guidance scale: NaN is not a finite number");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
+    let (bundle, _) = golden();
+    let model = bundle.path(&bundle.component(Role::TextEncoder).expect("a text encoder").engine);
+    let engine = Rten.load(&model, &LoadOptions { threads: Some(137) }).expect("the engine");
+    let has_thread = |name: &str| {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+        tasks
+            .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+            .any(|c| c.trim() == name)
+    };
+    // A thread takes its name once it runs.
+    let begun = Instant::now();
+    while !has_thread("rten-136") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no thread rten-136");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!has_thread("rten-137"));
+    drop(engine);
 }
 
 #[test]

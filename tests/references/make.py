@@ -57,15 +57,23 @@ def randn():
     return out
 
 
+def pipeline(scheduler_config=None):
+    """The pipeline in `sd15/`, with another `scheduler_config.json` where one is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(HERE / "sd15", folder, dirs_exist_ok=True)
+        shutil.copytree(HERE / "clip-tokenizer", Path(folder) / "tokenizer", dirs_exist_ok=True)
+        if scheduler_config:
+            (Path(folder) / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler_config))
+        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, tokenizer=tokenizer())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @torch.no_grad()
 def sd15():
     path = HERE / "sd15/reference.safetensors"
     out = load_file(path)
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(HERE / "sd15", folder, dirs_exist_ok=True)
-        shutil.copytree(HERE / "clip-tokenizer", Path(folder) / "tokenizer", dirs_exist_ok=True)
-        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, tokenizer=tokenizer())
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipeline()
     text = pipe.text_encoder(out["text_encoder.input_ids"], output_hidden_states=True)
     out["text_encoder.last_hidden_state"] = text.last_hidden_state
     out["unet.output"] = pipe.unet(out["unet.sample"], out["unet.timestep"], out["unet.encoder_hidden_states"]).sample
@@ -73,7 +81,7 @@ def sd15():
     out["vae.encode.mean"], out["vae.encode.logvar"] = posterior.mean, posterior.logvar
     out["vae.decode.output"] = pipe.vae.decode(out["vae.decode.latent"]).sample
 
-    def run(n=1, **options):
+    def run(n=1, pipe=pipe, **options):
         generator = torch.Generator("cpu").manual_seed(7)
         prompts = dict(prompt=PROMPTS[:n], negative_prompt=NEGATIVES[:n])
         return pipe(**prompts, num_inference_steps=10, guidance_scale=7.5, height=64, width=64, generator=generator,
@@ -82,6 +90,7 @@ def sd15():
     out["pipeline.latents"] = run()
     out["pipeline.eta1.latents"] = run(eta=1.0)
     out["pipeline.batch2.latents"] = run(n=2)
+    out["pipeline.minimal_scheduler.latents"] = run(pipe=pipeline(dict(BETAS, _class_name="DDIMScheduler")))
     decoded = pipe.vae.decode(out["pipeline.latents"] / pipe.vae.config.scaling_factor).sample
     out["pipeline.image"] = (decoded / 2 + 0.5).clamp(0, 1)
     return out

@@ -16,6 +16,14 @@ pub enum BundleError {
         /// What kind of refusal it was.
         kind: std::io::ErrorKind,
     },
+    /// A folder that was to be filled is not free for it.
+    #[error("{path}: {reason}", path = path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What is in the way.
+        reason: &'static str,
+    },
     /// The manifest does not parse or contradicts itself.
     #[error("{path}: {reason}", path = path.display())]
     Manifest {

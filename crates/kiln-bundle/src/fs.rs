@@ -1,6 +1,6 @@
 //! Atomic files and folders, locks and digests.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -81,13 +81,8 @@ impl Staging {
 
     /// Makes the folder appear under its name, to survive a loss of power; a folder that is already there is replaced.
     pub fn publish(self) -> Result<PathBuf, BundleError> {
-        sync_folder(self.folder.path()).map_err(|e| BundleError::io(&self.target, &e))?;
-        self.publish_unsynced()
-    }
-
-    /// Like [`Staging::publish`], but leaves it to the operating system when the files reach the disk.
-    pub fn publish_unsynced(self) -> Result<PathBuf, BundleError> {
         let refuse = |e: io::Error| BundleError::io(&self.target, &e);
+        sync_folder(self.folder.path()).map_err(refuse)?;
         if self.target.exists() {
             fs::remove_dir_all(&self.target).map_err(refuse)?;
         }
@@ -110,6 +105,106 @@ fn remove_leftovers(parent: &Path, prefix: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What an [`OutputFolder`] under construction is called inside the folder that it fills.
+const PARTIAL: &str = ".kiln-partial-";
+
+/// A new or empty folder that a user named, being filled.
+///
+/// Its content is made in a hidden folder inside and moved up at the end, so that working folders, mount points and links
+/// can be filled too; dropped unpublished, it leaves the folder as it was. Processes that want the same folder are told
+/// apart by a lock on the folder itself. On file systems without such locks, leftovers of interrupted processes count as
+/// content.
+#[derive(Debug)]
+pub struct OutputFolder {
+    folder: PathBuf,
+    partial: Option<tempfile::TempDir>,
+    is_new: bool,
+    _lock: Option<File>,
+}
+
+impl OutputFolder {
+    /// Takes hold of a folder that does not exist yet or is empty; anything else is [`BundleError::Occupied`].
+    pub fn open(folder: &Path) -> Result<OutputFolder, BundleError> {
+        let refuse = |e: io::Error| BundleError::io(folder, &e);
+        let occupied = |reason| Err(BundleError::Occupied { path: folder.into(), reason });
+        let is_new = !folder.exists();
+        if is_new && folder.is_symlink() {
+            return occupied("is a link to nothing");
+        }
+        if !is_new && !folder.is_dir() {
+            return occupied("exists and is no folder");
+        }
+        create_folder(folder)?;
+        let lock = match lock_folder(folder) {
+            Ok(lock) => Some(lock),
+            Err(TryLockError::WouldBlock) => return occupied("is being written by another process"),
+            Err(TryLockError::Error(_)) => None,
+        };
+        if lock.is_some() {
+            remove_leftovers(folder, PARTIAL).map_err(refuse)?;
+        }
+        if fs::read_dir(folder).map_err(refuse)?.next().is_some() {
+            return occupied("exists and is not empty");
+        }
+        let partial = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder).map_err(refuse)?;
+        Ok(OutputFolder { folder: folder.into(), partial: Some(partial), is_new, _lock: lock })
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        self.partial.as_ref().map_or(&self.folder, |partial| partial.path())
+    }
+
+    /// Moves what was written into the folder.
+    pub fn publish(mut self) -> Result<PathBuf, BundleError> {
+        let refuse = |e: io::Error| BundleError::io(&self.folder, &e);
+        let Some(partial) = &self.partial else { return Ok(self.folder.clone()) };
+        for entry in fs::read_dir(partial.path()).map_err(refuse)? {
+            let entry = entry.map_err(refuse)?;
+            fs::rename(entry.path(), self.folder.join(entry.file_name())).map_err(refuse)?;
+        }
+        self.partial = None;
+        self.is_new = false;
+        Ok(self.folder.clone())
+    }
+}
+
+impl Drop for OutputFolder {
+    fn drop(&mut self) {
+        self.partial = None;
+        if self.is_new {
+            // Refused by the operating system where anything is in it.
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn lock_folder(folder: &Path) -> Result<File, TryLockError> {
+    use std::os::unix::fs::MetadataExt;
+    let lock = File::open(folder).map_err(TryLockError::Error)?;
+    lock.try_lock()?;
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let locked = lock.metadata().map(identity).map_err(TryLockError::Error)?;
+    match fs::metadata(folder).map(identity).is_ok_and(|found| found == locked) {
+        true => Ok(lock),
+        // Its last holder has removed the folder.
+        false => Err(TryLockError::WouldBlock),
+    }
+}
+
+#[cfg(not(unix))]
+fn lock_folder(_folder: &Path) -> Result<File, TryLockError> {
+    Err(TryLockError::Error(io::ErrorKind::Unsupported.into()))
+}
+
+/// Whether files can be made in a folder: makes one and removes it.
+pub fn check_writable(folder: &Path) -> Result<(), BundleError> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let made = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder);
+    made.map(drop).map_err(|e| BundleError::io(folder, &e))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

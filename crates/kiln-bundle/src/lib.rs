@@ -11,7 +11,7 @@ mod manifest;
 use std::path::{Path, PathBuf};
 
 pub use error::BundleError;
-pub use fs::Staging;
+pub use fs::{OutputFolder, Staging};
 pub use manifest::{
     Component, Content, ControlNetInfo, ElementType, FileEntry, Manifest, PipelineInfo, PortInfo, Provenance,
     Role, Size, Target, TextEncoderInfo,

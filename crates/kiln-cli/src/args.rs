@@ -271,9 +271,15 @@ pub(crate) struct CheckpointArgs {
     /// What a single-file checkpoint's UNet predicts [default: what the file or its family says].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) prediction_type: Option<PredictionChoice>,
-    /// How attention is computed: fused, plain, or sliced:N heads at a time.
-    #[arg(long, value_name = "POLICY", default_value = "fused", value_parser = attention)]
-    pub(crate) attention: AttentionPolicy,
+    /// How attention is computed: fused, plain, or sliced:N heads at a time [default: fused].
+    #[arg(long, value_name = "POLICY", value_parser = attention)]
+    pub(crate) attention: Option<AttentionPolicy>,
+}
+
+impl CheckpointArgs {
+    pub(crate) fn attention(&self) -> AttentionPolicy {
+        self.attention.unwrap_or_default()
+    }
 }
 
 #[derive(Args)]

@@ -4,9 +4,12 @@ use serde_json::json;
 
 use crate::args::CompareArgs;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, paths};
 
 pub(crate) fn run(args: &CompareArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.diff {
+        paths::check_outputs(std::slice::from_ref(path))?;
+    }
     let [a, b] = [&args.a, &args.b].map(|path| RgbImage::open(path).map_err(Error::from));
     let (a, b) = (a?, b?);
     let comparison = a.compare(&b).map_err(Error::from)?;

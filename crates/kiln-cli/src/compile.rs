@@ -1,7 +1,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use kiln_compile::{Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, TraceOptions};
+use kiln_bundle::Bundle;
+use kiln_compile::{Checkpoint, CompileError, Compiled, ControlNetCheckpoint, EngineCache, TraceOptions};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use serde_json::json;
@@ -52,13 +53,9 @@ pub(crate) fn open(path: &Path, args: &CheckpointArgs) -> Result<Checkpoint, Fai
 }
 
 /// The checkpoint's bundle from the engine cache, made now if need be.
-pub(crate) fn bundle(
-    model: &Path,
-    args: &CheckpointArgs,
-    cache: &CacheArgs,
-) -> Result<kiln_bundle::Bundle, Failure> {
-    if kiln_bundle::Bundle::is_bundle(model) {
-        return Ok(kiln_bundle::Bundle::open(model)?);
+pub(crate) fn bundle(model: &Path, args: &CheckpointArgs, cache: &CacheArgs) -> Result<Bundle, Failure> {
+    if Bundle::is_bundle(model) {
+        return Ok(Bundle::open(model)?);
     }
     let checkpoint = open(model, args)?;
     Ok(compile(&checkpoint, args, Sizes::Dynamic, cache)?.bundle)
@@ -69,19 +66,35 @@ pub(crate) fn controlnet_bundle(
     folder: &Path,
     args: &CheckpointArgs,
     cache: &CacheArgs,
-) -> Result<kiln_bundle::Bundle, Failure> {
-    if kiln_bundle::Bundle::is_bundle(folder) {
-        return Ok(kiln_bundle::Bundle::open(folder)?);
+) -> Result<Bundle, Failure> {
+    if Bundle::is_bundle(folder) {
+        return Ok(Bundle::open(folder)?);
     }
     let checkpoint = ControlNetCheckpoint::open(folder, args.variant.as_deref())?;
     let cache = EngineCache::new(paths::engine_cache(cache)?);
     let bar = Bar::bytes("compiling");
     let options = TraceOptions::for_bundle(policy(args), Sizes::Dynamic);
-    Ok(cache.compile_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress))?.bundle)
+    let compiled = cache.compile_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));
+    Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
+}
+
+/// Refuses options about compiling where all of `models` are bundles, which are compiled already.
+pub(crate) fn refuse_unused(args: &CheckpointArgs, models: &[&Path]) -> Result<(), Failure> {
+    let given = [("--variant", args.variant.is_some()), ("--attention", args.attention.is_some())];
+    let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+    match models.iter().all(|model| Bundle::is_bundle(model)) {
+        false => Ok(()),
+        true => {
+            let model = models.first().map(|model| model.display().to_string()).unwrap_or_default();
+            let reason =
+                format!("{option}: {model} is a bundle, for which that was decided when it was compiled");
+            Err(Failure::usage(reason).with_hint(format!("kiln compile takes {option} and a checkpoint")))
+        }
+    }
 }
 
 fn policy(args: &CheckpointArgs) -> EmitPolicy {
-    EmitPolicy { attention: args.attention, ..EmitPolicy::default() }
+    EmitPolicy { attention: args.attention(), ..EmitPolicy::default() }
 }
 
 fn compile(
@@ -90,10 +103,30 @@ fn compile(
     sizes: Sizes,
     cache: &CacheArgs,
 ) -> Result<Compiled, Failure> {
+    if checkpoint.original().is_none() {
+        check_companions(checkpoint)?;
+    }
     let cache = EngineCache::new(paths::engine_cache(cache)?);
     let bar = Bar::bytes("compiling");
     let options = TraceOptions::for_bundle(policy(args), sizes);
-    Ok(cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress))?)
+    let compiled = cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress));
+    compiled.map_err(|e| failure(e, &cache))
+}
+
+/// Refuses a checkpoint whose scheduler or tokenizers the runtime could not load from the bundle.
+fn check_companions(checkpoint: &Checkpoint) -> Result<(), Failure> {
+    kiln_runtime::open_scheduler(&checkpoint.scheduler()?)?;
+    for tokenizer in checkpoint.tokenizers()? {
+        kiln_runtime::open_tokenizer(&tokenizer.folder, tokenizer.positions, tokenizer.vocabulary)?;
+    }
+    Ok(())
+}
+
+fn failure(error: CompileError, cache: &EngineCache) -> Failure {
+    match error {
+        CompileError::Bundle(error) => Failure::of_cache(error, cache.root()),
+        other => other.into(),
+    }
 }
 
 /// Sizes in pixels as sizes in latents.

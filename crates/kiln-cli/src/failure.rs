@@ -41,6 +41,31 @@ impl Failure {
         Failure { message: message.into(), hint: None, code: DIFFERS }
     }
 
+    /// An output can not be written, whatever the operating system's reason.
+    pub(crate) fn writing(error: BundleError) -> Failure {
+        match error {
+            BundleError::Io { .. } => Failure { code: FILES, ..error.into() },
+            other => other.into(),
+        }
+    }
+
+    /// An error of the engine cache in `root`, with a hint that it can be moved where it can not be written.
+    pub(crate) fn of_cache(error: BundleError, root: &Path) -> Failure {
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        let kind = match &error {
+            BundleError::Io { path, kind, .. } if path.starts_with(root) => *kind,
+            _ => return error.into(),
+        };
+        let failure = Failure::writing(error);
+        match kind {
+            PermissionDenied | ReadOnlyFilesystem => failure.with_hint(
+                "--engine-cache or KILN_ENGINE_CACHE moves the engines to a folder that can be written",
+            ),
+            StorageFull => failure.with_hint("free some space, or move the engines with --engine-cache"),
+            _ => failure,
+        }
+    }
+
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Failure {
         Failure { hint: Some(hint.into()), ..self }
     }
@@ -60,26 +85,25 @@ impl Failure {
 
 impl From<CompileError> for Failure {
     fn from(error: CompileError) -> Failure {
-        if let CompileError::Bundle(error) = error {
-            return error.into();
-        }
-        Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code: INPUT }
+        let code = match error {
+            CompileError::Bundle(error) => return error.into(),
+            CompileError::Option { .. } => USAGE,
+            _ => INPUT,
+        };
+        Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code }
     }
 }
 
 impl From<BundleError> for Failure {
     fn from(error: BundleError) -> Failure {
-        use std::io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        use std::io::ErrorKind::{NotFound, StorageFull};
         let (code, hint) = match &error {
             BundleError::Io { kind: NotFound, .. } => (INPUT, None),
-            BundleError::Io { kind: ReadOnlyFilesystem | PermissionDenied, .. } => (
-                FILES,
-                Some("--engine-cache or KILN_ENGINE_CACHE moves the engines to a folder that can be written"),
-            ),
-            BundleError::Io { kind: StorageFull, .. } => {
-                (FILES, Some("free some space, or move the engines with --engine-cache"))
-            }
+            BundleError::Io { kind: StorageFull, .. } => (FILES, Some("free some space")),
             BundleError::Io { .. } => (FILES, None),
+            BundleError::Occupied { .. } => {
+                (USAGE, Some("--out takes a folder that does not exist or is empty"))
+            }
             BundleError::Size { .. } | BundleError::Digest { .. } => {
                 (INPUT, Some("delete the bundle and compile it again"))
             }

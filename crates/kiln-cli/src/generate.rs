@@ -10,19 +10,24 @@ use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
 use crate::args::{BackendChoice, GenerateArgs, GeneratorChoice, SyntaxChoice};
-use crate::compile::{bundle, controlnet_bundle};
+use crate::compile::{bundle, controlnet_bundle, refuse_unused};
 use crate::failure::Failure;
 use crate::progress::Bar;
 use crate::{output, paths, runtime, tasks};
 
+/// Most threads that an operator may be spread over.
+const MAX_THREADS: usize = 1024;
+
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
     request.validate()?;
-    if args.threads == Some(0) {
-        return Err(Failure::usage("threads: 0 is not a positive number"));
+    if let Some(threads) = args.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
+        return Err(Failure::usage(format!("threads: {threads} is not a number from 1 to {MAX_THREADS}")));
     }
     let files = output_files(args, &request)?;
     let model = paths::model(args.model.as_ref())?;
+    let models: Vec<&Path> = [&model].into_iter().chain(&args.tasks.controlnet).map(PathBuf::as_path).collect();
+    refuse_unused(&args.checkpoint, &models)?;
     let bundle = bundle(&model, &args.checkpoint, &args.cache)?;
     let controlnets = args
         .tasks
@@ -129,20 +134,14 @@ fn sample(pipeline: &mut Pipeline, request: &Request) -> Result<Output, Failure>
 }
 
 fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, Failure> {
+    let n = request.prompts.len();
     let base = match &args.out {
-        Some(out) => {
-            let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-            if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-                return Err(Failure::input(folder, "no such folder"));
-            }
-            if out.exists() && !out.is_file() {
-                return Err(Failure::input(out, "is no regular file"));
-            }
-            out.clone()
-        }
-        None => unused(&format!("kiln-{}", request.seeds[0]), request.prompts.len()),
+        Some(out) => out.clone(),
+        None => unused(&format!("kiln-{}", request.seeds[0]), n),
     };
-    Ok((0..request.prompts.len()).map(|i| numbered(&base, i, request.prompts.len())).collect())
+    let files: Vec<PathBuf> = (0..n).map(|i| numbered(&base, i, n)).collect();
+    paths::check_outputs(&files)?;
+    Ok(files)
 }
 
 fn numbered(base: &Path, i: usize, n: usize) -> PathBuf {

@@ -12,6 +12,10 @@ use crate::output::{bytes, data};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let path = &args.path;
+    if args.verify && path.exists() && !Bundle::is_bundle(path) {
+        let reason = "is no bundle, and --verify checks the digests that a bundle lists";
+        return Err(Failure::usage(format!("{}: {reason}", path.display())));
+    }
     let (value, lines) = if Bundle::is_bundle(path) {
         let bundle = Bundle::open(path)?;
         if args.verify {

@@ -29,6 +29,21 @@ pub(crate) fn engine_cache(args: &CacheArgs) -> Result<PathBuf, Failure> {
     }
 }
 
+/// Refuses files that could not be written once they are made.
+pub(crate) fn check_outputs(files: &[PathBuf]) -> Result<(), Failure> {
+    let Some(first) = files.first() else { return Ok(()) };
+    let Some(folder) = first.parent().filter(|_| first.file_name().is_some()) else {
+        return Err(Failure::usage(format!("{}: is no name of a file", first.display())));
+    };
+    if !(folder.as_os_str().is_empty() || folder.is_dir()) {
+        return Err(Failure::usage(format!("{}: no such folder", folder.display())));
+    }
+    if let Some(file) = files.iter().find(|file| file.exists() && !file.is_file()) {
+        return Err(Failure::usage(format!("{}: is no regular file", file.display())));
+    }
+    kiln_bundle::fs::check_writable(folder).map_err(Failure::writing)
+}
+
 pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(folder) = named {
         return Ok(folder.clone());

@@ -1,4 +1,4 @@
-use kiln_compile::{Architecture, synthesize};
+use kiln_compile::{Architecture, CompileError, synthesize};
 
 use crate::args::{ArchitectureChoice, SynthArgs};
 use crate::failure::Failure;
@@ -13,6 +13,10 @@ pub(crate) fn run(args: &SynthArgs) -> Result<(), Failure> {
     let bar = Bar::bytes("writing");
     let folder = synthesize(architecture, args.dtype.dtype(), args.seed, &args.out, &mut |done, total| {
         bar.at(done, total);
+    });
+    let folder = folder.map_err(|error| match error {
+        CompileError::Bundle(error) => Failure::writing(error),
+        other => other.into(),
     })?;
     drop(bar);
     output::data(&folder.display().to_string());

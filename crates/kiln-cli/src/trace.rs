@@ -1,4 +1,4 @@
-use kiln_bundle::Staging;
+use kiln_bundle::OutputFolder;
 use kiln_compile::{TraceOptions, trace};
 use kiln_graph::{DType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
@@ -10,20 +10,17 @@ use crate::output;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
-    if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Failure::usage(format!("{}: exists and is not empty", args.out.display())));
-    }
     let checkpoint = compile::open(&args.checkpoint_path, &args.checkpoint)?;
     let options = TraceOptions {
         policy: policy(args),
         sizes: sizes(&args.sizes, &checkpoint)?,
         ..TraceOptions::default()
     };
-    let staging = Staging::new(&args.out)?;
+    let folder = OutputFolder::open(&args.out).map_err(Failure::writing)?;
     let bar = Bar::bytes("tracing");
-    let models = trace(&checkpoint, &options, staging.path(), &mut |progress| bar.compiling(progress))?;
+    let models = trace(&checkpoint, &options, folder.path(), &mut |progress| bar.compiling(progress))?;
     drop(bar);
-    staging.publish_unsynced()?;
+    folder.publish()?;
 
     if args.json {
         let models: Vec<_> = models
@@ -43,7 +40,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
 
 fn policy(args: &TraceArgs) -> EmitPolicy {
     EmitPolicy {
-        attention: args.checkpoint.attention,
+        attention: args.checkpoint.attention(),
         precision: PrecisionPolicy {
             scopes: args.keep_f32.iter().map(|scope| (scope.clone(), DType::F32)).collect(),
             storage: args.storage.map(Precision::dtype),

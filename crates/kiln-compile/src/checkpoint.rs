@@ -50,6 +50,17 @@ pub(crate) struct TextEncoder {
     pub(crate) tokenizer: &'static str,
 }
 
+/// A tokenizer of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizerFolder {
+    /// Where its files lie.
+    pub folder: PathBuf,
+    /// Number of token positions of its text encoder.
+    pub positions: usize,
+    /// Number of tokens that its text encoder knows.
+    pub vocabulary: u64,
+}
+
 /// The pipelines of one generation of Stable Diffusion.
 struct Family {
     /// What the classes' names start with; what follows is the task, which is the runtime's matter.
@@ -259,12 +270,30 @@ impl Checkpoint {
         for encoder in &self.text_encoders {
             files.append(&mut tokenizer_files(&self.root, encoder.tokenizer)?);
         }
-        let scheduler = self.root.join("scheduler/scheduler_config.json");
-        if !scheduler.is_file() {
-            return Err(CompileError::checkpoint(&scheduler, "no such file"));
-        }
-        files.push(("scheduler_config.json".into(), Source::File(scheduler)));
+        files.push(("scheduler_config.json".into(), Source::File(self.scheduler()?)));
         Ok(files)
+    }
+
+    /// A folder's scheduler configuration, which is the runtime's to read.
+    pub fn scheduler(&self) -> Result<PathBuf, CompileError> {
+        let path = self.root.join("scheduler/scheduler_config.json");
+        match path.is_file() {
+            true => Ok(path),
+            false => Err(CompileError::checkpoint(&path, "no such file")),
+        }
+    }
+
+    /// A folder's tokenizers, one per text encoder, which are the runtime's to read.
+    pub fn tokenizers(&self) -> Result<Vec<TokenizerFolder>, CompileError> {
+        let folder = |encoder: &TextEncoder| {
+            tokenizer_files(&self.root, encoder.tokenizer)?;
+            Ok(TokenizerFolder {
+                folder: self.root.join(encoder.tokenizer),
+                positions: encoder.part.config.max_positions() as usize,
+                vocabulary: encoder.part.config.vocab_size(),
+            })
+        };
+        self.text_encoders.iter().map(folder).collect()
     }
 
     /// Everything that the result depends on, by a name relative to the checkpoint.

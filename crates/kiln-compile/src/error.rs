@@ -17,6 +17,16 @@ pub enum CompileError {
         /// What may help.
         hint: Option<String>,
     },
+    /// An option does not fit the checkpoint.
+    #[error("{path}: {reason}", path = path.display())]
+    Option {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+        /// What would fit.
+        hint: String,
+    },
     /// The network can not be traced or emitted.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -47,6 +57,7 @@ impl CompileError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             CompileError::Checkpoint { hint, .. } => hint.as_deref(),
+            CompileError::Option { hint, .. } => Some(hint),
             _ => None,
         }
     }

@@ -15,7 +15,7 @@ mod trace;
 mod weights;
 
 pub use cache::{Compiled, EngineCache};
-pub use checkpoint::{Checkpoint, ControlNetCheckpoint};
+pub use checkpoint::{Checkpoint, ControlNetCheckpoint, TokenizerFolder};
 pub use error::CompileError;
 pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx, inspect_original};
 pub use original::{Family, Original, PredictionType, WeightView};

@@ -1,11 +1,11 @@
 //! Checkpoint to ONNX.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 
 use kiln_bundle::{Role, fs::create_folder};
-use kiln_graph::{EmitPolicy, EmittedModel, Graph, StoredWeight, WeightLayout, emit};
+use kiln_graph::{EmitPolicy, EmittedModel, Graph, StoredWeight, WeightLayout, emit, is_inside};
 use kiln_nets::{
     Autoencoder, ClipTextModel, ControlNetModel, Sizes, TextPorts, UNet2DConditionModel, UnetPorts,
 };
@@ -19,7 +19,7 @@ use crate::weights::WeightFiles;
 pub struct TraceOptions {
     /// How the networks become operators.
     pub policy: EmitPolicy,
-    /// Which sizes are fixed; the batch counts pictures.
+    /// Which sizes are fixed; the batch counts pictures, which the autoencoder's encoder reads one at a time.
     pub sizes: Sizes,
     /// Whether there is also a UNet that adds the residuals of ControlNets.
     pub controlled: bool,
@@ -46,9 +46,13 @@ impl TraceOptions {
 
     /// Sizes of what runs under guidance: two samples per picture.
     fn guided(&self) -> Sizes {
+        self.with_batch(|n| 2 * n)
+    }
+
+    fn with_batch(&self, change: impl FnOnce(u64) -> u64) -> Sizes {
         match self.sizes {
             Sizes::Dynamic => Sizes::Dynamic,
-            Sizes::Static { batch, height, width } => Sizes::Static { batch: 2 * batch, height, width },
+            Sizes::Static { batch, height, width } => Sizes::Static { batch: change(batch), height, width },
         }
     }
 }
@@ -127,7 +131,11 @@ pub(crate) fn trace_pipeline<'a>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Traced<'a>>, CompileError> {
     let mut tracer = Tracer::new(options, progress);
-    let batch = match options.guided() {
+    let sizes = match checkpoint.unet.config.guidance_embedding_dim() {
+        Some(_) => options.sizes,
+        None => options.guided(),
+    };
+    let batch = match sizes {
         Sizes::Dynamic => None,
         Sizes::Static { batch, .. } => Some(batch),
     };
@@ -151,7 +159,7 @@ pub(crate) fn trace_pipeline<'a>(
     let unet = UNet2DConditionModel::new(catalog.root(), &checkpoint.unet.config)?;
     catalog.refuse_unused("UNet2DConditionModel")?;
     let mut ports = UnetPorts {
-        sizes: options.guided(),
+        sizes,
         tokens: batch.map(|_| checkpoint.text_encoders[0].part.config.max_positions()),
         pooled: checkpoint.pooled_width(),
         controlled: false,
@@ -165,7 +173,7 @@ pub(crate) fn trace_pipeline<'a>(
     let catalog = checkpoint.vae.weights.catalog();
     let vae = Autoencoder::new(catalog.root(), &checkpoint.vae.config)?;
     catalog.refuse_unused(checkpoint.vae.config.class())?;
-    tracer.add(Role::VaeEncoder, vae.trace_encoder(options.sizes), &checkpoint.vae.weights)?;
+    tracer.add(Role::VaeEncoder, vae.trace_encoder(options.with_batch(|_| 1)), &checkpoint.vae.weights)?;
     tracer.add(Role::VaeDecoder, vae.trace_decoder(options.sizes), &checkpoint.vae.weights)?;
     tracer.finish(checkpoint.root())
 }
@@ -201,11 +209,18 @@ struct Tracer<'a, 'o> {
     progress: &'o mut dyn FnMut(Progress),
     traced: Vec<Traced<'a>>,
     known_cuts: Vec<String>,
+    known_scopes: BTreeSet<String>,
 }
 
 impl<'a, 'o> Tracer<'a, 'o> {
     fn new(options: &'o TraceOptions, progress: &'o mut dyn FnMut(Progress)) -> Tracer<'a, 'o> {
-        Tracer { policy: &options.policy, progress, traced: Vec::new(), known_cuts: Vec::new() }
+        Tracer {
+            policy: &options.policy,
+            progress,
+            traced: Vec::new(),
+            known_cuts: Vec::new(),
+            known_scopes: BTreeSet::new(),
+        }
     }
 
     fn add(&mut self, role: Role, graph: Graph, source: &'a WeightFiles) -> Result<(), CompileError> {
@@ -214,6 +229,9 @@ impl<'a, 'o> Tracer<'a, 'o> {
         let mut own_cuts = graph.cut_points();
         let cuts = self.policy.cuts.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect();
         self.known_cuts.append(&mut own_cuts);
+        if !self.policy.precision.scopes.is_empty() {
+            self.known_scopes.extend(graph.scopes());
+        }
         let models = emit(&graph, &EmitPolicy { cuts, ..self.policy.clone() })?;
         let owner = if role == Role::UnetControlled { Role::Unet } else { role };
         self.traced.push(Traced { role, models, source, data: format!("{owner}.data") });
@@ -221,11 +239,30 @@ impl<'a, 'o> Tracer<'a, 'o> {
     }
 
     fn finish(self, root: &Path) -> Result<Vec<Traced<'a>>, CompileError> {
-        match self.policy.cuts.iter().find(|cut| !self.known_cuts.contains(cut)) {
-            None => Ok(self.traced),
-            Some(cut) => Err(CompileError::checkpoint(root, format!("has no cut point '{cut}'"))
-                .with_hint(format!("cut points are {}", self.known_cuts.join(", ")))),
+        let refuse = |reason: String, hint: String| CompileError::Option { path: root.into(), reason, hint };
+        if let Some(cut) = self.policy.cuts.iter().find(|cut| !self.known_cuts.contains(cut)) {
+            let hint = format!("cut points are {}", self.known_cuts.join(", "));
+            return Err(refuse(format!("has no cut point '{cut}'"), hint));
         }
+        let mut wanted = self.policy.precision.scopes.iter().map(|(scope, _)| scope);
+        match wanted.find(|wanted| !self.known_scopes.iter().any(|scope| is_inside(scope, wanted))) {
+            None => Ok(self.traced),
+            Some(scope) => {
+                let beginnings: BTreeSet<String> = self.known_scopes.iter().map(|s| beginning(s)).collect();
+                let beginnings = beginnings.into_iter().collect::<Vec<_>>().join(", ");
+                Err(refuse(format!("has no scope '{scope}'"), format!("scopes begin with {beginnings}")))
+            }
+        }
+    }
+}
+
+/// The first name of a scope, with its number in a list: `down_blocks.1` of `down_blocks.1.resnets.0`.
+fn beginning(scope: &str) -> String {
+    let mut names = scope.split('.');
+    let first = names.next().unwrap_or_default();
+    match names.next().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) {
+        Some(number) => format!("{first}.{number}"),
+        None => first.into(),
     }
 }
 

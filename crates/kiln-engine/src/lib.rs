@@ -30,7 +30,7 @@ pub trait Backend: Send + Sync {
 /// How an engine is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Threads per operator; `None` uses every core.
+    /// Threads per operator, at least one; `None` uses every core.
     pub threads: Option<usize>,
 }
 

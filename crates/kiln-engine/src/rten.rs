@@ -1,9 +1,10 @@
 //! The built-in backend: rten, an ONNX runtime in Rust.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ndarray::{ArrayD, ArrayViewD};
-use rten::{DataType, Dimension, Model, ModelOptions, NodeId, ValueOrView, ValueType};
+use rten::{DataType, Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, ValueOrView, ValueType};
 use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView as RtenView};
 
@@ -23,20 +24,22 @@ impl Backend for Rten {
         "0.27"
     }
 
-    /// Loads the engine; rten shares one pool of threads, so `options.threads` has no influence.
-    fn load(&self, model: &Path, _options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let loaded = ModelOptions::with_all_ops().load_file(model).map_err(|e| refuse(e.to_string()))?;
         let ports = |ids: &[NodeId]| ids.iter().map(|&id| port(&loaded, id)).collect::<Result<Vec<_>, _>>();
         let inputs = ports(loaded.input_ids()).map_err(refuse)?;
         let outputs = ports(loaded.output_ids()).map_err(refuse)?;
-        Ok(Box::new(RtenEngine { path: model.into(), model: loaded, inputs, outputs }))
+        let threads = options.threads.map(|n| Arc::new(ThreadPool::with_num_threads(n)));
+        let run = RunOptions::default().with_thread_pool(threads);
+        Ok(Box::new(RtenEngine { path: model.into(), model: loaded, run, inputs, outputs }))
     }
 }
 
 struct RtenEngine {
     path: PathBuf,
     model: Model,
+    run: RunOptions,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
@@ -55,8 +58,10 @@ impl Engine for RtenEngine {
         let refuse = |e: String| EngineError::new(Run, &self.path, e);
         let ids = self.model.input_ids().iter().copied();
         let values: Vec<(NodeId, ValueOrView<'_>)> = ids.zip(bound.into_iter().map(value)).collect();
-        let results =
-            self.model.run(values, self.model.output_ids(), None).map_err(|e| refuse(e.to_string()))?;
+        let results = self
+            .model
+            .run(values, self.model.output_ids(), Some(self.run.clone()))
+            .map_err(|e| refuse(e.to_string()))?;
         let ports = self.outputs.iter().zip(results);
         ports
             .map(|(port, value)| match port.element_type {

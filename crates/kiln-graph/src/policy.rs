@@ -53,12 +53,15 @@ impl PrecisionPolicy {
     pub(crate) fn in_scope(&self, scope: &str) -> DType {
         self.scopes
             .iter()
-            .filter(|(prefix, _)| {
-                scope.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            })
+            .filter(|(prefix, _)| is_inside(scope, prefix))
             .max_by_key(|(prefix, _)| prefix.len())
             .map_or(self.compute, |(_, dtype)| *dtype)
     }
+}
+
+/// Whether `scope` is `outer` or lies inside of it.
+pub fn is_inside(scope: &str, outer: &str) -> bool {
+    scope.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 impl Default for PrecisionPolicy {

@@ -14,6 +14,7 @@
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
 mod backend;
+mod companions;
 mod error;
 pub mod generator;
 pub mod image;
@@ -27,6 +28,7 @@ pub mod tokenizer;
 mod verify;
 
 pub use backend::{CpuBackend, cpu_backend};
+pub use companions::{open_scheduler, open_tokenizer};
 pub use error::Error;
 pub use kiln_bundle::{Bundle, Role};
 pub use kiln_engine::{Backend, LoadOptions};

@@ -131,6 +131,17 @@ impl ClipTokenizer {
         self.tokenizer.get_vocab(true).into_values().max().unwrap_or(0)
     }
 
+    /// Refuses a tokenizer with ids that a text encoder of `vocabulary` tokens does not know.
+    pub(crate) fn check_vocabulary(&self, vocabulary: u64) -> Result<(), TokenizerError> {
+        match u64::from(self.max_id()) {
+            id if id < vocabulary => Ok(()),
+            id => {
+                let reason = format!("has ids up to {id}, and the text encoder's vocab_size is {vocabulary}");
+                Err(TokenizerError { path: self.path.clone(), reason })
+            }
+        }
+    }
+
     /// Adds words with ids in a row, and gives the first of these; the first word stands in prompts for all of them.
     ///
     /// The ids start at `vocabulary`, behind those of words that were added before.

@@ -25,7 +25,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::Staging;
+use kiln_bundle::OutputFolder;
 use kiln_bundle::fs::create_folder;
 use kiln_graph::{DType, StoredWeight};
 use serde_json::{Value, json};
@@ -301,13 +301,10 @@ impl Original {
     /// Writes the checkpoint as a diffusers folder, weights in the types they are stored in; an existing folder is refused
     /// unless it is empty. `progress` is told the bytes written and the bytes in all.
     pub fn save(&self, folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<PathBuf, CompileError> {
-        if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(CompileError::checkpoint(folder, "exists and is not empty"));
-        }
         let total = self.weights.values().map(|weights| weights.summary().2).sum();
         let mut done = 0;
-        let staging = Staging::new(folder)?;
-        let root = staging.path();
+        let output = OutputFolder::open(folder)?;
+        let root = output.path();
         let mut files = self.companions()?;
         if self.class().is_some() {
             files.push(("model_index.json".into(), pretty(&self.index)));
@@ -343,7 +340,7 @@ impl Original {
             create_folder(path.parent().unwrap_or(root))?;
             std::fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
         }
-        Ok(staging.publish_unsynced()?)
+        Ok(output.publish()?)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::Staging;
+use kiln_bundle::OutputFolder;
 use kiln_bundle::fs::create_folder;
 use kiln_graph::{DType, StoredWeight, TraceError, WeightCatalog, Weights};
 use kiln_nets::{
@@ -62,9 +62,7 @@ pub fn synthesize(
     folder: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<PathBuf, CompileError> {
-    if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(CompileError::checkpoint(folder, "exists and is not empty"));
-    }
+    let output = OutputFolder::open(folder)?;
     let configs = architecture.configs();
     let components = [
         ("text_encoder", "model", configs.text_encoder, invent(configs.text_encoder, clip, dtype)?),
@@ -74,8 +72,7 @@ pub fn synthesize(
     let total = components.iter().flat_map(|(.., weights)| weights).map(n_bytes).sum();
     let mut done = 0;
 
-    let staging = Staging::new(folder)?;
-    let root = staging.path();
+    let root = output.path();
     for (name, base, config, weights) in &components {
         create_folder(&root.join(name))?;
         write(&root.join(name).join("config.json"), config.as_bytes())?;
@@ -96,7 +93,7 @@ pub fn synthesize(
         create_folder(path.parent().unwrap_or(root))?;
         write(&path, text.as_bytes())?;
     }
-    Ok(staging.publish_unsynced()?)
+    Ok(output.publish()?)
 }
 
 type Constructor = fn(&Value, Weights<'_>) -> Result<(), TraceError>;

@@ -5,6 +5,8 @@ mod builder;
 mod lower;
 mod segments;
 
+use std::collections::BTreeSet;
+
 use crate::proto::{
     DimensionProto, DimensionValue, GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto,
     TensorTypeProto, TypeProto, ValueInfoProto,
@@ -29,6 +31,12 @@ impl Graph {
     /// Names of the cut points, in the order in which they are passed.
     pub fn cut_points(&self) -> Vec<String> {
         segments::cut_names(&segments::post_order(self.outputs.iter().map(|(_, t)| t)))
+    }
+
+    /// Scopes of the nodes, such as `down_blocks.0.resnets.1.conv1`.
+    pub fn scopes(&self) -> BTreeSet<String> {
+        let nodes = segments::post_order(self.outputs.iter().map(|(_, t)| t));
+        nodes.iter().map(|t| t.0.scope.to_string()).filter(|scope| !scope.is_empty()).collect()
     }
 }
 

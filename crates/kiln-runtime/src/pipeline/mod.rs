@@ -5,6 +5,7 @@ mod control;
 mod decode;
 mod defaults;
 mod denoise;
+mod fixed;
 mod guidance;
 mod hires;
 mod noise;
@@ -26,7 +27,7 @@ use crate::request::{check_side, refuse};
 use crate::residency::Residency;
 use crate::scheduler::{Sampler, SchedulerConfig};
 use crate::tokenizer::ClipTokenizer;
-use crate::{Error, Request};
+use crate::{Error, Request, open_scheduler, open_tokenizer};
 use control::{ControlNet, Steering};
 use denoise::Denoiser;
 use guidance::Guidance;
@@ -114,12 +115,10 @@ impl Pipeline {
     ) -> Result<Pipeline, Error> {
         let info = bundle.pipeline()?.clone();
         let tokenizer = |encoder: &kiln_bundle::TextEncoderInfo| {
-            ClipTokenizer::from_dir(&bundle.path(&encoder.tokenizer), encoder.positions as usize)
+            let folder = bundle.path(&encoder.tokenizer);
+            open_tokenizer(&folder, encoder.positions as usize, u64::from(encoder.vocabulary))
         };
-        let path = bundle.path(&info.scheduler);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, &e))?;
-        let scheduler =
-            SchedulerConfig::from_json(&text).map_err(|source| Error::SchedulerFile { path, source })?;
+        let scheduler = open_scheduler(&bundle.path(&info.scheduler))?;
         let mut pipeline = Pipeline {
             tokenizers: info.text_encoders.iter().map(tokenizer).collect::<Result<_, _>>()?,
             engines: Residency::new(backend, options),
@@ -257,6 +256,7 @@ impl Pipeline {
         let factor = self.bundle.pipeline()?.vae_scale_factor;
         check_side("height", Some(height), factor)?;
         check_side("width", Some(width), factor)?;
+        self.check_fixed(request, [height, width])?;
         match (request.controls.len(), self.controlnets.len()) {
             (0, _) => Ok(()),
             (found, n) if found == n => Ok(()),

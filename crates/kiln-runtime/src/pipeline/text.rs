@@ -34,6 +34,7 @@ impl Pipeline {
         let mut pooled = None;
         for (i, encoder) in encoders.iter().enumerate() {
             let blocks = self.blocks(i, &texts, request)?;
+            self.check_blocks(blocks.first().map_or(1, |blocks| blocks.ids.len()))?;
             let n_truncated = blocks.iter().map(|blocks| blocks.n_truncated).max().unwrap_or(0);
             if i == 0 && n_truncated > 0 {
                 run.tell(Event::Truncated(n_truncated))?;

@@ -1,0 +1,30 @@
+//! What a pipeline reads besides its engines: the same checks for a checkpoint that is to be compiled and for a bundle.
+
+use std::path::Path;
+
+use crate::Error;
+use crate::scheduler::{SchedulerConfig, SchedulerError};
+use crate::tokenizer::ClipTokenizer;
+
+/// Largest `scheduler_config.json` that is read.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Reads and checks a `scheduler_config.json`.
+pub fn open_scheduler(path: &Path) -> Result<SchedulerConfig, Error> {
+    let refuse = |source: SchedulerError| Error::SchedulerFile { path: path.into(), source };
+    let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
+    if size > MAX_BYTES {
+        let reason = format!("has {size} bytes, more than any configuration");
+        return Err(refuse(SchedulerError::Config { key: "(root)".into(), reason }));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
+    SchedulerConfig::from_json(&String::from_utf8_lossy(&bytes)).map_err(refuse)
+}
+
+/// Loads the tokenizer in a folder for a text encoder of `positions` tokens, start and end included, that knows the ids
+/// below `vocabulary`.
+pub fn open_tokenizer(folder: &Path, positions: usize, vocabulary: u64) -> Result<ClipTokenizer, Error> {
+    let tokenizer = ClipTokenizer::from_dir(folder, positions)?;
+    tokenizer.check_vocabulary(vocabulary)?;
+    Ok(tokenizer)
+}
