@@ -47,6 +47,40 @@ fn channels_and_guidance_embeddings_are_told_by_their_shapes() {
 }
 
 #[test]
+fn controlnets_come_alone_with_and_without_prefix_and_inside_checkpoints() {
+    let alone = Draft::of("controlnet");
+    let mut bare = alone.clone();
+    let cut = |key: String| key.strip_prefix("control_model.").expect("a ControlNet's key").to_owned();
+    bare.tensors = bare.tensors.into_iter().map(|(key, tensor)| (cut(key), tensor)).collect();
+    let mut inside = Draft::of("sd15");
+    inside.tensors.extend(alone.tensors.clone());
+    let [alone, bare, inside] = [&alone, &bare, &inside].map(open);
+    assert_eq!(inside.class(), Some("StableDiffusionControlNetPipeline"));
+    assert_eq!(inside.index()["controlnet"], json!(["diffusers", "ControlNetModel"]));
+    for other in [&bare, &inside] {
+        assert_eq!(other.configs()["controlnet"], alone.configs()["controlnet"]);
+        let names = |original: &Original| {
+            let weights = original.weights("controlnet");
+            weights.map(|view| (view.name.to_owned(), view.shape.to_vec())).collect::<Vec<_>>()
+        };
+        assert_eq!(names(other), names(&alone));
+    }
+}
+
+#[test]
+fn depths_that_differ_from_block_to_block_are_lists() {
+    let block = "model.diffusion_model.output_blocks.1.1.transformer_blocks.1.";
+    let config = open(&Draft::of("sdxl-small").without(block)).configs()["unet"].clone();
+    assert_eq!(config["transformer_layers_per_block"], 2);
+    assert_eq!(config["reverse_transformer_layers_per_block"], json!([[2, 1], 1]));
+    let block = "model.diffusion_model.middle_block.1.transformer_blocks.1.";
+    check_refused(
+        &Draft::of("sdxl-small").without(block),
+        "'model.diffusion_model.middle_block.1' is 1 layers deep, the last level 2",
+    );
+}
+
+#[test]
 fn the_prediction_type_is_asked_for_or_said_or_the_familys() {
     let predicts = |draft: &Draft, asked| {
         let (_folder, path) = hollow(draft);

@@ -74,6 +74,16 @@ fn check_config(component: &str, found: &Value, expected: &Value) {
 }
 
 #[test]
+fn both_ways_to_store_the_autoencoders_attention_are_one() {
+    let key = "first_stage_model.encoder.mid.attn_1.q.weight";
+    let draft = Draft::of("sd15-small");
+    assert_eq!(draft.tensors[key].1, [64, 64, 1, 1]);
+    let linear = open(&draft.with(key, "F16", &[64, 64]));
+    let query = linear.weights("vae").find(|view| view.key == key).expect("a weight");
+    assert_eq!((query.name, query.shape), ("encoder.mid_block.attentions.0.to_q.weight", &[64, 64][..]));
+}
+
+#[test]
 fn published_models_have_diffusers_names_shapes_and_configurations() {
     check_model("sd15", Family::Sd1, Some("StableDiffusionPipeline"));
     check_model("sd21", Family::Sd2, Some("StableDiffusionPipeline"));
@@ -141,6 +151,11 @@ fn a_converted_file_holds_every_weight_byte_for_byte() {
                 &serde_json::from_slice(&config).expect("JSON"),
                 &expected["configs"][component],
             );
+        }
+        if original.class() == Some("StableDiffusionPipeline") {
+            let [file, folder] =
+                [&path, &saved].map(|path| Checkpoint::open(path, None).expect("a checkpoint"));
+            assert!(traced(&file) == traced(&folder), "{model}");
         }
         let index = fs::read(saved.join("model_index.json")).expect("an index");
         assert_eq!(serde_json::from_slice::<Value>(&index).expect("JSON"), *original.index());

@@ -50,7 +50,8 @@ pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
     }
     let small = checkout().map(|checkout| checkout.join(SMALL_MODEL));
     small.filter(|folder| folder.join("model_index.json").is_file()).ok_or_else(|| {
-        Failure::usage("no --model given, and this is no checkout of kiln with models/shapes")
-            .with_hint("--model takes a checkpoint in the diffusers folder layout, or a bundle")
+        Failure::usage("no --model given, and this is no checkout of kiln with models/shapes").with_hint(
+            "--model takes a checkpoint, as a diffusers folder or one .safetensors file, or a bundle",
+        )
     })
 }

@@ -97,7 +97,10 @@ impl Checkpoint {
     /// Opens a pipeline folder, in which `variant` prefers files such as `model.fp16.safetensors`, or a single file.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Checkpoint, CompileError> {
         if root.is_file() {
-            return Checkpoint::open_original(root, None);
+            return match variant {
+                None => Checkpoint::open_original(root, None),
+                Some(_) => Err(CompileError::checkpoint(root, "is one file and has no variants")),
+            };
         }
         let path = root.join("model_index.json");
         if !root.is_dir() {

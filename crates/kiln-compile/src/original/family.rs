@@ -69,7 +69,7 @@ impl Family {
             [] => Err(keys
                 .error(format!("has a UNet ({UNET}*) but no text encoder (cond_stage_model.*, conditioner.*)"))
                 .with_hint("kiln needs a checkpoint with UNet, text encoder and autoencoder in one file")),
-            [one @ (XL_CLIP | XL_OPEN_CLIP)] => {
+            [one] => {
                 let other = if *one == XL_CLIP { XL_OPEN_CLIP } else { XL_CLIP };
                 Err(keys.error(format!("has the text encoder {one}* but not {other}*")))
             }
@@ -78,7 +78,6 @@ impl Family {
                 keys.first_with(first).unwrap_or(first),
                 keys.first_with(second).unwrap_or(second),
             ))),
-            [other] => Err(keys.error(format!("has the text encoder {other}* alone"))),
         }
     }
 }

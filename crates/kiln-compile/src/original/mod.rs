@@ -111,14 +111,7 @@ impl Original {
             return Err(keys.error(format!("has no autoencoder ({VAE}*)")));
         }
         let mut unet = unet::unet(&mut keys, UNET)?;
-        let is_inpainting = match unet.in_channels {
-            4 => false,
-            9 => true,
-            n => {
-                let reason = format!("'{UNET}input_blocks.0.0.weight' reads {n} channels; supported: 4, 9");
-                return Err(keys.error(reason));
-            }
-        };
+        let is_inpainting = unet.in_channels == unet::INPAINTING;
         let encoders = original.encoders(&mut keys)?;
         original.check_conditioning(&keys, &mut unet, &encoders)?;
         let prediction =

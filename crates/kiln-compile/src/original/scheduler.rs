@@ -109,7 +109,11 @@ pub(super) fn config(
     }
     .into();
     match config["_class_name"].as_str() {
-        Some("LCMScheduler") => config["original_inference_steps"] = 50.into(),
+        Some("LCMScheduler") => {
+            config["original_inference_steps"] = 50.into();
+            config["set_alpha_to_one"] = true.into();
+            config["steps_offset"] = 0.into();
+        }
         Some("PNDMScheduler") => config["skip_prk_steps"] = true.into(),
         Some("EulerDiscreteScheduler") => {
             config["interpolation_type"] = "linear".into();

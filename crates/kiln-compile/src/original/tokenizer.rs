@@ -1,7 +1,7 @@
 //! CLIP's vocabulary, which single files do not hold.
 //!
-//! `merges.txt.gz` is OpenAI's list of byte-pair merges in the order of their rank (MIT licence); the vocabulary is the 256
-//! byte symbols, the same at the end of a word, one token per merge, and the two special tokens.
+//! `merges.txt.gz` (`gzip -9n`) is OpenAI's list of byte-pair merges by rank (MIT licence); the vocabulary is the 256 byte
+//! symbols, the same at the end of a word, one token per merge, and the two special tokens.
 
 use std::io::{self, Read};
 

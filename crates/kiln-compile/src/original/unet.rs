@@ -9,6 +9,11 @@ use super::keys::{Component, Keys};
 use crate::CompileError;
 use crate::weights::WeightFiles;
 
+/// Channels of a UNet that reads latents alone.
+const TEXT_TO_IMAGE: u64 = 4;
+/// Channels of a UNet that reads a mask and masked latents too.
+pub(super) const INPAINTING: u64 = 9;
+
 /// A UNet or ControlNet of a file.
 pub(super) struct Denoiser {
     pub(super) weights: WeightFiles,
@@ -48,6 +53,10 @@ pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, Compil
     let mut c = Component::new(keys, prefix);
     let mut found = Found::default();
     let [_, in_channels, kernel, _] = c.shape("input_blocks.0.0.weight")?;
+    if !matches!(in_channels, TEXT_TO_IMAGE | INPAINTING) {
+        let reason = format!("reads {in_channels} channels; supported: {TEXT_TO_IMAGE}, {INPAINTING}");
+        return Err(c.error("input_blocks.0.0.weight", &reason));
+    }
     let [out_channels, _, out_kernel, _] = c.shape("out.2.weight")?;
     let mut config = head(&mut c)?;
     let down = down_levels(&mut c, &mut found)?;
