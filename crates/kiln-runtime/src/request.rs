@@ -1,5 +1,6 @@
 use crate::Error;
 use crate::generator::GeneratorKind;
+use crate::scheduler::SchedulerClass;
 
 /// Largest height and width in pixels.
 const MAX_SIDE: u32 = 8192;
@@ -80,6 +81,9 @@ impl Request {
         }
         if !(0.0..=1.0).contains(&self.eta) {
             return refuse("eta", format!("{} is not a number from 0 to 1", self.eta));
+        }
+        if let Some(name) = &self.scheduler {
+            SchedulerClass::named(name)?;
         }
         check_side("height", self.height, 8)?;
         check_side("width", self.width, 8)

@@ -60,10 +60,8 @@ impl TorchCudaGenerator {
     /// `curand_normal4`.
     fn normals(&self, counter: u64, stream: u64) -> [f32; UNROLL] {
         let (low, high) = (|x: u64| x as u32, |x: u64| (x >> 32) as u32);
-        let [a, b, c, d] = philox(
-            [low(counter), high(counter), low(stream), high(stream)],
-            [low(self.seed), high(self.seed)],
-        );
+        let [a, b, c, d] =
+            philox([low(counter), high(counter), low(stream), high(stream)], [low(self.seed), high(self.seed)]);
         let (first, second) = (box_muller(a, b), box_muller(c, d));
         [first[0], first[1], second[0], second[1]]
     }
@@ -76,7 +74,8 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let [a, b, c, d] = counter;
         let (left, right) = (MULTIPLIERS[0] * u64::from(a), MULTIPLIERS[1] * u64::from(c));
-        counter = [(right >> 32) as u32 ^ b ^ key[0], right as u32, (left >> 32) as u32 ^ d ^ key[1], left as u32];
+        counter =
+            [(right >> 32) as u32 ^ b ^ key[0], right as u32, (left >> 32) as u32 ^ d ^ key[1], left as u32];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter

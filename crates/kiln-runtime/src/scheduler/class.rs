@@ -96,12 +96,22 @@ impl SchedulerClass {
         SHORT_NAMES.iter().map(|(name, ..)| *name)
     }
 
+    /// The class that a name stands for, as [`SchedulerConfig::with_scheduler`](super::SchedulerConfig::with_scheduler) reads
+    /// it.
+    pub fn named(name: &str) -> Result<SchedulerClass, SchedulerError> {
+        by_name(name).map(|(class, _)| class)
+    }
+
     /// Whether a key of the configuration has an influence on this class.
     pub(super) fn uses(self, key: &str) -> bool {
         let k_diffusion = matches!(self, Euler | Heun | Lms | Kdpm2 | Kdpm2Ancestral);
         let solver = matches!(self, DpmMultistep | DpmSinglestep | UniPc);
         match key {
-            "num_train_timesteps" | "beta_start" | "beta_end" | "beta_schedule" | "trained_betas"
+            "num_train_timesteps"
+            | "beta_start"
+            | "beta_end"
+            | "beta_schedule"
+            | "trained_betas"
             | "prediction_type" => true,
             "timestep_spacing" | "steps_offset" => !matches!(self, DpmSinglestep | Lcm),
             // diffusers looks the range up in the whole configuration, whichever class it is for.

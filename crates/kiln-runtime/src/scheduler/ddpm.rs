@@ -86,10 +86,7 @@ impl Method for Ddpm {
 }
 
 /// Prediction and variance of an output with twice the channels of the latents.
-fn halves(
-    output: &ArrayD<f32>,
-    latents: &ArrayD<f32>,
-) -> Result<(ArrayD<f32>, ArrayD<f32>), SchedulerError> {
+fn halves(output: &ArrayD<f32>, latents: &ArrayD<f32>) -> Result<(ArrayD<f32>, ArrayD<f32>), SchedulerError> {
     let channels = latents.shape().get(1).copied().unwrap_or(0);
     if output.shape().get(1) != Some(&(2 * channels)) {
         let (found, expected) = (output.shape().into(), latents.shape().into());

@@ -144,7 +144,11 @@ impl Solver {
                 mean = output.slice_axis(Axis(1), Slice::from(..channels)).to_owned();
                 if mean.shape() != latents.shape() {
                     let (found, expected) = (mean.shape().into(), latents.shape().into());
-                    return Err(SchedulerError::Shape { what: "model output without its variance", found, expected });
+                    return Err(SchedulerError::Shape {
+                        what: "model output without its variance",
+                        found,
+                        expected,
+                    });
                 }
                 &mean
             }
@@ -175,7 +179,8 @@ impl Solver {
         noise: Option<&ArrayD<f32>>,
     ) -> ArrayD<f32> {
         let mut next = latents * factors.latents;
-        for (factor, derivative) in derivatives.iter().copied().chain(noise.map(|noise| (factors.noise, noise))) {
+        for (factor, derivative) in derivatives.iter().copied().chain(noise.map(|noise| (factors.noise, noise)))
+        {
             Zip::from(&mut next).and(derivative).for_each(|next, derivative| *next += factor * derivative);
         }
         next

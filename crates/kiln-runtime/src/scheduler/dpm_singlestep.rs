@@ -34,8 +34,7 @@ pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, Sch
 /// (`get_order_list`), or where the run ends at zero noise.
 fn orders(config: &SchedulerConfig, n: usize) -> Vec<usize> {
     let order = config.solver_order;
-    let is_lower =
-        config.lower_order_final || !n.is_multiple_of(order) || !config.ends_at_sigma_min;
+    let is_lower = config.lower_order_final || !n.is_multiple_of(order) || !config.ends_at_sigma_min;
     let mut orders: Vec<usize> = (0..n).map(|i| i % order + 1).collect();
     let last = n - 1;
     if is_lower && order > 1 && n.is_multiple_of(order) {

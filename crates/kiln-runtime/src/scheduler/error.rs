@@ -53,7 +53,9 @@ pub enum SchedulerError {
         calls: usize,
     },
     /// The configuration divides by zero somewhere on the way.
-    #[error("{class} leaves the range of numbers at timestep {timestep} of {steps} steps with this configuration")]
+    #[error(
+        "{class} leaves the range of numbers at timestep {timestep} of {steps} steps with this configuration"
+    )]
     NotFinite {
         /// The scheduler.
         class: SchedulerClass,

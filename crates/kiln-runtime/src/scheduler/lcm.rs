@@ -75,8 +75,7 @@ impl Method for Lcm {
         let scaled = self.timesteps[call] as f32 * self.timestep_scaling;
         let boundary = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
         let (skip, out) = (SIGMA_DATA * SIGMA_DATA / boundary, scaled / boundary.sqrt());
-        latents
-            .zip_mut_with(&original, |latent, original| *latent = out * original + skip * *latent);
+        latents.zip_mut_with(&original, |latent, original| *latent = out * original + skip * *latent);
         if let Some(&next) = self.timesteps.get(call + 1) {
             let (signal, spread) = self.alphas.level(next)?;
             let noise = noise(output.shape());

@@ -37,8 +37,7 @@ impl Lms {
             others.map(|k| (tau - sigma(call - k)) / (sigma(call - slope) - sigma(call - k))).product::<f64>()
         };
         // Gauss' rule with two points is exact up to the third degree.
-        let (middle, half) =
-            ((sigma(call + 1) + sigma(call)) / 2.0, (sigma(call + 1) - sigma(call)) / 2.0);
+        let (middle, half) = ((sigma(call + 1) + sigma(call)) / 2.0, (sigma(call + 1) - sigma(call)) / 2.0);
         let offset = half / 3f64.sqrt();
         (half * (polynomial(middle - offset) + polynomial(middle + offset))) as f32
     }

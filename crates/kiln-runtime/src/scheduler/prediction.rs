@@ -80,10 +80,6 @@ fn quantile(mut values: Vec<f32>, ratio: f32) -> f32 {
 }
 
 /// A function of output and latents, element by element.
-pub(super) fn combine(
-    output: &ArrayD<f32>,
-    latents: &ArrayD<f32>,
-    f: impl Fn(f32, f32) -> f32,
-) -> ArrayD<f32> {
+pub(super) fn combine(output: &ArrayD<f32>, latents: &ArrayD<f32>, f: impl Fn(f32, f32) -> f32) -> ArrayD<f32> {
     Zip::from(output).and(latents).map_collect(|&output, &latent| f(output, latent))
 }

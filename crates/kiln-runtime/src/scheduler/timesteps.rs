@@ -84,11 +84,7 @@ pub(super) fn linspace(start: f64, end: f64, n: usize) -> Vec<f64> {
     (0..n).map(at).collect()
 }
 
-fn in_range(
-    config: &SchedulerConfig,
-    steps: usize,
-    timesteps: Vec<f64>,
-) -> Result<Vec<f64>, SchedulerError> {
+fn in_range(config: &SchedulerConfig, steps: usize, timesteps: Vec<f64>) -> Result<Vec<f64>, SchedulerError> {
     let trained = config.num_train_timesteps;
     match timesteps.iter().find(|&&t| t < 0.0 || t > (trained - 1) as f64) {
         Some(&t) => {

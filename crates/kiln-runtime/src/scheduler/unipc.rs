@@ -76,9 +76,7 @@ impl UniPc {
     fn differences(&self, r: &[f32]) -> Vec<ArrayD<f32>> {
         let newest = &self.history[0];
         let earlier = self.history.iter().skip(1).zip(&r[..r.len() - 1]);
-        earlier
-            .map(|(output, &r)| combine(output, newest, |output, newest| (output - newest) / r))
-            .collect()
+        earlier.map(|(output, &r)| combine(output, newest, |output, newest| (output - newest) / r)).collect()
     }
 
     /// The step from `call` to the next.
@@ -146,7 +144,8 @@ impl Method for UniPc {
         _noise: &mut Noise<'_>,
     ) -> Result<(), SchedulerError> {
         let converted = self.solver.convert(call, output, latents)?;
-        if let Some((last, order)) = self.last.take().filter(|_| !self.disable_corrector.contains(&(call - 1))) {
+        if let Some((last, order)) = self.last.take().filter(|_| !self.disable_corrector.contains(&(call - 1)))
+        {
             *latents = self.correct(call - 1, order, &last, &converted);
         }
         self.history.push_front(converted);
