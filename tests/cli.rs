@@ -42,6 +42,15 @@ fn text_chunks(path: &Path) -> Vec<(String, String)> {
     latin.chain(utf8).collect()
 }
 
+#[track_caller]
+fn pixels(path: &Path) -> Vec<u8> {
+    let file = std::io::BufReader::new(fs::File::open(path).expect("a picture"));
+    let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];
+    reader.next_frame(&mut pixels).expect("pixels");
+    pixels
+}
+
 #[test]
 fn generate_writes_pictures_that_say_how_they_were_made() {
     onnxruntime();
@@ -100,6 +109,33 @@ fn the_second_run_finds_the_bundle_and_a_damaged_one_is_made_again() {
 }
 
 #[test]
+fn schedulers_and_generators_are_chosen_by_name_and_draw_different_pictures() {
+    onnxruntime();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let draw = |name: &str, extra: &[&str]| {
+        let args = ["generate", "a cat", "--model", &model, "--steps", "3", "--seed", "1", "--out", name];
+        succeed(&mut kiln(&[&args[..], extra].concat(), work.path()));
+        pixels(&work.path().join(name))
+    };
+    let pictures = [
+        draw("ddim.png", &[]),
+        draw("euler.png", &["--scheduler", "euler-a"]),
+        draw("dpm.png", &["--scheduler", "dpm++2m:karras"]),
+        draw("cuda.png", &["--generator", "cuda"]),
+    ];
+    assert!((0..4).all(|i| (0..i).all(|j| pictures[i] != pictures[j])));
+    let said = |name: &str, key: &str, value: &str| {
+        let chunks = text_chunks(&work.path().join(name));
+        assert!(chunks.contains(&(key.into(), value.into())), "{name}: {chunks:?}");
+    };
+    said("ddim.png", "scheduler", "DDIMScheduler");
+    said("dpm.png", "scheduler", "dpm++2m:karras");
+    said("ddim.png", "generator", "cpu");
+    said("cuda.png", "generator", "cuda");
+}
+
+#[test]
 fn both_backends_draw_the_same_picture_and_bundles_are_models_too() {
     onnxruntime();
     let (model, work) = (tiny(), scratch());
@@ -108,12 +144,7 @@ fn both_backends_draw_the_same_picture_and_bundles_are_models_too() {
         let out = format!("{backend}.png");
         let args = ["generate", "a cat", "--model", bundle.trim(), "--steps", "2", "--seed", "1"];
         succeed(&mut kiln(&[&args[..], &["--backend", backend, "--out", &out]].concat(), work.path()));
-        let decoder =
-            png::Decoder::new(std::io::BufReader::new(fs::File::open(work.path().join(&out)).expect("a file")));
-        let mut reader = decoder.read_info().expect("a PNG");
-        let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];
-        reader.next_frame(&mut pixels).expect("pixels");
-        pixels
+        pixels(&work.path().join(&out))
     };
     let (first, second) = (draw("onnxruntime"), draw("rten"));
     assert!(first.iter().zip(&second).all(|(a, b)| a.abs_diff(*b) <= 2));
@@ -171,6 +202,12 @@ fn wrong_requests_fail_before_anything_is_compiled() {
     check(&["--width", "63"], "error: width: 63 is not a multiple of 8 up to 8192");
     check(&["--height", "99999999"], "error: height: 99999999 is not a multiple of 8");
     check(&["--eta", "2"], "error: eta: 2 is not a number from 0 to 1");
+    check(&["--scheduler", "euler-b"], "error: scheduler: 'euler-b' is not supported; supported: ddim, ddpm");
+    check(
+        &["--scheduler", "ddim:karras"],
+        "error: scheduler: 'ddim:karras': DDIMScheduler has no choice of sigmas",
+    );
+    check(&["--generator", "tpu"], "invalid value 'tpu'");
     check(&["--batch-size", "0"], "error: batch size: 0 is not a number from 1 to 256");
     check(&["--threads", "0"], "error: threads: 0 is not a number from 1 to 1024");
     check(&["--steps", "many"], "invalid value 'many'");

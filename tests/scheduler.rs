@@ -257,7 +257,8 @@ fn what_a_class_can_not_do_is_refused_by_key() {
 /// diffusers runs these and answers with NaN.
 #[test]
 fn runs_that_divide_by_zero_are_refused_before_they_start() {
-    let zero_snr = json!({ "timestep_spacing": "trailing", "rescale_betas_zero_snr": true });
+    let zero_snr =
+        json!({ "timestep_spacing": "trailing", "rescale_betas_zero_snr": true, "clip_sample": false });
     check_run_refused(zero_snr, 10, &["DDIMScheduler", "timestep 999"]);
     let bh1 = json!({ "_class_name": "UniPCMultistepScheduler", "solver_type": "bh1" });
     check_run_refused(bh1, 4, &["UniPCMultistepScheduler", "4 steps"]);

@@ -177,6 +177,10 @@ fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateArgs) -> Resu
         "height": height,
         "batch_size": request.prompts.len(),
         "scheduler": pipeline.scheduler(request)?.class().name(),
+        "generator": match request.generator {
+            GeneratorKind::Cpu => "cpu",
+            GeneratorKind::Cuda => "cuda",
+        },
         "model": pipeline.bundle().manifest().name,
         "model_key": pipeline.bundle().manifest().provenance.key,
         "backend": format!("{} {}", backend.name(), backend.version()),

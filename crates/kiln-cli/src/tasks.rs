@@ -6,7 +6,7 @@ use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
 use serde_json::{Value, json};
 
-use crate::args::{GenerateArgs, GeneratorChoice, TaskArgs, UpscalerChoice};
+use crate::args::{GenerateArgs, TaskArgs, UpscalerChoice};
 use crate::failure::Failure;
 
 impl TaskArgs {
@@ -88,7 +88,6 @@ pub(crate) fn settings(args: &GenerateArgs) -> Vec<(&'static str, Value)> {
         }
     };
     add(args.scheduler.is_some(), "scheduler", json!(args.scheduler));
-    add(args.generator == GeneratorChoice::Cuda, "generator", json!("cuda"));
     add(args.clip_skip > 0, "clip_skip", json!(args.clip_skip));
     add(args.guidance_rescale > 0.0, "guidance_rescale", json!(args.guidance_rescale));
     add(args.variation_seed.is_some(), "variation_seed", json!(args.variation_seed));

@@ -1,6 +1,7 @@
 use crate::Error;
 use crate::generator::GeneratorKind;
 use crate::picture::Picture;
+use crate::scheduler::SchedulerClass;
 
 /// Largest height and width in pixels.
 const MAX_SIDE: u32 = 8192;
@@ -214,6 +215,9 @@ impl Request {
         }
         check_share("guidance rescale", f64::from(self.guidance_rescale))?;
         check_share("eta", f64::from(self.eta))?;
+        if let Some(name) = &self.scheduler {
+            SchedulerClass::named(name)?;
+        }
         check_side("height", self.height, 8)?;
         check_side("width", self.width, 8)?;
         self.check_tasks()

@@ -96,6 +96,12 @@ impl SchedulerClass {
         SHORT_NAMES.iter().map(|(name, ..)| *name)
     }
 
+    /// The class that a name stands for, as [`SchedulerConfig::with_scheduler`](super::SchedulerConfig::with_scheduler) reads
+    /// it.
+    pub fn named(name: &str) -> Result<SchedulerClass, SchedulerError> {
+        by_name(name).map(|(class, _)| class)
+    }
+
     /// Whether a key of the configuration has an influence on this class.
     pub(super) fn uses(self, key: &str) -> bool {
         let k_diffusion = matches!(self, Euler | Heun | Lms | Kdpm2 | Kdpm2Ancestral);
