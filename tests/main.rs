@@ -11,6 +11,7 @@ mod pipeline;
 mod properties;
 mod scheduler;
 mod support;
+mod tasks;
 mod tokenizer;
 mod tracing;
 mod workspace;

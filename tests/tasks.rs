@@ -1,0 +1,136 @@
+//! Tasks, verification and comparison on the command line.
+
+use std::fs;
+use std::path::Path;
+
+use kiln_runtime::image::RgbImage;
+use serde_json::Value;
+
+use crate::cli::{fail, kiln, succeed};
+use crate::families::Family;
+use crate::fixtures::{onnxruntime, scratch, tiny};
+
+/// A picture of 40x32 pixels, red on the left and blue on the right.
+fn save_picture(path: &Path) {
+    let data = (0..40 * 32).flat_map(|i| if i % 40 < 20 { [200, 30, 30] } else { [30, 30, 200] }).collect();
+    let picture = RgbImage::from_raw(40, 32, data).expect("a picture");
+    picture.save_png(path, &[]).expect("a file");
+}
+
+fn size(path: &Path) -> [u32; 2] {
+    let picture = RgbImage::open(path).expect("a picture");
+    [picture.width(), picture.height()]
+}
+
+#[test]
+fn pictures_are_made_from_pictures() {
+    onnxruntime();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    save_picture(&work.path().join("in.png"));
+    let draw = |out: &str, extra: &[&str]| {
+        let args = ["generate", "a cat", "--model", &model, "--steps", "4", "--seed", "1", "--out", out];
+        succeed(&mut kiln(&[&args[..], extra].concat(), work.path()));
+        RgbImage::open(&work.path().join(out)).expect("a picture")
+    };
+    let near = draw("near.png", &["--init-image", "in.png", "--strength", "0.25"]);
+    assert_eq!(size(&work.path().join("near.png")), [40, 32]);
+    let far = draw("far.png", &["--init-image", "in.png", "--strength", "1"]);
+    assert_ne!(near, far);
+    draw("wide.png", &["--init-image", "in.png", "--width", "64", "--height", "48"]);
+    assert_eq!(size(&work.path().join("wide.png")), [64, 48]);
+    draw("masked.png", &["--init-image", "in.png", "--mask", "in.png", "--width", "32", "--height", "32"]);
+    draw("large.png", &["--width", "32", "--height", "32", "--hires", "1.5", "--hires-upscaler", "pixels"]);
+    assert_eq!(size(&work.path().join("large.png")), [48, 48]);
+    let plain = draw("plain.png", &["--width", "32", "--height", "32"]);
+    let varied = ["--width", "32", "--height", "32", "--variation-seed", "5", "--variation-strength", "0.2"];
+    assert_ne!(draw("varied.png", &varied), plain);
+
+    let refuse = |extra: &[&str], code, message| {
+        let args = ["generate", "a cat", "--model", &model, "--steps", "4"];
+        drop(fail(&mut kiln(&[&args[..], extra].concat(), work.path()), code, message));
+    };
+    refuse(&["--mask", "in.png"], 2, "--init-image");
+    refuse(&["--init-image", "none.png"], 3, "none.png: no such file");
+    refuse(&["--init-image", "in.png", "--strength", "0.1"], 2, "strength: 0.1 leaves none of 4 steps");
+    refuse(&["--init-image", "in.png", "--strength", "1.5"], 2, "strength: 1.5 is not a number from 0 to 1");
+    refuse(&["--control-image", "in.png"], 2, "control image: 1 of them for 0 ControlNets");
+    refuse(&["--hires", "0.5"], 2, "hires scale: 0.5 is not a number from 1 to 8");
+    refuse(&["--clip-skip", "9"], 2, "clip skip: 9 is not a number up to");
+    refuse(&["--seed", "1,2", "--batch-size", "3"], 2, "seed: 2 of them for 3 prompts");
+    refuse(&["--embedding", "word.pt"], 3, "kiln refuses them");
+}
+
+#[test]
+fn a_controlnet_comes_with_the_model_or_beside_it() {
+    onnxruntime();
+    let (family, other, work) = (Family::new("controlnet"), Family::new("taesd"), scratch());
+    save_picture(&work.path().join("in.png"));
+    let model = family.folder.path().display().to_string();
+    let net = family.folder.path().join("controlnet").display().to_string();
+    let plain = other.folder.path().display().to_string();
+    let args =
+        ["generate", "a red circle", "--steps", "2", "--seed", "1", "--control-image", "in.png", "--out"];
+    let draw = |out: &str, extra: &[&str]| {
+        succeed(&mut kiln(&[&args[..], &[out], extra].concat(), work.path()));
+        RgbImage::open(&work.path().join(out)).expect("a picture")
+    };
+    let steered = draw("a.png", &["--model", &model]);
+    assert_eq!([steered.width(), steered.height()], [40, 32]);
+    assert_ne!(draw("b.png", &["--model", &model, "--control-scale", "0"]), steered);
+    draw("c.png", &["--model", &plain, "--controlnet", &net]);
+    let short = [&args[..], &["d.png", "--model", &model, "--controlnet", &net]].concat();
+    fail(&mut kiln(&short, work.path()), 2, "control image: 1 of them for 2 ControlNets");
+    let wrong = Family::new("sdxl-controlnet");
+    let wrong = wrong.folder.path().join("controlnet").display().to_string();
+    let misfit = [&args[..], &["e.png", "--model", &plain, "--controlnet", &wrong]].concat();
+    fail(&mut kiln(&misfit, work.path()), 3, "attends to text states of width 72; this model's have 32");
+}
+
+#[test]
+fn a_bundle_is_verified_against_its_reference() {
+    onnxruntime();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let without = succeed(&mut kiln(&["compile", &model, "--no-reference"], work.path()));
+    fail(&mut kiln(&["verify", without.trim()], work.path()), 3, "has no reference");
+    let bundle = succeed(&mut kiln(&["compile", &model], work.path()));
+    assert_eq!(bundle, without);
+    let verify = |extra: &[&str]| kiln(&[&["verify", bundle.trim()], extra].concat(), work.path());
+    assert!(succeed(&mut verify(&[])).starts_with("ok: drift 0.00e0"));
+    let rten = succeed(&mut verify(&["--backend", "rten", "--json"]));
+    let rten: Value = serde_json::from_str(&rten).expect("JSON");
+    assert_eq!(rten["passes"], true);
+    assert!(rten["drift"].as_f64().is_some_and(|drift| drift > 0.0 && drift < 1e-4), "{rten}");
+    fail(&mut verify(&["--backend", "rten", "--max-drift", "0"]), 6, "drift");
+    fail(&mut verify(&["--max-drift", "NaN"]), 2, "max drift: NaN");
+
+    let weights = Path::new(bundle.trim()).join("vae_decoder.data");
+    let mut bytes = fs::read(&weights).expect("weights");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&weights, &bytes).expect("spoilt");
+    fail(&mut verify(&[]), 3, "content does not match the digest");
+}
+
+#[test]
+fn pictures_are_compared() {
+    let work = scratch();
+    save_picture(&work.path().join("a.png"));
+    let b = RgbImage::open(&work.path().join("a.png")).expect("a picture");
+    let mut data = b.data().to_vec();
+    data[0] -= 10;
+    let b = RgbImage::from_raw(40, 32, data).expect("a picture");
+    b.save_png(&work.path().join("b.png"), &[]).expect("a file");
+    let compare = |extra: &[&str]| kiln(&[&["compare", "a.png", "b.png"], extra].concat(), work.path());
+    let said = succeed(&mut compare(&["--diff", "d.png", "--max-difference", "10", "--min-ssim", "0.9"]));
+    assert!(said.contains("max 10/255") && said.contains("differences times 25: d.png"), "{said}");
+    assert_eq!(RgbImage::open(&work.path().join("d.png")).expect("a picture").data()[..3], [250, 0, 0]);
+    let json: Value = serde_json::from_str(&succeed(&mut compare(&["--json"]))).expect("JSON");
+    assert_eq!((&json["max_difference"], &json["passes"]), (&10.into(), &true.into()));
+    fail(&mut compare(&["--max-difference", "9"]), 6, "a difference of 10 is over 9");
+    fail(&mut compare(&["--min-psnr", "90"]), 6, "is under 90");
+    fail(&mut compare(&["--min-ssim", "1.5"]), 6, "is under 1.5");
+    b.resized(20, 20).save_png(&work.path().join("b.png"), &[]).expect("a file");
+    fail(&mut compare(&[]), 3, "a picture of 40x32 pixels can not be compared with one of 20x20");
+}
