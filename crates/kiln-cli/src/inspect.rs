@@ -70,7 +70,7 @@ fn describe_component(c: &ComponentSummary) -> String {
     let millions = c.parameters as f64 / 1e6;
     let (files, dtypes, size) = (c.files.join(", "), c.dtypes.join(", "), bytes(c.bytes));
     format!(
-        "  {:<14}{millions:>9.2} M parameters, {size} in {dtypes} ({} weights, {files})",
+        "  {:<16}{millions:>9.2} M parameters, {size} in {dtypes} ({} weights, {files})",
         c.name, c.n_weights
     )
 }
@@ -99,7 +99,7 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
     lines.push(format!("  made by kiln {}, key {}", manifest.provenance.kiln, manifest.provenance.key));
     for (role, component) in &manifest.components {
         lines.push(format!(
-            "  {:<14}{} ({} operators, {}), {} of weights",
+            "  {:<16}{} ({} operators, {}), {} of weights",
             role.to_string(),
             component.engine,
             component.operators,

@@ -259,7 +259,8 @@ impl Checkpoint {
 
     pub(crate) fn networks(&self) -> Vec<(&str, &WeightFiles)> {
         let texts = self.text_encoders.iter().map(|t| (t.part.name.as_str(), &t.part.weights));
-        texts.chain([("unet", &self.unet.weights), ("vae", &self.vae.weights)]).collect()
+        let nets = self.controlnets.iter().map(|net| (net.part.name.as_str(), &net.part.weights));
+        texts.chain([("unet", &self.unet.weights), ("vae", &self.vae.weights)]).chain(nets).collect()
     }
 
     /// Small files that the bundle takes over, by their names in the bundle.
@@ -302,8 +303,7 @@ impl Checkpoint {
     /// Everything that the result depends on, by a name relative to the checkpoint.
     pub(crate) fn sources(&self) -> Result<Vec<(String, Source)>, CompileError> {
         let mut files = self.companions()?;
-        let nets = self.controlnets.iter().map(|net| (net.part.name.as_str(), &net.part.weights));
-        for (name, weights) in self.networks().into_iter().chain(nets) {
+        for (name, weights) in self.networks() {
             files.extend(weights.named_files(name).map(|(name, path)| (name, Source::File(path))));
         }
         Ok(files)
