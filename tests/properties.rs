@@ -5,8 +5,8 @@ use std::fs;
 use kiln_compile::{Checkpoint, inspect_onnx};
 use kiln_graph::{DType, EmitPolicy, EmittedModel, TraceError, WeightCatalog, emit};
 use kiln_nets::{
-    AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, Sizes, TextPorts, TextStates,
-    UNet2DConditionConfig, UNet2DConditionModel, UnetPorts,
+    Autoencoder, AutoencoderConfig, ClipTextConfig, ClipTextModel, ControlNetConfig, ControlNetModel, Sizes,
+    TextPorts, TextStates, UNet2DConditionConfig, UNet2DConditionModel, UnetPorts,
 };
 use kiln_runtime::Bundle;
 use proptest::prelude::*;
@@ -47,21 +47,52 @@ macro_rules! tiny_config {
     };
 }
 
+/// SDXL's kind of UNet; every key that its configuration may have and the tiny one's does not.
+const XL_UNET: &str = r#"{
+    "_class_name": "UNet2DConditionModel", "block_out_channels": [32, 64], "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "attention_head_dim": [2, 4],
+    "transformer_layers_per_block": [1, 2], "cross_attention_dim": 32, "use_linear_projection": true,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 72,
+    "time_cond_proj_dim": 16, "only_cross_attention": [false, false], "in_channels": 9, "time_embedding_dim": 64
+}"#;
+
+const CONTROLNET: &str = r#"{
+    "_class_name": "ControlNetModel", "block_out_channels": [32, 64], "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "cross_attention_dim": 32, "in_channels": 4,
+    "conditioning_embedding_out_channels": [8, 12], "controlnet_conditioning_channel_order": "bgr",
+    "global_pool_conditions": false, "conditioning_channels": 3, "class_embed_type": null
+}"#;
+
+const TINY_VAE: &str = r#"{
+    "_class_name": "AutoencoderTiny", "encoder_block_out_channels": [8, 8], "decoder_block_out_channels": [12, 12],
+    "num_encoder_blocks": [1, 2], "num_decoder_blocks": [2, 0], "act_fn": "relu", "latent_channels": 4,
+    "scaling_factor": 1.0, "upsampling_scaling_factor": 2, "upsample_fn": "nearest"
+}"#;
+
+fn ports(sizes: Sizes, pooled: Option<u64>, controlled: bool) -> UnetPorts {
+    UnetPorts { sizes, tokens: (sizes != Sizes::Dynamic).then_some(77), pooled, controlled }
+}
+
 /// Constructs the network over a catalog that has every weight, traces it and emits it.
-fn emit_unet(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceError> {
+fn emit_unet(config: &Value, ports: &UnetPorts) -> Result<Vec<EmittedModel>, TraceError> {
     let config = UNet2DConditionConfig::from_json("c.json", config)?;
     let catalog = WeightCatalog::inventing(DType::F32);
     let unet = UNet2DConditionModel::new(catalog.root(), &config)?;
-    emit(
-        &unet.trace(&UnetPorts { sizes, tokens: Some(77), pooled: None, controlled: false }),
-        &EmitPolicy::default(),
-    )
+    emit(&unet.trace(ports), &EmitPolicy::default())
+}
+
+fn emit_controlnet(config: &Value, ports: &UnetPorts) -> Result<Vec<EmittedModel>, TraceError> {
+    let config = ControlNetConfig::from_json("c.json", config)?;
+    let catalog = WeightCatalog::inventing(DType::F32);
+    let network = ControlNetModel::new(catalog.root(), &config)?;
+    emit(&network.trace(ports), &EmitPolicy::default())
 }
 
 fn emit_vae(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceError> {
-    let config = AutoencoderKlConfig::from_json("c.json", config)?;
+    let config = AutoencoderConfig::from_json("c.json", config)?;
     let catalog = WeightCatalog::inventing(DType::F32);
-    let vae = AutoencoderKl::new(catalog.root(), &config)?;
+    let vae = Autoencoder::new(catalog.root(), &config)?;
     let mut models = emit(&vae.trace_encoder(sizes), &EmitPolicy::default())?;
     models.append(&mut emit(&vae.trace_decoder(sizes), &EmitPolicy::default())?);
     Ok(models)
@@ -70,14 +101,9 @@ fn emit_vae(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceErro
 fn emit_clip(config: &Value) -> Result<Vec<EmittedModel>, TraceError> {
     let config = ClipTextConfig::from_json("c.json", config)?;
     let catalog = WeightCatalog::inventing(DType::F32);
-    emit(
-        &ClipTextModel::new(catalog.root(), &config)?.trace(TextPorts {
-            batch: None,
-            states: TextStates::Last,
-            learned: false,
-        }),
-        &EmitPolicy::default(),
-    )
+    let network = ClipTextModel::with_projection(catalog.root(), &config)?;
+    let ports = TextPorts { batch: None, states: TextStates::Penultimate, learned: true };
+    emit(&network.trace(ports), &EmitPolicy::default())
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {
@@ -110,19 +136,35 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_valid_unet_traces_to_a_prediction_of_the_size_of_its_sample(config in valid_unet(), sizes in sizes()) {
-        let models = emit_unet(&config, sizes).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    fn every_valid_unet_traces_to_a_prediction_of_the_size_of_its_sample(
+        config in valid_unet(),
+        sizes in sizes(),
+        controlled: bool,
+    ) {
+        let models = emit_unet(&config, &ports(sizes, None, controlled)).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert_eq!(&models[0].outputs[0].shape, &models[0].inputs[0].shape);
     }
 
     #[test]
     fn any_configuration_is_traced_or_refused_by_key(
         unet in spoilt(tiny_config!("unet")),
+        xl_unet in spoilt(XL_UNET),
+        controlnet in spoilt(CONTROLNET),
         vae in spoilt(tiny_config!("vae")),
+        tiny_vae in spoilt(TINY_VAE),
         text in spoilt(tiny_config!("text_encoder")),
         sizes in sizes(),
     ) {
-        let results = [emit_unet(&unet, sizes), emit_vae(&vae, sizes), emit_clip(&text)];
+        let (plain, pooled) = (ports(sizes, None, true), ports(sizes, Some(24), false));
+        let results = [
+            emit_unet(&unet, &plain),
+            emit_unet(&xl_unet, &pooled),
+            emit_controlnet(&controlnet, &plain),
+            emit_controlnet(&controlnet, &pooled),
+            emit_vae(&vae, sizes),
+            emit_vae(&tiny_vae, sizes),
+            emit_clip(&text),
+        ];
         for error in results.into_iter().filter_map(Result::err) {
             prop_assert!(error.to_string().starts_with("c.json: "), "{}", error);
         }
