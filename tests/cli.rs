@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::fixtures::{onnxruntime, scratch, tiny};
 
-fn kiln(args: &[&str], folder: &Path) -> Command {
+pub(crate) fn kiln(args: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
     command.args(args).current_dir(folder).env("KILN_ENGINE_CACHE", folder.join("engines"));
     command
 }
 
 #[track_caller]
-fn succeed(command: &mut Command) -> String {
+pub(crate) fn succeed(command: &mut Command) -> String {
     let output = command.output().expect("kiln runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
@@ -23,7 +23,7 @@ fn succeed(command: &mut Command) -> String {
 
 /// Runs a command that must fail with this code and message.
 #[track_caller]
-fn fail(command: &mut Command, code: i32, message: &str) -> Output {
+pub(crate) fn fail(command: &mut Command, code: i32, message: &str) -> Output {
     let output = command.output().expect("kiln runs");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{stderr}");
@@ -33,7 +33,7 @@ fn fail(command: &mut Command, code: i32, message: &str) -> Output {
 }
 
 #[track_caller]
-fn text_chunks(path: &Path) -> Vec<(String, String)> {
+pub(crate) fn text_chunks(path: &Path) -> Vec<(String, String)> {
     let file = std::io::BufReader::new(fs::File::open(path).expect("a picture"));
     let reader = png::Decoder::new(file).read_info().expect("a PNG");
     let info = reader.info();

@@ -6,6 +6,7 @@ mod families;
 mod fixtures;
 mod generator;
 mod image;
+mod lora;
 mod pipeline;
 mod properties;
 mod scheduler;

@@ -3,6 +3,7 @@ use std::time::Instant;
 
 use kiln_compile::{Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, TraceOptions};
 use kiln_graph::EmitPolicy;
+use kiln_lora::Lora;
 use kiln_nets::Sizes;
 use serde_json::json;
 
@@ -10,13 +11,14 @@ use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, SizeArgs};
 use crate::failure::Failure;
 use crate::generate::backend;
 use crate::progress::Bar;
-use crate::{output, paths, verify};
+use crate::{output, paths, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let checkpoint = Checkpoint::open(&args.checkpoint_dir, args.checkpoint.variant.as_deref())?;
     let sizes = sizes(&args.sizes, &checkpoint)?;
-    let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, &args.cache)?;
+    let loras = tasks::loras(&args.lora)?;
+    let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, loras, &args.cache)?;
     if !args.no_reference && compiled.bundle.manifest().reference.is_none() {
         verify::record(&mut compiled.bundle, backend(args.backend)?)?;
     }
@@ -46,7 +48,7 @@ pub(crate) fn bundle(
         return Ok(kiln_bundle::Bundle::open(model)?);
     }
     let checkpoint = Checkpoint::open(model, args.variant.as_deref())?;
-    Ok(compile(&checkpoint, args, Sizes::Dynamic, cache)?.bundle)
+    Ok(compile(&checkpoint, args, Sizes::Dynamic, Vec::new(), cache)?.bundle)
 }
 
 /// A ControlNet's bundle from the engine cache, made now if need be.
@@ -73,11 +75,12 @@ fn compile(
     checkpoint: &Checkpoint,
     args: &CheckpointArgs,
     sizes: Sizes,
+    loras: Vec<Lora>,
     cache: &CacheArgs,
 ) -> Result<Compiled, Failure> {
     let cache = EngineCache::new(paths::engine_cache(cache)?);
     let bar = Bar::bytes("compiling");
-    let options = TraceOptions::for_bundle(policy(args), sizes);
+    let options = TraceOptions { loras, ..TraceOptions::for_bundle(policy(args), sizes) };
     Ok(cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress))?)
 }
 

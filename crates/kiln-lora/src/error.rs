@@ -10,7 +10,8 @@ pub struct LoraError {
 }
 
 impl LoraError {
-    pub(crate) fn new(path: &Path, reason: impl fmt::Display) -> LoraError {
+    /// An error about a file: what is wrong with it.
+    pub fn new(path: &Path, reason: impl fmt::Display) -> LoraError {
         LoraError { path: path.into(), reason: reason.to_string() }
     }
 

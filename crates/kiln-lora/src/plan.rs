@@ -64,6 +64,13 @@ impl LoraPlan {
             if !lora.weight.is_finite() {
                 return Err(refuse(format!("weight {} is not a finite number", lora.weight)));
             }
+            if let Some(module) = lora.file.modules().iter().find(|module| !model.has(module.role())) {
+                let (name, role) = (module.name(), module.role());
+                return Err(misfit(
+                    &lora.file,
+                    format!("module '{name}' is for {role}, which this model does not have"),
+                ));
+            }
             let mut named: BTreeMap<(Role, &str), &str> = BTreeMap::new();
             for module in lora.file.modules() {
                 let found = find(&lora.file, module, model)?;
@@ -97,23 +104,24 @@ fn find<'m>(
     model: &'m ModelWeights,
 ) -> Result<(&'m str, bool), LoraError> {
     let (role, name) = (module.role(), module.name());
-    let guess = file.family().map(|family| format!("; its shapes are those of a LoRA for {family}"));
-    let guess = guess.unwrap_or_default();
-    let refuse = |reason: String| Err(LoraError::new(file.path(), format!("{reason}{guess}")));
-    if !model.has(role) {
-        return refuse(format!("module '{name}' is for {role}, which this model does not have"));
-    }
     let Some(found) = model.find(role, &module.spelling) else {
-        return refuse(format!("module '{name}' matches no weight of this model's {role}"));
+        return Err(misfit(file, format!("module '{name}' matches no weight of this model's {role}")));
     };
     match found.shape {
-        Some(shape) if !module.fits(shape) => refuse(format!(
-            "module '{name}' has shape {:?}, and this model's '{}' {shape:?}",
-            module.shape(),
-            found.weight
-        )),
+        Some(shape) if !module.fits(shape) => {
+            let (own, weight) = (module.shape(), found.weight);
+            Err(misfit(
+                file,
+                format!("module '{name}' has shape {own:?}, and this model's '{weight}' {shape:?}"),
+            ))
+        }
         shape => Ok((found.weight, shape.is_some())),
     }
+}
+
+fn misfit(file: &LoraFile, reason: String) -> LoraError {
+    let guess = file.family().map(|family| format!("; its shapes are those of a LoRA for {family}"));
+    LoraError::new(file.path(), format!("{reason}{}", guess.unwrap_or_default()))
 }
 
 impl WeightChanges {
