@@ -33,7 +33,7 @@ pub(crate) fn fail(command: &mut Command, code: i32, message: &str) -> Output {
 }
 
 #[track_caller]
-fn text_chunks(path: &Path) -> Vec<(String, String)> {
+pub(crate) fn text_chunks(path: &Path) -> Vec<(String, String)> {
     let file = std::io::BufReader::new(fs::File::open(path).expect("a picture"));
     let reader = png::Decoder::new(file).read_info().expect("a PNG");
     let info = reader.info();

@@ -176,7 +176,7 @@ fn write_weights(path: &Path, component: &str, weights: &Value) {
 }
 
 /// `draw` of the maker.
-fn draw(name: &str, shape: &[usize]) -> Vec<u8> {
+pub(crate) fn draw(name: &str, shape: &[usize]) -> Vec<u8> {
     let values = TorchCpuGenerator::new(crc32fast::hash(name.as_bytes()).into()).randn(shape);
     let shift = if name.ends_with("weight") { 1.0 } else { 0.0 };
     let fan_in: usize = shape.iter().skip(1).product();

@@ -6,6 +6,7 @@ mod families;
 mod fixtures;
 mod generator;
 mod image;
+mod lora;
 mod original;
 mod pipeline;
 mod properties;

@@ -260,7 +260,8 @@ fn impossible_requests_are_refused() {
 fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
     let (bundle, _) = golden();
     let model = bundle.path(&bundle.component(Role::TextEncoder).expect("a text encoder").engine);
-    let engine = Rten.load(&model, &LoadOptions { threads: Some(137) }).expect("the engine");
+    let engine =
+        Rten.load(&model, &LoadOptions { threads: Some(137), ..LoadOptions::default() }).expect("the engine");
     let has_thread = |name: &str| {
         let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
         tasks

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 pub use error::BundleError;
 pub use fs::{OutputFolder, Staging};
 pub use manifest::{
-    Component, Content, ControlNetInfo, ElementType, FileEntry, Manifest, PipelineInfo, PortInfo, Provenance,
-    Role, Size, Target, TextEncoderInfo,
+    Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, Manifest, PipelineInfo, PortInfo,
+    Provenance, Role, Size, Target, TextEncoderInfo,
 };
 
 /// Name of the manifest inside a bundle.

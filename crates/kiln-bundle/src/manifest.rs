@@ -174,6 +174,9 @@ pub struct Component {
     pub weights: String,
     /// Bytes of its weights.
     pub weight_bytes: u64,
+    /// The checkpoint's weights on which no output depends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unread_weights: Vec<String>,
     /// Number of its operators.
     pub operators: u64,
     /// Type that it computes in.
@@ -251,7 +254,7 @@ pub struct FileEntry {
 }
 
 /// Where a bundle comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// Version of kiln that made it.
@@ -262,6 +265,21 @@ pub struct Provenance {
     pub options: BTreeMap<String, String>,
     /// Digests of the checkpoint's files, by name.
     pub checkpoint: BTreeMap<String, String>,
+    /// The LoRAs that were added to the checkpoint's weights, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<FusedLora>,
+}
+
+/// A LoRA that is part of a bundle's weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FusedLora {
+    /// The file's name.
+    pub name: String,
+    /// BLAKE3 digest of the file, in hexadecimal.
+    pub blake3: String,
+    /// Factor of its changes.
+    pub weight: f32,
 }
 
 impl Manifest {

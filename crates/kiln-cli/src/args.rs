@@ -154,6 +154,9 @@ pub(crate) struct TaskArgs {
     /// File of a learned word (textual inversion), as FILE or FILE:WORD; may be given several times.
     #[arg(long, value_name = "FILE[:WORD]")]
     pub(crate) embedding: Vec<String>,
+    /// LoRA that changes the model's weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
+    #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
+    pub(crate) lora: Vec<String>,
     /// Enlarge the picture by this factor and refine it in a second pass.
     #[arg(long, value_name = "SCALE")]
     pub(crate) hires: Option<f32>,
@@ -220,6 +223,9 @@ pub(crate) struct CompileArgs {
     /// Checkpoint folder or single-file checkpoint.
     #[arg(value_name = "CHECKPOINT")]
     pub(crate) checkpoint_path: PathBuf,
+    /// LoRA that becomes part of the weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
+    #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
+    pub(crate) lora: Vec<String>,
     /// Leave out the reference that `kiln verify` compares with.
     #[arg(long)]
     pub(crate) no_reference: bool,
@@ -291,7 +297,7 @@ pub(crate) struct CacheArgs {
 
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// Checkpoint folder, single-file checkpoint, bundle folder or ONNX file.
+    /// Checkpoint folder, single-file checkpoint, bundle folder, LoRA or ONNX file.
     pub(crate) path: PathBuf,
     /// Check the digest of every file of a bundle.
     #[arg(long)]

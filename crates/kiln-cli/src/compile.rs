@@ -4,6 +4,7 @@ use std::time::Instant;
 use kiln_bundle::Bundle;
 use kiln_compile::{Checkpoint, CompileError, Compiled, ControlNetCheckpoint, EngineCache, TraceOptions};
 use kiln_graph::EmitPolicy;
+use kiln_lora::Lora;
 use kiln_nets::Sizes;
 use serde_json::json;
 
@@ -11,13 +12,14 @@ use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, PredictionChoice, Size
 use crate::failure::Failure;
 use crate::generate::backend;
 use crate::progress::Bar;
-use crate::{output, paths, verify};
+use crate::{output, paths, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
     let checkpoint = open(&args.checkpoint_path, &args.checkpoint)?;
     let sizes = sizes(&args.sizes, &checkpoint)?;
-    let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, &args.cache)?;
+    let loras = tasks::loras(&args.lora)?;
+    let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, loras, &args.cache)?;
     if !args.no_reference && compiled.bundle.manifest().reference.is_none() {
         verify::record(&mut compiled.bundle, backend(args.backend)?)?;
     }
@@ -58,7 +60,7 @@ pub(crate) fn bundle(model: &Path, args: &CheckpointArgs, cache: &CacheArgs) -> 
         return Ok(Bundle::open(model)?);
     }
     let checkpoint = open(model, args)?;
-    Ok(compile(&checkpoint, args, Sizes::Dynamic, cache)?.bundle)
+    Ok(compile(&checkpoint, args, Sizes::Dynamic, Vec::new(), cache)?.bundle)
 }
 
 /// A ControlNet's bundle from the engine cache, made now if need be.
@@ -101,6 +103,7 @@ fn compile(
     checkpoint: &Checkpoint,
     args: &CheckpointArgs,
     sizes: Sizes,
+    loras: Vec<Lora>,
     cache: &CacheArgs,
 ) -> Result<Compiled, Failure> {
     if checkpoint.original().is_none() {
@@ -108,7 +111,7 @@ fn compile(
     }
     let cache = EngineCache::new(paths::engine_cache(cache)?);
     let bar = Bar::bytes("compiling");
-    let options = TraceOptions::for_bundle(policy(args), sizes);
+    let options = TraceOptions { loras, ..TraceOptions::for_bundle(policy(args), sizes) };
     let compiled = cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress));
     compiled.map_err(|e| failure(e, &cache))
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use kiln_bundle::BundleError;
 use kiln_compile::CompileError;
 use kiln_engine::{EngineError, EngineErrorKind};
+use kiln_lora::LoraError;
 use kiln_native::{Error as NativeError, ErrorKind as NativeErrorKind};
 use kiln_runtime::Error as RuntimeError;
 use kiln_runtime::image::ImageError;
@@ -113,6 +114,12 @@ impl From<BundleError> for Failure {
     }
 }
 
+impl From<LoraError> for Failure {
+    fn from(error: LoraError) -> Failure {
+        Failure { message: error.to_string(), hint: None, code: INPUT }
+    }
+}
+
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Failure {
         let (code, hint) = match error.kind() {
@@ -151,6 +158,7 @@ impl From<RuntimeError> for Failure {
             | RuntimeError::SchedulerFile { .. }
             | RuntimeError::Embedding { .. }
             | RuntimeError::Reference { .. }
+            | RuntimeError::Lora(_)
             | RuntimeError::ControlNet { .. } => {
                 Failure { message: error.to_string(), hint: None, code: INPUT }
             }

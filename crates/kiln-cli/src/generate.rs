@@ -25,6 +25,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         return Err(Failure::usage(format!("threads: {threads} is not a number from 1 to {MAX_THREADS}")));
     }
     let files = output_files(args, &request)?;
+    let loras = tasks::loras(&args.tasks.lora)?;
     let model = paths::model(args.model.as_ref())?;
     let models: Vec<&Path> = [&model].into_iter().chain(&args.tasks.controlnet).map(PathBuf::as_path).collect();
     refuse_unused(&args.checkpoint, &models)?;
@@ -36,7 +37,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
         .collect::<Result<Vec<_>, _>>()?;
     let backend = backend(args.backend)?;
-    let mut pipeline = Pipeline::with_options(bundle, backend, LoadOptions { threads: args.threads })?;
+    let mut pipeline = Pipeline::with_options(
+        bundle,
+        backend,
+        LoadOptions { threads: args.threads, ..LoadOptions::default() },
+    )?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;
     }
@@ -44,6 +49,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         let (file, word) = tasks::file_and_suffix(embedding);
         pipeline.add_embedding(&file, word)?;
     }
+    let loras: Vec<_> = loras.into_iter().map(|lora| (lora.file, lora.weight)).collect();
+    pipeline.set_loras(&loras)?;
     let output = sample(&mut pipeline, &request)?;
 
     let settings = settings(&pipeline, &request, args)?;

@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use kiln_bundle::{Bundle, Content, PortInfo};
+use kiln_bundle::{Bundle, Content, PortInfo, Role};
 use kiln_compile::{
     Checkpoint, ComponentSummary, Original, inspect_checkpoint, inspect_onnx, inspect_original,
 };
+use kiln_lora::LoraFile;
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -24,6 +26,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
         describe_bundle(&bundle)
     } else if path.is_dir() {
         describe_checkpoint(path)?
+    } else if path.is_file() && LoraFile::is_lora(path) {
+        describe_lora(&LoraFile::open(path)?)
     } else if Original::is_candidate(path) {
         describe_original(path)?
     } else if path.is_file() {
@@ -97,6 +101,9 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
         }
     }
     lines.push(format!("  made by kiln {}, key {}", manifest.provenance.kiln, manifest.provenance.key));
+    for lora in &manifest.provenance.loras {
+        lines.push(format!("  with LoRA {} times {} ({})", lora.name, lora.weight, lora.blake3));
+    }
     for (role, component) in &manifest.components {
         lines.push(format!(
             "  {:<16}{} ({} operators, {}), {} of weights",
@@ -110,6 +117,47 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
         lines.extend(component.outputs.iter().map(|port| format!("    out {}", describe_port(port))));
     }
     let value = json!({ "kind": "bundle", "path": bundle.root(), "manifest": manifest });
+    (value, lines)
+}
+
+fn describe_lora(lora: &LoraFile) -> (Value, Vec<String>) {
+    let namings: Vec<String> = lora.namings().iter().map(ToString::to_string).collect();
+    let dtypes: Vec<String> = lora.dtypes().into_iter().collect();
+    let mut lines = vec![format!(
+        "LoRA {} ({}), named as by {}, in {}",
+        lora.path().display(),
+        lora.family().unwrap_or("family unknown"),
+        namings.join(" and "),
+        dtypes.join(", ")
+    )];
+    let mut components = Vec::new();
+    for role in [Role::Unet, Role::TextEncoder, Role::TextEncoder2] {
+        let modules: Vec<_> = lora.modules().iter().filter(|module| module.role() == role).collect();
+        if modules.is_empty() {
+            continue;
+        }
+        let n_convolutions =
+            modules.iter().filter(|m| m.shape().len() == 4 && m.shape()[2..] != [1, 1]).count();
+        let ranks: BTreeSet<usize> = modules.iter().map(|module| module.rank()).collect();
+        let scales: BTreeSet<String> = modules.iter().map(|module| module.scale().to_string()).collect();
+        let join = |texts: Vec<String>| texts.join(", ");
+        lines.push(format!(
+            "  {:<14} {:>4} modules ({n_convolutions} with a kernel), rank {}, scale {}",
+            role.to_string(),
+            modules.len(),
+            join(ranks.iter().map(ToString::to_string).collect()),
+            join(scales.iter().cloned().collect())
+        ));
+        let modules: Vec<Value> = modules
+            .iter()
+            .map(|m| json!({ "name": m.name(), "rank": m.rank(), "scale": m.scale(), "shape": m.shape() }))
+            .collect();
+        components.push(json!({ "name": role.to_string(), "ranks": ranks, "modules": modules }));
+    }
+    let value = json!({
+        "kind": "lora", "path": lora.path(), "blake3": lora.digest(), "family": lora.family(), "naming": namings,
+        "dtypes": dtypes, "components": components,
+    });
     (value, lines)
 }
 

@@ -1,7 +1,9 @@
 //! Arguments about tasks as parts of a request.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use kiln_lora::{Lora, LoraFile};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
 use serde_json::{Value, json};
@@ -78,6 +80,29 @@ pub(crate) fn file_and_suffix(text: &str) -> (PathBuf, Option<&str>) {
     }
 }
 
+/// `FILE` or `FILE:WEIGHT` of each LoRA, opened; what follows a colon and is no number is part of the name.
+pub(crate) fn loras(arguments: &[String]) -> Result<Vec<Lora>, Failure> {
+    arguments
+        .iter()
+        .map(|text| {
+            let (file, weight) = match file_and_suffix(text) {
+                (file, Some(suffix)) => match suffix.parse::<f32>() {
+                    Ok(weight) => (file, weight),
+                    Err(_) => (PathBuf::from(text), 1.0),
+                },
+                (file, None) => (file, 1.0),
+            };
+            if !weight.is_finite() {
+                return Err(Failure::usage(format!(
+                    "lora: weight {weight} of {} is not finite",
+                    file.display()
+                )));
+            }
+            Ok(Lora { file: Arc::new(LoraFile::open(&file)?), weight })
+        })
+        .collect()
+}
+
 /// What a picture's file says of its tasks: only what was asked for.
 pub(crate) fn settings(args: &GenerateArgs) -> Vec<(&'static str, Value)> {
     let tasks = &args.tasks;
@@ -99,6 +124,7 @@ pub(crate) fn settings(args: &GenerateArgs) -> Vec<(&'static str, Value)> {
     add(!tasks.control_image.is_empty(), "control_image", json!(tasks.control_image));
     add(!tasks.control_scale.is_empty(), "control_scale", json!(tasks.control_scale));
     add(!tasks.embedding.is_empty(), "embedding", json!(tasks.embedding));
+    add(!tasks.lora.is_empty(), "lora", json!(tasks.lora));
     add(tasks.hires.is_some(), "hires", json!(tasks.hires));
     add(tasks.hires.is_some(), "hires_strength", json!(tasks.hires_strength));
     settings

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
 use kiln_bundle::{
-    Bundle, Component, Content, ControlNetInfo, ElementType, FileEntry, MANIFEST, Manifest, PipelineInfo,
-    PortInfo, Provenance, Size, Staging, Target, TextEncoderInfo,
+    Bundle, Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, MANIFEST, Manifest,
+    PipelineInfo, PortInfo, Provenance, Role, Size, Staging, Target, TextEncoderInfo,
 };
 use kiln_graph::{DType, Dim, ModelPort, WeightLayout};
+use kiln_lora::Lora;
 use kiln_nets::Sizes;
 
 use crate::checkpoint::{ControlNetCheckpoint, Source, TextEncoder};
@@ -45,7 +46,7 @@ impl EngineCache {
 
     /// The checkpoint's bundle for the CPU, from the cache or made now.
     ///
-    /// The key covers the emitted graphs, every file that the checkpoint contributes, the options and the version of
+    /// The key covers the emitted graphs, every file that the checkpoint contributes, LoRAs, the options and the version of
     /// kiln. Processes that ask for the same bundle at once make it once.
     pub fn compile(
         &self,
@@ -195,8 +196,9 @@ impl<'a> Plan<'a> {
     ) -> Result<Plan<'a>, CompileError> {
         let traced = subject.trace(options, progress)?;
         let mut nested = Vec::new();
+        let without_loras = TraceOptions { loras: Vec::new(), ..options.clone() };
         for (folder, subject) in subject.nested() {
-            nested.push((folder, Plan::new(&subject, options, digests, progress)?));
+            nested.push((folder, Plan::new(&subject, &without_loras, digests, progress)?));
         }
         let mut files = BTreeMap::new();
         for (name, source) in subject.sources()? {
@@ -215,6 +217,7 @@ impl<'a> Plan<'a> {
                 key: String::new(),
                 options: named_options(options),
                 checkpoint: files,
+                loras: fused_loras(&options.loras),
             },
             traced,
             nested,
@@ -235,6 +238,10 @@ impl<'a> Plan<'a> {
             part(name);
             part(value);
         }
+        for lora in &self.provenance.loras {
+            part(&lora.blake3);
+            part(&lora.weight.to_bits().to_string());
+        }
         for model in self.traced.iter().flat_map(|component| &component.models) {
             let graph = model.to_onnx(&WeightLayout::anywhere(model))?;
             part(blake3::hash(&graph).to_hex().as_str());
@@ -249,9 +256,17 @@ impl<'a> Plan<'a> {
         let precision = self.provenance.options.get("compute").cloned().unwrap_or_default();
         let mut manifest = Manifest::new(self.name, Target::Cpu, self.content, self.provenance);
         let mut files = BTreeSet::new();
+        let unread: BTreeMap<Role, Vec<String>> = self
+            .traced
+            .iter()
+            .filter(|component| matches!(component.role, Role::TextEncoder | Role::TextEncoder2))
+            .map(|component| (component.role, component.unread()))
+            .collect();
         for model in write_all(&self.traced, folder, progress)? {
             files.extend([model.file.clone(), model.weights.clone()]);
-            manifest.components.insert(model.role, component(&model, &precision));
+            let unread_weights = unread.get(&model.role).cloned().unwrap_or_default();
+            let component = Component { unread_weights, ..component(&model, &precision) };
+            manifest.components.insert(model.role, component);
         }
         for (name, source) in self.companions {
             let bytes = match source {
@@ -279,7 +294,7 @@ impl<'a> Plan<'a> {
 }
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
-    let TraceOptions { policy, sizes, controlled, learned_tokens } = options;
+    let TraceOptions { policy, sizes, controlled, learned_tokens, loras: _ } = options;
     let sizes = match sizes {
         Sizes::Dynamic => "dynamic".into(),
         Sizes::Static { batch, height, width } => format!("batch {batch}, latents {height}x{width}"),
@@ -297,6 +312,16 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
         ("controlled".into(), controlled.to_string()),
         ("learned tokens".into(), learned_tokens.to_string()),
     ])
+}
+
+/// The LoRAs that change something.
+fn fused_loras(loras: &[Lora]) -> Vec<FusedLora> {
+    let named = |lora: &Lora| FusedLora {
+        name: lora.file.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        blake3: lora.file.digest().into(),
+        weight: lora.weight,
+    };
+    loras.iter().filter(|lora| lora.weight != 0.0).map(named).collect()
 }
 
 fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes, traced: &[Traced<'_>]) -> PipelineInfo {
@@ -350,6 +375,7 @@ fn component(model: &TracedModel, precision: &str) -> Component {
         engine: model.file.clone(),
         weights: model.weights.clone(),
         weight_bytes: model.weight_bytes,
+        unread_weights: Vec::new(),
         operators: model.n_nodes as u64,
         precision: precision.into(),
         inputs: ports(&model.model.inputs),

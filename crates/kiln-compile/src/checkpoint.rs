@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::Role;
+use kiln_graph::WeightInfo;
+use kiln_lora::ModelWeights;
 use kiln_nets::{AutoencoderConfig, ClipTextConfig, ControlNetConfig, TextStates, UNet2DConditionConfig};
 use serde_json::Value;
 
@@ -261,6 +264,18 @@ impl Checkpoint {
         let texts = self.text_encoders.iter().map(|t| (t.part.name.as_str(), &t.part.weights));
         let nets = self.controlnets.iter().map(|net| (net.part.name.as_str(), &net.part.weights));
         texts.chain([("unet", &self.unet.weights), ("vae", &self.vae.weights)]).chain(nets).collect()
+    }
+
+    /// The weights that LoRAs can change.
+    pub(crate) fn lora_targets(&self) -> ModelWeights {
+        let mut model = ModelWeights::new();
+        let encoders = self.text_encoders.iter().map(|encoder| (encoder.role(), &encoder.part.weights));
+        for (role, weights) in encoders.chain([(Role::Unet, &self.unet.weights)]) {
+            let entries = weights.catalog().into_entries();
+            let shape = |info: WeightInfo| info.shape.into_iter().map(|n| n as usize).collect();
+            model.insert(role, entries.into_iter().map(|(name, info)| (name, shape(info))), []);
+        }
+        model
     }
 
     /// Small files that the bundle takes over, by their names in the bundle.

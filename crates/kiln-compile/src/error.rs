@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::BundleError;
 use kiln_graph::TraceError;
+use kiln_lora::LoraError;
 
 /// Why a checkpoint could not be traced or compiled.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,9 @@ pub enum CompileError {
     /// The network can not be traced or emitted.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// A LoRA can not be used with the checkpoint.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// A file or bundle can not be read or written.
     #[error(transparent)]
     Bundle(#[from] BundleError),

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use kiln_bundle::{Role, fs::create_folder};
 use kiln_graph::{EmitPolicy, EmittedModel, Graph, StoredWeight, WeightLayout, emit, is_inside};
+use kiln_lora::{Lora, LoraPlan, WeightChanges};
 use kiln_nets::{
     Autoencoder, ClipTextModel, ControlNetModel, Sizes, TextPorts, UNet2DConditionModel, UnetPorts,
 };
@@ -25,6 +27,8 @@ pub struct TraceOptions {
     pub controlled: bool,
     /// Whether text encoders read the rows of tokens beyond their vocabulary (textual inversion).
     pub learned_tokens: bool,
+    /// LoRAs that are added to the weights.
+    pub loras: Vec<Lora>,
 }
 
 impl Default for TraceOptions {
@@ -34,6 +38,7 @@ impl Default for TraceOptions {
             sizes: Sizes::Dynamic,
             controlled: false,
             learned_tokens: false,
+            loras: Vec::new(),
         }
     }
 }
@@ -41,7 +46,7 @@ impl Default for TraceOptions {
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
     pub fn for_bundle(policy: EmitPolicy, sizes: Sizes) -> TraceOptions {
-        TraceOptions { policy, sizes, controlled: true, learned_tokens: true }
+        TraceOptions { policy, sizes, controlled: true, learned_tokens: true, loras: Vec::new() }
     }
 
     /// Sizes of what runs under guidance: two samples per picture.
@@ -81,6 +86,7 @@ pub(crate) struct Traced<'a> {
     pub(crate) role: Role,
     pub(crate) models: Vec<EmittedModel>,
     source: &'a WeightFiles,
+    changes: Option<Arc<WeightChanges>>,
     /// The file of its weights, which components may share.
     data: String,
 }
@@ -130,7 +136,8 @@ pub(crate) fn trace_pipeline<'a>(
     options: &TraceOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Traced<'a>>, CompileError> {
-    let mut tracer = Tracer::new(options, progress);
+    let plan = LoraPlan::new(&options.loras, &checkpoint.lora_targets())?;
+    let mut tracer = Tracer::new(options, plan, progress);
     let sizes = match checkpoint.unet.config.guidance_embedding_dim() {
         Some(_) => options.sizes,
         None => options.guided(),
@@ -183,7 +190,12 @@ pub(crate) fn trace_steering<'a>(
     options: &TraceOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Traced<'a>>, CompileError> {
-    let mut tracer = Tracer::new(options, progress);
+    if let Some(lora) = options.loras.first() {
+        let reason =
+            format!("is a ControlNet, which LoRAs such as {} do not change", lora.file.path().display());
+        return Err(CompileError::checkpoint(checkpoint.root(), reason));
+    }
+    let mut tracer = Tracer::new(options, LoraPlan::default(), progress);
     let part = &checkpoint.part;
     let catalog = part.weights.catalog();
     let network = ControlNetModel::new(catalog.root(), &part.config)?;
@@ -210,16 +222,18 @@ struct Tracer<'a, 'o> {
     traced: Vec<Traced<'a>>,
     known_cuts: Vec<String>,
     known_scopes: BTreeSet<String>,
+    plan: LoraPlan,
 }
 
 impl<'a, 'o> Tracer<'a, 'o> {
-    fn new(options: &'o TraceOptions, progress: &'o mut dyn FnMut(Progress)) -> Tracer<'a, 'o> {
+    fn new(options: &'o TraceOptions, plan: LoraPlan, progress: &'o mut dyn FnMut(Progress)) -> Tracer<'a, 'o> {
         Tracer {
             policy: &options.policy,
             progress,
             traced: Vec::new(),
             known_cuts: Vec::new(),
             known_scopes: BTreeSet::new(),
+            plan,
         }
     }
 
@@ -234,7 +248,8 @@ impl<'a, 'o> Tracer<'a, 'o> {
         }
         let models = emit(&graph, &EmitPolicy { cuts, ..self.policy.clone() })?;
         let owner = if role == Role::UnetControlled { Role::Unet } else { role };
-        self.traced.push(Traced { role, models, source, data: format!("{owner}.data") });
+        let changes = self.plan.changes(owner).cloned();
+        self.traced.push(Traced { role, models, source, changes, data: format!("{owner}.data") });
         Ok(())
     }
 
@@ -293,7 +308,8 @@ pub(crate) fn write_all(
     for component in traced {
         let (role, data) = (component.role, component.data.as_str());
         if !layouts.contains_key(data) {
-            let layout = component.source.write(&folder.join(data), &weights[data], &mut |bytes| {
+            let changes = component.changes.as_deref();
+            let layout = component.source.write(&folder.join(data), &weights[data], changes, &mut |bytes| {
                 done += bytes;
                 progress(Progress::Writing { role, done, total });
             })?;
@@ -317,6 +333,12 @@ pub(crate) fn write_all(
 }
 
 impl Traced<'_> {
+    /// Names of the component's weights that no model reads.
+    pub(crate) fn unread(&self) -> Vec<String> {
+        let read: HashSet<&str> = self.weights().map(|weight| weight.name.as_str()).collect();
+        self.source.catalog().into_entries().into_keys().filter(|name| !read.contains(name.as_str())).collect()
+    }
+
     /// The weights of all segments, each once.
     fn weights(&self) -> impl Iterator<Item = &StoredWeight> {
         let mut seen = HashSet::new();

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kiln_graph::{DType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
+use kiln_lora::{LoraError, WeightChanges};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
@@ -166,11 +167,12 @@ impl WeightFiles {
         )
     }
 
-    /// Writes the given weights to a safetensors file and says where each one lies.
+    /// Writes the given weights, as LoRAs change them, to a safetensors file and says where each one lies.
     pub(crate) fn write(
         &self,
         path: &Path,
         weights: &[&StoredWeight],
+        changes: Option<&WeightChanges>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<WeightLayout, CompileError> {
         let mut weights = weights.to_vec();
@@ -192,13 +194,18 @@ impl WeightFiles {
                 ));
             };
             let source = &mut sources[place.file];
-            copy(source, place, weight, &mut out).map_err(|e| match e {
+            let copied = match changes.filter(|changes| changes.contains(&weight.name)) {
+                None => copy(source, place, weight, &mut out),
+                Some(changes) => change(source, place, weight, changes, &mut out),
+            };
+            copied.map_err(|e| match e {
                 CopyError::Source(e) => CompileError::io(&self.files[place.file], &e),
                 CopyError::Target(e) => CompileError::io(path, &e),
                 CopyError::Overflow(value) => CompileError::checkpoint(
                     &self.files[place.file],
                     format!("weight '{}' holds {value}, which overflows {}", weight.name, weight.dtype),
                 ),
+                CopyError::Lora(e) => e.into(),
             })?;
             progress(n_bytes(weight));
         }
@@ -247,6 +254,24 @@ pub(crate) enum CopyError {
     Source(io::Error),
     Target(io::Error),
     Overflow(f32),
+    Lora(LoraError),
+}
+
+/// Writes a weight that LoRAs change, which is held in memory as a whole.
+fn change(
+    source: &mut File,
+    place: &Place,
+    weight: &StoredWeight,
+    changes: &WeightChanges,
+    out: &mut File,
+) -> Result<(), CopyError> {
+    source.seek(SeekFrom::Start(place.offset)).map_err(CopyError::Source)?;
+    let mut bytes = vec![0; (weight.dims.iter().product::<u64>() * place.info.dtype.size()) as usize];
+    source.read_exact(&mut bytes).map_err(CopyError::Source)?;
+    let mut floats = Vec::new();
+    decode(&bytes, place.info.dtype, &mut floats);
+    changes.apply(&weight.name, &mut floats).map_err(CopyError::Lora)?;
+    out.write_all(&encode(&floats, weight.dtype)?).map_err(CopyError::Target)
 }
 
 fn copy(source: &mut File, place: &Place, weight: &StoredWeight, out: &mut File) -> Result<(), CopyError> {

@@ -5,13 +5,16 @@
 
 mod error;
 mod onnxruntime;
+mod overrides;
 mod rten;
 mod tensor;
 
 use std::path::Path;
+use std::sync::Arc;
 
 pub use error::{EngineError, EngineErrorKind};
 pub use onnxruntime::OnnxRuntime;
+pub use overrides::{Elements, WeightOverride, WeightOverrides};
 pub use rten::Rten;
 pub use tensor::{ElementType, HostTensor, Port, TensorView};
 
@@ -27,11 +30,13 @@ pub trait Backend: Send + Sync {
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError>;
 }
 
-/// How an engine is loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How an engine is loaded; cheap to clone.
+#[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// Threads per operator, at least one; `None` uses every core.
     pub threads: Option<usize>,
+    /// Weights that take the place of those in the model's weight file.
+    pub overrides: Option<Arc<WeightOverrides>>,
 }
 
 /// A loaded component.

@@ -8,10 +8,13 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::value::{DynValue, Outlet, TensorElementType, TensorRef};
+use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef};
 
 use crate::error::EngineErrorKind::{Library, Load, Run};
-use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
+use crate::{
+    Backend, ElementType, Elements, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView,
+    WeightOverride, bind,
+};
 
 /// ONNX Runtime, opened from a shared library.
 pub struct OnnxRuntime {
@@ -52,6 +55,11 @@ impl OnnxRuntime {
             .map_err(|e| e.to_string())?;
         if let Some(threads) = options.threads {
             builder = builder.with_intra_threads(threads).map_err(|e| e.to_string())?;
+        }
+        for (name, weight) in options.overrides.iter().flat_map(|overrides| &overrides.weights) {
+            let value = initializer(weight).map_err(|e| e.to_string())?;
+            builder =
+                builder.with_external_initializer(name, value).map_err(|e| format!("weight '{name}': {e}"))?;
         }
         builder.commit_from_file(model).map_err(|e| e.to_string())
     }
@@ -121,6 +129,16 @@ impl Engine for OrtEngine {
             .collect::<Result<_, _>>()
             .map_err(refuse)
     }
+}
+
+/// The session keeps the value as long as it lives.
+fn initializer(weight: &WeightOverride) -> ort::Result<DynValue> {
+    let shape = weight.shape.clone();
+    Ok(match &weight.elements {
+        Elements::F32(values) => Tensor::from_array((shape, values.clone()))?.into_dyn(),
+        Elements::F16(values) => Tensor::from_array((shape, values.clone()))?.into_dyn(),
+        Elements::BF16(values) => Tensor::from_array((shape, values.clone()))?.into_dyn(),
+    })
 }
 
 /// A view in standard layout, copied only if it has another.

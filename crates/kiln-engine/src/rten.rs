@@ -9,7 +9,9 @@ use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView as RtenView};
 
 use crate::error::EngineErrorKind::{Load, Run};
-use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
+use crate::{
+    Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, WeightOverrides, bind,
+};
 
 /// rten; needs no native library.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,7 +28,10 @@ impl Backend for Rten {
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
-        let loaded = ModelOptions::with_all_ops().load_file(model).map_err(|e| refuse(e.to_string()))?;
+        let loaded = match &options.overrides {
+            None => ModelOptions::with_all_ops().load_file(model).map_err(|e| refuse(e.to_string()))?,
+            Some(overrides) => load_with(model, overrides).map_err(refuse)?,
+        };
         let ports = |ids: &[NodeId]| ids.iter().map(|&id| port(&loaded, id)).collect::<Result<Vec<_>, _>>();
         let inputs = ports(loaded.input_ids()).map_err(refuse)?;
         let outputs = ports(loaded.output_ids()).map_err(refuse)?;
@@ -34,6 +39,23 @@ impl Backend for Rten {
         let run = RunOptions::default().with_thread_pool(threads);
         Ok(Box::new(RtenEngine { path: model.into(), model: loaded, run, inputs, outputs }))
     }
+}
+
+/// Loads a model whose weight file is changed in memory; rten takes external data as whole files only.
+fn load_with(model: &Path, overrides: &WeightOverrides) -> Result<Model, String> {
+    let path = model.with_file_name(&overrides.file);
+    let mut data = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    for (name, weight) in &overrides.weights {
+        let bytes = weight.elements.to_le_bytes();
+        let start = usize::try_from(weight.offset).unwrap_or(usize::MAX);
+        let place = start.checked_add(bytes.len()).and_then(|end| data.get_mut(start..end));
+        let place = place.ok_or_else(|| format!("weight '{name}' lies outside {}", path.display()))?;
+        place.copy_from_slice(&bytes);
+    }
+    let graph = std::fs::read(model).map_err(|e| e.to_string())?;
+    let mut options = ModelOptions::with_all_ops();
+    options.external_data(&overrides.file, data);
+    options.load(graph).map_err(|e| e.to_string())
 }
 
 struct RtenEngine {

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::BundleError;
 use kiln_engine::EngineError;
+use kiln_lora::LoraError;
 use kiln_native::Error as NativeError;
 
 use crate::image::ImageError;
@@ -77,6 +78,9 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// A LoRA does not fit the pipeline.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// The bundle can not be read.
     #[error(transparent)]
     Bundle(#[from] BundleError),

@@ -323,7 +323,7 @@ impl Original {
                 })
                 .collect();
             let path = root.join(component).join(format!("{base}.safetensors"));
-            weights.write(&path, &stored.iter().collect::<Vec<_>>(), &mut |bytes| {
+            weights.write(&path, &stored.iter().collect::<Vec<_>>(), None, &mut |bytes| {
                 done += bytes;
                 progress(done, total);
             })?;

@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 
 use kiln_bundle::{Bundle, Role};
 use kiln_engine::{Backend, HostTensor, LoadOptions};
+use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
 
 use crate::image::RgbImage;
+use crate::lora::targets;
 use crate::prompt::LearnedWords;
 use crate::request::{check_side, refuse};
 use crate::residency::Residency;
@@ -175,6 +177,18 @@ impl Pipeline {
     pub fn add_embedding(&mut self, path: &Path, token: Option<&str>) -> Result<String, Error> {
         let encoders = self.bundle.pipeline()?.text_encoders.clone();
         self.learned.learn(path, token, &encoders, &mut self.tokenizers)
+    }
+
+    /// Adds LoRAs to the weights, each times its factor, in place of those of the last call; none restores the bundle's.
+    ///
+    /// Engines whose weights change are loaded again when they are next needed; the others stay. A LoRA that does not
+    /// fit the model is an error, and then nothing changes.
+    pub fn set_loras(&mut self, loras: &[(Arc<LoraFile>, f32)]) -> Result<(), Error> {
+        let loras: Vec<Lora> =
+            loras.iter().map(|(file, weight)| Lora { file: file.clone(), weight: *weight }).collect();
+        let plan = LoraPlan::new(&loras, &targets(&self.bundle, &loras)?)?;
+        self.engines.set_loras(plan);
+        Ok(())
     }
 
     /// The bundle.

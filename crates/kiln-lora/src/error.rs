@@ -1,0 +1,22 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Why a LoRA can not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {reason}", path = path.display())]
+pub struct LoraError {
+    path: PathBuf,
+    reason: String,
+}
+
+impl LoraError {
+    /// An error about a file: what is wrong with it.
+    pub fn new(path: &Path, reason: impl fmt::Display) -> LoraError {
+        LoraError { path: path.into(), reason: reason.to_string() }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

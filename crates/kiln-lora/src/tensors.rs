@@ -1,0 +1,139 @@
+//! A safetensors file whose tensors are read one at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+
+use crate::LoraError;
+
+/// Largest safetensors header, by the format's specification.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An opened safetensors file: its header, checked against the file's size.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: Mutex<File>,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: HashMap<String, String>,
+}
+
+/// What the header says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Stored type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: usize,
+}
+
+impl TensorFile {
+    /// Reads and checks the header; nothing is allocated by a number that the file's size does not bear out.
+    pub fn open(path: &Path) -> Result<TensorFile, LoraError> {
+        let refuse = |e: io::Error| LoraError::new(path, e);
+        let lying = |reason: String| LoraError::new(path, reason);
+        let mut file = File::open(path).map_err(refuse)?;
+        let info = file.metadata().map_err(refuse)?;
+        if !info.is_file() {
+            return Err(lying("is no regular file".into()));
+        }
+        let size = info.len();
+        if size < 8 {
+            return Err(lying(format!("has {size} bytes, too few for a safetensors header")));
+        }
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(refuse)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER || length > size - 8 {
+            return Err(lying(format!("says that its header has {length} bytes; the file has {size}")));
+        }
+        let mut json = vec![0; length as usize];
+        file.read_exact(&mut json).map_err(refuse)?;
+        let header: Metadata =
+            serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
+        let (data, found) = (header.data_len() as u64, size - 8 - length);
+        if data != found {
+            return Err(lying(format!("says that it holds {data} bytes of tensors; the file has {found}")));
+        }
+        let tensors = header.tensors().into_iter().map(|(name, tensor)| {
+            let (start, end) = tensor.data_offsets;
+            let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
+            (name, TensorInfo { dtype, shape, offset: 8 + length + start as u64, length: end - start })
+        });
+        Ok(TensorFile {
+            tensors: tensors.collect(),
+            metadata: header.metadata().clone().unwrap_or_default(),
+            path: path.into(),
+            file: Mutex::new(file),
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// The header's free texts.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// The elements of a tensor of floats, in row-major order; numbers that are not finite are refused.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoraError> {
+        let refuse = |reason: String| LoraError::new(&self.path, reason);
+        let (info, bytes) = self.read(name)?;
+        let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+        let values: Vec<f32> = match info.dtype {
+            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            Dtype::F16 => {
+                let halves: Vec<f16> = halves().map(f16::from_bits).collect();
+                let mut values = vec![0.0; halves.len()];
+                halves.convert_to_f32_slice(&mut values);
+                values
+            }
+            Dtype::BF16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+            other => {
+                return Err(refuse(format!("'{name}' is stored as {other:?}; supported: F32, F16, BF16")));
+            }
+        };
+        match values.iter().find(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(value) => Err(refuse(format!("'{name}' holds {value}"))),
+        }
+    }
+
+    /// The single number of a tensor of integers.
+    pub(crate) fn read_i64(&self, name: &str) -> Result<i64, LoraError> {
+        let (_, bytes) = self.read(name)?;
+        match bytes.as_chunks::<8>().0 {
+            [number] => Ok(i64::from_le_bytes(*number)),
+            _ => Err(LoraError::new(&self.path, format!("'{name}' is not one number"))),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<(&TensorInfo, Vec<u8>), LoraError> {
+        let refuse = |reason: String| LoraError::new(&self.path, reason);
+        let info = self.tensors.get(name).ok_or_else(|| refuse(format!("has no tensor '{name}'")))?;
+        let mut bytes = vec![0; info.length];
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(info.offset)).map_err(|e| refuse(e.to_string()))?;
+        file.read_exact(&mut bytes).map_err(|e| refuse(format!("'{name}': {e}")))?;
+        Ok((info, bytes))
+    }
+}

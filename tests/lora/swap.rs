@@ -1,0 +1,87 @@
+//! Swapping LoRAs on a pipeline that runs.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use kiln_lora::LoraFile;
+use kiln_runtime::{Event, Pipeline, Role};
+use ndarray::ArrayD;
+
+use super::Case;
+use crate::fixtures::{backends, onnxruntime};
+
+/// Latents, and the engines that were loaded for them.
+fn draw(pipeline: &mut Pipeline, case: &Case) -> (ArrayD<f32>, Vec<Role>) {
+    let mut loaded = Vec::new();
+    let mut watch = |event| {
+        if let Event::Loading(role) = event {
+            loaded.push(role);
+        }
+        ControlFlow::Continue(())
+    };
+    let output = pipeline.generate(&case.request(), &mut watch).expect("a picture");
+    (output.latents, loaded)
+}
+
+#[test]
+fn going_back_gives_the_same_bits_and_loads_only_what_changed() {
+    // One changes UNet and text encoder, the other the UNet alone.
+    let (a, b) = (Case::new("kohya"), Case::new("convolutions"));
+    for backend in backends() {
+        let mut pipeline = Pipeline::new(a.base(), backend).expect("a pipeline");
+        let (plain, loaded) = draw(&mut pipeline, &a);
+        assert_eq!(loaded, [Role::TextEncoder, Role::Unet, Role::VaeDecoder]);
+        let mut draw_with = |loras: &[(Arc<LoraFile>, f32)]| {
+            pipeline.set_loras(loras).expect("LoRAs that fit");
+            draw(&mut pipeline, &a)
+        };
+        let (first, loaded) = draw_with(&a.pairs());
+        assert_eq!(loaded, [Role::TextEncoder, Role::Unet]);
+        assert_ne!(first, plain);
+        assert_eq!(draw_with(&a.pairs()), (first.clone(), vec![]), "the same LoRAs again");
+        let (second, loaded) = draw_with(&b.pairs());
+        assert_eq!(loaded, [Role::TextEncoder, Role::Unet]);
+        assert_ne!(second, first);
+        let stronger: Vec<_> = b.pairs().into_iter().map(|(file, weight)| (file, weight * 1.5)).collect();
+        let (third, loaded) = draw_with(&stronger);
+        assert_eq!(loaded, [Role::Unet]);
+        assert_ne!(third, second);
+        assert_eq!(draw_with(&a.pairs()).0, first, "A, B, A");
+        assert_eq!(draw_with(&[]).0, plain, "none");
+        let nothing: Vec<_> = a.pairs().into_iter().map(|(file, _)| (file, 0.0)).collect();
+        assert_eq!(draw_with(&nothing), (plain.clone(), vec![]), "weight 0");
+    }
+}
+
+#[test]
+fn a_lora_that_does_not_fit_changes_nothing() {
+    let (fits, foreign) = (Case::new("kohya"), Case::new("original"));
+    let mut pipeline = Pipeline::new(fits.base(), onnxruntime()).expect("a pipeline");
+    pipeline.set_loras(&fits.pairs()).expect("a LoRA that fits");
+    let (before, _) = draw(&mut pipeline, &fits);
+    let error = pipeline.set_loras(&foreign.pairs()).expect_err("another family");
+    assert!(error.to_string().contains("original-0.safetensors: module 'lora_"), "{error}");
+    assert_eq!(draw(&mut pipeline, &fits), (before, vec![]));
+}
+
+#[test]
+fn weights_stored_in_half_precision_are_changed_too() {
+    use kiln_compile::TraceOptions;
+    use kiln_graph::{DType, EmitPolicy, PrecisionPolicy};
+
+    let case = Case::new("kohya");
+    let precision = PrecisionPolicy { storage: Some(DType::F16), ..PrecisionPolicy::default() };
+    let options = |loras| TraceOptions {
+        policy: EmitPolicy { precision: precision.clone(), ..EmitPolicy::default() },
+        loras,
+        ..TraceOptions::default()
+    };
+    let plain = crate::fixtures::bundle(&case.checkpoint, &options(vec![]));
+    let fused = crate::fixtures::bundle(&case.checkpoint, &options(case.loras.clone()));
+    for backend in backends() {
+        let mut swapped = Pipeline::new(plain.clone(), backend.clone()).expect("a pipeline");
+        swapped.set_loras(&case.pairs()).expect("a LoRA that fits");
+        let mut fused = Pipeline::new(fused.clone(), backend).expect("a pipeline");
+        assert_eq!(draw(&mut swapped, &case).0, draw(&mut fused, &case).0);
+    }
+}
