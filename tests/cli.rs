@@ -413,6 +413,8 @@ fn inspect_describes_checkpoints_and_bundles() {
     let (model, work) = (tiny(), scratch());
     let model = model.path().display().to_string();
     let text = succeed(&mut kiln(&["inspect", &model], work.path()));
+    let first = format!("checkpoint {model} (Stable Diffusion 1.x, StableDiffusionPipeline)\n");
+    assert!(text.starts_with(&first), "{text}");
     assert!(text.contains("unet") && text.contains("f16"), "{text}");
     let json: Value =
         serde_json::from_str(&succeed(&mut kiln(&["inspect", &model, "--json"], work.path()))).expect("JSON");

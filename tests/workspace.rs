@@ -31,3 +31,11 @@ fn networks_know_neither_files_nor_engines() {
         assert!(!tree.contains(never), "kiln-nets depends on {never}");
     }
 }
+
+#[test]
+fn loras_know_neither_networks_nor_engines() {
+    let tree = dependencies("kiln-lora");
+    for never in ["kiln-graph ", "kiln-nets ", "kiln-engine ", "kiln-runtime ", "kiln-compile "] {
+        assert!(!tree.contains(never), "kiln-lora depends on {never}");
+    }
+}

@@ -172,9 +172,9 @@ fn write_lora(path: &Path, seed: &str, file: &Value) {
     write_tensors(path, &tensors.chain(alphas).collect(), Some(metadata));
 }
 
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+pub(crate) type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-fn write_tensors(path: &Path, tensors: &Tensors, metadata: Option<HashMap<String, String>>) {
+pub(crate) fn write_tensors(path: &Path, tensors: &Tensors, metadata: Option<HashMap<String, String>>) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
         (name, TensorView::new(*dtype, shape.clone(), bytes).expect("as many bytes as elements"))
     });

@@ -192,7 +192,7 @@ fn numbers_that_are_none_are_refused() {
     .into();
     write_tensors(&path, &tensors, None);
     let lora = Lora { file: Arc::new(LoraFile::open(&path).expect("shapes that fit")), weight: 1.0 };
-    let plan = LoraPlan::new(&[lora.clone()], &model()).expect("a plan");
+    let plan = LoraPlan::new(std::slice::from_ref(&lora), &model()).expect("a plan");
     let changes = plan.changes(Role::TextEncoder).expect("changes");
     let error = changes.apply("encoder.layers.0.mlp.fc1.weight", &mut [0.0; 24]).expect_err("NaN").to_string();
     assert_eq!(error, format!("{}: '{module}.lora_down.weight' holds NaN", path.display()));

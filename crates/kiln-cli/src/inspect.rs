@@ -46,10 +46,16 @@ fn describe_checkpoint(path: &Path) -> Result<(Value, Vec<String>), Failure> {
     let checkpoint =
         Checkpoint::open(path, None).or_else(|e| Checkpoint::open(path, Some("fp16")).map_err(|_| e))?;
     let components = inspect_checkpoint(&checkpoint);
-    let mut lines = vec![format!("checkpoint {} ({})", path.display(), checkpoint.class())];
+    let (family, class) = (checkpoint.family().to_string(), checkpoint.class());
+    let mut lines = vec![format!("checkpoint {} ({family}, {class})", path.display())];
     lines.extend(components.iter().map(describe_component));
-    let value =
-        json!({ "kind": "checkpoint", "path": path, "class": checkpoint.class(), "components": components });
+    let value = json!({
+        "kind": "checkpoint",
+        "path": path,
+        "family": family,
+        "class": class,
+        "components": components,
+    });
     Ok((value, lines))
 }
 

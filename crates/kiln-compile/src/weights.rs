@@ -265,9 +265,8 @@ fn change(
     changes: &WeightChanges,
     out: &mut File,
 ) -> Result<(), CopyError> {
-    source.seek(SeekFrom::Start(place.offset)).map_err(CopyError::Source)?;
     let mut bytes = vec![0; (weight.dims.iter().product::<u64>() * place.info.dtype.size()) as usize];
-    source.read_exact(&mut bytes).map_err(CopyError::Source)?;
+    read(source, place, |reader| reader.read_exact(&mut bytes).map_err(CopyError::Source))?;
     let mut floats = Vec::new();
     decode(&bytes, place.info.dtype, &mut floats);
     changes.apply(&weight.name, &mut floats).map_err(CopyError::Lora)?;
@@ -275,10 +274,19 @@ fn change(
 }
 
 fn copy(source: &mut File, place: &Place, weight: &StoredWeight, out: &mut File) -> Result<(), CopyError> {
+    read(source, place, |reader| copy_from(reader, place, weight, out))
+}
+
+/// Gives `take` the weight's bytes in the order in which networks read them.
+fn read(
+    source: &mut File,
+    place: &Place,
+    take: impl FnOnce(&mut dyn Read) -> Result<(), CopyError>,
+) -> Result<(), CopyError> {
     source.seek(SeekFrom::Start(place.offset)).map_err(CopyError::Source)?;
     match place.is_transposed {
-        false => copy_from(source, place, weight, out),
-        true => copy_from(&mut transposed(source, &place.info)?.as_slice(), place, weight, out),
+        false => take(source),
+        true => take(&mut transposed(source, &place.info)?.as_slice()),
     }
 }
 
@@ -294,7 +302,7 @@ fn transposed(source: &mut File, matrix: &WeightInfo) -> Result<Vec<u8>, CopyErr
 }
 
 fn copy_from(
-    source: &mut impl Read,
+    source: &mut dyn Read,
     place: &Place,
     weight: &StoredWeight,
     out: &mut File,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use error::{EngineError, EngineErrorKind};
 pub use onnxruntime::OnnxRuntime;
-pub use overrides::{Elements, WeightOverride, WeightOverrides};
+pub use overrides::{Elements, WeightOverride, WeightSource};
 pub use rten::Rten;
 pub use tensor::{ElementType, HostTensor, Port, TensorView};
 
@@ -36,7 +36,7 @@ pub struct LoadOptions {
     /// Threads per operator, at least one; `None` uses every core.
     pub threads: Option<usize>,
     /// Weights that take the place of those in the model's weight file.
-    pub overrides: Option<Arc<WeightOverrides>>,
+    pub overrides: Option<Arc<dyn WeightSource>>,
 }
 
 /// A loaded component.

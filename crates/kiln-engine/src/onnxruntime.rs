@@ -11,10 +11,8 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef};
 
 use crate::error::EngineErrorKind::{Library, Load, Run};
-use crate::{
-    Backend, ElementType, Elements, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView,
-    WeightOverride, bind,
-};
+use crate::overrides::{Elements, WeightOverride, for_each_weight};
+use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
 
 /// ONNX Runtime, opened from a shared library.
 pub struct OnnxRuntime {
@@ -56,10 +54,18 @@ impl OnnxRuntime {
         if let Some(threads) = options.threads {
             builder = builder.with_intra_threads(threads).map_err(|e| e.to_string())?;
         }
-        for (name, weight) in options.overrides.iter().flat_map(|overrides| &overrides.weights) {
-            let value = initializer(weight).map_err(|e| e.to_string())?;
-            builder =
-                builder.with_external_initializer(name, value).map_err(|e| format!("weight '{name}': {e}"))?;
+        if let Some(source) = &options.overrides {
+            let mut values = Vec::new();
+            for_each_weight(&**source, options.threads, |name, weight| {
+                let value = initializer(weight).map_err(|e| format!("weight '{name}': {e}"))?;
+                values.push((name.to_owned(), value));
+                Ok(())
+            })?;
+            for (name, value) in values {
+                builder = builder
+                    .with_external_initializer(&name, value)
+                    .map_err(|e| format!("weight '{name}': {e}"))?;
+            }
         }
         builder.commit_from_file(model).map_err(|e| e.to_string())
     }
@@ -132,12 +138,12 @@ impl Engine for OrtEngine {
 }
 
 /// The session keeps the value as long as it lives.
-fn initializer(weight: &WeightOverride) -> ort::Result<DynValue> {
-    let shape = weight.shape.clone();
-    Ok(match &weight.elements {
-        Elements::F32(values) => Tensor::from_array((shape, values.clone()))?.into_dyn(),
-        Elements::F16(values) => Tensor::from_array((shape, values.clone()))?.into_dyn(),
-        Elements::BF16(values) => Tensor::from_array((shape, values.clone()))?.into_dyn(),
+fn initializer(weight: WeightOverride) -> ort::Result<DynValue> {
+    let shape = weight.shape;
+    Ok(match weight.elements {
+        Elements::F32(values) => Tensor::from_array((shape, values))?.into_dyn(),
+        Elements::F16(values) => Tensor::from_array((shape, values))?.into_dyn(),
+        Elements::BF16(values) => Tensor::from_array((shape, values))?.into_dyn(),
     })
 }
 

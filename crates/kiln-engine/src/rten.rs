@@ -9,9 +9,8 @@ use rten_tensor::prelude::*;
 use rten_tensor::{Tensor, TensorView as RtenView};
 
 use crate::error::EngineErrorKind::{Load, Run};
-use crate::{
-    Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, WeightOverrides, bind,
-};
+use crate::overrides::{WeightSource, for_each_weight};
+use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
 
 /// rten; needs no native library.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,7 +29,7 @@ impl Backend for Rten {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let loaded = match &options.overrides {
             None => ModelOptions::with_all_ops().load_file(model).map_err(|e| refuse(e.to_string()))?,
-            Some(overrides) => load_with(model, overrides).map_err(refuse)?,
+            Some(source) => load_with(model, &**source, options.threads).map_err(refuse)?,
         };
         let ports = |ids: &[NodeId]| ids.iter().map(|&id| port(&loaded, id)).collect::<Result<Vec<_>, _>>();
         let inputs = ports(loaded.input_ids()).map_err(refuse)?;
@@ -42,19 +41,20 @@ impl Backend for Rten {
 }
 
 /// Loads a model whose weight file is changed in memory; rten takes external data as whole files only.
-fn load_with(model: &Path, overrides: &WeightOverrides) -> Result<Model, String> {
-    let path = model.with_file_name(&overrides.file);
+fn load_with(model: &Path, source: &dyn WeightSource, threads: Option<usize>) -> Result<Model, String> {
+    let path = model.with_file_name(source.file());
     let mut data = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    for (name, weight) in &overrides.weights {
+    for_each_weight(source, threads, |name, weight| {
         let bytes = weight.elements.to_le_bytes();
         let start = usize::try_from(weight.offset).unwrap_or(usize::MAX);
         let place = start.checked_add(bytes.len()).and_then(|end| data.get_mut(start..end));
         let place = place.ok_or_else(|| format!("weight '{name}' lies outside {}", path.display()))?;
         place.copy_from_slice(&bytes);
-    }
+        Ok(())
+    })?;
     let graph = std::fs::read(model).map_err(|e| e.to_string())?;
     let mut options = ModelOptions::with_all_ops();
-    options.external_data(&overrides.file, data);
+    options.external_data(source.file(), data);
     options.load(graph).map_err(|e| e.to_string())
 }
 

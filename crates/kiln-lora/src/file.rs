@@ -212,7 +212,10 @@ impl LoraModule {
         self.rank
     }
 
-    /// Factor of the product: alpha over rank, or 1 without an alpha.
+    /// Factor of the product: the module's own alpha over its rank, or 1 without an alpha.
+    ///
+    /// diffusers 0.42 reads the same from files with one alpha; where alphas differ, it takes the commonest for attention
+    /// and text encoders, and for modules without one.
     pub fn scale(&self) -> f64 {
         self.scale
     }

@@ -117,6 +117,11 @@ impl ClipTextConfig {
         self.vocab_size
     }
 
+    /// Whether it is one of OpenCLIP's encoders, which have the exact GELU where OpenAI's approximate it.
+    pub fn is_open_clip(&self) -> bool {
+        self.hidden_act == Activation::Gelu
+    }
+
     /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.num_hidden_layers

@@ -8,7 +8,7 @@ use kiln_engine::{Backend, Engine, LoadOptions};
 use kiln_lora::LoraPlan;
 
 use crate::Error;
-use crate::lora::overrides;
+use crate::lora::ChangedWeights;
 
 /// The engines of a bundle, each loaded when it is first needed and kept.
 pub(crate) struct Residency {
@@ -51,8 +51,8 @@ impl Residency {
             let options = match self.loras.changes(owner(role)) {
                 None => self.options.clone(),
                 Some(changes) => {
-                    let overrides = Some(overrides(bundle, component, changes)?);
-                    LoadOptions { overrides, ..self.options.clone() }
+                    let weights = ChangedWeights::new(bundle, component, changes)?;
+                    LoadOptions { overrides: Some(Arc::new(weights)), ..self.options.clone() }
                 }
             };
             self.loaded.insert(role, self.backend.load(&bundle.path(&component.engine), &options)?);

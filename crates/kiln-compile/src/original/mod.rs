@@ -12,7 +12,7 @@
 //! Keys are taken one by one, by structure: what is missing is named as the file would name it, and what is left over and
 //! not known to be harmless is refused.
 
-mod family;
+mod detect;
 mod keys;
 mod scheduler;
 mod text;
@@ -30,11 +30,10 @@ use kiln_bundle::fs::create_folder;
 use kiln_graph::{DType, StoredWeight};
 use serde_json::{Value, json};
 
-use crate::CompileError;
 use crate::weights::{WeightFiles, read_header};
+use crate::{CompileError, Family};
 
-pub use family::Family;
-use family::{CLIP, CONTROL, OPEN_CLIP, REFINER_OPEN_CLIP, UNET, VAE, XL_CLIP, XL_OPEN_CLIP};
+use detect::{CLIP, CONTROL, OPEN_CLIP, REFINER_OPEN_CLIP, UNET, VAE, XL_CLIP, XL_OPEN_CLIP};
 use keys::Keys;
 pub use scheduler::PredictionType;
 use text::{Projection, TextEncoder};
@@ -86,7 +85,7 @@ impl Original {
         refuse_pickle(path)?;
         let header = read_header(path)?;
         let mut keys = Keys::new(path, header.tensors);
-        let family = Family::detect(&keys)?;
+        let family = detect::family(&keys)?;
         let mut original = Original {
             path: path.into(),
             family,

@@ -7,9 +7,8 @@ use std::io::{Read, Seek, SeekFrom};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use super::Family;
 use super::keys::Keys;
-use crate::CompileError;
+use crate::{CompileError, Family};
 
 /// What a UNet was trained to predict, which its weights do not show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

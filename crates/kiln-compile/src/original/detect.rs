@@ -1,37 +1,7 @@
 //! Telling checkpoints apart by their keys, and from everything else that is kept in safetensors files.
 
-use std::fmt;
-
 use super::keys::Keys;
-use crate::CompileError;
-
-/// Which line of models a single-file checkpoint belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Family {
-    /// Stable Diffusion 1.x: OpenAI's CLIP.
-    Sd1,
-    /// Stable Diffusion 2.x: OpenCLIP.
-    Sd2,
-    /// Stable Diffusion XL: both.
-    SdxlBase,
-    /// Stable Diffusion XL's refiner: OpenCLIP alone, conditioned on an aesthetic score.
-    SdxlRefiner,
-    /// A ControlNet by itself.
-    ControlNet,
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Family::Sd1 => "Stable Diffusion 1.x",
-            Family::Sd2 => "Stable Diffusion 2.x",
-            Family::SdxlBase => "Stable Diffusion XL base",
-            Family::SdxlRefiner => "Stable Diffusion XL refiner",
-            Family::ControlNet => "ControlNet",
-        })
-    }
-}
+use crate::{CompileError, Family};
 
 pub(super) const UNET: &str = "model.diffusion_model.";
 pub(super) const VAE: &str = "first_stage_model.";
@@ -42,43 +12,41 @@ pub(super) const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
 pub(super) const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
 pub(super) const REFINER_OPEN_CLIP: &str = "conditioner.embedders.0.model.";
 
-impl Family {
-    /// The family that the file's keys belong to, if they belong to one.
-    pub(super) fn detect(keys: &Keys<'_>) -> Result<Family, CompileError> {
-        let encoders: Vec<&str> = [CLIP, OPEN_CLIP, XL_CLIP, XL_OPEN_CLIP, REFINER_OPEN_CLIP]
-            .into_iter()
-            .filter(|prefix| keys.first_with(prefix).is_some())
-            .collect();
-        let has_unet = keys.first_with(&format!("{UNET}input_blocks.")).is_some();
-        if !has_unet && encoders.is_empty() {
-            let is_control = keys.first_with(&format!("{CONTROL}input_blocks.")).is_some()
-                || keys.get("input_hint_block.0.weight").is_some();
-            return match is_control {
-                true => Ok(Family::ControlNet),
-                false => Err(foreign(keys)),
-            };
+/// The family that the file's keys belong to, if they belong to one.
+pub(super) fn family(keys: &Keys<'_>) -> Result<Family, CompileError> {
+    let encoders: Vec<&str> = [CLIP, OPEN_CLIP, XL_CLIP, XL_OPEN_CLIP, REFINER_OPEN_CLIP]
+        .into_iter()
+        .filter(|prefix| keys.first_with(prefix).is_some())
+        .collect();
+    let has_unet = keys.first_with(&format!("{UNET}input_blocks.")).is_some();
+    if !has_unet && encoders.is_empty() {
+        let is_control = keys.first_with(&format!("{CONTROL}input_blocks.")).is_some()
+            || keys.get("input_hint_block.0.weight").is_some();
+        return match is_control {
+            true => Ok(Family::ControlNet),
+            false => Err(foreign(keys)),
+        };
+    }
+    if !has_unet {
+        return Err(keys.error(format!("has a text encoder ({}*) but no UNet ({UNET}*)", encoders[0])));
+    }
+    match encoders.as_slice() {
+        [CLIP] => Ok(Family::Sd1),
+        [OPEN_CLIP] => Ok(Family::Sd2),
+        [XL_CLIP, XL_OPEN_CLIP] => Ok(Family::SdxlBase),
+        [REFINER_OPEN_CLIP] => Ok(Family::SdxlRefiner),
+        [] => Err(keys
+            .error(format!("has a UNet ({UNET}*) but no text encoder (cond_stage_model.*, conditioner.*)"))
+            .with_hint("kiln needs a checkpoint with UNet, text encoder and autoencoder in one file")),
+        [one] => {
+            let other = if *one == XL_CLIP { XL_OPEN_CLIP } else { XL_CLIP };
+            Err(keys.error(format!("has the text encoder {one}* but not {other}*")))
         }
-        if !has_unet {
-            return Err(keys.error(format!("has a text encoder ({}*) but no UNet ({UNET}*)", encoders[0])));
-        }
-        match encoders.as_slice() {
-            [CLIP] => Ok(Family::Sd1),
-            [OPEN_CLIP] => Ok(Family::Sd2),
-            [XL_CLIP, XL_OPEN_CLIP] => Ok(Family::SdxlBase),
-            [REFINER_OPEN_CLIP] => Ok(Family::SdxlRefiner),
-            [] => Err(keys
-                .error(format!("has a UNet ({UNET}*) but no text encoder (cond_stage_model.*, conditioner.*)"))
-                .with_hint("kiln needs a checkpoint with UNet, text encoder and autoencoder in one file")),
-            [one] => {
-                let other = if *one == XL_CLIP { XL_OPEN_CLIP } else { XL_CLIP };
-                Err(keys.error(format!("has the text encoder {one}* but not {other}*")))
-            }
-            [first, second, ..] => Err(keys.error(format!(
-                "mixes text encoders of different families: '{}' and '{}'",
-                keys.first_with(first).unwrap_or(first),
-                keys.first_with(second).unwrap_or(second),
-            ))),
-        }
+        [first, second, ..] => Err(keys.error(format!(
+            "mixes text encoders of different families: '{}' and '{}'",
+            keys.first_with(first).unwrap_or(first),
+            keys.first_with(second).unwrap_or(second),
+        ))),
     }
 }
 
@@ -97,8 +65,8 @@ const FOREIGN: [(Trait, &str, Option<&str>); 30] = [
     (Contains(".lora_A."), "a LoRA", Some(LORA_HINT)),
     (Contains(".lora.down."), "a LoRA", Some(LORA_HINT)),
     (Contains("_lora."), "a LoRA", Some(LORA_HINT)),
-    (Contains(".hada_w1_a"), "a LyCORIS adapter", Some(LORA_HINT)),
-    (Contains(".lokr_w1"), "a LyCORIS adapter", Some(LORA_HINT)),
+    (Contains(".hada_w1_a"), "a LyCORIS adapter", None),
+    (Contains(".lokr_w1"), "a LyCORIS adapter", None),
     (Contains("motion_modules."), "an AnimateDiff motion module", None),
     (Contains("double_blocks."), "a Flux model", None),
     (Contains("joint_blocks."), "a Stable Diffusion 3 model", None),
@@ -124,7 +92,7 @@ const FOREIGN: [(Trait, &str, Option<&str>); 30] = [
     (Starts("adapter."), "a T2I-Adapter", None),
 ];
 
-const LORA_HINT: &str = "it changes a checkpoint and is none by itself";
+const LORA_HINT: &str = "--lora takes it, beside --model";
 const FOLDER_HINT: &str = "give the folder that holds model_index.json";
 
 /// The refusal of a file that is no checkpoint, saying what it seems to be.

@@ -1,19 +1,28 @@
 //! The diffusers folder layout, and single files as what such a folder would hold.
 
-use std::fs;
+mod controlnet;
+mod index;
+mod layout;
+
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::Role;
 use kiln_graph::WeightInfo;
 use kiln_lora::ModelWeights;
-use kiln_nets::{AutoencoderConfig, ClipTextConfig, ControlNetConfig, TextStates, UNet2DConditionConfig};
+use kiln_nets::{AutoencoderConfig, ClipTextConfig, TextStates, UNet2DConditionConfig};
 use serde_json::Value;
 
-use crate::weights::{Network, WeightFiles};
-use crate::{CompileError, Original, PredictionType};
+pub use controlnet::ControlNetCheckpoint;
+use controlnet::controlnets;
+use index::{UNSUPPORTED, flag, library_class, pipelines, require};
+use layout::{Layout, file_name, tokenizer_files};
+pub(crate) use layout::{Part, Source, read_json};
 
-/// Largest JSON file that is read.
-const MAX_JSON: u64 = 64 << 20;
+use crate::weights::{Network, WeightFiles};
+use crate::{CompileError, Family, Original, PredictionType};
+
+const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, \
+    scheduler/; or a checkpoint in one .safetensors file";
 
 /// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
@@ -26,22 +35,6 @@ pub struct Checkpoint {
     pub(crate) vae: Part<AutoencoderConfig>,
     pub(crate) controlnets: Vec<ControlNetCheckpoint>,
     pub(crate) force_zeros_for_empty_prompt: bool,
-}
-
-/// A ControlNet's folder, its configuration read and checked.
-#[derive(Debug)]
-pub struct ControlNetCheckpoint {
-    root: PathBuf,
-    pub(crate) part: Part<ControlNetConfig>,
-}
-
-/// One component: its configuration and weights.
-#[derive(Debug)]
-pub(crate) struct Part<C> {
-    /// Name of its folder.
-    pub(crate) name: String,
-    pub(crate) config: C,
-    pub(crate) weights: WeightFiles,
 }
 
 /// A text encoder with its tokenizer.
@@ -63,38 +56,6 @@ pub struct TokenizerFolder {
     /// Number of tokens that its text encoder knows.
     pub vocabulary: u64,
 }
-
-/// The pipelines of one generation of Stable Diffusion.
-struct Family {
-    /// What the classes' names start with; what follows is the task, which is the runtime's matter.
-    classes: &'static [&'static str],
-    /// Folder, class, and tokenizer of each text encoder.
-    text_encoders: &'static [(&'static str, &'static str, &'static str)],
-    states: TextStates,
-}
-
-const FAMILIES: [Family; 2] = [
-    Family {
-        classes: &["StableDiffusionXL"],
-        text_encoders: &[
-            ("text_encoder", "CLIPTextModel", "tokenizer"),
-            ("text_encoder_2", "CLIPTextModelWithProjection", "tokenizer_2"),
-        ],
-        states: TextStates::Penultimate,
-    },
-    Family {
-        classes: &["StableDiffusion", "LatentConsistencyModel"],
-        text_encoders: &[("text_encoder", "CLIPTextModel", "tokenizer")],
-        states: TextStates::Last,
-    },
-];
-
-/// What may stand between the family's name and `Pipeline`.
-const TASKS: [&str; 6] = ["", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint"];
-
-/// Components that change the pictures and that kiln does not run.
-const UNSUPPORTED: [&str; 5] =
-    ["image_encoder", "motion_adapter", "adapter", "depth_estimator", "low_res_scheduler"];
 
 impl Checkpoint {
     /// Opens a pipeline folder, in which `variant` prefers files such as `model.fp16.safetensors`, or a single file.
@@ -145,7 +106,7 @@ impl Checkpoint {
     ) -> Result<Checkpoint, CompileError> {
         let refuse = |reason: String| CompileError::checkpoint(origin, reason);
         let class = index.get("_class_name").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let family = family(&class).map_err(refuse)?;
+        let kind = pipelines(&class).map_err(refuse)?;
         if let Some(name) = UNSUPPORTED.into_iter().find(|name| library_class(index, name).is_some()) {
             return Err(refuse(format!("{name}: is not supported")));
         }
@@ -153,14 +114,14 @@ impl Checkpoint {
         require(index, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
 
         let mut text_encoders = Vec::new();
-        for &(name, class, tokenizer) in family.text_encoders {
-            if library_class(index, name).is_none() && family.text_encoders.len() > 1 {
+        for &(name, class, tokenizer) in kind.text_encoders {
+            if library_class(index, name).is_none() && kind.text_encoders.len() > 1 {
                 continue;
             }
             require(index, name, &[class]).map_err(refuse)?;
             text_encoders.push(TextEncoder {
                 part: layout.part(name, Network::Clip, ClipTextConfig::from_json)?,
-                states: family.states,
+                states: kind.states,
                 has_projection: class.ends_with("WithProjection"),
                 tokenizer,
             });
@@ -238,6 +199,17 @@ impl Checkpoint {
     /// diffusers' class of the pipeline.
     pub fn class(&self) -> &str {
         &self.class
+    }
+
+    /// Which line of models it belongs to: OpenCLIP's text encoder tells Stable Diffusion 2.x from 1.x.
+    pub fn family(&self) -> Family {
+        let encoders: Vec<bool> = self.text_encoders.iter().map(|t| t.part.config.is_open_clip()).collect();
+        match (self.text_encoders[0].states, encoders.as_slice()) {
+            (TextStates::Last, [false, ..]) => Family::Sd1,
+            (TextStates::Last, _) => Family::Sd2,
+            (TextStates::Penultimate, [_]) => Family::SdxlRefiner,
+            (TextStates::Penultimate, _) => Family::SdxlBase,
+        }
     }
 
     /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
@@ -323,197 +295,4 @@ impl Checkpoint {
         }
         Ok(files)
     }
-}
-
-/// Something that a bundle is made from.
-pub(crate) enum Source {
-    File(PathBuf),
-    /// What kiln made itself, for a checkpoint that does not hold it.
-    Made(Vec<u8>),
-}
-
-impl ControlNetCheckpoint {
-    /// Opens a ControlNet's folder, in which `variant` prefers files such as
-    /// `diffusion_pytorch_model.fp16.safetensors`, or its single file.
-    pub fn open(root: &Path, variant: Option<&str>) -> Result<ControlNetCheckpoint, CompileError> {
-        let mut original;
-        let mut layout = if root.is_file() {
-            original = Original::open(root, None)?;
-            Layout::File(&mut original)
-        } else if root.join("config.json").is_file() {
-            Layout::Folder { root, variant }
-        } else {
-            return Err(CompileError::checkpoint(root, "has no config.json").with_hint(
-                "a ControlNet is a folder with config.json and diffusion_pytorch_model.safetensors, or one file",
-            ));
-        };
-        let name = match layout {
-            Layout::Folder { .. } => "",
-            Layout::File(_) => "controlnet",
-        };
-        let part = layout.part(name, Network::Plain, ControlNetConfig::from_json)?;
-        Ok(ControlNetCheckpoint { root: root.into(), part: Part { name: file_name(root), ..part } })
-    }
-
-    /// The folder or file.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
-    pub fn name(&self) -> String {
-        file_name(&self.root)
-    }
-}
-
-/// Where components are read from.
-enum Layout<'a> {
-    Folder { root: &'a Path, variant: Option<&'a str> },
-    File(&'a mut Original),
-}
-
-impl Layout<'_> {
-    fn part<C>(
-        &mut self,
-        name: &str,
-        network: Network,
-        parse: impl FnOnce(&str, &Value) -> Result<C, kiln_graph::TraceError>,
-    ) -> Result<Part<C>, CompileError> {
-        let (origin, value, weights) = match self {
-            Layout::Folder { root, variant } => {
-                let folder = root.join(name);
-                let path = folder.join("config.json");
-                let value = read_json(&path)?;
-                (path.display().to_string(), value, WeightFiles::open(&folder, network, *variant)?)
-            }
-            Layout::File(original) => {
-                let (value, weights) = original.take(name)?;
-                (format!("{}: {name}", original.path().display()), value, weights)
-            }
-        };
-        Ok(Part { name: name.into(), config: parse(&origin, &value)?, weights })
-    }
-
-    fn config_path(&self, component: &str) -> PathBuf {
-        match self {
-            Layout::Folder { root, .. } => root.join(component).join("config.json"),
-            Layout::File(original) => original.path().into(),
-        }
-    }
-}
-
-const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, \
-    scheduler/; or a checkpoint in one .safetensors file";
-
-fn family(class: &str) -> Result<&'static Family, String> {
-    let runs = |prefix: &&&str| {
-        let task = class.strip_prefix(**prefix).and_then(|rest| rest.strip_suffix("Pipeline"));
-        task.is_some_and(|task| TASKS.contains(&task))
-    };
-    let found = FAMILIES.iter().find(|family| family.classes.iter().any(|prefix| runs(&prefix)));
-    found.ok_or_else(|| {
-        let supported: Vec<String> = FAMILIES
-            .iter()
-            .flat_map(|family| family.classes)
-            .map(|prefix| format!("{prefix}Pipeline"))
-            .collect();
-        format!(
-            "_class_name: '{class}' is not supported; supported: {} and their Img2Img, Inpaint and ControlNet kin",
-            supported.join(", ")
-        )
-    })
-}
-
-fn library_class<'a>(index: &'a Value, component: &str) -> Option<&'a str> {
-    index.get(component)?.get(1)?.as_str()
-}
-
-fn require(index: &Value, component: &str, classes: &[&str]) -> Result<(), String> {
-    match library_class(index, component) {
-        Some(found) if classes.contains(&found) => Ok(()),
-        found => {
-            let (found, classes) = (found.unwrap_or("null"), classes.join(", "));
-            Err(format!("{component}: '{found}' is not supported; supported: {classes}"))
-        }
-    }
-}
-
-fn flag(index: &Value, key: &str) -> Result<bool, String> {
-    match index.get(key) {
-        None | Some(Value::Null) => Ok(false),
-        Some(value) => value.as_bool().ok_or_else(|| format!("{key}: {value} is neither true nor false")),
-    }
-}
-
-/// The ControlNets of a pipeline; diffusers numbers the folders of several from the second on.
-fn controlnets(
-    origin: &Path,
-    index: &Value,
-    layout: &mut Layout<'_>,
-) -> Result<Vec<ControlNetCheckpoint>, CompileError> {
-    let has = |name: &String| match layout {
-        Layout::Folder { root, .. } => root.join(name).is_dir(),
-        Layout::File(_) => false,
-    };
-    let names: Vec<String> = match library_class(index, "controlnet") {
-        None => return Ok(Vec::new()),
-        Some("ControlNetModel") => vec!["controlnet".into()],
-        Some("MultiControlNetModel") => {
-            let names = (0..).map(|i| if i == 0 { "controlnet".into() } else { format!("controlnet_{i}") });
-            names.take_while(has).take(MAX_CONTROLNETS).collect()
-        }
-        Some(found) => {
-            let reason = format!("controlnet: '{found}' is not supported; supported: ControlNetModel");
-            return Err(CompileError::checkpoint(origin, reason));
-        }
-    };
-    let open = |name: String| {
-        let part = layout.part(&name, Network::Plain, ControlNetConfig::from_json)?;
-        Ok(ControlNetCheckpoint { root: layout.config_path(&name), part })
-    };
-    names.into_iter().map(open).collect()
-}
-
-/// Most ControlNets that one pipeline may bring.
-const MAX_CONTROLNETS: usize = 16;
-
-fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, Source)>, CompileError> {
-    let folder = root.join(name);
-    let has = |file: &str| folder.join(file).is_file();
-    if !(has("tokenizer.json") || has("vocab.json") && has("merges.txt")) {
-        let reason = "has neither tokenizer.json nor vocab.json and merges.txt";
-        return Err(CompileError::checkpoint(&folder, reason));
-    }
-    let files =
-        ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
-    let found = files.into_iter().filter(|file| has(file));
-    Ok(found.map(|file| (format!("{name}/{file}"), Source::File(folder.join(file)))).collect())
-}
-
-/// The last part of a path, as far as it is fit for a file name.
-fn file_name(path: &Path) -> String {
-    // A file's own name is kept where it is a link, as in the Hugging Face cache, whose blobs are named by digests.
-    let name = match path.is_file() {
-        true => path.file_stem().map(ToOwned::to_owned),
-        false => path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(ToOwned::to_owned),
-    };
-    let name = name.unwrap_or_default().to_string_lossy().into_owned();
-    let safe: String = name
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
-        .take(64)
-        .collect();
-    match safe.trim_matches('.') {
-        "" => "checkpoint".into(),
-        safe => safe.into(),
-    }
-}
-
-pub(crate) fn read_json(path: &Path) -> Result<Value, CompileError> {
-    let size = fs::metadata(path).map_err(|e| CompileError::io(path, &e))?.len();
-    if size > MAX_JSON {
-        return Err(CompileError::checkpoint(path, format!("has {size} bytes, more than any configuration")));
-    }
-    let text = fs::read(path).map_err(|e| CompileError::io(path, &e))?;
-    serde_json::from_slice(&text).map_err(|e| CompileError::checkpoint(path, e.to_string()))
 }
