@@ -9,9 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiln_bundle::TensorFile;
 use kiln_compile::TraceOptions;
 use kiln_graph::EmitPolicy;
-use kiln_lora::{Lora, LoraFile, TensorFile};
+use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
 use kiln_runtime::{Bundle, Pipeline, Request, Role};
 use ndarray::ArrayD;

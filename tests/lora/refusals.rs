@@ -168,7 +168,7 @@ fn files_that_hold_no_lora_are_refused() {
             &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, b'{'],
             "says that its header has 9223372036854775807 bytes; the file has 9",
         ),
-        (&[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}', 1], "says that it holds 0 bytes of tensors; the file has 1"),
+        (&[2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}', 1], "says that it holds 0 bytes of weights; the file has 1"),
     ] {
         let path = folder.path().join("bad.safetensors");
         std::fs::write(&path, bytes).expect("a file");

@@ -7,6 +7,7 @@
 mod error;
 pub mod fs;
 mod manifest;
+mod tensors;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ pub use manifest::{
     Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, Manifest, PipelineInfo, PortInfo,
     Provenance, Role, Size, Target, TextEncoderInfo,
 };
+pub use tensors::{TensorFile, TensorFileError, TensorInfo};
 
 /// Name of the manifest inside a bundle.
 pub const MANIFEST: &str = "bundle.yaml";

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::BundleError;
+use kiln_bundle::{BundleError, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
 
@@ -63,6 +63,15 @@ impl CompileError {
             CompileError::Checkpoint { hint, .. } => hint.as_deref(),
             CompileError::Option { hint, .. } => Some(hint),
             _ => None,
+        }
+    }
+}
+
+impl From<TensorFileError> for CompileError {
+    fn from(error: TensorFileError) -> CompileError {
+        match error {
+            TensorFileError::Io { path, error } => CompileError::io(&path, &error),
+            TensorFileError::Content { path, reason } => CompileError::checkpoint(&path, reason),
         }
     }
 }

@@ -1,22 +1,19 @@
 //! Weights on disk: safetensors headers going in, one safetensors file per engine going out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use kiln_bundle::{TensorFile, TensorInfo};
 use kiln_graph::{DType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
 use kiln_lora::{LoraError, WeightChanges};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
 
 use crate::CompileError;
 use crate::checkpoint::read_json;
-
-/// Largest safetensors header, by the format's specification.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 18;
@@ -99,9 +96,9 @@ impl WeightFiles {
         let (files, is_variant) = find_files(folder, network.basename(), variant)?;
         let mut places = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            for tensor in read_header(path)?.tensors {
-                let info = tensor.info(path)?;
-                let Some(name) = network.canonical(&tensor.name) else { continue };
+            for (name, tensor) in TensorFile::open(path)?.tensors() {
+                let info = weight_info(path, name, tensor)?;
+                let Some(name) = network.canonical(name) else { continue };
                 let place = Place { file, offset: tensor.offset, info, is_transposed: false, key: None };
                 if places.insert(name.clone(), place).is_some() {
                     return Err(CompileError::checkpoint(path, format!("weight '{name}' exists twice")));
@@ -414,71 +411,17 @@ fn single_or_shards(folder: &Path, single: &str, index: &str) -> Result<Option<V
     Ok(Some(shards.into_iter().map(|name| folder.join(name)).collect()))
 }
 
-/// What a safetensors file says of itself.
-pub(crate) struct Header {
-    /// Free text by key.
-    pub(crate) metadata: HashMap<String, String>,
-    /// In no particular order.
-    pub(crate) tensors: Vec<HeaderTensor>,
-}
-
-/// One tensor of a safetensors file; its bytes lie within the file.
-#[derive(Clone, Debug)]
-pub(crate) struct HeaderTensor {
-    pub(crate) name: String,
-    /// First byte in the file.
-    pub(crate) offset: u64,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<u64>,
-}
-
-impl HeaderTensor {
-    /// The tensor as a weight, if it is of a type that weights have.
-    pub(crate) fn info(&self, path: &Path) -> Result<WeightInfo, CompileError> {
-        let dtype = match self.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            Dtype::I64 => DType::I64,
-            other => {
-                let reason =
-                    format!("weight '{}' is stored as {other:?}; supported: F32, F16, BF16", self.name);
-                return Err(CompileError::checkpoint(path, reason));
-            }
-        };
-        Ok(WeightInfo { dtype, shape: self.shape.clone() })
-    }
-}
-
-/// Reads and checks the header of a safetensors file.
-pub(crate) fn read_header(path: &Path) -> Result<Header, CompileError> {
-    let refuse = |e: io::Error| CompileError::io(path, &e);
-    let lying = |reason: String| CompileError::checkpoint(path, reason);
-    let size = fs::metadata(path).map_err(refuse)?.len();
-    let mut file = File::open(path).map_err(refuse)?;
-    let mut length = [0; 8];
-    if size < 8 {
-        return Err(lying(format!("has {size} bytes, too few for a safetensors header")));
-    }
-    file.read_exact(&mut length).map_err(refuse)?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER || length > size - 8 {
-        return Err(lying(format!("says that its header has {length} bytes; the file has {size}")));
-    }
-    let mut json = vec![0; length as usize];
-    file.read_exact(&mut json).map_err(refuse)?;
-    let metadata: Metadata =
-        serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
-    let (data, found) = (metadata.data_len() as u64, size - 8 - length);
-    if data != found {
-        return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));
-    }
-    let tensors: HashMap<_, _> = metadata.tensors();
-    let tensors = tensors.into_iter().map(|(name, tensor)| HeaderTensor {
-        name,
-        offset: 8 + length + tensor.data_offsets.0 as u64,
-        dtype: tensor.dtype,
-        shape: tensor.shape.iter().map(|&n| n as u64).collect(),
-    });
-    Ok(Header { tensors: tensors.collect(), metadata: metadata.metadata().clone().unwrap_or_default() })
+/// A tensor of a file as a weight, if it is of a type that weights have.
+pub(crate) fn weight_info(path: &Path, name: &str, tensor: &TensorInfo) -> Result<WeightInfo, CompileError> {
+    let dtype = match tensor.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        other => {
+            let reason = format!("weight '{name}' is stored as {other:?}; supported: F32, F16, BF16");
+            return Err(CompileError::checkpoint(path, reason));
+        }
+    };
+    Ok(WeightInfo { dtype, shape: tensor.shape.iter().map(|&n| n as u64).collect() })
 }

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::TensorFileError;
+
 /// Why a LoRA can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}", path = path.display())]
@@ -18,5 +20,14 @@ impl LoraError {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl From<TensorFileError> for LoraError {
+    fn from(error: TensorFileError) -> LoraError {
+        match error {
+            TensorFileError::Io { path, error } => LoraError { path, reason: error.to_string() },
+            TensorFileError::Content { path, reason } => LoraError { path, reason },
+        }
     }
 }

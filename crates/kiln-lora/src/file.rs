@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use kiln_bundle::Role;
+use kiln_bundle::{Role, TensorFile};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
+use crate::LoraError;
 use crate::keys::{Key, Naming, Part, Spelling};
-use crate::{LoraError, TensorFile};
 
 /// Where diffusers keeps peft's configuration in a file's header (`LORA_ADAPTER_METADATA_KEY`).
 const ADAPTER_METADATA: &str = "lora_adapter_metadata";

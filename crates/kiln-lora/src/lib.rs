@@ -9,11 +9,9 @@ mod file;
 mod keys;
 mod names;
 mod plan;
-mod tensors;
 
 pub use error::LoraError;
 pub use file::{LoraFile, LoraModule};
 pub use keys::Naming;
 pub use names::ModelWeights;
 pub use plan::{Lora, LoraPlan, WeightChanges};
-pub use tensors::{TensorFile, TensorInfo};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kiln_bundle::{Bundle, Component, Role};
+use kiln_bundle::{Bundle, Component, Role, TensorFile};
 use kiln_engine::{Elements, WeightOverride, WeightSource};
-use kiln_lora::{Lora, LoraError, ModelWeights, TensorFile, WeightChanges};
+use kiln_lora::{Lora, LoraError, ModelWeights, WeightChanges};
 use safetensors::Dtype;
 
 use crate::Error;
@@ -18,7 +18,7 @@ pub(crate) fn targets(bundle: &Bundle, loras: &[Lora]) -> Result<ModelWeights, E
     }
     for role in [Role::Unet, Role::TextEncoder, Role::TextEncoder2] {
         let Some(component) = bundle.manifest().components.get(&role) else { continue };
-        let file = TensorFile::open(&bundle.path(&component.weights))?;
+        let file = TensorFile::open(&bundle.path(&component.weights)).map_err(LoraError::from)?;
         let weights = file.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone()));
         model.insert(role, weights, component.unread_weights.iter().cloned());
     }
@@ -39,7 +39,7 @@ impl ChangedWeights {
         component: &Component,
         changes: &Arc<WeightChanges>,
     ) -> Result<ChangedWeights, Error> {
-        let file = TensorFile::open(&bundle.path(&component.weights))?;
+        let file = TensorFile::open(&bundle.path(&component.weights)).map_err(LoraError::from)?;
         Ok(ChangedWeights { name: component.weights.clone(), file, changes: changes.clone() })
     }
 

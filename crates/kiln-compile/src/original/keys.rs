@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kiln_bundle::TensorInfo;
+
 use crate::CompileError;
-use crate::weights::{HeaderTensor, MAX_TRANSPOSED, Place, WeightFiles};
+use crate::weights::{MAX_TRANSPOSED, Place, WeightFiles, weight_info};
 
 /// Keys that no network reads: schedules that the scheduler computes, training state and constants.
 const HARMLESS: [&str; 23] = [
@@ -50,23 +52,19 @@ fn is_harmless(key: &str) -> bool {
 /// The tensors of a file that nobody has taken yet.
 pub(super) struct Keys<'a> {
     path: &'a Path,
-    tensors: BTreeMap<String, HeaderTensor>,
+    tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn new(path: &'a Path, tensors: Vec<HeaderTensor>) -> Keys<'a> {
-        Keys { path, tensors: tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect() }
-    }
-
-    pub(super) fn path(&self) -> &'a Path {
-        self.path
+    pub(super) fn new(path: &'a Path, tensors: BTreeMap<String, TensorInfo>) -> Keys<'a> {
+        Keys { path, tensors }
     }
 
     pub(super) fn error(&self, reason: impl Into<String>) -> CompileError {
         CompileError::checkpoint(self.path, reason)
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&HeaderTensor> {
+    pub(super) fn get(&self, key: &str) -> Option<&TensorInfo> {
         self.tensors.get(key)
     }
 
@@ -122,7 +120,7 @@ impl<'k, 'a> Component<'k, 'a> {
         self.keys.first_with(&format!("{}{key}", self.prefix)).is_some()
     }
 
-    fn tensor(&self, key: &str) -> Result<&HeaderTensor, CompileError> {
+    fn tensor(&self, key: &str) -> Result<&TensorInfo, CompileError> {
         let key = format!("{}{key}", self.prefix);
         self.keys.get(&key).ok_or_else(|| self.keys.error(format!("missing weight '{key}'")))
     }
@@ -130,8 +128,8 @@ impl<'k, 'a> Component<'k, 'a> {
     /// The shape of a tensor that must be there with so many axes, none of them empty.
     pub(super) fn shape<const N: usize>(&self, key: &str) -> Result<[u64; N], CompileError> {
         let tensor = self.tensor(key)?;
-        match <[u64; N]>::try_from(tensor.shape.as_slice()) {
-            Ok(shape) if !shape.contains(&0) => Ok(shape),
+        match <[usize; N]>::try_from(tensor.shape.as_slice()) {
+            Ok(shape) if !shape.contains(&0) => Ok(shape.map(|n| n as u64)),
             _ => Err(self.error(key, &format!("has shape {:?} where {N} axes are expected", tensor.shape))),
         }
     }
@@ -152,7 +150,7 @@ impl<'k, 'a> Component<'k, 'a> {
         let Some(tensor) = self.keys.tensors.remove(&key) else {
             return Err(self.keys.error(format!("missing weight '{key}'")));
         };
-        let info = tensor.info(self.keys.path)?;
+        let info = weight_info(self.keys.path, &key, &tensor)?;
         Ok(Place { file: 0, offset: tensor.offset, info, is_transposed: false, key: Some(key) })
     }
 
@@ -182,7 +180,7 @@ impl<'k, 'a> Component<'k, 'a> {
     /// Takes equal numbers of consecutive rows under one name each.
     pub(super) fn split_rows(&mut self, key: &str, names: &[String]) -> Result<(), CompileError> {
         let n = names.len() as u64;
-        let rows = self.tensor(key)?.shape.first().copied().unwrap_or(0);
+        let rows = self.tensor(key)?.shape.first().map_or(0, |&rows| rows as u64);
         if rows == 0 || !rows.is_multiple_of(n) {
             let shape = &self.tensor(key)?.shape;
             return Err(self.error(key, &format!("has shape {shape:?}, whose rows are not {n} equal parts")));

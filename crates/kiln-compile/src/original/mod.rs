@@ -25,12 +25,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::OutputFolder;
 use kiln_bundle::fs::create_folder;
+use kiln_bundle::{OutputFolder, TensorFile};
 use kiln_graph::{DType, StoredWeight};
 use serde_json::{Value, json};
 
-use crate::weights::{WeightFiles, read_header};
+use crate::weights::WeightFiles;
 use crate::{CompileError, Family};
 
 use detect::{CLIP, CONTROL, OPEN_CLIP, REFINER_OPEN_CLIP, UNET, VAE, XL_CLIP, XL_OPEN_CLIP};
@@ -83,8 +83,8 @@ impl Original {
     /// Nothing but the header is read, and of the weights `global_step`, where there is one.
     pub fn open(path: &Path, prediction_type: Option<PredictionType>) -> Result<Original, CompileError> {
         refuse_pickle(path)?;
-        let header = read_header(path)?;
-        let mut keys = Keys::new(path, header.tensors);
+        let file = TensorFile::open(path)?;
+        let mut keys = Keys::new(path, file.tensors().clone());
         let family = detect::family(&keys)?;
         let mut original = Original {
             path: path.into(),
@@ -113,8 +113,7 @@ impl Original {
         let is_inpainting = unet.in_channels == unet::INPAINTING;
         let encoders = original.encoders(&mut keys)?;
         original.check_conditioning(&keys, &mut unet, &encoders)?;
-        let prediction =
-            scheduler::prediction_type(&keys, &header.metadata, family, is_inpainting, prediction_type)?;
+        let prediction = scheduler::prediction_type(&keys, &file, family, is_inpainting, prediction_type)?;
         let pixels: u64 = match family {
             Family::SdxlBase | Family::SdxlRefiner => 1024,
             Family::Sd2 if prediction == PredictionType::VPrediction => 768,

@@ -1,9 +1,6 @@
 //! What the file or its family says of sampling.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-
+use kiln_bundle::TensorFile;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -35,7 +32,7 @@ const SD2_BASE_STEP: i64 = 875_000;
 /// The prediction type: the user's word, the file's own, or, as in diffusers, what its family's best known model has.
 pub(super) fn prediction_type(
     keys: &Keys<'_>,
-    metadata: &HashMap<String, String>,
+    file: &TensorFile,
     family: Family,
     is_inpainting: bool,
     asked: Option<PredictionType>,
@@ -43,7 +40,7 @@ pub(super) fn prediction_type(
     if let Some(asked) = asked {
         return Ok(asked);
     }
-    if let Some(said) = metadata.get("modelspec.prediction_type").filter(|said| !said.is_empty()) {
+    if let Some(said) = file.metadata().get("modelspec.prediction_type").filter(|said| !said.is_empty()) {
         return match said.as_str() {
             "epsilon" | "eps" => Ok(PredictionType::Epsilon),
             "v" | "v_prediction" | "v-prediction" => Ok(PredictionType::VPrediction),
@@ -52,7 +49,7 @@ pub(super) fn prediction_type(
                 .with_hint("--prediction-type says what the model predicts")),
         };
     }
-    match metadata.get("modelspec.architecture").map(String::as_str) {
+    match file.metadata().get("modelspec.architecture").map(String::as_str) {
         Some("stable-diffusion-v2-512") => return Ok(PredictionType::Epsilon),
         Some("stable-diffusion-v2-768-v") => return Ok(PredictionType::VPrediction),
         _ => {}
@@ -60,24 +57,18 @@ pub(super) fn prediction_type(
     if keys.get("v_pred").is_some() {
         return Ok(PredictionType::VPrediction);
     }
-    let is_velocity = family == Family::Sd2 && !is_inpainting && global_step(keys)? != Some(SD2_BASE_STEP);
+    let is_velocity = family == Family::Sd2 && !is_inpainting && global_step(file)? != Some(SD2_BASE_STEP);
     Ok(if is_velocity { PredictionType::VPrediction } else { PredictionType::Epsilon })
 }
 
 /// The training step, which diffusers tells Stable Diffusion 2 base by.
-fn global_step(keys: &Keys<'_>) -> Result<Option<i64>, CompileError> {
-    let Some(tensor) = keys.get("global_step") else { return Ok(None) };
-    if tensor.dtype != Dtype::I64 || tensor.shape.iter().product::<u64>() != 1 {
-        return Ok(None);
+fn global_step(file: &TensorFile) -> Result<Option<i64>, CompileError> {
+    match file.tensors().get("global_step") {
+        Some(tensor) if tensor.dtype == Dtype::I64 && tensor.length == 8 => {
+            Ok(Some(file.read_i64("global_step")?))
+        }
+        _ => Ok(None),
     }
-    let read = || -> std::io::Result<i64> {
-        let mut bytes = [0; 8];
-        let mut file = File::open(keys.path())?;
-        file.seek(SeekFrom::Start(tensor.offset))?;
-        file.read_exact(&mut bytes)?;
-        Ok(i64::from_le_bytes(bytes))
-    };
-    read().map(Some).map_err(|e| CompileError::io(keys.path(), &e))
 }
 
 /// `scheduler_config.json` of the pipeline that diffusers takes for the family's.

@@ -11,10 +11,29 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use crate::LoraError;
-
 /// Largest safetensors header, by the format's specification.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// Why a safetensors file can not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFileError {
+    /// The file system refuses.
+    #[error("{path}: {error}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        error: io::Error,
+    },
+    /// The file is not what it says it is, or not what is asked for.
+    #[error("{path}: {reason}", path = path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
 
 /// An opened safetensors file: its header, checked against the file's size.
 #[derive(Debug)]
@@ -40,9 +59,9 @@ pub struct TensorInfo {
 
 impl TensorFile {
     /// Reads and checks the header; nothing is allocated by a number that the file's size does not bear out.
-    pub fn open(path: &Path) -> Result<TensorFile, LoraError> {
-        let refuse = |e: io::Error| LoraError::new(path, e);
-        let lying = |reason: String| LoraError::new(path, reason);
+    pub fn open(path: &Path) -> Result<TensorFile, TensorFileError> {
+        let refuse = |error| TensorFileError::Io { path: path.into(), error };
+        let lying = |reason: String| TensorFileError::Content { path: path.into(), reason };
         let mut file = File::open(path).map_err(refuse)?;
         let info = file.metadata().map_err(refuse)?;
         if !info.is_file() {
@@ -64,7 +83,7 @@ impl TensorFile {
             serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
         let (data, found) = (header.data_len() as u64, size - 8 - length);
         if data != found {
-            return Err(lying(format!("says that it holds {data} bytes of tensors; the file has {found}")));
+            return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));
         }
         let tensors = header.tensors().into_iter().map(|(name, tensor)| {
             let (start, end) = tensor.data_offsets;
@@ -95,8 +114,8 @@ impl TensorFile {
     }
 
     /// The elements of a tensor of floats, in row-major order; numbers that are not finite are refused.
-    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, LoraError> {
-        let refuse = |reason: String| LoraError::new(&self.path, reason);
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, TensorFileError> {
+        let refuse = |reason: String| self.content(reason);
         let (info, bytes) = self.read(name)?;
         let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
         let values: Vec<f32> = match info.dtype {
@@ -119,21 +138,25 @@ impl TensorFile {
     }
 
     /// The single number of a tensor of integers.
-    pub(crate) fn read_i64(&self, name: &str) -> Result<i64, LoraError> {
+    pub fn read_i64(&self, name: &str) -> Result<i64, TensorFileError> {
         let (_, bytes) = self.read(name)?;
         match bytes.as_chunks::<8>().0 {
             [number] => Ok(i64::from_le_bytes(*number)),
-            _ => Err(LoraError::new(&self.path, format!("'{name}' is not one number"))),
+            _ => Err(self.content(format!("'{name}' is not one number"))),
         }
     }
 
-    fn read(&self, name: &str) -> Result<(&TensorInfo, Vec<u8>), LoraError> {
-        let refuse = |reason: String| LoraError::new(&self.path, reason);
-        let info = self.tensors.get(name).ok_or_else(|| refuse(format!("has no tensor '{name}'")))?;
+    fn read(&self, name: &str) -> Result<(&TensorInfo, Vec<u8>), TensorFileError> {
+        let refuse = |error| TensorFileError::Io { path: self.path.clone(), error };
+        let info = self.tensors.get(name).ok_or_else(|| self.content(format!("has no tensor '{name}'")))?;
         let mut bytes = vec![0; info.length];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(info.offset)).map_err(|e| refuse(e.to_string()))?;
-        file.read_exact(&mut bytes).map_err(|e| refuse(format!("'{name}': {e}")))?;
+        file.seek(SeekFrom::Start(info.offset)).map_err(refuse)?;
+        file.read_exact(&mut bytes).map_err(refuse)?;
         Ok((info, bytes))
+    }
+
+    fn content(&self, reason: String) -> TensorFileError {
+        TensorFileError::Content { path: self.path.clone(), reason }
     }
 }

@@ -1,0 +1,77 @@
+//! `model_index.json`: which pipelines run, and of what they are made.
+
+use kiln_nets::TextStates;
+use serde_json::Value;
+
+/// Pipelines that are made of the same components.
+pub(super) struct Pipelines {
+    /// What the classes' names start with; what follows is the task, which is the runtime's matter.
+    classes: &'static [&'static str],
+    /// Folder, class, and tokenizer of each text encoder.
+    pub(super) text_encoders: &'static [(&'static str, &'static str, &'static str)],
+    pub(super) states: TextStates,
+}
+
+const PIPELINES: [Pipelines; 2] = [
+    Pipelines {
+        classes: &["StableDiffusionXL"],
+        text_encoders: &[
+            ("text_encoder", "CLIPTextModel", "tokenizer"),
+            ("text_encoder_2", "CLIPTextModelWithProjection", "tokenizer_2"),
+        ],
+        states: TextStates::Penultimate,
+    },
+    Pipelines {
+        classes: &["StableDiffusion", "LatentConsistencyModel"],
+        text_encoders: &[("text_encoder", "CLIPTextModel", "tokenizer")],
+        states: TextStates::Last,
+    },
+];
+
+/// What may stand between the beginning of a class's name and `Pipeline`.
+const TASKS: [&str; 6] = ["", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint"];
+
+/// Components that change the pictures and that kiln does not run.
+pub(super) const UNSUPPORTED: [&str; 5] =
+    ["image_encoder", "motion_adapter", "adapter", "depth_estimator", "low_res_scheduler"];
+
+/// The pipelines that `class` is one of.
+pub(super) fn pipelines(class: &str) -> Result<&'static Pipelines, String> {
+    let runs = |prefix: &&&str| {
+        let task = class.strip_prefix(**prefix).and_then(|rest| rest.strip_suffix("Pipeline"));
+        task.is_some_and(|task| TASKS.contains(&task))
+    };
+    let found = PIPELINES.iter().find(|pipelines| pipelines.classes.iter().any(|prefix| runs(&prefix)));
+    found.ok_or_else(|| {
+        let supported: Vec<String> = PIPELINES
+            .iter()
+            .flat_map(|pipelines| pipelines.classes)
+            .map(|prefix| format!("{prefix}Pipeline"))
+            .collect();
+        format!(
+            "_class_name: '{class}' is not supported; supported: {} and their Img2Img, Inpaint and ControlNet kin",
+            supported.join(", ")
+        )
+    })
+}
+
+pub(super) fn library_class<'a>(index: &'a Value, component: &str) -> Option<&'a str> {
+    index.get(component)?.get(1)?.as_str()
+}
+
+pub(super) fn require(index: &Value, component: &str, classes: &[&str]) -> Result<(), String> {
+    match library_class(index, component) {
+        Some(found) if classes.contains(&found) => Ok(()),
+        found => {
+            let (found, classes) = (found.unwrap_or("null"), classes.join(", "));
+            Err(format!("{component}: '{found}' is not supported; supported: {classes}"))
+        }
+    }
+}
+
+pub(super) fn flag(index: &Value, key: &str) -> Result<bool, String> {
+    match index.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(value) => value.as_bool().ok_or_else(|| format!("{key}: {value} is neither true nor false")),
+    }
+}

@@ -1,0 +1,105 @@
+//! Where a checkpoint's components lie: in the folders of a folder, or in one file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::weights::{Network, WeightFiles};
+use crate::{CompileError, Original};
+
+/// Largest JSON file that is read.
+const MAX_JSON: u64 = 64 << 20;
+
+/// One component: its configuration and weights.
+#[derive(Debug)]
+pub(crate) struct Part<C> {
+    /// Name of its folder.
+    pub(crate) name: String,
+    pub(crate) config: C,
+    pub(crate) weights: WeightFiles,
+}
+
+/// Where components are read from.
+pub(super) enum Layout<'a> {
+    Folder { root: &'a Path, variant: Option<&'a str> },
+    File(&'a mut Original),
+}
+
+impl Layout<'_> {
+    pub(super) fn part<C>(
+        &mut self,
+        name: &str,
+        network: Network,
+        parse: impl FnOnce(&str, &Value) -> Result<C, kiln_graph::TraceError>,
+    ) -> Result<Part<C>, CompileError> {
+        let (origin, value, weights) = match self {
+            Layout::Folder { root, variant } => {
+                let folder = root.join(name);
+                let path = folder.join("config.json");
+                let value = read_json(&path)?;
+                (path.display().to_string(), value, WeightFiles::open(&folder, network, *variant)?)
+            }
+            Layout::File(original) => {
+                let (value, weights) = original.take(name)?;
+                (format!("{}: {name}", original.path().display()), value, weights)
+            }
+        };
+        Ok(Part { name: name.into(), config: parse(&origin, &value)?, weights })
+    }
+
+    pub(super) fn config_path(&self, component: &str) -> PathBuf {
+        match self {
+            Layout::Folder { root, .. } => root.join(component).join("config.json"),
+            Layout::File(original) => original.path().into(),
+        }
+    }
+}
+
+/// Something that a bundle is made from.
+pub(crate) enum Source {
+    File(PathBuf),
+    /// What kiln made itself, for a checkpoint that does not hold it.
+    Made(Vec<u8>),
+}
+
+pub(super) fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, Source)>, CompileError> {
+    let folder = root.join(name);
+    let has = |file: &str| folder.join(file).is_file();
+    if !(has("tokenizer.json") || has("vocab.json") && has("merges.txt")) {
+        let reason = "has neither tokenizer.json nor vocab.json and merges.txt";
+        return Err(CompileError::checkpoint(&folder, reason));
+    }
+    let files =
+        ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+    let found = files.into_iter().filter(|file| has(file));
+    Ok(found.map(|file| (format!("{name}/{file}"), Source::File(folder.join(file)))).collect())
+}
+
+/// The last part of a path, as far as it is fit for a file name.
+pub(super) fn file_name(path: &Path) -> String {
+    // A file's own name is kept where it is a link, as in the Hugging Face cache, whose blobs are named by digests.
+    let name = match path.is_file() {
+        true => path.file_stem().map(ToOwned::to_owned),
+        false => path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(ToOwned::to_owned),
+    };
+    let name = name.unwrap_or_default().to_string_lossy().into_owned();
+    let safe: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
+        .take(64)
+        .collect();
+    match safe.trim_matches('.') {
+        "" => "checkpoint".into(),
+        safe => safe.into(),
+    }
+}
+
+pub(crate) fn read_json(path: &Path) -> Result<Value, CompileError> {
+    let size = fs::metadata(path).map_err(|e| CompileError::io(path, &e))?.len();
+    if size > MAX_JSON {
+        return Err(CompileError::checkpoint(path, format!("has {size} bytes, more than any configuration")));
+    }
+    let text = fs::read(path).map_err(|e| CompileError::io(path, &e))?;
+    serde_json::from_slice(&text).map_err(|e| CompileError::checkpoint(path, e.to_string()))
+}
