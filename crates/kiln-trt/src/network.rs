@@ -1,0 +1,213 @@
+//! Networks as the ONNX parser leaves them.
+
+use std::ffi::{c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::TrtError;
+use crate::error::TrtErrorKind::{self, Build, Parse, Unsupported};
+use crate::object::{Object, c_string, text};
+use crate::sys::{Dims, call};
+
+/// A parsed network, strongly typed: every tensor has the type that the model gives it.
+#[derive(Debug)]
+pub struct Network {
+    pub(crate) object: Arc<Object>,
+    /// Holds the weights.
+    _parser: Object,
+}
+
+/// An input or output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Name in the model.
+    pub name: String,
+    /// Element type.
+    pub dtype: DataType,
+    /// Sizes; -1 where one is open.
+    pub shape: Vec<i64>,
+}
+
+/// Element types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DataType {
+    /// 32-bit float.
+    F32,
+    /// 16-bit float.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// 32-bit integer.
+    I32,
+    /// 64-bit integer.
+    I64,
+    /// Any other, by TensorRT's number.
+    Other(i32),
+}
+
+impl DataType {
+    pub(crate) fn from_number(number: i32) -> DataType {
+        match number {
+            0 => DataType::F32,
+            1 => DataType::F16,
+            7 => DataType::BF16,
+            3 => DataType::I32,
+            8 => DataType::I64,
+            other => DataType::Other(other),
+        }
+    }
+}
+
+/// A layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Name, after the node that it comes from.
+    pub name: String,
+    /// TensorRT's `LayerType`, as in `kCONVOLUTION`.
+    pub kind: String,
+}
+
+/// An attention of the network, which TensorRT knows as such.
+#[derive(Debug)]
+pub struct Attention {
+    /// Name, after the node that it comes from.
+    pub name: String,
+    object: Object,
+}
+
+impl Network {
+    /// Parses a model with weights beside it.
+    ///
+    /// Errors are of kind [`TrtErrorKind::Parse`] and name the node where TensorRT does.
+    pub(crate) fn parse(builder: &Arc<Object>, model: &Path) -> Result<Network, TrtError> {
+        let library = builder.library();
+        let typed = library.tables().number("NetworkDefinitionCreationFlag", "kSTRONGLY_TYPED")?;
+        let network = call!(builder, VBuilder.createNetworkV2(1_u32 << typed => u32) -> *mut c_void);
+        let network = Object::owned(library, network, Some(builder), Build, "can not make a network")?;
+        let parser = library.create_for("createNvOnnxParser_INTERNAL", network.as_ptr())?;
+        let deleting = library.tables().entry("IParser", "~deleting")?;
+        let network = Arc::new(network);
+        let parser =
+            Object::owned(library, parser, Some(&network), TrtErrorKind::Library, "can not make a parser")?
+                .deleted_by(deleting);
+        let path = c_string(std::str::from_utf8(model.as_os_str().as_bytes()).map_err(|_| {
+            TrtError::new(TrtErrorKind::Argument, format!("{}: is not UTF-8", model.display()))
+        })?)?;
+        const WARNINGS: i32 = 2;
+        let parsed =
+            call!(parser, IParser.parseFromFile(path.as_ptr() => *const c_char, WARNINGS => i32) -> bool);
+        if !parsed {
+            return Err(parse_error(&parser, model)?);
+        }
+        Ok(Network { object: network, _parser: parser })
+    }
+
+    /// Inputs, in the model's order.
+    pub fn inputs(&self) -> Result<Vec<Port>, TrtError> {
+        let n = call!(self.object, VNetworkDefinition.getNbInputs() -> i32);
+        (0..n)
+            .map(|i| self.port(call!(self.object, VNetworkDefinition.getInput(i => i32) -> *mut c_void)))
+            .collect()
+    }
+
+    /// Outputs, in the model's order.
+    pub fn outputs(&self) -> Result<Vec<Port>, TrtError> {
+        let n = call!(self.object, VNetworkDefinition.getNbOutputs() -> i32);
+        (0..n)
+            .map(|i| self.port(call!(self.object, VNetworkDefinition.getOutput(i => i32) -> *mut c_void)))
+            .collect()
+    }
+
+    fn port(&self, tensor: *mut c_void) -> Result<Port, TrtError> {
+        let tensor = self.borrow(tensor, "a tensor")?;
+        Ok(Port {
+            name: text(call!(tensor, VTensor.getName() -> *const c_char)),
+            dtype: DataType::from_number(call!(tensor, VTensor.getType() -> i32)),
+            shape: call!(tensor, VTensor.getDimensions() -> Dims).to_vec(),
+        })
+    }
+
+    /// Number of layers.
+    pub fn n_layers(&self) -> Result<usize, TrtError> {
+        Ok(usize::try_from(call!(self.object, VNetworkDefinition.getNbLayers() -> i32)).unwrap_or(0))
+    }
+
+    /// All layers.
+    pub fn layers(&self) -> Result<Vec<Layer>, TrtError> {
+        (0..self.n_layers()?)
+            .map(|i| {
+                let (object, kind) = self.layer(i)?;
+                Ok(Layer { name: text(call!(object, VLayer.getName() -> *const c_char)), kind })
+            })
+            .collect()
+    }
+
+    fn layer(&self, index: usize) -> Result<(Object, String), TrtError> {
+        let layer = call!(self.object, VNetworkDefinition.getLayer(index as i32 => i32) -> *mut c_void);
+        let layer = self.borrow(layer, "a layer")?;
+        let number = call!(layer, VLayer.getType() -> i32);
+        let kind = layer.library().tables().name("LayerType", number).map_or(number.to_string(), str::to_owned);
+        Ok((layer, kind))
+    }
+
+    /// The attentions, each once.
+    pub fn attentions(&self) -> Result<Vec<Attention>, TrtError> {
+        let mut found = Vec::new();
+        for index in 0..self.n_layers()? {
+            let (layer, kind) = self.layer(index)?;
+            if kind == "kATTENTION_OUTPUT" {
+                let attention = call!(layer, VAttentionBoundaryLayer.getAttention() -> *mut c_void);
+                let object = self.borrow(attention, "an attention")?;
+                let name = text(call!(object, VAttention.getName() -> *const c_char));
+                found.push(Attention { name, object });
+            }
+        }
+        Ok(found)
+    }
+
+    fn borrow(&self, pointer: *mut c_void, what: &str) -> Result<Object, TrtError> {
+        Object::borrowed(
+            self.object.library(),
+            pointer,
+            Some(&self.object),
+            Build,
+            &format!("the network lacks {what}"),
+        )
+    }
+}
+
+impl Attention {
+    /// Whether the builder may take several kernels, with the matrix of all scores between them.
+    pub fn is_decomposable(&self) -> Result<bool, TrtError> {
+        Ok(call!(self.object, VAttention.getDecomposable() -> bool))
+    }
+
+    /// Makes a build fail that has no fused kernel for this attention, or lets it fall back.
+    pub fn set_decomposable(&mut self, decomposable: bool) -> Result<(), TrtError> {
+        match call!(self.object, VAttention.setDecomposable(decomposable => bool) -> bool) {
+            true => Ok(()),
+            false => Err(self
+                .object
+                .library()
+                .failure(Unsupported, &format!("attention '{}' can not be held together", self.name))),
+        }
+    }
+}
+
+fn parse_error(parser: &Object, model: &Path) -> Result<TrtError, TrtError> {
+    let library = parser.library();
+    let n = call!(parser, IParser.getNbErrors() -> i32);
+    if n <= 0 {
+        return Ok(library.failure(Parse, &format!("{}: can not be parsed", model.display())));
+    }
+    let error = call!(parser, IParser.getError(0 => i32) -> *mut c_void);
+    let error = Object::borrowed(library, error, None, Parse, "the parser does not say what is wrong")?;
+    let description = text(call!(error, IParserError.desc() -> *const c_char));
+    let operator = text(call!(error, IParserError.nodeOperator() -> *const c_char));
+    let node = text(call!(error, IParserError.nodeName() -> *const c_char));
+    let operator = if operator.is_empty() { operator } else { format!("{operator}: ") };
+    let reason = format!("{}: {operator}{description}", model.display());
+    Ok(TrtError::new(Parse, reason).in_node(&node))
+}
