@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::BundleError;
 
 /// The layout of bundles that this version reads and writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Largest manifest that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -35,17 +36,36 @@ pub struct Manifest {
 }
 
 /// What engines are built for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// ONNX for a CPU.
     Cpu,
+    /// TensorRT-RTX engines for NVIDIA GPUs.
+    TensorrtRtx,
+}
+
+impl Target {
+    /// All of them.
+    pub const ALL: [Target; 2] = [Target::Cpu, Target::TensorrtRtx];
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Target, String> {
+        Target::ALL.into_iter().find(|target| target.to_string() == name).ok_or_else(|| {
+            let known = Target::ALL.map(|target| target.to_string()).join(", ");
+            format!("'{name}' is no target; targets: {known}")
+        })
+    }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Target::Cpu => "cpu",
+            Target::TensorrtRtx => "tensorrt-rtx",
         })
     }
 }
@@ -170,21 +190,34 @@ pub struct ControlNetInfo {
 pub struct Component {
     /// The model file.
     pub engine: String,
-    /// The file with its weights.
-    pub weights: String,
+    /// The file with its weights, where they are not in the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// Bytes of its weights.
     pub weight_bytes: u64,
     /// The checkpoint's weights on which no output depends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread_weights: Vec<String>,
-    /// Number of its operators.
+    /// Number of its operators, or of its layers before the builder fuses them.
     pub operators: u64,
+    /// How its attentions run.
+    pub attention: AttentionFacts,
     /// Type that it computes in.
     pub precision: String,
     /// What it reads.
     pub inputs: Vec<PortInfo>,
     /// What it makes.
     pub outputs: Vec<PortInfo>,
+}
+
+/// How the attentions of an engine run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionFacts {
+    /// How many are one fused operator, which never holds the matrix of all scores.
+    pub fused: u64,
+    /// How many are, or may become, several operators with that matrix between them.
+    pub decomposed: u64,
 }
 
 /// One input or output of an engine.
@@ -261,7 +294,10 @@ pub struct Provenance {
     pub kiln: String,
     /// Key of the bundle in the engine cache.
     pub key: String,
-    /// Emission options, by name.
+    /// What built the engines, as in `TensorRT-RTX 1.7.1`; nothing where they are ONNX.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toolkit: Option<String>,
+    /// Options, by name.
     pub options: BTreeMap<String, String>,
     /// Digests of the checkpoint's files, by name.
     pub checkpoint: BTreeMap<String, String>,
@@ -331,7 +367,7 @@ impl Manifest {
         let named = self
             .components
             .values()
-            .flat_map(|c| [&c.engine, &c.weights])
+            .flat_map(|c| [Some(&c.engine), c.weights.as_ref()].into_iter().flatten())
             .chain(scheduler)
             .chain(&self.reference);
         match named.into_iter().find(|name| !self.files.contains_key(*name)) {

@@ -6,6 +6,9 @@ pub const KILN_CACHE_DIR: &str = "KILN_CACHE_DIR";
 /// ONNX Runtime's shared library, or the folder that holds it.
 pub const KILN_ONNXRUNTIME: &str = "KILN_ONNXRUNTIME";
 
+/// TensorRT-RTX's shared library, or the folder that holds it.
+pub const KILN_TENSORRT_RTX: &str = "KILN_TENSORRT_RTX";
+
 /// The user's folder, in which the platform's cache folder lies on Linux and macOS.
 pub const HOME: &str = "HOME";
 
@@ -18,4 +21,5 @@ pub const LOCALAPPDATA: &str = "LOCALAPPDATA";
 /// Folders in which Python and pip are looked for.
 pub const PATH: &str = "PATH";
 
-pub(crate) const ALL: [&str; 6] = [KILN_CACHE_DIR, KILN_ONNXRUNTIME, HOME, XDG_CACHE_HOME, LOCALAPPDATA, PATH];
+pub(crate) const ALL: [&str; 7] =
+    [KILN_CACHE_DIR, KILN_ONNXRUNTIME, KILN_TENSORRT_RTX, HOME, XDG_CACHE_HOME, LOCALAPPDATA, PATH];

@@ -60,7 +60,7 @@ impl Environment {
     }
 
     pub(crate) fn install_dir(&self, wheel: &Wheel) -> Result<PathBuf, Error> {
-        Ok(self.native_dir()?.join(format!("{}-{}", wheel.package, wheel.version)))
+        Ok(self.native_dir()?.join(format!("{}-{}", wheel.package, wheel.release)))
     }
 }
 

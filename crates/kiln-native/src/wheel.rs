@@ -11,16 +11,19 @@ use std::fmt;
 pub enum Library {
     /// ONNX Runtime with its CPU provider.
     OnnxRuntimeCpu,
+    /// TensorRT-RTX and its ONNX parser.
+    TensorrtRtx,
 }
 
 impl Library {
     /// Every library.
-    pub const ALL: [Library; 1] = [Library::OnnxRuntimeCpu];
+    pub const ALL: [Library; 2] = [Library::OnnxRuntimeCpu, Library::TensorrtRtx];
 
     /// Name for `kiln runtime install`.
     pub fn name(self) -> &'static str {
         match self {
             Library::OnnxRuntimeCpu => "cpu",
+            Library::TensorrtRtx => "tensorrt-rtx",
         }
     }
 
@@ -32,6 +35,7 @@ impl Library {
     pub(crate) fn wheel(self) -> &'static Wheel {
         match self {
             Library::OnnxRuntimeCpu => &ONNXRUNTIME,
+            Library::TensorrtRtx => &TENSORRT_RTX,
         }
     }
 }
@@ -51,7 +55,14 @@ pub(crate) struct Wheel {
     /// The library's name without prefix, extension and version.
     pub(crate) stem: &'static str,
     pub(crate) package: &'static str,
+    /// Version of the library.
     pub(crate) version: &'static str,
+    /// Version of the package.
+    #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
+    pub(crate) release: &'static str,
+    /// ABI tag of the package; the libraries inside do not depend on it.
+    #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
+    pub(crate) abi: &'static str,
     #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
     pub(crate) platforms: &'static [Platform],
 }
@@ -108,12 +119,9 @@ pub(crate) fn bare_name(member: &str) -> &str {
     member.rsplit_once('/').map_or(member, |(_, bare)| bare)
 }
 
-/// CPython tag of the wheels; the libraries inside do not depend on it.
+/// Python version that the wheels are asked for; the libraries inside do not depend on it.
 #[cfg(feature = "install")]
 pub(crate) const PYTHON: &str = "3.12";
-/// ABI tag of the wheels.
-#[cfg(feature = "install")]
-pub(crate) const ABI: &str = "cp312";
 
 const LICENSE: (&str, u64) = ("onnxruntime/LICENSE", 1 << 20);
 const NOTICES: (&str, u64) = ("onnxruntime/ThirdPartyNotices.txt", 4 << 20);
@@ -124,6 +132,8 @@ static ONNXRUNTIME: Wheel = Wheel {
     stem: "onnxruntime",
     package: "onnxruntime",
     version: "1.32.0",
+    release: "1.32.0",
+    abi: "cp312",
     platforms: &[
         Platform {
             os: "linux",
@@ -173,6 +183,29 @@ static ONNXRUNTIME: Wheel = Wheel {
             ],
         },
     ],
+};
+
+static TENSORRT_RTX: Wheel = Wheel {
+    title: "TensorRT-RTX",
+    variable: crate::env::KILN_TENSORRT_RTX,
+    stem: "tensorrt_rtx",
+    package: "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    version: "1.7.1",
+    release: "0.5.0",
+    abi: "none",
+    platforms: &[Platform {
+        os: "linux",
+        arch: "x86_64",
+        tag: "manylinux_2_28_x86_64",
+        bytes: 146_476_965,
+        sha256: "32f575c633d171b4edf4b53d3bb22b72a6c9c0a850d2982ce9a788a5d40d3298",
+        members: &[
+            ("onnxruntime_ep_nv_tensorrt_rtx/libtensorrt_rtx.so.1.7.1", 512 << 20),
+            ("onnxruntime_ep_nv_tensorrt_rtx/libtensorrt_onnxparser_rtx.so.1.7.1", 32 << 20),
+            ("onnxruntime_ep_nv_tensorrt_rtx/README.txt", 1 << 20),
+            ("onnxruntime_ep_nv_tensorrt_rtx/Acknowledgements.txt", 4 << 20),
+        ],
+    }],
 };
 
 #[cfg(all(test, feature = "install"))]

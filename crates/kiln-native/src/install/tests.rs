@@ -82,6 +82,8 @@ impl Machine {
             stem: "some",
             package: "some",
             version: "1.0",
+            release: "1.0",
+            abi: "none",
             platforms: Box::leak(Box::new([platform])),
         };
         let mut path = OsString::from(root.join("bin"));
