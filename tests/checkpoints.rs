@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use kiln_compile::{Checkpoint, CompileError, EngineCache, TraceOptions, trace};
+use kiln_compile::{BuildOptions, Checkpoint, CompileError, EngineCache, TraceOptions, trace};
 use kiln_graph::{DType, EmitPolicy, PrecisionPolicy};
 use safetensors::tensor::TensorView;
 use safetensors::{SafeTensors, serialize_to_file};
@@ -107,7 +107,7 @@ fn checkpoints_of_the_hub_cache_are_symlinks_and_work() {
     let cache = scratch();
     let checkpoint = Checkpoint::open(snapshot.path(), None).expect("a checkpoint");
     let compiled = EngineCache::new(cache.path())
-        .compile(&checkpoint, &TraceOptions::default(), &mut |_| {})
+        .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
         .expect("a bundle");
     for file in walk(compiled.bundle.root()) {
         assert!(fs::symlink_metadata(&file).expect("a file").is_file(), "{}", file.display());

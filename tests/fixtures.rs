@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use kiln_compile::{Architecture, Checkpoint, EngineCache, TraceOptions, synthesize};
+use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOptions, synthesize};
 use kiln_engine::{OnnxRuntime, Rten};
 use kiln_graph::DType;
 use kiln_native::{Library, install, locate};
@@ -61,7 +61,8 @@ pub(crate) fn tiny() -> TempDir {
 pub(crate) fn bundle(checkpoint: &Path, options: &TraceOptions) -> Bundle {
     static CACHE: LazyLock<TempDir> = LazyLock::new(scratch);
     let checkpoint = Checkpoint::open(checkpoint, None).expect("a checkpoint");
-    EngineCache::new(CACHE.path()).compile(&checkpoint, options, &mut |_| {}).expect("a bundle").bundle
+    let options = BuildOptions::cpu(options.clone());
+    EngineCache::new(CACHE.path()).compile(&checkpoint, &options, &mut |_| {}).expect("a bundle").bundle
 }
 
 pub(crate) fn copy_folder(from: &Path, to: &Path) {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kiln_compile::{Checkpoint, EngineCache, Family, Original, TraceOptions, inspect_original, trace};
+use kiln_compile::{
+    BuildOptions, Checkpoint, EngineCache, Family, Original, TraceOptions, inspect_original, trace,
+};
 use kiln_runtime::{Pipeline, Request};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -207,7 +209,7 @@ fn a_file_gives_the_models_and_pictures_of_its_folder() {
         let cache = scratch();
         let checkpoint = Checkpoint::open(checkpoint, None).expect("a checkpoint");
         let compiled = EngineCache::new(cache.path())
-            .compile(&checkpoint, &TraceOptions::default(), &mut |_| {})
+            .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
             .expect("a bundle");
         let mut pipeline = Pipeline::new(compiled.bundle, onnxruntime()).expect("a pipeline");
         let request = Request {

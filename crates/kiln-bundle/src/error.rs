@@ -48,6 +48,18 @@ pub enum BundleError {
         /// The file.
         path: PathBuf,
     },
+    /// A manifest bears no valid seal of this user.
+    #[error("{path}: was not sealed by this user's kiln, or has changed since", path = path.display())]
+    Seal {
+        /// The manifest.
+        path: PathBuf,
+    },
+    /// Others than its owner can use a key.
+    #[error("{path}: others than its owner can read or write this key", path = path.display())]
+    KeyExposed {
+        /// The key.
+        path: PathBuf,
+    },
     /// The bundle lacks a component that is needed.
     #[error("{path}: has no {role}", path = path.display())]
     NoComponent {

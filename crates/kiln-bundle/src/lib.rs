@@ -1,29 +1,36 @@
 //! A bundle is a folder with a `bundle.yaml` and the files that it names: all that the runtime ever reads.
 //!
 //! The compile stage makes it in a [`Staging`] folder and publishes it by one rename, so that a half-written bundle can
-//! not be seen. [`Bundle::open`] checks every file's size, and the digest of all but large weight files;
-//! [`Bundle::verify`] checks every digest.
+//! not be seen. [`Bundle::open`] checks every file's digest, remembering those of large files by size, modification time
+//! and inode; [`Bundle::verify`] takes every digest anew.
 
+mod digests;
 mod error;
 pub mod fs;
 mod manifest;
+mod seal;
 mod tensors;
 
 use std::path::{Path, PathBuf};
 
+pub use digests::Digests;
 pub use error::BundleError;
 pub use fs::{OutputFolder, Staging};
 pub use manifest::{
-    Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, Manifest, PipelineInfo, PortInfo,
-    Provenance, Role, Size, Target, TextEncoderInfo,
+    AttentionFacts, Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, Manifest,
+    PipelineInfo, PortInfo, Provenance, Role, Size, Target, TextEncoderInfo,
 };
+pub use seal::SealKey;
 pub use tensors::{TensorFile, TensorFileError, TensorInfo};
 
 /// Name of the manifest inside a bundle.
 pub const MANIFEST: &str = "bundle.yaml";
 
-/// Files up to this size have their digest checked whenever a bundle is opened.
-const CHECKED_ON_OPEN: u64 = 64 << 20;
+/// What [`Bundle::open`] remembers of large files, inside the bundle.
+const DIGESTS: &str = ".digests.json";
+
+/// Files up to this size have their digest taken whenever a bundle is opened.
+const ALWAYS_TAKEN: u64 = 1 << 20;
 
 /// An opened bundle.
 #[derive(Clone, Debug)]
@@ -42,23 +49,31 @@ impl Bundle {
     pub fn open(root: &Path) -> Result<Bundle, BundleError> {
         let manifest = Manifest::read(&root.join(MANIFEST))?;
         let bundle = Bundle { root: root.into(), manifest };
-        bundle.check(CHECKED_ON_OPEN)?;
-        Ok(bundle)
+        let mut digests = Digests::load(bundle.path(DIGESTS));
+        let checked = bundle.check(&mut digests);
+        digests.save();
+        checked.map(|()| bundle)
     }
 
     /// Checks the digest of every file, however large.
     pub fn verify(&self) -> Result<(), BundleError> {
-        self.check(u64::MAX)
+        let mut digests = Digests::load(self.path(DIGESTS));
+        digests.forget();
+        let checked = self.check(&mut digests);
+        digests.save();
+        checked
     }
 
-    fn check(&self, up_to: u64) -> Result<(), BundleError> {
+    fn check(&self, digests: &mut Digests) -> Result<(), BundleError> {
         for (name, entry) in &self.manifest.files {
             let path = self.path(name);
             let found = std::fs::metadata(&path).map_err(|e| BundleError::io(&path, &e))?.len();
             if found != entry.size {
                 return Err(BundleError::Size { path, expected: entry.size, found });
             }
-            if entry.size <= up_to && fs::digest(&path)? != entry.blake3 {
+            let take = || fs::digest(&path);
+            let found = if entry.size <= ALWAYS_TAKEN { take()? } else { digests.of(name, &[&path], take)? };
+            if found != entry.blake3 {
                 return Err(BundleError::Digest { path });
             }
         }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_bundle::Target;
+use kiln_compile::ComputeCapability;
 use kiln_graph::AttentionPolicy;
 
 const EXIT_CODES: &str = "\
@@ -36,7 +38,10 @@ pub(crate) enum Command {
     /// Write a checkpoint's networks as ONNX files.
     Trace(TraceArgs),
     /// Make a checkpoint's bundle in the engine cache.
-    Compile(CompileArgs),
+    Compile(Box<CompileArgs>),
+    /// Build one engine, as `kiln compile` asks for on standard input.
+    #[command(hide = true)]
+    BuildEngine,
     /// Show what is in a checkpoint, a bundle or an ONNX file.
     Inspect(InspectArgs),
     /// Write a single-file checkpoint as a diffusers folder.
@@ -220,9 +225,32 @@ pub(crate) struct TraceArgs {
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
-    /// Checkpoint folder or single-file checkpoint.
-    #[arg(value_name = "CHECKPOINT")]
-    pub(crate) checkpoint_path: PathBuf,
+    /// Specification (.yaml), checkpoint folder or single-file checkpoint.
+    pub(crate) source: PathBuf,
+    /// What to build for: cpu, tensorrt-rtx; may be given several times [default: those of the specification, or cpu].
+    #[arg(long = "target", value_name = "TARGET")]
+    pub(crate) targets: Vec<Target>,
+    /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) precision: Option<Precision>,
+    /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].
+    #[arg(long = "compute-capability", value_name = "X.Y")]
+    pub(crate) compute_capabilities: Vec<ComputeCapability>,
+    /// Accept GPU engines whose attention is several kernels.
+    #[arg(long)]
+    pub(crate) allow_slow_attention: bool,
+    /// How many parts are built at once; a part of a GPU engine takes gigabytes.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) jobs: usize,
+    /// Show what would be built, and build nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Say what has changed since the likest part in the cache.
+    #[arg(long)]
+    pub(crate) why: bool,
+    /// Read the checkpoint's weights even where their files look unchanged.
+    #[arg(long)]
+    pub(crate) rehash: bool,
     /// LoRA that becomes part of the weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
     #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
     pub(crate) lora: Vec<String>,
@@ -238,7 +266,7 @@ pub(crate) struct CompileArgs {
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
     pub(crate) checkpoint: CheckpointArgs,
-    /// Print one JSON object instead of the bundle's path.
+    /// Print one JSON object instead of the bundles' paths.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -269,7 +297,7 @@ pub(crate) struct SizeArgs {
     pub(crate) batch_size: Option<u32>,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct CheckpointArgs {
     /// Prefer weight files of this variant, such as fp16.
     #[arg(long, value_name = "NAME")]

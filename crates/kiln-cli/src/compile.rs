@@ -1,148 +1,203 @@
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_bundle::Bundle;
-use kiln_compile::{Checkpoint, CompileError, Compiled, ControlNetCheckpoint, EngineCache, TraceOptions};
-use kiln_graph::EmitPolicy;
-use kiln_lora::Lora;
-use kiln_nets::Sizes;
-use serde_json::json;
+use kiln_bundle::Target;
+use kiln_compile::{
+    AttentionSpec, BuildOptions, Checkpoint, Compiled, ProfileSpec, RangeSpec, RtxOptions, Specification, Step,
+    TargetOptions, TargetSpec, Type,
+};
+use kiln_native::Library;
+use serde_json::{Value, json};
 
-use crate::args::{CacheArgs, CheckpointArgs, CompileArgs, PredictionChoice, SizeArgs};
+use crate::args::{CheckpointArgs, CompileArgs, Precision};
+use crate::build::OtherProcess;
 use crate::failure::Failure;
 use crate::generate::backend;
+use crate::models::{cache, check_companions, failure, open, sizes};
 use crate::progress::Bar;
-use crate::{output, paths, tasks, verify};
+use crate::{output, runtime, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
-    let checkpoint = open(&args.checkpoint_path, &args.checkpoint)?;
-    let sizes = sizes(&args.sizes, &checkpoint)?;
-    let loras = tasks::loras(&args.lora)?;
-    let mut compiled = compile(&checkpoint, &args.checkpoint, sizes, loras, &args.cache)?;
-    if !args.no_reference && compiled.bundle.manifest().reference.is_none() {
-        verify::record(&mut compiled.bundle, backend(args.backend)?)?;
-    }
-    let root = compiled.bundle.root().display().to_string();
-    match args.json {
-        true => output::data(
-            &json!({
-                "bundle": root,
-                "key": compiled.bundle.manifest().provenance.key,
-                "cached": compiled.was_cached,
-                "seconds": start.elapsed().as_secs_f64(),
-            })
-            .to_string(),
-        ),
-        false => output::data(&root),
-    }
-    Ok(())
-}
-
-/// Opens a checkpoint folder or a single-file checkpoint.
-pub(crate) fn open(path: &Path, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
-    match (path.is_file(), &args.variant, args.prediction_type) {
-        (true, Some(_), _) => {
-            Err(Failure::usage("--variant chooses between the files of a folder, and this is one file"))
-        }
-        (false, _, Some(_)) => Err(Failure::usage("--prediction-type is for single-file checkpoints")
-            .with_hint("a folder says it in scheduler/scheduler_config.json")),
-        (true, None, asked) => {
-            Ok(Checkpoint::open_original(path, asked.map(PredictionChoice::prediction_type))?)
-        }
-        (false, variant, None) => Ok(Checkpoint::open(path, variant.as_deref())?),
-    }
-}
-
-/// The checkpoint's bundle from the engine cache, made now if need be.
-pub(crate) fn bundle(model: &Path, args: &CheckpointArgs, cache: &CacheArgs) -> Result<Bundle, Failure> {
-    if Bundle::is_bundle(model) {
-        return Ok(Bundle::open(model)?);
-    }
-    let checkpoint = open(model, args)?;
-    Ok(compile(&checkpoint, args, Sizes::Dynamic, Vec::new(), cache)?.bundle)
-}
-
-/// A ControlNet's bundle from the engine cache, made now if need be.
-pub(crate) fn controlnet_bundle(
-    folder: &Path,
-    args: &CheckpointArgs,
-    cache: &CacheArgs,
-) -> Result<Bundle, Failure> {
-    if Bundle::is_bundle(folder) {
-        return Ok(Bundle::open(folder)?);
-    }
-    let checkpoint = ControlNetCheckpoint::open(folder, args.variant.as_deref())?;
-    let cache = EngineCache::new(paths::engine_cache(cache)?);
-    let bar = Bar::bytes("compiling");
-    let options = TraceOptions::for_bundle(policy(args), Sizes::Dynamic);
-    let compiled = cache.compile_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));
-    Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
-}
-
-/// Refuses options about compiling where all of `models` are bundles, which are compiled already.
-pub(crate) fn refuse_unused(args: &CheckpointArgs, models: &[&Path]) -> Result<(), Failure> {
-    let given = [("--variant", args.variant.is_some()), ("--attention", args.attention.is_some())];
-    let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-    match models.iter().all(|model| Bundle::is_bundle(model)) {
-        false => Ok(()),
-        true => {
-            let model = models.first().map(|model| model.display().to_string()).unwrap_or_default();
-            let reason =
-                format!("{option}: {model} is a bundle, for which that was decided when it was compiled");
-            Err(Failure::usage(reason).with_hint(format!("kiln compile takes {option} and a checkpoint")))
-        }
-    }
-}
-
-fn policy(args: &CheckpointArgs) -> EmitPolicy {
-    EmitPolicy { attention: args.attention(), ..EmitPolicy::default() }
-}
-
-fn compile(
-    checkpoint: &Checkpoint,
-    args: &CheckpointArgs,
-    sizes: Sizes,
-    loras: Vec<Lora>,
-    cache: &CacheArgs,
-) -> Result<Compiled, Failure> {
+    let mut spec = specification(args)?;
+    let checkpoint_args = CheckpointArgs { variant: spec.variant.take(), ..args.checkpoint.clone() };
+    let checkpoint = open(&spec.checkpoint, &checkpoint_args)?;
     if checkpoint.original().is_none() {
-        check_companions(checkpoint)?;
+        check_companions(&checkpoint)?;
     }
-    let cache = EngineCache::new(paths::engine_cache(cache)?);
-    let bar = Bar::bytes("compiling");
-    let options = TraceOptions { loras, ..TraceOptions::for_bundle(policy(args), sizes) };
-    let compiled = cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress));
-    compiled.map_err(|e| failure(e, &cache))
-}
-
-/// Refuses a checkpoint whose scheduler or tokenizers the runtime could not load from the bundle.
-fn check_companions(checkpoint: &Checkpoint) -> Result<(), Failure> {
-    kiln_runtime::open_scheduler(&checkpoint.scheduler()?)?;
-    for tokenizer in checkpoint.tokenizers()? {
-        kiln_runtime::open_tokenizer(&tokenizer.folder, tokenizer.positions, tokenizer.vocabulary)?;
+    let mut loras = spec.open_loras()?;
+    loras.extend(tasks::loras(&args.lora)?);
+    sizes(&args.sizes, &checkpoint)?;
+    let cache = cache(&args.cache)?;
+    let mut reports = Vec::new();
+    for (target, spec) in &spec.targets {
+        let trace = spec.trace_options(*target, &checkpoint, loras.clone())?;
+        let options = BuildOptions {
+            trace,
+            target: target_options(*target, spec, &checkpoint)?,
+            jobs: args.jobs,
+            rehash: args.rehash,
+        };
+        let bar = Bar::bytes("compiling");
+        let mut progress = |progress| bar.compiling(progress);
+        let plan = cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?;
+        let steps = match args.dry_run || args.why {
+            true => plan.steps(&cache).map_err(|e| failure(e, &cache))?,
+            false => Vec::new(),
+        };
+        if args.dry_run {
+            drop(bar);
+            reports.push(report_plan(*target, &steps, args));
+            continue;
+        }
+        let mut compiled = cache.execute(plan, &mut progress).map_err(|e| failure(e, &cache))?;
+        drop(bar);
+        if *target == Target::Cpu && !args.no_reference && compiled.bundle.manifest().reference.is_none() {
+            verify::record(&mut compiled.bundle, backend(args.backend)?)?;
+        }
+        reports.push(report_bundle(*target, &compiled, &steps, args));
+    }
+    if args.json {
+        let key = if args.dry_run { "plans" } else { "bundles" };
+        output::data(&json!({ key: reports, "seconds": start.elapsed().as_secs_f64() }).to_string());
     }
     Ok(())
 }
 
-fn failure(error: CompileError, cache: &EngineCache) -> Failure {
-    match error {
-        CompileError::Bundle(error) => Failure::of_cache(error, cache.root()),
-        other => other.into(),
+/// What the arguments and the specification, where there is one, say together; arguments win.
+fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
+    let is_specification = args.source.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+    let mut spec = match is_specification {
+        true => Specification::read(&args.source)?,
+        false => Specification { checkpoint: args.source.clone(), ..Specification::default() },
+    };
+    if let Some(variant) = &args.checkpoint.variant {
+        spec.variant = Some(variant.clone());
+    }
+    if !args.targets.is_empty() {
+        let wanted = args.targets.iter();
+        spec.targets = wanted.map(|t| (*t, spec.targets.get(t).cloned().unwrap_or_default())).collect();
+    }
+    if spec.targets.is_empty() {
+        spec.targets = BTreeMap::from([(Target::Cpu, TargetSpec::default())]);
+    }
+    if spec.targets.keys().all(|target| *target == Target::Cpu) {
+        let foreign = [
+            ("--compute-capability", !args.compute_capabilities.is_empty()),
+            ("--allow-slow-attention", args.allow_slow_attention),
+        ];
+        if let Some((option, _)) = foreign.into_iter().find(|(_, is_given)| *is_given) {
+            return Err(Failure::usage(format!("{option} has no meaning for the CPU"))
+                .with_hint("--target tensorrt-rtx builds for GPUs"));
+        }
+    }
+    for (target, spec) in &mut spec.targets {
+        if let Some(policy) = args.checkpoint.attention {
+            spec.attention = Some(AttentionSpec(policy));
+        }
+        if let Some(precision) = args.precision {
+            spec.precision.compute = Some(match precision {
+                Precision::F32 => Type::F32,
+                Precision::F16 => Type::F16,
+            });
+        }
+        if let (Some(height), Some(width)) = (args.sizes.height, args.sizes.width) {
+            let fixed = |n: u32| RangeSpec::Fixed(n.into());
+            let batch = Some(fixed(args.sizes.batch_size.unwrap_or(1)));
+            spec.profiles = vec![ProfileSpec { batch, height: fixed(height), width: fixed(width) }];
+        }
+        if *target != Target::Cpu {
+            if !args.compute_capabilities.is_empty() {
+                spec.compute_capabilities.clone_from(&args.compute_capabilities);
+            }
+            spec.allow_slow_attention |= args.allow_slow_attention;
+        }
+    }
+    Ok(spec)
+}
+
+fn target_options(
+    target: Target,
+    spec: &TargetSpec,
+    checkpoint: &Checkpoint,
+) -> Result<TargetOptions, Failure> {
+    Ok(match target {
+        Target::Cpu => TargetOptions::Cpu,
+        Target::TensorrtRtx => {
+            let found = runtime::fetch(Library::TensorrtRtx)?;
+            TargetOptions::TensorrtRtx(RtxOptions {
+                release: kiln_compile::release_of(&found.path)?,
+                library: found.path,
+                compute_capabilities: spec.compute_capabilities.iter().map(|c| c.0).collect(),
+                profiles: spec.profiles(checkpoint)?,
+                workspace: spec.workspace.map(|bytes| bytes.0),
+                optimization_level: spec.optimization_level,
+                tf32: spec.tf32.unwrap_or(true),
+                allow_slow_attention: spec.allow_slow_attention,
+                builder: Arc::new(OtherProcess),
+            })
+        }
+    })
+}
+
+fn report_plan(target: Target, steps: &[Step], args: &CompileArgs) -> Value {
+    if !args.json {
+        output::data(&format!("{target}"));
+        steps.iter().for_each(|step| report_step(step, args.why));
+    }
+    json!({ "target": target.to_string(), "parts": steps.iter().map(describe).collect::<Vec<_>>() })
+}
+
+fn report_bundle(target: Target, compiled: &Compiled, steps: &[Step], args: &CompileArgs) -> Value {
+    let root = compiled.bundle.root().display().to_string();
+    if !args.json {
+        steps.iter().filter(|step| !step.is_cached).for_each(|step| report_step(step, true));
+        output::data(&root);
+    }
+    let mut report = json!({
+        "target": target.to_string(),
+        "bundle": root,
+        "key": compiled.bundle.manifest().provenance.key,
+        "cached": compiled.was_cached,
+    });
+    if args.why {
+        report["parts"] = steps.iter().map(describe).collect();
+    }
+    report
+}
+
+fn report_step(step: &Step, why: bool) {
+    let state = match (step.is_cached, step.differences.is_empty()) {
+        (true, _) => "cached".into(),
+        (false, true) => "to build: there is none like it".into(),
+        (false, false) => {
+            let names: Vec<&str> = step.differences.iter().map(|d| d.name.as_str()).collect();
+            format!("to build: other {}", names.join(", "))
+        }
+    };
+    let slash = if step.folder.is_empty() { "" } else { "/" };
+    let size = output::bytes(step.weight_bytes);
+    let line = format!("  {}{slash}{:<16} {size} of weights, {state}", step.folder, step.recipe.part);
+    let say = if why { output::say } else { output::data };
+    say(&line);
+    if why {
+        for difference in &step.differences {
+            let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
+            say(&format!("    {}: {} -> {}", difference.name, show(&difference.before), show(&difference.now)));
+        }
     }
 }
 
-/// Sizes in pixels as sizes in latents.
-pub(crate) fn sizes(args: &SizeArgs, checkpoint: &Checkpoint) -> Result<Sizes, Failure> {
-    let (Some(height), Some(width)) = (args.height, args.width) else { return Ok(Sizes::Dynamic) };
-    let factor = checkpoint.scale_factor();
-    let latents = |key: &str, pixels: u32| match u64::from(pixels) {
-        n if n > 0 && n <= 8192 && n.is_multiple_of(factor.max(8)) => Ok(n / factor),
-        _ => Err(Failure::usage(format!("{key}: {pixels} is not a multiple of {} up to 8192", factor.max(8)))),
-    };
-    let batch = match args.batch_size.unwrap_or(1) {
-        n @ 1..=256 => u64::from(n),
-        n => return Err(Failure::usage(format!("batch size: {n} is not a number from 1 to 256"))),
-    };
-    Ok(Sizes::Static { batch, height: latents("height", height)?, width: latents("width", width)? })
+fn describe(step: &Step) -> Value {
+    let differences =
+        step.differences.iter().map(|d| json!({ "name": d.name, "before": d.before, "now": d.now }));
+    json!({
+        "folder": step.folder,
+        "part": step.recipe.part,
+        "key": step.recipe.key(),
+        "cached": step.is_cached,
+        "weight_bytes": step.weight_bytes,
+        "differences": differences.collect::<Vec<_>>(),
+    })
 }

@@ -89,6 +89,8 @@ impl From<CompileError> for Failure {
         let code = match error {
             CompileError::Bundle(error) => return error.into(),
             CompileError::Option { .. } => USAGE,
+            CompileError::Toolkit(_) => LIBRARY,
+            CompileError::Build { .. } => UNEXPECTED,
             _ => INPUT,
         };
         Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code }
@@ -159,6 +161,7 @@ impl From<RuntimeError> for Failure {
             | RuntimeError::Embedding { .. }
             | RuntimeError::Reference { .. }
             | RuntimeError::Lora(_)
+            | RuntimeError::Target { .. }
             | RuntimeError::ControlNet { .. } => {
                 Failure { message: error.to_string(), hint: None, code: INPUT }
             }

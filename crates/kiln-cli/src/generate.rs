@@ -10,8 +10,8 @@ use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
 use crate::args::{BackendChoice, GenerateArgs, GeneratorChoice, SyntaxChoice};
-use crate::compile::{bundle, controlnet_bundle, refuse_unused};
 use crate::failure::Failure;
+use crate::models::{bundle, controlnet_bundle, refuse_unused};
 use crate::progress::Bar;
 use crate::{output, paths, runtime, tasks};
 

@@ -1,12 +1,14 @@
 //! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
 
 mod args;
+mod build;
 mod compare;
 mod compile;
 mod convert;
 mod failure;
 mod generate;
 mod inspect;
+mod models;
 mod output;
 mod paths;
 mod progress;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
+        Command::BuildEngine => build::run(),
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),

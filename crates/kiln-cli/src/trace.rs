@@ -4,13 +4,13 @@ use kiln_graph::{DType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
 
 use crate::args::{FlavorChoice, Precision, TraceArgs};
-use crate::compile::{self, sizes};
 use crate::failure::Failure;
+use crate::models::{self, sizes};
 use crate::output;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
-    let checkpoint = compile::open(&args.checkpoint_path, &args.checkpoint)?;
+    let checkpoint = models::open(&args.checkpoint_path, &args.checkpoint)?;
     let options = TraceOptions {
         policy: policy(args),
         sizes: sizes(&args.sizes, &checkpoint)?,

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::{BundleError, TensorFileError};
+use kiln_bundle::{BundleError, Role, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
 
@@ -31,6 +31,33 @@ pub enum CompileError {
     /// The network can not be traced or emitted.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// What builds engines can not be used.
+    #[error("{0}")]
+    Toolkit(String),
+    /// A specification does not parse or contradicts itself.
+    #[error("{path}: {reason}", path = path.display())]
+    Specification {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column where there are such.
+        reason: String,
+    },
+    /// An engine can not be built.
+    #[error("{role}: {reason}")]
+    Build {
+        /// The component.
+        role: Role,
+        /// What the builder says.
+        reason: String,
+    },
+    /// Attentions of an engine would be several kernels with the matrix of all scores between them.
+    #[error("{model}: {n} of its attentions would not be fused")]
+    SlowAttention {
+        /// The model.
+        model: String,
+        /// How many.
+        n: usize,
+    },
     /// A LoRA can not be used with the checkpoint.
     #[error(transparent)]
     Lora(#[from] LoraError),
@@ -62,6 +89,7 @@ impl CompileError {
         match self {
             CompileError::Checkpoint { hint, .. } => hint.as_deref(),
             CompileError::Option { hint, .. } => Some(hint),
+            CompileError::SlowAttention { .. } => Some("--allow-slow-attention accepts that"),
             _ => None,
         }
     }

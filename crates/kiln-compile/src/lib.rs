@@ -4,22 +4,34 @@
 //! A checkpoint's weights are never loaded: tracing reads the headers of its safetensors files, and writing copies each
 //! weight once, from file to file, converting where the emission policy stores another type.
 
+mod bundle;
 mod cache;
 mod checkpoint;
-mod digests;
 mod error;
 mod family;
 mod inspect;
 mod original;
+mod spec;
 mod synth;
+mod target;
 mod trace;
 mod weights;
 
-pub use cache::{Compiled, EngineCache};
+pub use bundle::{BuildOptions, Plan, Step};
+pub use cache::{
+    CacheItem, Checked, Compiled, Difference, EngineCache, Entry, ItemKind, Pruned, Recipe, Record,
+};
 pub use checkpoint::{Checkpoint, ControlNetCheckpoint, TokenizerFolder};
 pub use error::CompileError;
 pub use family::Family;
 pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx, inspect_original};
 pub use original::{Original, PredictionType, WeightView};
+pub use spec::{
+    AttentionSpec, Bytes, ComputeCapability, LoraSpec, OpenRange, PrecisionSpec, ProfileSpec, RangeSpec,
+    Specification, TargetSpec, Type,
+};
 pub use synth::{Architecture, synthesize};
+pub use target::{
+    BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, TargetOptions, release_of,
+};
 pub use trace::{Progress, TraceOptions, TracedModel, trace, trace_controlnet};

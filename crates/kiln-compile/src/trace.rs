@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kiln_bundle::{Role, fs::create_folder};
-use kiln_graph::{EmitPolicy, EmittedModel, Graph, StoredWeight, WeightLayout, emit, is_inside};
+use kiln_graph::{
+    DType, EmitPolicy, EmittedModel, Graph, PrecisionPolicy, StoredWeight, WeightLayout, emit, is_inside,
+};
 use kiln_lora::{Lora, LoraPlan, WeightChanges};
 use kiln_nets::{
     Autoencoder, ClipTextModel, ControlNetModel, Sizes, TextPorts, UNet2DConditionModel, UnetPorts,
@@ -21,6 +23,8 @@ use crate::weights::WeightFiles;
 pub struct TraceOptions {
     /// How the networks become operators.
     pub policy: EmitPolicy,
+    /// Types of components that differ from the policy's.
+    pub precisions: BTreeMap<Role, PrecisionPolicy>,
     /// Which sizes are fixed; the batch counts pictures, which the autoencoder's encoder reads one at a time.
     pub sizes: Sizes,
     /// Whether there is also a UNet that adds the residuals of ControlNets.
@@ -35,6 +39,7 @@ impl Default for TraceOptions {
     fn default() -> TraceOptions {
         TraceOptions {
             policy: EmitPolicy::default(),
+            precisions: BTreeMap::new(),
             sizes: Sizes::Dynamic,
             controlled: false,
             learned_tokens: false,
@@ -46,7 +51,7 @@ impl Default for TraceOptions {
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
     pub fn for_bundle(policy: EmitPolicy, sizes: Sizes) -> TraceOptions {
-        TraceOptions { policy, sizes, controlled: true, learned_tokens: true, loras: Vec::new() }
+        TraceOptions { policy, sizes, controlled: true, learned_tokens: true, ..TraceOptions::default() }
     }
 
     /// Sizes of what runs under guidance: two samples per picture.
@@ -77,6 +82,8 @@ pub enum Progress {
         /// Bytes to write.
         total: u64,
     },
+    /// An engine is being built from what was written.
+    Building(Role),
     /// Taking digests of what was written.
     Sealing,
 }
@@ -85,8 +92,10 @@ pub enum Progress {
 pub(crate) struct Traced<'a> {
     pub(crate) role: Role,
     pub(crate) models: Vec<EmittedModel>,
-    source: &'a WeightFiles,
-    changes: Option<Arc<WeightChanges>>,
+    pub(crate) source: &'a WeightFiles,
+    pub(crate) changes: Option<Arc<WeightChanges>>,
+    /// Type that it computes in.
+    pub(crate) precision: DType,
     /// The file of its weights, which components may share.
     data: String,
 }
@@ -218,6 +227,7 @@ const CLIP_POSITIONS: u64 = 77;
 
 struct Tracer<'a, 'o> {
     policy: &'o EmitPolicy,
+    precisions: &'o BTreeMap<Role, PrecisionPolicy>,
     progress: &'o mut dyn FnMut(Progress),
     traced: Vec<Traced<'a>>,
     known_cuts: Vec<String>,
@@ -229,6 +239,7 @@ impl<'a, 'o> Tracer<'a, 'o> {
     fn new(options: &'o TraceOptions, plan: LoraPlan, progress: &'o mut dyn FnMut(Progress)) -> Tracer<'a, 'o> {
         Tracer {
             policy: &options.policy,
+            precisions: &options.precisions,
             progress,
             traced: Vec::new(),
             known_cuts: Vec::new(),
@@ -246,10 +257,20 @@ impl<'a, 'o> Tracer<'a, 'o> {
         if !self.policy.precision.scopes.is_empty() {
             self.known_scopes.extend(graph.scopes());
         }
-        let models = emit(&graph, &EmitPolicy { cuts, ..self.policy.clone() })?;
         let owner = if role == Role::UnetControlled { Role::Unet } else { role };
         let changes = self.plan.changes(owner).cloned();
-        self.traced.push(Traced { role, models, source, changes, data: format!("{owner}.data") });
+        let policy = self.policy.precision.clone();
+        let precision = self.precisions.get(&owner).cloned().unwrap_or(policy);
+        let compute = precision.compute;
+        let models = emit(&graph, &EmitPolicy { cuts, precision, ..self.policy.clone() })?;
+        self.traced.push(Traced {
+            role,
+            models,
+            source,
+            changes,
+            precision: compute,
+            data: format!("{owner}.data"),
+        });
         Ok(())
     }
 
@@ -333,6 +354,11 @@ pub(crate) fn write_all(
 }
 
 impl Traced<'_> {
+    /// Name of the components over the same weights.
+    pub(crate) fn part(&self) -> &str {
+        self.data.trim_end_matches(".data")
+    }
+
     /// Names of the component's weights that no model reads.
     pub(crate) fn unread(&self) -> Vec<String> {
         let read: HashSet<&str> = self.weights().map(|weight| weight.name.as_str()).collect();
@@ -340,12 +366,12 @@ impl Traced<'_> {
     }
 
     /// The weights of all segments, each once.
-    fn weights(&self) -> impl Iterator<Item = &StoredWeight> {
+    pub(crate) fn weights(&self) -> impl Iterator<Item = &StoredWeight> {
         let mut seen = HashSet::new();
         self.models.iter().flat_map(|model| &model.weights).filter(move |weight| seen.insert(&weight.name))
     }
 }
 
-fn n_bytes(weight: &StoredWeight) -> u64 {
+pub(crate) fn n_bytes(weight: &StoredWeight) -> u64 {
     weight.dims.iter().product::<u64>() * weight.dtype.size()
 }

@@ -128,14 +128,6 @@ impl WeightFiles {
         &self.files
     }
 
-    /// The files under names relative to the checkpoint, in which they lie in `folder`.
-    pub(crate) fn named_files(&self, folder: &str) -> impl Iterator<Item = (String, PathBuf)> {
-        self.files.iter().map(move |path| {
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            (format!("{folder}/{file}"), path.clone())
-        })
-    }
-
     pub(crate) fn is_variant(&self) -> bool {
         self.is_variant
     }
@@ -162,6 +154,40 @@ impl WeightFiles {
             infos().map(|info| parameters(info) * info.dtype.size()).sum(),
             dtypes.into_iter().collect(),
         )
+    }
+
+    /// BLAKE3 digest over names, types, shapes and values of the given weights, wherever they lie; read in the order of
+    /// the files.
+    pub(crate) fn content_digest<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<String, CompileError> {
+        let mut wanted: Vec<(&str, &Place)> =
+            names.filter_map(|name| self.places.get_key_value(name)).map(|(n, p)| (n.as_str(), p)).collect();
+        wanted.sort_by_key(|(_, place)| (place.file, place.offset));
+        let mut digests = BTreeMap::new();
+        let mut opened: Option<(usize, File)> = None;
+        for (name, place) in wanted {
+            let path = &self.files[place.file];
+            let refuse = |e: io::Error| CompileError::io(path, &e);
+            if opened.as_ref().is_none_or(|(file, _)| *file != place.file) {
+                opened = Some((place.file, File::open(path).map_err(refuse)?));
+            }
+            let Some((_, file)) = &mut opened else { continue };
+            file.seek(SeekFrom::Start(place.offset)).map_err(refuse)?;
+            let length = place.info.shape.iter().product::<u64>() * place.info.dtype.size();
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_reader(file.take(length)).map_err(refuse)?;
+            let info = &place.info;
+            let header = format!("{name} {} {:?} {}", info.dtype, info.shape, place.is_transposed);
+            digests.insert(header, hasher.finalize());
+        }
+        let mut hasher = blake3::Hasher::new();
+        for (header, digest) in digests {
+            hasher.update(header.as_bytes());
+            hasher.update(digest.as_bytes());
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// Writes the given weights, as LoRAs change them, to a safetensors file and says where each one lies.

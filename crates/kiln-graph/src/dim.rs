@@ -49,6 +49,12 @@ impl Dim {
         &self.atoms
     }
 
+    /// The size where each symbol has the given value.
+    pub fn at(&self, value: impl Fn(Symbol) -> u64) -> u64 {
+        let atoms = self.atoms.iter().map(|atom| value(atom.symbol).div_ceil(atom.divisor));
+        atoms.fold(self.factor, u64::saturating_mul)
+    }
+
     /// The product of two sizes.
     #[must_use]
     pub fn times(&self, other: &Dim) -> Dim {

@@ -13,6 +13,7 @@
 //! # Ok::<(), kiln_native::Error>(())
 //! ```
 
+mod driver;
 pub mod env;
 mod environment;
 mod error;
@@ -26,6 +27,7 @@ mod pip;
 mod unpack;
 mod wheel;
 
+pub use driver::has_nvidia_driver;
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "install")]
 pub use install::{Progress, install};

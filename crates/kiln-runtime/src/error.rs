@@ -70,6 +70,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The bundle's engines do not run here.
+    #[error("{path}: its engines are for {target}: {reason}", path = path.display())]
+    Target {
+        /// The bundle.
+        path: PathBuf,
+        /// What they were built for.
+        target: kiln_bundle::Target,
+        /// Why they do not run.
+        reason: &'static str,
+    },
     /// A ControlNet does not fit the pipeline.
     #[error("{path}: {reason}", path = path.display())]
     ControlNet {

@@ -18,11 +18,20 @@ pub(crate) fn targets(bundle: &Bundle, loras: &[Lora]) -> Result<ModelWeights, E
     }
     for role in [Role::Unet, Role::TextEncoder, Role::TextEncoder2] {
         let Some(component) = bundle.manifest().components.get(&role) else { continue };
-        let file = TensorFile::open(&bundle.path(&component.weights)).map_err(LoraError::from)?;
+        let (_, file) = weights_of(bundle, component)?;
         let weights = file.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone()));
         model.insert(role, weights, component.unread_weights.iter().cloned());
     }
     Ok(model)
+}
+
+/// A component's weight file and its name.
+fn weights_of<'a>(bundle: &Bundle, component: &'a Component) -> Result<(&'a str, TensorFile), LoraError> {
+    let engine = bundle.path(&component.engine);
+    let name = component.weights.as_deref();
+    let name =
+        name.ok_or_else(|| LoraError::new(&engine, "has its weights inside, which LoRAs can not change"))?;
+    Ok((name, TensorFile::open(&bundle.path(name))?))
 }
 
 /// The changed weights of a component, each computed from the one that the bundle holds.
@@ -39,8 +48,8 @@ impl ChangedWeights {
         component: &Component,
         changes: &Arc<WeightChanges>,
     ) -> Result<ChangedWeights, Error> {
-        let file = TensorFile::open(&bundle.path(&component.weights)).map_err(LoraError::from)?;
-        Ok(ChangedWeights { name: component.weights.clone(), file, changes: changes.clone() })
+        let (name, file) = weights_of(bundle, component)?;
+        Ok(ChangedWeights { name: name.into(), file, changes: changes.clone() })
     }
 
     fn changed(&self, name: &str) -> Result<WeightOverride, LoraError> {

@@ -1,7 +1,6 @@
 //! Virtual tables: which entry a method is, which number an enumerator has, and calls through them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::c_void;
 
 use serde::Deserialize;
 

@@ -222,6 +222,11 @@ impl Checkpoint {
         self.vae.config.scale_factor()
     }
 
+    /// Token positions of the first text encoder.
+    pub(crate) fn text_positions(&self) -> u64 {
+        self.text_encoders[0].part.config.max_positions()
+    }
+
     /// Default height and width in pixels.
     pub(crate) fn default_size(&self) -> [u64; 2] {
         self.unet.config.sample_size().unwrap_or([64, 64]).map(|n| n * self.scale_factor())
@@ -285,14 +290,5 @@ impl Checkpoint {
             })
         };
         self.text_encoders.iter().map(folder).collect()
-    }
-
-    /// Everything that the result depends on, by a name relative to the checkpoint.
-    pub(crate) fn sources(&self) -> Result<Vec<(String, Source)>, CompileError> {
-        let mut files = self.companions()?;
-        for (name, weights) in self.networks() {
-            files.extend(weights.named_files(name).map(|(name, path)| (name, Source::File(path))));
-        }
-        Ok(files)
     }
 }

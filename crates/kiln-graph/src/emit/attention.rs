@@ -8,6 +8,7 @@ use crate::{AttentionPolicy, DType, Dim, Flavor, Tensor, TraceError};
 impl Builder<'_> {
     pub(super) fn attention(&mut self, tensor: &Tensor, dtype: DType) -> Result<Value, TraceError> {
         let Op::Attention { heads, scale, causal, upcast } = tensor.0.op else { return Ok(Value::new()) };
+        self.n_attentions += 1;
         let scores = if upcast { DType::F32 } else { dtype };
         let values = self.values::<3>(&tensor.0.inputs, scores)?;
         let value = match self.policy.attention {

@@ -23,6 +23,7 @@ pub(super) struct Builder<'a> {
     /// Inputs of the network that this segment does not read, but whose shape it may ask for.
     spare_inputs: Vec<(Tensor, ModelPort)>,
     outputs: Vec<ModelPort>,
+    pub(super) n_attentions: usize,
     computed: HashMap<u64, (Value, DType)>,
     casts: HashMap<(Value, DType), Value>,
     flattened: HashMap<Value, Value>,
@@ -46,6 +47,7 @@ impl<'a> Builder<'a> {
             weights: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
+            n_attentions: 0,
             computed: HashMap::new(),
             casts: HashMap::new(),
             flattened: HashMap::new(),
@@ -76,6 +78,9 @@ impl<'a> Builder<'a> {
     pub(super) fn finish(mut self) -> EmittedModel {
         self.drop_identities();
         let n_nodes = self.nodes.len();
+        let is_attention =
+            |node: &&NodeProto| matches!(node.op_type.as_str(), "Attention" | "MultiHeadAttention");
+        let n_fused_attentions = self.nodes.iter().filter(is_attention).count();
         let graph = GraphProto { node: self.nodes, initializer: self.constants, ..Default::default() };
         EmittedModel {
             proto: model_proto(&self.name, self.policy, graph, [&self.inputs, &self.outputs]),
@@ -84,6 +89,8 @@ impl<'a> Builder<'a> {
             outputs: self.outputs,
             weights: self.weights,
             n_nodes,
+            n_fused_attentions,
+            n_decomposed_attentions: self.n_attentions - n_fused_attentions,
         }
     }
 

@@ -75,6 +75,10 @@ pub struct EmittedModel {
     pub weights: Vec<StoredWeight>,
     /// Number of operators.
     pub n_nodes: usize,
+    /// Number of attentions that are one operator.
+    pub n_fused_attentions: usize,
+    /// Number of attentions that are several operators.
+    pub n_decomposed_attentions: usize,
     pub(crate) proto: ModelProto,
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_bundle::{Bundle, Role};
+use kiln_bundle::{Bundle, Role, Target};
 use kiln_engine::{Backend, HostTensor, LoadOptions};
 use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
@@ -116,6 +116,7 @@ impl Pipeline {
         options: LoadOptions,
     ) -> Result<Pipeline, Error> {
         let info = bundle.pipeline()?.clone();
+        check_target(&bundle)?;
         let tokenizer = |encoder: &kiln_bundle::TextEncoderInfo| {
             let folder = bundle.path(&encoder.tokenizer);
             open_tokenizer(&folder, encoder.positions as usize, u64::from(encoder.vocabulary))
@@ -141,6 +142,7 @@ impl Pipeline {
     /// Those of the bundle come first.
     pub fn add_controlnet(&mut self, bundle: Bundle) -> Result<(), Error> {
         let (info, net) = (self.bundle.pipeline()?, bundle.controlnet()?);
+        check_target(&bundle)?;
         let width: u32 = info.text_encoders.iter().map(|encoder| encoder.width).sum();
         let refuse = |reason: String| Err(Error::ControlNet { path: bundle.root().into(), reason });
         if net.cross_attention_dim != width {
@@ -312,4 +314,15 @@ impl Run<'_, '_> {
             ControlFlow::Break(()) => Err(Error::Cancelled { step: self.step, steps: self.steps }),
         }
     }
+}
+
+/// Refuses engines that no backend runs.
+fn check_target(bundle: &Bundle) -> Result<(), Error> {
+    let target = bundle.manifest().target;
+    let reason = match (target, kiln_native::has_nvidia_driver()) {
+        (Target::Cpu, _) => return Ok(()),
+        (Target::TensorrtRtx, false) => "this machine has no NVIDIA driver",
+        (Target::TensorrtRtx, true) => "this version builds them and does not run them yet",
+    };
+    Err(Error::Target { path: bundle.root().into(), target, reason })
 }

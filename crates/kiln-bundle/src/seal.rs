@@ -1,0 +1,91 @@
+//! Seals: proofs that a file was written by this user's kiln.
+//!
+//! A digest shows that a file is what its manifest says; a seal shows who wrote the manifest. Engines of TensorRT are
+//! code, and no deserializer gets to see one whose manifest bears no valid seal.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::BundleError;
+
+/// A user's secret key.
+#[derive(Clone)]
+pub struct SealKey {
+    path: PathBuf,
+    key: [u8; 32],
+}
+
+impl SealKey {
+    /// Reads the key in a file, which is made with random bytes if it is not there.
+    ///
+    /// A key that others could have read or written is refused.
+    pub fn open(path: &Path) -> Result<SealKey, BundleError> {
+        let refuse = |e: io::Error| BundleError::io(path, &e);
+        if !path.exists() {
+            SealKey::make(path).map_err(refuse)?;
+        }
+        let mut file = File::open(path).map_err(refuse)?;
+        check_private(path, &file.metadata().map_err(refuse)?)?;
+        let mut key = [0; 32];
+        file.read_exact(&mut key).map_err(refuse)?;
+        Ok(SealKey { path: path.into(), key })
+    }
+
+    fn make(path: &Path) -> io::Result<()> {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(io::Error::other)?;
+        // Temporary files are for their owner alone.
+        let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
+        file.write_all(&key)?;
+        file.as_file().sync_all()?;
+        match file.persist_noclobber(path) {
+            Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists => Err(e.error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The seal of a file's bytes, in hexadecimal.
+    pub fn seal(&self, bytes: &[u8]) -> String {
+        blake3::keyed_hash(&self.key, bytes).to_hex().to_string()
+    }
+
+    /// Checks the seal in the file `seal` over `bytes`, the content of `sealed`.
+    pub fn check(&self, sealed: &Path, bytes: &[u8], seal: &Path) -> Result<(), BundleError> {
+        let refuse = || BundleError::Seal { path: sealed.into() };
+        let text = fs::read_to_string(seal).map_err(|_| refuse())?;
+        let found = blake3::Hash::from_hex(text.trim()).map_err(|_| refuse())?;
+        // Compares in constant time.
+        match found == blake3::keyed_hash(&self.key, bytes) {
+            true => Ok(()),
+            false => Err(refuse()),
+        }
+    }
+
+    /// The key's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl std::fmt::Debug for SealKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SealKey").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[cfg(unix)]
+fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), BundleError> {
+    use std::os::unix::fs::PermissionsExt;
+    match metadata.permissions().mode() & 0o077 {
+        0 => Ok(()),
+        _ => Err(BundleError::KeyExposed { path: path.into() }),
+    }
+}
+
+#[cfg(not(unix))]
+fn check_private(_path: &Path, _metadata: &fs::Metadata) -> Result<(), BundleError> {
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Building engines in another process: a builder that crashes takes nothing with it, and its memory can be measured.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use kiln_compile::{BuiltEngine, EngineBuilder, EngineJob};
+
+use crate::failure::Failure;
+use crate::output;
+
+/// What the other process prints.
+type Answer = Result<BuiltEngine, String>;
+
+/// Starts `kiln build-engine` for each engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OtherProcess;
+
+impl EngineBuilder for OtherProcess {
+    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, String> {
+        let unusable = |e: std::io::Error| format!("can not start another kiln: {e}");
+        let program = std::env::current_exe().map_err(unusable)?;
+        let mut child = Command::new(program)
+            .arg("build-engine")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(unusable)?;
+        let job = serde_json::to_vec(job).map_err(|e| e.to_string())?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A child that ended early is told of by its status.
+            let _ = stdin.write_all(&job);
+        }
+        let output = child.wait_with_output().map_err(unusable)?;
+        let lost = |_| Err(format!("the builder ended without an answer ({})", output.status));
+        serde_json::from_slice::<Answer>(&output.stdout).unwrap_or_else(lost)
+    }
+}
+
+/// Reads a job from standard input, runs it and answers on standard output.
+pub(crate) fn run() -> Result<(), Failure> {
+    let job: EngineJob = serde_json::from_reader(std::io::stdin().lock()).map_err(|e| {
+        Failure::usage(format!("standard input: {e}")).with_hint("kiln compile runs this command")
+    })?;
+    let answer: Answer = job.run().map(|built| BuiltEngine { peak_bytes: peak_bytes(), ..built });
+    output::data(&serde_json::to_string(&answer).unwrap_or_default());
+    Ok(())
+}
+
+/// Most resident memory of this process so far, where the system tells.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

@@ -1,0 +1,326 @@
+//! From a checkpoint to a bundle: which parts it needs, building those that the cache lacks, putting them together.
+
+mod content;
+mod recipes;
+mod subject;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
+use kiln_bundle::{Bundle, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Role, Staging, Target};
+
+use subject::Subject;
+
+use crate::cache::{Compiled, EngineCache, Entry};
+use crate::checkpoint::{ControlNetCheckpoint, Source};
+use crate::target::{TargetOptions, build_for_cpu, build_for_rtx};
+use crate::trace::Traced;
+use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
+
+/// What is built of a checkpoint.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// How the networks are traced.
+    pub trace: TraceOptions,
+    /// What they become.
+    pub target: TargetOptions,
+    /// How many parts are built at once; at least one.
+    pub jobs: usize,
+    /// Whether digests of the checkpoint's files are taken anew, not remembered.
+    pub rehash: bool,
+}
+
+impl BuildOptions {
+    /// A bundle for the CPU, with one job.
+    pub fn cpu(trace: TraceOptions) -> BuildOptions {
+        BuildOptions { trace, target: TargetOptions::Cpu, jobs: 1, rehash: false }
+    }
+}
+
+/// One part of a plan.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Where the bundle of the part lies in the bundle: empty but for ControlNets that came with the checkpoint.
+    pub folder: String,
+    /// What the part is built from.
+    pub recipe: Recipe,
+    /// Whether the cache has it.
+    pub is_cached: bool,
+    /// Bytes of weights that it holds.
+    pub weight_bytes: u64,
+    /// What differs from the likest entry of the cache; empty if there is none.
+    pub differences: Vec<Difference>,
+}
+
+/// Everything that a bundle needs, before anything is built.
+pub struct Plan<'a> {
+    name: String,
+    target: TargetOptions,
+    jobs: usize,
+    parts: Vec<Part<'a>>,
+    content: Content,
+    companions: Vec<(String, Source)>,
+    provenance: Provenance,
+    nested: Vec<(String, Plan<'a>)>,
+}
+
+/// Components over the same weights, which are built together.
+struct Part<'a> {
+    traced: Vec<Traced<'a>>,
+    recipe: Recipe,
+}
+
+impl EngineCache {
+    /// What the bundle of a checkpoint needs.
+    pub fn plan<'a>(
+        &self,
+        checkpoint: &'a Checkpoint,
+        options: &BuildOptions,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Plan<'a>, CompileError> {
+        self.plan_for(&Subject::Pipeline(checkpoint), options, progress)
+    }
+
+    /// The bundle of a checkpoint, from the cache or made now.
+    ///
+    /// Processes that ask for the same part at once build it once.
+    pub fn compile(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &BuildOptions,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Compiled, CompileError> {
+        let plan = self.plan(checkpoint, options, progress)?;
+        self.execute(plan, progress)
+    }
+
+    /// A ControlNet's bundle, like [`EngineCache::compile`].
+    pub fn compile_controlnet(
+        &self,
+        checkpoint: &ControlNetCheckpoint,
+        options: &BuildOptions,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Compiled, CompileError> {
+        let plan = self.plan_for(&Subject::ControlNet(checkpoint), options, progress)?;
+        self.execute(plan, progress)
+    }
+
+    fn plan_for<'a>(
+        &self,
+        subject: &Subject<'a>,
+        options: &BuildOptions,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Plan<'a>, CompileError> {
+        if !options.trace.policy.cuts.is_empty() {
+            return Err(CompileError::checkpoint(subject.root(), "bundles can not hold segments yet")
+                .with_hint("kiln trace writes segments"));
+        }
+        let mut digests = self.digests();
+        if options.rehash {
+            digests.forget();
+        }
+        let plan = Plan::new(subject, options, &mut digests, progress);
+        digests.save();
+        plan
+    }
+
+    /// Builds what the cache lacks and puts the bundle together.
+    pub fn execute(
+        &self,
+        plan: Plan<'_>,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Compiled, CompileError> {
+        let key = plan.provenance.key.clone();
+        let name = format!("{}-{}-{}", plan.name, plan.target.target(), &key[..16]);
+        let target = self.root().join(&name);
+        if let Some(bundle) = cached(&target, &key) {
+            Entry::touch(&target);
+            return Ok(Compiled { bundle, was_cached: true });
+        }
+        self.prepare()?;
+        let _lock = Lock::acquire(&self.root().join(format!(".{name}.lock")))?;
+        if let Some(bundle) = cached(&target, &key) {
+            return Ok(Compiled { bundle, was_cached: true });
+        }
+        let staging = Staging::new(&target)?;
+        plan.assemble(self, staging.path(), progress)?;
+        let bundle = Bundle::open(&staging.publish()?)?;
+        Ok(Compiled { bundle, was_cached: false })
+    }
+}
+
+/// A damaged bundle counts as absent: it is made anew.
+fn cached(target: &Path, key: &str) -> Option<Bundle> {
+    Bundle::open(target).ok().filter(|bundle| bundle.manifest().provenance.key == key)
+}
+
+impl<'a> Plan<'a> {
+    fn new(
+        subject: &Subject<'a>,
+        options: &BuildOptions,
+        digests: &mut Digests,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Plan<'a>, CompileError> {
+        let traced = subject.trace(&options.trace, progress)?;
+        let content = subject.content(options.trace.sizes, &traced);
+        let mut nested = Vec::new();
+        let trace = TraceOptions { loras: Vec::new(), ..options.trace.clone() };
+        let without_loras = BuildOptions { trace, ..options.clone() };
+        for (folder, subject) in subject.nested() {
+            nested.push((folder, Plan::new(&subject, &without_loras, digests, progress)?));
+        }
+        let mut groups: BTreeMap<String, Vec<Traced<'a>>> = BTreeMap::new();
+        for component in traced {
+            groups.entry(component.part().to_owned()).or_default().push(component);
+        }
+        let parts: Vec<Part<'a>> = groups
+            .into_iter()
+            .map(|(name, traced)| {
+                let recipe = recipes::recipe(&name, &traced, options, digests)?;
+                Ok(Part { traced, recipe })
+            })
+            .collect::<Result<_, CompileError>>()?;
+        let companions = subject.companions()?;
+        let provenance = recipes::provenance(&content, &parts, &companions, &nested, options)?;
+        Ok(Plan {
+            name: subject.name(),
+            target: options.target.clone(),
+            jobs: options.jobs.max(1),
+            parts,
+            content,
+            companions,
+            provenance,
+            nested,
+        })
+    }
+
+    /// The parts, in the order in which they are built.
+    pub fn steps(&self, cache: &EngineCache) -> Result<Vec<Step>, CompileError> {
+        let mut steps = Vec::new();
+        for part in &self.parts {
+            let is_cached = cache.find(&part.recipe)?.is_some();
+            let before = if is_cached { None } else { cache.nearest(&part.recipe) };
+            steps.push(Step {
+                folder: String::new(),
+                is_cached,
+                weight_bytes: part.traced.iter().flat_map(Traced::weights).map(crate::trace::n_bytes).sum(),
+                differences: before.map(|before| part.recipe.differences(&before)).unwrap_or_default(),
+                recipe: part.recipe.clone(),
+            });
+        }
+        for (folder, plan) in &self.nested {
+            steps.extend(plan.steps(cache)?.into_iter().map(|step| Step { folder: folder.clone(), ..step }));
+        }
+        Ok(steps)
+    }
+
+    /// What the target is.
+    pub fn target(&self) -> Target {
+        self.target.target()
+    }
+
+    /// The parts' entries, built by up to `jobs` threads where the cache lacks them.
+    fn build(
+        &self,
+        cache: &EngineCache,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Vec<Entry>, CompileError> {
+        let progress = Mutex::new(progress);
+        let tell = |p: Progress| progress.lock().unwrap_or_else(PoisonError::into_inner)(p);
+        let next = AtomicUsize::new(0);
+        let results: Vec<Mutex<Option<Result<Entry, CompileError>>>> =
+            self.parts.iter().map(|_| Mutex::new(None)).collect();
+        let work = || {
+            while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < self.parts.len()) {
+                let built = self.parts[i].build(cache, &self.target, &mut |p| tell(p));
+                if built.is_err() {
+                    next.store(self.parts.len(), Ordering::Relaxed);
+                }
+                *results[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(built);
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..self.jobs.min(self.parts.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let results =
+            results.into_iter().filter_map(|r| r.into_inner().unwrap_or_else(PoisonError::into_inner));
+        results.collect()
+    }
+
+    fn assemble(
+        self,
+        cache: &EngineCache,
+        folder: &Path,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(), CompileError> {
+        let entries = self.build(cache, progress)?;
+        let mut manifest = Manifest::new(self.name, self.target.target(), self.content, self.provenance);
+        let unread: BTreeMap<Role, Vec<String>> = self
+            .parts
+            .iter()
+            .flat_map(|part| &part.traced)
+            .filter(|component| matches!(component.role, Role::TextEncoder | Role::TextEncoder2))
+            .map(|component| (component.role, component.unread()))
+            .collect();
+        for entry in entries {
+            for (name, listed) in entry.record.files {
+                link(&entry.root.join(&name), &folder.join(&name))?;
+                manifest.files.insert(name, listed);
+            }
+            for (role, mut component) in entry.record.components {
+                component.unread_weights = unread.get(&role).cloned().unwrap_or_default();
+                manifest.components.insert(role, component);
+            }
+        }
+        let mut files = Vec::new();
+        for (name, source) in self.companions {
+            let bytes = match source {
+                Source::File(source) => fs::read(&source).map_err(|e| CompileError::io(&source, &e))?,
+                Source::Made(bytes) => bytes,
+            };
+            let path = folder.join(&name);
+            create_folder(path.parent().unwrap_or(folder))?;
+            fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
+            files.push(name);
+        }
+        for (name, plan) in self.nested {
+            create_folder(&folder.join(&name))?;
+            plan.assemble(cache, &folder.join(&name), progress)?;
+            files.push(format!("{name}/{MANIFEST}"));
+        }
+        progress(Progress::Sealing);
+        for name in files {
+            let path = folder.join(&name);
+            let size = fs::metadata(&path).map_err(|e| CompileError::io(&path, &e))?.len();
+            manifest.files.insert(name, FileEntry { size, blake3: digest(&path)? });
+        }
+        Ok(write_atomic(&folder.join(MANIFEST), manifest.to_yaml().as_bytes())?)
+    }
+}
+
+impl Part<'_> {
+    fn build(
+        &self,
+        cache: &EngineCache,
+        target: &TargetOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Entry, CompileError> {
+        cache.find_or_build(&self.recipe, |folder| match target {
+            TargetOptions::Cpu => build_for_cpu(&self.traced, folder, progress),
+            TargetOptions::TensorrtRtx(options) => build_for_rtx(&self.traced, options, folder, progress),
+        })
+    }
+}
+
+/// Gives a file a second name; where that is not possible, copies it.
+fn link(from: &Path, to: &Path) -> Result<(), CompileError> {
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop)).map_err(|e| CompileError::io(to, &e))
+}

@@ -1,0 +1,133 @@
+//! What parts and bundles are built from, told by name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use kiln_bundle::{Content, Digests, FusedLora, Provenance};
+use kiln_graph::WeightLayout;
+use kiln_lora::Lora;
+use kiln_nets::Sizes;
+
+use super::{BuildOptions, Part, Plan};
+use crate::checkpoint::Source;
+use crate::target::TargetOptions;
+use crate::trace::Traced;
+use crate::{CompileError, Recipe, TraceOptions};
+
+/// What a part is built from.
+pub(super) fn recipe(
+    part: &str,
+    traced: &[Traced<'_>],
+    options: &BuildOptions,
+    digests: &mut Digests,
+) -> Result<Recipe, CompileError> {
+    let mut recipe = Recipe::new(part, options.target.target());
+    recipe.add("kiln", env!("CARGO_PKG_VERSION"));
+    for model in traced.iter().flat_map(|component| &component.models) {
+        let graph = model.to_onnx(&WeightLayout::anywhere(model))?;
+        recipe.add(format!("graph {}", model.name), blake3::hash(&graph).to_hex().as_str());
+    }
+    recipe.add("weights", weights_digest(part, traced, digests)?);
+    if traced.iter().any(|component| component.changes.is_some()) {
+        for (i, lora) in fused_loras(&options.trace.loras).into_iter().enumerate() {
+            recipe.add(format!("lora {i}"), format!("{} times {}", lora.blake3, lora.weight));
+        }
+    }
+    if let TargetOptions::TensorrtRtx(options) = &options.target {
+        options.add_to(&mut recipe);
+    }
+    recipe.emission = named_options(&options.trace);
+    Ok(recipe)
+}
+
+/// Digest of the weights that a part reads, remembered while their files stay as they are.
+fn weights_digest(part: &str, traced: &[Traced<'_>], digests: &mut Digests) -> Result<String, CompileError> {
+    let Some(source) = traced.first().map(|component| component.source) else { return Ok(String::new()) };
+    let names: BTreeSet<&str> = traced.iter().flat_map(Traced::weights).map(|w| w.name.as_str()).collect();
+    let mut hasher = blake3::Hasher::new();
+    for name in &names {
+        hasher.update(name.as_bytes()).update(&[0]);
+    }
+    let first = &source.files()[0];
+    let path = first.canonicalize().map_err(|e| CompileError::io(first, &e))?;
+    let name = format!("{}#{part}#{}", path.display(), &hasher.finalize().to_hex()[..16]);
+    let files: Vec<&Path> = source.files().iter().map(|file| file.as_path()).collect();
+    digests.of(&name, &files, || source.content_digest(names.into_iter()))
+}
+
+/// Where a bundle comes from; its key covers all that the manifest says.
+pub(super) fn provenance(
+    content: &Content,
+    parts: &[Part<'_>],
+    companions: &[(String, Source)],
+    nested: &[(String, Plan<'_>)],
+    options: &BuildOptions,
+) -> Result<Provenance, CompileError> {
+    let mut checkpoint = BTreeMap::new();
+    for (name, source) in companions {
+        let digest = match source {
+            Source::File(path) => kiln_bundle::fs::digest(path)?,
+            Source::Made(bytes) => blake3::hash(bytes).to_hex().to_string(),
+        };
+        checkpoint.insert(name.clone(), digest);
+    }
+    for part in parts {
+        let weights = part.recipe.ingredients.get("weights").cloned().unwrap_or_default();
+        checkpoint.insert(format!("{} weights", part.recipe.part), weights);
+    }
+    let mut provenance = Provenance {
+        kiln: env!("CARGO_PKG_VERSION").into(),
+        key: String::new(),
+        toolkit: match &options.target {
+            TargetOptions::Cpu => None,
+            TargetOptions::TensorrtRtx(options) => Some(options.release.clone()),
+        },
+        options: named_options(&options.trace),
+        checkpoint,
+        loras: fused_loras(&options.trace.loras),
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |text: &str| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    part(&format!("{content:?}"));
+    part(&format!("{provenance:?}"));
+    parts.iter().for_each(|built| part(&built.recipe.key()));
+    nested.iter().for_each(|(_, plan)| part(&plan.provenance.key));
+    provenance.key = hasher.finalize().to_hex().to_string();
+    Ok(provenance)
+}
+
+fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
+    let TraceOptions { policy, precisions, sizes, controlled, learned_tokens, loras: _ } = options;
+    let types = precisions.iter().map(|(role, precision)| format!("{role} {}", precision.compute));
+    let sizes = match sizes {
+        Sizes::Dynamic => "dynamic".into(),
+        Sizes::Static { batch, height, width } => format!("batch {batch}, latents {height}x{width}"),
+    };
+    let precision = &policy.precision;
+    BTreeMap::from([
+        ("attention".into(), format!("{:?}", policy.attention).to_lowercase()),
+        ("flavor".into(), format!("{:?}", policy.flavor).to_lowercase()),
+        ("compute".into(), precision.compute.to_string()),
+        ("storage".into(), precision.storage.map_or("as computed".into(), |dtype| dtype.to_string())),
+        ("norms".into(), precision.norms.to_string()),
+        ("softmax".into(), precision.softmax.to_string()),
+        ("components".into(), types.collect::<Vec<_>>().join(", ")),
+        ("scopes".into(), format!("{:?}", precision.scopes)),
+        ("sizes".into(), sizes),
+        ("controlled".into(), controlled.to_string()),
+        ("learned tokens".into(), learned_tokens.to_string()),
+    ])
+}
+
+/// The LoRAs that change something.
+fn fused_loras(loras: &[Lora]) -> Vec<FusedLora> {
+    let named = |lora: &Lora| FusedLora {
+        name: lora.file.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        blake3: lora.file.digest().into(),
+        weight: lora.weight,
+    };
+    loras.iter().filter(|lora| lora.weight != 0.0).map(named).collect()
+}

@@ -1,0 +1,204 @@
+//! What is in the cache, and keeping it small.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use kiln_bundle::{Bundle, MANIFEST};
+
+use super::EngineCache;
+use super::entry::{Entry, Record, read_record};
+use crate::CompileError;
+
+/// Something in the cache.
+#[derive(Clone, Debug)]
+pub struct CacheItem {
+    /// Name of its folder.
+    pub name: String,
+    /// The folder.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: ItemKind,
+    /// Bytes of its files; files that several items share count for each.
+    pub bytes: u64,
+    /// When it was last used.
+    pub last_used: SystemTime,
+}
+
+/// What an item of the cache is.
+#[derive(Clone, Debug)]
+pub enum ItemKind {
+    /// A built part.
+    Entry(Box<Record>),
+    /// A bundle.
+    Bundle,
+    /// Something damaged, and why it was set aside.
+    Quarantined(String),
+}
+
+/// An item that was checked.
+#[derive(Debug)]
+pub struct Checked {
+    /// The item.
+    pub item: CacheItem,
+    /// What is wrong with it, if anything is.
+    pub error: Option<CompileError>,
+}
+
+/// What pruning removed.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// The removed items.
+    pub items: Vec<String>,
+    /// Bytes that were freed.
+    pub bytes: u64,
+}
+
+impl EngineCache {
+    /// Everything in the cache, what was used last first.
+    pub fn items(&self) -> Result<Vec<CacheItem>, CompileError> {
+        let mut items = Vec::new();
+        for path in folders(self.root())? {
+            if path.join(MANIFEST).is_file() {
+                items.push(item(path, ItemKind::Bundle)?);
+            }
+        }
+        for path in folders(&self.entries())? {
+            if let Ok(record) = read_record(&path, None) {
+                items.push(item(path, ItemKind::Entry(Box::new(record)))?);
+            }
+        }
+        for path in folders(&self.quarantine())? {
+            let reason = fs::read_to_string(path.join("REASON")).unwrap_or_default().trim().to_owned();
+            items.push(item(path, ItemKind::Quarantined(reason))?);
+        }
+        items.sort_by_key(|item| std::cmp::Reverse(item.last_used));
+        Ok(items)
+    }
+
+    /// Takes every digest and checks every seal anew; what is damaged is named, entries among it set aside.
+    pub fn verify(&self) -> Result<Vec<Checked>, CompileError> {
+        let key = self.seal_key()?;
+        let mut results = Vec::new();
+        for item in self.items()? {
+            let checked = match &item.kind {
+                ItemKind::Quarantined(_) => continue,
+                ItemKind::Bundle => {
+                    Bundle::open(&item.path).and_then(|bundle| bundle.verify()).map_err(CompileError::from)
+                }
+                ItemKind::Entry(_) => Entry::open(&item.path, &key).and_then(|entry| entry.verify()),
+            };
+            if let (ItemKind::Entry(_), Err(e)) = (&item.kind, &checked) {
+                self.set_aside(&item.path, &e.to_string())?;
+            }
+            results.push(Checked { item, error: checked.err() });
+        }
+        Ok(results)
+    }
+
+    /// Removes quarantined items, items unused for `older_than`, and then the least recently used until the rest takes at
+    /// most `max_bytes`; `keep` is never removed. With `dry_run` it only tells.
+    pub fn prune(
+        &self,
+        max_bytes: Option<u64>,
+        older_than: Option<Duration>,
+        keep: Option<&Path>,
+        dry_run: bool,
+    ) -> Result<Pruned, CompileError> {
+        let items = self.items()?;
+        let is_kept = |item: &CacheItem| {
+            keep.is_some_and(|keep| item.path == keep || shares_files(&item.path, keep).unwrap_or(true))
+        };
+        let is_stale = |item: &CacheItem| {
+            let age = item.last_used.elapsed().unwrap_or_default();
+            matches!(item.kind, ItemKind::Quarantined(_)) || older_than.is_some_and(|limit| age > limit)
+        };
+        let (mut remove, mut rest): (Vec<_>, Vec<_>) =
+            items.into_iter().partition(|item| is_stale(item) && !is_kept(item));
+        if let Some(max_bytes) = max_bytes {
+            while disk_bytes(&rest)? > max_bytes {
+                let Some(last) = rest.iter().rposition(|item| !is_kept(item)) else { break };
+                remove.push(rest.remove(last));
+            }
+        }
+        let all = disk_bytes(rest.iter().chain(&remove))?;
+        let pruned = Pruned {
+            items: remove.iter().map(|item| item.name.clone()).collect(),
+            bytes: all.saturating_sub(disk_bytes(&rest)?),
+        };
+        if !dry_run {
+            for item in &remove {
+                fs::remove_dir_all(&item.path).map_err(|e| CompileError::io(&item.path, &e))?;
+            }
+        }
+        Ok(pruned)
+    }
+}
+
+fn item(path: PathBuf, kind: ItemKind) -> Result<CacheItem, CompileError> {
+    Ok(CacheItem {
+        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        bytes: files(&path)?.values().sum(),
+        last_used: Entry::last_used(&path),
+        path,
+        kind,
+    })
+}
+
+/// Folders in a folder, but for hidden ones; none where there is no folder.
+fn folders(folder: &Path) -> Result<BTreeSet<PathBuf>, CompileError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(BTreeSet::new()) };
+    let mut found = BTreeSet::new();
+    for entry in entries {
+        let path = entry.map_err(|e| CompileError::io(folder, &e))?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_dir() && !is_hidden {
+            found.insert(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Bytes of every file under a folder, by what identifies it on its disk.
+fn files(folder: &Path) -> Result<BTreeMap<(u64, u64), u64>, CompileError> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).map_err(|e| CompileError::io(folder, &e))? {
+        let path = entry.map_err(|e| CompileError::io(folder, &e))?.path();
+        let metadata = fs::symlink_metadata(&path).map_err(|e| CompileError::io(&path, &e))?;
+        if metadata.is_dir() {
+            found.extend(files(&path)?);
+        } else {
+            found.insert(identity(&path, &metadata), metadata.len());
+        }
+    }
+    Ok(found)
+}
+
+/// Bytes that items take together; a file with several names counts once.
+fn disk_bytes<'a>(items: impl IntoIterator<Item = &'a CacheItem>) -> Result<u64, CompileError> {
+    let mut all = BTreeMap::new();
+    for item in items {
+        all.extend(files(&item.path)?);
+    }
+    Ok(all.values().sum())
+}
+
+fn shares_files(a: &Path, b: &Path) -> Result<bool, CompileError> {
+    let (a, b) = (files(a)?, files(b)?);
+    Ok(a.keys().any(|file| b.contains_key(file)))
+}
+
+#[cfg(unix)]
+fn identity(_path: &Path, metadata: &fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.dev(), metadata.ino())
+}
+
+#[cfg(not(unix))]
+fn identity(path: &Path, _metadata: &fs::Metadata) -> (u64, u64) {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    path.hash(&mut hasher);
+    (0, hasher.finish())
+}

@@ -1,0 +1,288 @@
+//! TensorRT-RTX engines, built without the device that they are for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_bundle::{AttentionFacts, Role};
+use kiln_graph::{DType, Dim, EmittedModel, Symbol};
+use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
+use serde::{Deserialize, Serialize};
+
+use super::component;
+use crate::cache::{Built, Recipe};
+use crate::trace::{Traced, write_all};
+use crate::{CompileError, Progress};
+
+/// How TensorRT-RTX builds.
+#[derive(Clone, Debug)]
+pub struct RtxOptions {
+    /// `libtensorrt_rtx`, with its ONNX parser beside it.
+    pub library: PathBuf,
+    /// Product and version of the library.
+    pub release: String,
+    /// The devices that engines are for, as `[8, 9]`; none for what the release takes by default.
+    pub compute_capabilities: Vec<[u32; 2]>,
+    /// Sizes that engines run at.
+    pub profiles: Vec<Profile>,
+    /// Most bytes of device memory that a layer may take while it runs.
+    pub workspace: Option<u64>,
+    /// How long tactics are searched for, from 0 to 5.
+    pub optimization_level: Option<u8>,
+    /// Whether products of 32-bit floats may have 10 bits of mantissa.
+    pub tf32: bool,
+    /// Whether an attention may become several kernels.
+    pub allow_slow_attention: bool,
+    /// Who runs the builder.
+    pub builder: Arc<dyn EngineBuilder>,
+}
+
+/// Sizes that an engine runs at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Profile {
+    /// Number of pictures.
+    pub batch: Range,
+    /// Height of the latents.
+    pub height: Range,
+    /// Width of the latents.
+    pub width: Range,
+    /// Text positions that the UNet attends to.
+    pub tokens: Range,
+}
+
+/// Least, best and most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Range {
+    /// Least.
+    pub min: u64,
+    /// What the engine is tuned for.
+    pub opt: u64,
+    /// Most.
+    pub max: u64,
+}
+
+impl Range {
+    /// One size alone.
+    pub fn fixed(size: u64) -> Range {
+        Range { min: size, opt: size, max: size }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.min == self.max {
+            true => write!(f, "{}", self.opt),
+            false => write!(f, "{}:{}:{}", self.min, self.opt, self.max),
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Profile { batch, height, width, tokens } = self;
+        write!(f, "batch {batch}, latents {height} x {width}, tokens {tokens}")
+    }
+}
+
+/// One engine to build; it can be told to another process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineJob {
+    /// TensorRT's library.
+    pub library: PathBuf,
+    /// The ONNX model.
+    pub model: PathBuf,
+    /// The file to write.
+    pub engine: PathBuf,
+    /// Least, best and most sizes of each input whose sizes are open, per profile.
+    pub profiles: Vec<BTreeMap<String, [Vec<i64>; 3]>>,
+    /// The devices that the engine is for.
+    pub compute_capabilities: Vec<[u32; 2]>,
+    /// Most bytes of device memory that a layer may take while it runs.
+    pub workspace: Option<u64>,
+    /// How long tactics are searched for.
+    pub optimization_level: Option<u8>,
+    /// Whether products of 32-bit floats may have 10 bits of mantissa.
+    pub tf32: bool,
+    /// Whether an attention may become several kernels.
+    pub allow_slow_attention: bool,
+}
+
+/// What building an engine showed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuiltEngine {
+    /// Number of layers before the builder fuses them.
+    pub n_layers: u64,
+    /// How its attentions run.
+    pub attention: AttentionFacts,
+    /// Most bytes that building held in memory, where it was measured.
+    pub peak_bytes: Option<u64>,
+}
+
+/// Runs jobs: in this process or in another.
+pub trait EngineBuilder: fmt::Debug + Send + Sync {
+    /// Builds an engine; the error is one line.
+    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, String>;
+}
+
+/// Builds in this process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct InProcess;
+
+impl EngineBuilder for InProcess {
+    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, String> {
+        job.run()
+    }
+}
+
+impl EngineJob {
+    /// Builds the engine and writes it; the error is one line.
+    pub fn run(&self) -> Result<BuiltEngine, String> {
+        let (engine, built) = self.build().map_err(|e| e.to_string())?;
+        std::fs::write(&self.engine, engine.as_bytes())
+            .map_err(|e| format!("{}: {e}", self.engine.display()))?;
+        Ok(built)
+    }
+
+    fn build(&self) -> Result<(HostMemory, BuiltEngine), TrtError> {
+        let library = Library::open(&self.library)?;
+        let builder = Builder::new(&library)?;
+        let network = builder.parse(&self.model)?;
+        let mut config = builder.config()?;
+        config.set_flag(BuilderFlag::Tf32, self.tf32)?;
+        config.set_profiling_verbosity(ProfilingVerbosity::Detailed)?;
+        if !self.compute_capabilities.is_empty() {
+            config.set_compute_capabilities(&self.compute_capabilities)?;
+        }
+        if let Some(bytes) = self.workspace {
+            config.set_workspace(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        }
+        if let Some(level) = self.optimization_level {
+            config.set_optimization_level(level)?;
+        }
+        for sizes in self.profiles.iter().filter(|sizes| !sizes.is_empty()) {
+            let mut profile = builder.profile()?;
+            for (input, [min, opt, max]) in sizes {
+                profile.set(input, min, opt, max)?;
+            }
+            config.add_profile(&profile)?;
+        }
+        let mut attention = AttentionFacts::default();
+        for mut layer in network.attentions()? {
+            layer.set_decomposable(self.allow_slow_attention)?;
+            match layer.is_decomposable()? {
+                false => attention.fused += 1,
+                true => attention.decomposed += 1,
+            }
+        }
+        let engine = builder.build(&network, &config)?;
+        Ok((engine, BuiltEngine { n_layers: network.n_layers()? as u64, attention, peak_bytes: None }))
+    }
+}
+
+impl RtxOptions {
+    /// Adds what can change an engine, besides its graph and weights.
+    pub(crate) fn add_to(&self, recipe: &mut Recipe) {
+        recipe.add("toolkit", &self.release);
+        let capabilities: Vec<String> =
+            self.compute_capabilities.iter().map(|[major, minor]| format!("{major}.{minor}")).collect();
+        recipe.add("compute capabilities", capabilities.join(", "));
+        for (i, profile) in self.profiles.iter().enumerate() {
+            recipe.add(format!("profile {i}"), profile.to_string());
+        }
+        let or_default = |value: Option<String>| value.unwrap_or_else(|| "default".into());
+        recipe.add("workspace", or_default(self.workspace.map(|bytes| bytes.to_string())));
+        recipe.add("optimization level", or_default(self.optimization_level.map(|level| level.to_string())));
+        recipe.add("tf32", self.tf32.to_string());
+        recipe.add("slow attention", self.allow_slow_attention.to_string());
+    }
+}
+
+/// Product and version of a TensorRT library, which is loaded for it.
+pub fn release_of(library: &Path) -> Result<String, CompileError> {
+    match Library::open(library) {
+        Ok(library) => Ok(library.release().to_owned()),
+        Err(e) => Err(CompileError::Toolkit(e.to_string())),
+    }
+}
+
+/// Builds one engine per role; models and weights lie beside them while the builder reads them.
+pub(crate) fn build(
+    traced: &[Traced<'_>],
+    options: &RtxOptions,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Built, CompileError> {
+    let work = tempfile::Builder::new()
+        .prefix(".onnx-")
+        .tempdir_in(folder)
+        .map_err(|e| CompileError::io(folder, &e))?;
+    let mut built = Built { components: BTreeMap::new(), files: Vec::new(), peak_bytes: None };
+    for model in write_all(traced, work.path(), progress)? {
+        progress(Progress::Building(model.role));
+        let slow = model.model.n_decomposed_attentions;
+        if slow > 0 && !options.allow_slow_attention {
+            return Err(slow_attention(&model.file, slow));
+        }
+        let file = format!("{}.engine", model.role);
+        let job = EngineJob {
+            library: options.library.clone(),
+            model: work.path().join(&model.file),
+            engine: folder.join(&file),
+            profiles: options.profiles.iter().map(|p| sizes(&model.model, model.role, p)).collect(),
+            compute_capabilities: options.compute_capabilities.clone(),
+            workspace: options.workspace,
+            optimization_level: options.optimization_level,
+            tf32: options.tf32,
+            allow_slow_attention: options.allow_slow_attention,
+        };
+        let engine =
+            options.builder.build(&job).map_err(|reason| CompileError::Build { role: model.role, reason })?;
+        let lost = model.model.n_fused_attentions as u64
+            - engine.attention.fused.min(model.model.n_fused_attentions as u64);
+        if lost > 0 && !options.allow_slow_attention {
+            return Err(slow_attention(&model.file, lost as usize));
+        }
+        let precision = traced.iter().find(|t| t.role == model.role).map_or(DType::F16, |t| t.precision);
+        let mut component = component(&model.model, file.clone(), None, precision);
+        component.operators = engine.n_layers;
+        component.attention = AttentionFacts {
+            fused: engine.attention.fused,
+            decomposed: slow as u64 + lost.max(engine.attention.decomposed),
+        };
+        built.components.insert(model.role, component);
+        built.files.push(file);
+        built.peak_bytes = built.peak_bytes.max(engine.peak_bytes);
+    }
+    Ok(built)
+}
+
+fn slow_attention(model: &str, n: usize) -> CompileError {
+    CompileError::SlowAttention { model: model.into(), n }
+}
+
+/// Sizes of the inputs that have open ones.
+fn sizes(model: &EmittedModel, role: Role, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
+    let batch = match role {
+        Role::VaeEncoder => Range::fixed(1),
+        Role::VaeDecoder => profile.batch,
+        // Without guidance one sample per picture, with it two; prompts likewise.
+        _ => Range { opt: 2 * profile.batch.opt, max: 2 * profile.batch.max, ..profile.batch },
+    };
+    let value = |symbol: Symbol, pick: fn(&Range) -> u64| match symbol {
+        Symbol::BATCH => pick(&batch),
+        Symbol::HEIGHT => pick(&profile.height),
+        Symbol::WIDTH => pick(&profile.width),
+        _ => pick(&profile.tokens),
+    };
+    let picks: [fn(&Range) -> u64; 3] = [|r| r.min, |r| r.opt, |r| r.max];
+    let open = model.inputs.iter().filter(|input| input.shape.iter().any(|dim| dim.fixed().is_none()));
+    open.map(|input| {
+        let at =
+            |pick| input.shape.iter().map(|dim: &Dim| dim.at(|symbol| value(symbol, pick)) as i64).collect();
+        (input.name.clone(), picks.map(at))
+    })
+    .collect()
+}
