@@ -23,6 +23,7 @@ impl EngineBuilder for OtherProcess {
             .arg("build-engine")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(unusable)?;
         let job = serde_json::to_vec(job).map_err(|e| e.to_string())?;
@@ -31,7 +32,11 @@ impl EngineBuilder for OtherProcess {
             let _ = stdin.write_all(&job);
         }
         let output = child.wait_with_output().map_err(unusable)?;
-        let lost = |_| Err(format!("the builder ended without an answer ({})", output.status));
+        let lost = |_| {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+            Err(format!("the builder ended without an answer ({}): {last}", output.status))
+        };
         serde_json::from_slice::<Answer>(&output.stdout).unwrap_or_else(lost)
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use kiln_bundle::{Bundle, Content, PortInfo, Role};
+use kiln_bundle::{AttentionFacts, Bundle, Content, PortInfo, Role};
 use kiln_compile::{
     Checkpoint, ComponentSummary, Original, inspect_checkpoint, inspect_onnx, inspect_original,
 };
@@ -119,6 +119,10 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
             component.precision,
             bytes(component.weight_bytes)
         ));
+        let AttentionFacts { fused, decomposed } = component.attention;
+        if fused + decomposed > 0 {
+            lines.push(format!("    attentions: {fused} fused, {decomposed} in several operators"));
+        }
         lines.extend(component.inputs.iter().map(|port| format!("    in  {}", describe_port(port))));
         lines.extend(component.outputs.iter().map(|port| format!("    out {}", describe_port(port))));
     }

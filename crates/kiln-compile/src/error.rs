@@ -56,7 +56,7 @@ pub enum CompileError {
         /// The model.
         model: String,
         /// How many.
-        n: usize,
+        n: u64,
     },
     /// A LoRA can not be used with the checkpoint.
     #[error(transparent)]

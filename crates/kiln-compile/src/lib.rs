@@ -32,6 +32,7 @@ pub use spec::{
 };
 pub use synth::{Architecture, synthesize};
 pub use target::{
-    BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, TargetOptions, release_of,
+    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, TargetOptions,
+    release_of,
 };
 pub use trace::{Progress, TraceOptions, TracedModel, trace, trace_controlnet};

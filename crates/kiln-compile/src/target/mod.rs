@@ -8,7 +8,9 @@ use kiln_graph::{DType, Dim, EmittedModel, ModelPort};
 
 pub(crate) use cpu::build as build_for_cpu;
 pub(crate) use rtx::build as build_for_rtx;
-pub use rtx::{BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, release_of};
+pub use rtx::{
+    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, release_of,
+};
 
 /// What engines are built for, and how.
 #[derive(Clone, Debug)]

@@ -105,8 +105,20 @@ pub struct EngineJob {
     pub optimization_level: Option<u8>,
     /// Whether products of 32-bit floats may have 10 bits of mantissa.
     pub tf32: bool,
-    /// Whether an attention may become several kernels.
-    pub allow_slow_attention: bool,
+    /// Whether its attentions may become several kernels.
+    pub attention: AttentionRule,
+}
+
+/// Whether attentions may become several kernels with the matrix of all scores between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionRule {
+    /// None: a build fails rather than that.
+    Fused,
+    /// Where the builder has no fused kernel for one of them.
+    FusedIfPossible,
+    /// As the builder likes.
+    Any,
 }
 
 /// What building an engine showed.
@@ -140,13 +152,18 @@ impl EngineBuilder for InProcess {
 impl EngineJob {
     /// Builds the engine and writes it; the error is one line.
     pub fn run(&self) -> Result<BuiltEngine, String> {
-        let (engine, built) = self.build().map_err(|e| e.to_string())?;
+        let built = match self.attention {
+            AttentionRule::Fused => self.build(false),
+            AttentionRule::FusedIfPossible => self.build(false).or_else(|_| self.build(true)),
+            AttentionRule::Any => self.build(true),
+        };
+        let (engine, built) = built.map_err(|e| e.to_string())?;
         std::fs::write(&self.engine, engine.as_bytes())
             .map_err(|e| format!("{}: {e}", self.engine.display()))?;
         Ok(built)
     }
 
-    fn build(&self) -> Result<(HostMemory, BuiltEngine), TrtError> {
+    fn build(&self, decomposable: bool) -> Result<(HostMemory, BuiltEngine), TrtError> {
         let library = Library::open(&self.library)?;
         let builder = Builder::new(&library)?;
         let network = builder.parse(&self.model)?;
@@ -171,8 +188,8 @@ impl EngineJob {
         }
         let mut attention = AttentionFacts::default();
         for mut layer in network.attentions()? {
-            layer.set_decomposable(self.allow_slow_attention)?;
-            match layer.is_decomposable()? {
+            layer.set_decomposable(decomposable)?;
+            match decomposable {
                 false => attention.fused += 1,
                 true => attention.decomposed += 1,
             }
@@ -222,9 +239,10 @@ pub(crate) fn build(
     let mut built = Built { components: BTreeMap::new(), files: Vec::new(), peak_bytes: None };
     for model in write_all(traced, work.path(), progress)? {
         progress(Progress::Building(model.role));
-        let slow = model.model.n_decomposed_attentions;
-        if slow > 0 && !options.allow_slow_attention {
-            return Err(slow_attention(&model.file, slow));
+        let attention = rule(model.role, options);
+        let slow = model.model.n_decomposed_attentions as u64;
+        if slow > 0 && attention == AttentionRule::Fused {
+            return Err(CompileError::SlowAttention { model: model.file, n: slow });
         }
         let file = format!("{}.engine", model.role);
         let job = EngineJob {
@@ -236,21 +254,21 @@ pub(crate) fn build(
             workspace: options.workspace,
             optimization_level: options.optimization_level,
             tf32: options.tf32,
-            allow_slow_attention: options.allow_slow_attention,
+            attention,
         };
         let engine =
             options.builder.build(&job).map_err(|reason| CompileError::Build { role: model.role, reason })?;
-        let lost = model.model.n_fused_attentions as u64
-            - engine.attention.fused.min(model.model.n_fused_attentions as u64);
-        if lost > 0 && !options.allow_slow_attention {
-            return Err(slow_attention(&model.file, lost as usize));
+        let known = engine.attention.fused + engine.attention.decomposed;
+        let lost = (model.model.n_fused_attentions as u64).saturating_sub(known);
+        if lost > 0 && attention == AttentionRule::Fused {
+            return Err(CompileError::SlowAttention { model: model.file, n: lost });
         }
         let precision = traced.iter().find(|t| t.role == model.role).map_or(DType::F16, |t| t.precision);
         let mut component = component(&model.model, file.clone(), None, precision);
         component.operators = engine.n_layers;
         component.attention = AttentionFacts {
             fused: engine.attention.fused,
-            decomposed: slow as u64 + lost.max(engine.attention.decomposed),
+            decomposed: slow + lost + engine.attention.decomposed,
         };
         built.components.insert(model.role, component);
         built.files.push(file);
@@ -259,8 +277,13 @@ pub(crate) fn build(
     Ok(built)
 }
 
-fn slow_attention(model: &str, n: usize) -> CompileError {
-    CompileError::SlowAttention { model: model.into(), n }
+/// An autoencoder has one attention, with one head as wide as its channels, for which there often is no fused kernel.
+fn rule(role: Role, options: &RtxOptions) -> AttentionRule {
+    match role {
+        _ if options.allow_slow_attention => AttentionRule::Any,
+        Role::VaeEncoder | Role::VaeDecoder => AttentionRule::FusedIfPossible,
+        _ => AttentionRule::Fused,
+    }
 }
 
 /// Sizes of the inputs that have open ones.
