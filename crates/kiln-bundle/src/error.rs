@@ -48,6 +48,14 @@ pub enum BundleError {
         /// The file.
         path: PathBuf,
     },
+    /// A packed bundle is malformed.
+    #[error("{path}: {reason}", path = path.display())]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A manifest bears no valid seal of this user.
     #[error("{path}: was not sealed by this user's kiln, or has changed since", path = path.display())]
     Seal {

@@ -8,6 +8,7 @@ mod digests;
 mod error;
 pub mod fs;
 mod manifest;
+mod pack;
 mod seal;
 mod tensors;
 
@@ -20,6 +21,7 @@ pub use manifest::{
     AttentionFacts, Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, Manifest,
     PipelineInfo, PortInfo, Provenance, Role, Size, Target, TextEncoderInfo,
 };
+pub use pack::{pack, unpack};
 pub use seal::SealKey;
 pub use tensors::{TensorFile, TensorFileError, TensorInfo};
 

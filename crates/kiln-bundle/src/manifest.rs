@@ -11,7 +11,7 @@ use crate::BundleError;
 const FORMAT: u32 = 3;
 
 /// Largest manifest that is read.
-const MAX_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
 /// `bundle.yaml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -425,7 +425,7 @@ fn in_range(key: &str, value: u32, max: u32) -> Result<(), String> {
     }
 }
 
-fn stays_inside(name: &str) -> bool {
+pub(crate) fn stays_inside(name: &str) -> bool {
     use std::path::Component as Part;
     let mut parts = Path::new(name).components().peekable();
     parts.peek().is_some() && parts.all(|part| matches!(part, Part::Normal(_)))

@@ -144,7 +144,7 @@ fn target_options(
 fn report_plan(target: Target, steps: &[Step], args: &CompileArgs) -> Value {
     if !args.json {
         output::data(&format!("{target}"));
-        steps.iter().for_each(|step| report_step(step, args.why));
+        steps.iter().for_each(|step| report_step(step, args.why, output::data));
     }
     json!({ "target": target.to_string(), "parts": steps.iter().map(describe).collect::<Vec<_>>() })
 }
@@ -152,7 +152,8 @@ fn report_plan(target: Target, steps: &[Step], args: &CompileArgs) -> Value {
 fn report_bundle(target: Target, compiled: &Compiled, steps: &[Step], args: &CompileArgs) -> Value {
     let root = compiled.bundle.root().display().to_string();
     if !args.json {
-        steps.iter().filter(|step| !step.is_cached).for_each(|step| report_step(step, true));
+        let built = steps.iter().filter(|step| !step.is_cached);
+        built.for_each(|step| report_step(step, true, output::say));
         output::data(&root);
     }
     let mut report = json!({
@@ -167,7 +168,7 @@ fn report_bundle(target: Target, compiled: &Compiled, steps: &[Step], args: &Com
     report
 }
 
-fn report_step(step: &Step, why: bool) {
+fn report_step(step: &Step, why: bool, print: fn(&str)) {
     let state = match (step.is_cached, step.differences.is_empty()) {
         (true, _) => "cached".into(),
         (false, true) => "to build: there is none like it".into(),
@@ -179,12 +180,16 @@ fn report_step(step: &Step, why: bool) {
     let slash = if step.folder.is_empty() { "" } else { "/" };
     let size = output::bytes(step.weight_bytes);
     let line = format!("  {}{slash}{:<16} {size} of weights, {state}", step.folder, step.recipe.part);
-    let say = if why { output::say } else { output::data };
-    say(&line);
+    print(&line);
     if why {
         for difference in &step.differences {
             let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
-            say(&format!("    {}: {} -> {}", difference.name, show(&difference.before), show(&difference.now)));
+            print(&format!(
+                "    {}: {} -> {}",
+                difference.name,
+                show(&difference.before),
+                show(&difference.now)
+            ));
         }
     }
 }

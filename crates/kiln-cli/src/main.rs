@@ -2,6 +2,8 @@
 
 mod args;
 mod build;
+mod bundles;
+mod cache;
 mod compare;
 mod compile;
 mod convert;
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),
+        Command::Cache(args) => cache::run(args),
+        Command::Bundle(args) => bundles::run(args),
         Command::Runtime(args) => runtime::run(args),
     };
     match result {

@@ -8,8 +8,11 @@ use crate::progress::Bar;
 
 pub(crate) fn run(args: &RuntimeArgs) -> Result<(), Failure> {
     match &args.command {
-        RuntimeCommand::Install { library: LibraryChoice::Cpu } => {
-            let found = fetch(Library::OnnxRuntimeCpu)?;
+        RuntimeCommand::Install { library } => {
+            let found = fetch(match library {
+                LibraryChoice::Cpu => Library::OnnxRuntimeCpu,
+                LibraryChoice::TensorrtRtx => Library::TensorrtRtx,
+            })?;
             output::data(&found.path.display().to_string());
             Ok(())
         }
@@ -42,7 +45,7 @@ fn list(as_json: bool) -> Result<(), Failure> {
                 (Some(path), Some(origin)) => format!("{path} ({origin})"),
                 _ => format!("not found; kiln runtime install {} fetches it", library.name()),
             };
-            output::data(&format!("{:<8}{library}: {place}", library.name()));
+            output::data(&format!("{:<14}{library}: {place}", library.name()));
         }
         rows.push(
             json!({ "name": library.name(), "library": library.to_string(), "path": path, "origin": origin }),
@@ -50,7 +53,7 @@ fn list(as_json: bool) -> Result<(), Failure> {
     }
     match as_json {
         true => output::data(&json!({ "libraries": rows }).to_string()),
-        false => output::data("rten    built in"),
+        false => output::data("rten          built in"),
     }
     Ok(())
 }

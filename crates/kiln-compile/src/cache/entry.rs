@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_bundle::fs::{Lock, digest};
-use kiln_bundle::{BundleError, Component, Digests, FileEntry, Role, SealKey, Staging, Target};
+use kiln_bundle::{BundleError, Component, Digests, FileEntry, MANIFEST, Role, SealKey, Staging, Target};
 use serde::{Deserialize, Serialize};
 
 use super::{EngineCache, Recipe};
@@ -112,7 +112,10 @@ impl Entry {
     /// When it was last used.
     pub(crate) fn last_used(root: &Path) -> SystemTime {
         let modified = |name: &str| fs::metadata(root.join(name)).and_then(|metadata| metadata.modified());
-        modified(USED).or_else(|_| modified(RECORD)).unwrap_or(SystemTime::UNIX_EPOCH)
+        modified(USED)
+            .or_else(|_| modified(RECORD))
+            .or_else(|_| modified(MANIFEST))
+            .unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// Notes that it is used now; a cache that can not be written forgets it.

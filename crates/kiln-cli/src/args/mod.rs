@@ -1,11 +1,17 @@
 //! The command line.
 
+mod compile;
+mod upkeep;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kiln_bundle::Target;
-use kiln_compile::ComputeCapability;
 use kiln_graph::AttentionPolicy;
+
+pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
+pub(crate) use upkeep::{
+    BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -52,6 +58,10 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Write a checkpoint with random weights.
     Synth(SynthArgs),
+    /// See and clean the engine cache.
+    Cache(CacheCommandArgs),
+    /// Pack bundles into single files and unpack them.
+    Bundle(BundleArgs),
     /// Fetch native libraries, or show which ones are found.
     Runtime(RuntimeArgs),
 }
@@ -224,54 +234,6 @@ pub(crate) struct TraceArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct CompileArgs {
-    /// Specification (.yaml), checkpoint folder or single-file checkpoint.
-    pub(crate) source: PathBuf,
-    /// What to build for: cpu, tensorrt-rtx; may be given several times [default: those of the specification, or cpu].
-    #[arg(long = "target", value_name = "TARGET")]
-    pub(crate) targets: Vec<Target>,
-    /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) precision: Option<Precision>,
-    /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].
-    #[arg(long = "compute-capability", value_name = "X.Y")]
-    pub(crate) compute_capabilities: Vec<ComputeCapability>,
-    /// Accept GPU engines whose attention is several kernels.
-    #[arg(long)]
-    pub(crate) allow_slow_attention: bool,
-    /// How many parts are built at once; a part of a GPU engine takes gigabytes.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) jobs: usize,
-    /// Show what would be built, and build nothing.
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Say what has changed since the likest part in the cache.
-    #[arg(long)]
-    pub(crate) why: bool,
-    /// Read the checkpoint's weights even where their files look unchanged.
-    #[arg(long)]
-    pub(crate) rehash: bool,
-    /// LoRA that becomes part of the weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
-    #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
-    pub(crate) lora: Vec<String>,
-    /// Leave out the reference that `kiln verify` compares with.
-    #[arg(long)]
-    pub(crate) no_reference: bool,
-    /// What runs the engines to make the reference.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    pub(crate) backend: BackendChoice,
-    #[command(flatten)]
-    pub(crate) sizes: SizeArgs,
-    #[command(flatten)]
-    pub(crate) cache: CacheArgs,
-    #[command(flatten)]
-    pub(crate) checkpoint: CheckpointArgs,
-    /// Print one JSON object instead of the bundles' paths.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Args)]
 pub(crate) struct ConvertArgs {
     /// Checkpoint in one .safetensors file, in the layout of LDM and SGM.
     pub(crate) file: PathBuf,
@@ -281,39 +243,6 @@ pub(crate) struct ConvertArgs {
     /// What the UNet predicts [default: what the file or its family says].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) prediction_type: Option<PredictionChoice>,
-}
-
-/// Fixed sizes; without them, engines take every size.
-#[derive(Args)]
-pub(crate) struct SizeArgs {
-    /// Fix the height in pixels.
-    #[arg(long, value_name = "PIXELS", requires = "width")]
-    pub(crate) height: Option<u32>,
-    /// Fix the width in pixels.
-    #[arg(long, value_name = "PIXELS", requires = "height")]
-    pub(crate) width: Option<u32>,
-    /// Fix the number of pictures.
-    #[arg(long, value_name = "N", requires = "height")]
-    pub(crate) batch_size: Option<u32>,
-}
-
-#[derive(Args, Clone)]
-pub(crate) struct CheckpointArgs {
-    /// Prefer weight files of this variant, such as fp16.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) variant: Option<String>,
-    /// What a single-file checkpoint's UNet predicts [default: what the file or its family says].
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) prediction_type: Option<PredictionChoice>,
-    /// How attention is computed: fused, plain, or sliced:N heads at a time [default: fused].
-    #[arg(long, value_name = "POLICY", value_parser = attention)]
-    pub(crate) attention: Option<AttentionPolicy>,
-}
-
-impl CheckpointArgs {
-    pub(crate) fn attention(&self) -> AttentionPolicy {
-        self.attention.unwrap_or_default()
-    }
 }
 
 #[derive(Args)]
@@ -392,28 +321,6 @@ pub(crate) struct SynthArgs {
     pub(crate) seed: u64,
 }
 
-#[derive(Args)]
-pub(crate) struct RuntimeArgs {
-    #[command(subcommand)]
-    pub(crate) command: RuntimeCommand,
-}
-
-#[derive(Subcommand)]
-pub(crate) enum RuntimeCommand {
-    /// Fetch a native library as its pinned wheel.
-    Install {
-        /// Which library.
-        #[arg(value_enum, default_value_t = LibraryChoice::Cpu)]
-        library: LibraryChoice,
-    },
-    /// Show which native libraries are found, and where.
-    List {
-        /// Print one JSON object.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendChoice {
     /// ONNX Runtime, fetched if need be, else the built-in backend.
@@ -479,12 +386,6 @@ pub(crate) enum ArchitectureChoice {
     Sd15,
     /// The same structure, 32 and 64 channels wide.
     Tiny,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LibraryChoice {
-    /// ONNX Runtime for the CPU.
-    Cpu,
 }
 
 fn attention(text: &str) -> Result<AttentionPolicy, String> {

@@ -1,0 +1,26 @@
+use kiln_bundle::{Bundle, pack, unpack};
+
+use crate::args::{BundleArgs, BundleCommand};
+use crate::failure::Failure;
+use crate::{output, paths};
+
+pub(crate) fn run(args: &BundleArgs) -> Result<(), Failure> {
+    match &args.command {
+        BundleCommand::Pack { bundle, out, level } => {
+            if !(1..=19).contains(level) {
+                return Err(Failure::usage(format!("level: {level} is not a number from 1 to 19")));
+            }
+            if !Bundle::is_bundle(bundle) {
+                return Err(Failure::input(bundle, "is no bundle").with_hint("kiln compile makes bundles"));
+            }
+            paths::check_outputs(std::slice::from_ref(out))?;
+            pack(&Bundle::open(bundle)?, out, *level)?;
+            output::data(&out.display().to_string());
+        }
+        BundleCommand::Unpack { file, out } => {
+            let bundle = unpack(file, out)?;
+            output::data(&bundle.root().display().to_string());
+        }
+    }
+    Ok(())
+}
