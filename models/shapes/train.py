@@ -298,7 +298,7 @@ def main():
     parser.add_argument("--decoder-steps", type=int, default=900)
     parser.add_argument("--pictures", type=int, default=32000)
     parser.add_argument("--text-steps", type=int, default=2400)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=8500)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--from-exported", action="store_true", help="start from the pipeline beside this file")
     args = parser.parse_args()
