@@ -51,7 +51,7 @@ impl Family {
         Family { description, folder, references: References::open(&format!("families/{name}.safetensors")) }
     }
 
-    fn bundle(&self) -> Bundle {
+    pub(crate) fn bundle(&self) -> Bundle {
         bundle(self.folder.path(), &TraceOptions::for_bundle(EmitPolicy::default(), Sizes::Dynamic))
     }
 

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod cli;
+mod compile;
 mod families;
 mod fixtures;
 mod generator;

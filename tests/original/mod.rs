@@ -3,7 +3,7 @@
 mod command;
 mod configs;
 mod refusals;
-mod weights;
+pub(crate) mod weights;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -7,7 +7,7 @@ use kiln_compile::{
     AttentionSpec, BuildOptions, Checkpoint, Compiled, ProfileSpec, RangeSpec, RtxOptions, Specification, Step,
     TargetOptions, TargetSpec, Type,
 };
-use kiln_native::Library;
+use kiln_native::{Library, locate};
 use serde_json::{Value, json};
 
 use crate::args::{CheckpointArgs, CompileArgs, Precision};
@@ -125,7 +125,10 @@ fn target_options(
     Ok(match target {
         Target::Cpu => TargetOptions::Cpu,
         Target::TensorrtRtx => {
-            let found = runtime::fetch(Library::TensorrtRtx)?;
+            let found = match locate(Library::TensorrtRtx)? {
+                Some(found) => found,
+                None => runtime::fetch(Library::TensorrtRtx)?,
+            };
             TargetOptions::TensorrtRtx(RtxOptions {
                 release: kiln_compile::release_of(&found.path)?,
                 library: found.path,

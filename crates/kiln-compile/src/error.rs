@@ -4,6 +4,9 @@ use kiln_bundle::{BundleError, Role, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
 
+/// What TensorRT says of an attention that it would have to take apart.
+const NO_KERNEL: &str = "not supported by a dedicated kernel";
+
 /// Why a checkpoint could not be traced or compiled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -89,6 +92,9 @@ impl CompileError {
         match self {
             CompileError::Checkpoint { hint, .. } => hint.as_deref(),
             CompileError::Option { hint, .. } => Some(hint),
+            CompileError::Build { reason, .. } if reason.contains(NO_KERNEL) => Some(
+                "TensorRT has no fused kernel for an attention of this size and type; --allow-slow-attention does without",
+            ),
             CompileError::SlowAttention { .. } => Some("--allow-slow-attention accepts that"),
             _ => None,
         }

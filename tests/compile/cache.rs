@@ -1,0 +1,215 @@
+//! A cache that can be trusted: damage of every kind is caught before anything is used.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use kiln_compile::{BuildOptions, Checkpoint, Compiled, EngineCache, ItemKind, TraceOptions};
+use tempfile::TempDir;
+
+use crate::cli::{fail, kiln, succeed};
+use crate::fixtures::{copy_folder, scratch, tiny};
+
+struct Fixture {
+    model: TempDir,
+    folder: TempDir,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        Fixture { model: tiny(), folder: scratch() }
+    }
+
+    fn cache(&self) -> EngineCache {
+        EngineCache::new(self.folder.path().join("engines"))
+    }
+
+    fn compile(&self) -> Compiled {
+        let checkpoint = Checkpoint::open(self.model.path(), None).expect("a checkpoint");
+        self.cache()
+            .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
+            .expect("a bundle")
+    }
+
+    fn entry(&self, part: &str) -> PathBuf {
+        let items = self.cache().items().expect("items");
+        items.into_iter().find(|item| item.name.starts_with(part)).expect("the entry").path
+    }
+
+    fn quarantined(&self) -> Vec<String> {
+        let items = self.cache().items().expect("items").into_iter();
+        items
+            .filter_map(|item| match item.kind {
+                ItemKind::Quarantined(reason) => Some(reason),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// Flips one bit of a file, which gets another modification time as any other write would give it.
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).expect("a file");
+    bytes[at] ^= 1;
+    fs::write(path, bytes).expect("a file");
+}
+
+/// Places all over a file: both ends, and one in each eighth.
+fn places(path: &Path) -> Vec<usize> {
+    let length = fs::metadata(path).expect("a file").len() as usize;
+    (0..=8).map(|i| (i * length / 8).min(length - 1)).collect()
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_an_entry_is_caught_and_the_part_built_again() {
+    let fixture = Fixture::new();
+    fixture.compile();
+    let entry = fixture.entry("vae_decoder-cpu");
+    let mut n_damaged = 0;
+    for name in ["vae_decoder.data", "vae_decoder.onnx", "entry.yaml", "entry.seal"] {
+        for at in places(&entry.join(name)) {
+            // Without the bundle, whose own check would come first.
+            fs::remove_dir_all(fixture.compile().bundle.root()).expect("a bundle");
+            flip(&entry.join(name), at);
+            n_damaged += 1;
+            assert!(!fixture.compile().was_cached, "{name} at {at}");
+            assert_eq!(fixture.quarantined().len(), n_damaged, "{name} at {at}");
+        }
+    }
+    let reasons = fixture.quarantined();
+    assert!(reasons.iter().any(|reason| reason.ends_with("content does not match the digest in the manifest")));
+    assert!(reasons.iter().any(|reason| reason.contains("was not sealed by this user's kiln")), "{reasons:?}");
+}
+
+#[test]
+fn a_flipped_bit_anywhere_in_a_bundle_is_caught_when_it_is_opened() {
+    let fixture = Fixture::new();
+    let bundle = fixture.compile().bundle;
+    let names: Vec<String> = bundle.manifest().files.keys().cloned().collect();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names {
+        let path = bundle.path(&name);
+        let whole = fs::read(&path).expect("a file");
+        for at in places(&path) {
+            flip(&path, at);
+            let error = kiln_bundle::Bundle::open(bundle.root()).expect_err("damaged").to_string();
+            assert!(error.contains(&name) && error.contains("does not match the digest"), "{error}");
+            fs::write(&path, &whole).expect("a file");
+        }
+        fs::write(&path, &whole[1..]).expect("a file");
+        let error = kiln_bundle::Bundle::open(bundle.root()).expect_err("shorter").to_string();
+        assert!(error.contains("the manifest says"), "{error}");
+        fs::write(&path, &whole).expect("a file");
+    }
+    kiln_bundle::Bundle::open(bundle.root()).expect("whole again");
+}
+
+#[test]
+fn an_entry_of_another_user_is_not_used() {
+    let (mine, theirs) = (Fixture::new(), Fixture::new());
+    mine.compile();
+    theirs.compile();
+    let entry = mine.entry("unet-cpu");
+    let stranger = theirs.entry("unet-cpu");
+    assert_eq!(entry.file_name(), stranger.file_name(), "the same recipe");
+    fs::remove_dir_all(&entry).expect("an entry");
+    copy_folder(&stranger, &entry);
+    fs::remove_dir_all(mine.compile().bundle.root()).expect("a bundle");
+    mine.compile();
+    assert!(mine.quarantined()[0].contains("was not sealed by this user's kiln"), "{:?}", mine.quarantined());
+}
+
+#[cfg(unix)]
+#[test]
+fn entries_and_the_key_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = Fixture::new();
+    fixture.compile();
+    let root = fixture.cache().root().to_path_buf();
+    let mode = |name: &str| fs::metadata(root.join(name)).expect("metadata").permissions().mode() & 0o777;
+    assert_eq!((mode("entries"), mode("quarantine"), mode(".seal.key")), (0o700, 0o700, 0o600));
+    fs::set_permissions(root.join(".seal.key"), fs::Permissions::from_mode(0o644)).expect("permissions");
+    let checkpoint = Checkpoint::open(fixture.model.path(), None).expect("a checkpoint");
+    let options = BuildOptions::cpu(TraceOptions { learned_tokens: true, ..TraceOptions::default() });
+    let error = fixture.cache().compile(&checkpoint, &options, &mut |_| {}).expect_err("an exposed key");
+    assert!(
+        error.to_string().ends_with(".seal.key: others than its owner can read or write this key"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_process_that_is_killed_at_any_time_leaves_nothing_that_looks_finished() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let args = ["compile", &model, "--no-reference"];
+    let mut n_killed = 0;
+    for milliseconds in (0..150).step_by(6) {
+        let mut child = kiln(&args, work.path()).stdout(Stdio::null()).spawn().expect("kiln runs");
+        sleep(Duration::from_millis(milliseconds));
+        child.kill().expect("a child");
+        n_killed += usize::from(!child.wait().expect("a child").success());
+        let bundle = succeed(&mut kiln(&args, work.path()));
+        succeed(&mut kiln(&["inspect", bundle.trim(), "--verify"], work.path()));
+        succeed(&mut kiln(&["cache", "verify"], work.path()));
+        let quarantine = fs::read_dir(work.path().join("engines/quarantine")).expect("a folder");
+        assert_eq!(quarantine.count(), 0, "after {milliseconds} ms");
+        fs::remove_dir_all(work.path().join("engines")).expect("a cache");
+    }
+    assert!(n_killed > 3, "{n_killed} were still running when they were killed");
+}
+
+#[test]
+fn processes_that_want_the_same_bundle_build_it_once() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let args = ["compile", &model, "--no-reference", "--json"];
+    let spawn = || kiln(&args, work.path()).stdout(Stdio::piped()).spawn().expect("kiln runs");
+    let children: Vec<_> = (0..6).map(|_| spawn()).collect();
+    let reports = children.into_iter().map(|child| child.wait_with_output().expect("kiln ends"));
+    let built = reports.filter(|output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).contains(r#""cached":false"#)
+    });
+    assert_eq!(built.count(), 1);
+}
+
+#[test]
+fn what_was_used_longest_ago_is_removed_first() {
+    let fixture = Fixture::new();
+    let kept = fixture.compile().bundle;
+    let cache = fixture.cache();
+    let everything = cache.items().expect("items");
+    let pruned = cache.prune(Some(0), None, Some(kept.root()), true).expect("a plan");
+    assert_eq!(pruned.items, Vec::<String>::new(), "what the bundle shares files with is kept");
+    assert_eq!(cache.items().expect("items").len(), everything.len());
+    let pruned = cache.prune(Some(0), None, None, false).expect("pruned");
+    assert_eq!(pruned.items.len(), everything.len());
+    assert!(pruned.bytes > 0);
+    assert!(cache.items().expect("items").is_empty());
+}
+
+#[test]
+fn the_cache_is_shown_and_cleaned_by_commands() {
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    succeed(&mut kiln(&["compile", &model, "--no-reference"], work.path()));
+    let listed = succeed(&mut kiln(&["cache", "list"], work.path()));
+    assert_eq!(listed.lines().count(), 5, "{listed}");
+    let shown = succeed(&mut kiln(&["cache", "show", "unet"], work.path()));
+    assert!(shown.contains("graph unet: ") && shown.contains("emitted with attention: fused"), "{shown}");
+    fail(&mut kiln(&["cache", "show", "vae"], work.path()), 2, "'vae' is the beginning of vae_");
+    fail(&mut kiln(&["cache", "show", "x"], work.path()), 2, "the cache has no 'x'");
+    let engine = fs::read_dir(work.path().join("engines/entries")).expect("entries");
+    let engine =
+        engine.map(|entry| entry.expect("an entry").path()).find(|path| path.join("unet.data").exists());
+    flip(&engine.expect("an entry").join("unet.data"), 5000);
+    fail(&mut kiln(&["cache", "verify"], work.path()), 3, "items are damaged");
+    let pruned = succeed(&mut kiln(&["cache", "prune", "--json"], work.path()));
+    assert!(pruned.contains(r#""removed":["unet-cpu-"#), "{pruned}");
+    fail(&mut kiln(&["cache", "prune", "--max-size", "much"], work.path()), 2, "'much' is no size");
+    succeed(&mut kiln(&["cache", "prune", "--max-size", "0B"], work.path()));
+    assert_eq!(succeed(&mut kiln(&["cache", "list"], work.path())), "");
+}

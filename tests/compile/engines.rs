@@ -1,0 +1,94 @@
+//! TensorRT-RTX engines, really built; no GPU is needed until they run.
+
+use std::process::Command;
+
+use kiln_bundle::{Bundle, Role, Target};
+use kiln_native::{Library, install, locate};
+use serde_json::Value;
+
+use crate::cli::{fail, kiln, succeed};
+use crate::fixtures::{scratch, tiny};
+use crate::support::references;
+
+/// TensorRT-RTX, fetched if it is not on this machine yet.
+fn toolkit() {
+    let library = Library::TensorrtRtx;
+    if locate(library).expect("KILN_TENSORRT_RTX names a library").is_none() {
+        install(library, &mut |_| {}).expect("pip fetches TensorRT-RTX for the tests");
+    }
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn the_small_model_becomes_engines_with_fused_attention() {
+    toolkit();
+    let work = scratch();
+    let model = references().join("../../models/shapes").display().to_string();
+    let args = ["compile", &model, "--target", "tensorrt-rtx", "--compute-capability", "8.9", "--json"];
+    let compile = |more: &[&str]| {
+        let printed = succeed(&mut kiln(&[&args[..], more].concat(), work.path()));
+        serde_json::from_str::<Value>(&printed).expect("JSON")["bundles"][0].take()
+    };
+    let report = compile(&[]);
+    assert_eq!(report["cached"], false);
+    let bundle = Bundle::open(report["bundle"].as_str().expect("a path").as_ref()).expect("a bundle");
+    let manifest = bundle.manifest();
+    assert_eq!(
+        (manifest.target, manifest.provenance.toolkit.as_deref()),
+        (Target::TensorrtRtx, Some("TensorRT-RTX 1.7.1"))
+    );
+    for (role, n_attentions) in [(Role::TextEncoder, 2), (Role::Unet, 14)] {
+        let component = bundle.component(role).expect("a component");
+        assert_eq!((component.attention.fused, component.attention.decomposed), (n_attentions, 0), "{role}");
+    }
+    for (role, component) in &manifest.components {
+        let engine = std::fs::metadata(bundle.path(&component.engine)).expect("an engine").len();
+        assert!(
+            engine > component.weight_bytes,
+            "{role}: {engine} bytes hold {} of weights",
+            component.weight_bytes
+        );
+        assert_eq!((component.precision.as_str(), &component.weights), ("f16", &None), "{role}");
+    }
+    assert_eq!(compile(&[])["cached"], true);
+    let why = compile(&["--why", "--precision", "f16"]);
+    assert!(why["parts"].as_array().expect("parts").iter().all(|part| part["cached"] == true), "{why}");
+
+    let shown = succeed(&mut kiln(&["cache", "show", "unet"], work.path()));
+    assert!(shown.contains("toolkit: TensorRT-RTX 1.7.1") && shown.contains("held up to"), "{shown}");
+    let root = bundle.root().display().to_string();
+    let reason = "its engines are for tensorrt-rtx: ";
+    fail(&mut kiln(&["generate", "x", "--model", &root], work.path()), 3, reason);
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn what_the_builder_refuses_is_told_in_one_line() {
+    toolkit();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    let rtx = ["compile", &model, "--target", "tensorrt-rtx"];
+    let refused = |more: &[&str], code, message| {
+        let output = fail(&mut kiln(&[&rtx[..], more].concat(), work.path()), code, message);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.lines().filter(|line| line.starts_with("error: ")).count() == 1, "{stderr}");
+    };
+    refused(&["--attention", "plain"], 3, "of its attentions would not be fused");
+    refused(&[], 1, "hint: TensorRT has no fused kernel for an attention of this size and type");
+    refused(&["--compute-capability", "1.0"], 1, "TensorRT-RTX 1.7.1 has no ComputeCapability::kSM10");
+    let mut broken = kiln(&rtx, work.path());
+    broken.env("KILN_TENSORRT_RTX", env!("CARGO_BIN_EXE_kiln"));
+    let output = broken.output().expect("kiln runs");
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    let left = work.path().join("engines/entries");
+    let left: Vec<_> = std::fs::read_dir(left).expect("entries").map(|e| e.expect("an entry").path()).collect();
+    assert!(left.iter().all(|path| path.extension().is_some_and(|ending| ending == "lock")), "{left:?}");
+}
+
+#[test]
+fn the_builders_process_answers_for_what_it_is_given() {
+    let work = scratch();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    child.arg("build-engine").stdin(std::process::Stdio::null()).current_dir(work.path());
+    fail(&mut child, 2, "standard input: ");
+}
