@@ -63,6 +63,49 @@ fn the_small_model_becomes_engines_with_fused_attention() {
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
+fn engines_are_built_on_another_machine_than_the_one_that_traced() {
+    toolkit();
+    let (here, there) = (scratch(), scratch());
+    let model = references().join("../../models/shapes").display().to_string();
+    let traced = succeed(&mut kiln(&["compile", &model, "--target", "onnx"], here.path()));
+    let packed = there.path().join("traced.kiln").display().to_string();
+    succeed(&mut kiln(&["bundle", "pack", traced.trim(), "--out", &packed], here.path()));
+
+    succeed(&mut kiln(&["bundle", "unpack", "traced.kiln", "--out", "traced"], there.path()));
+    let build = ["compile", "traced", "--target", "tensorrt-rtx", "--compute-capability", "8.9"];
+    let plan = succeed(&mut kiln(&[&build[..], &["--dry-run"]].concat(), there.path()));
+    assert_eq!(plan.matches("to build: there is none like it").count(), 4, "{plan}");
+    let bundle = succeed(&mut kiln(&build, there.path()));
+    assert_eq!(succeed(&mut kiln(&build, there.path())), bundle);
+    let bundle = Bundle::open(bundle.trim().as_ref()).expect("a bundle");
+    assert_eq!(bundle.manifest().target, Target::TensorrtRtx);
+    assert_eq!(bundle.component(Role::Unet).expect("a UNet").attention.fused, 14);
+    assert_eq!(bundle.pipeline().expect("a pipeline").width, 64);
+
+    let refused = |more: &[&str], code, message| {
+        fail(&mut kiln(&[&["compile", "traced"][..], more].concat(), there.path()), code, message);
+    };
+    refused(&[], 2, "a bundle can only be compiled with --target tensorrt-rtx");
+    refused(
+        &["--target", "tensorrt-rtx", "--precision", "f32"],
+        2,
+        "--precision: a bundle of ONNX was decided",
+    );
+    let built = bundle.root().display().to_string();
+    fail(
+        &mut kiln(&["compile", &built, "--target", "tensorrt-rtx"], there.path()),
+        3,
+        "is a bundle for tensorrt-rtx",
+    );
+    fail(
+        &mut kiln(&["generate", "x", "--model", "traced"], there.path()),
+        3,
+        "for onnx: engines are built from it",
+    );
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
 fn what_the_builder_refuses_is_told_in_one_line() {
     toolkit();
     let (model, work) = (tiny(), scratch());

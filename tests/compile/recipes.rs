@@ -59,7 +59,7 @@ fn check_options(what: &str, options: BuildOptions, change: impl FnOnce(&mut Bui
 fn rtx_of(options: &mut BuildOptions) -> &mut kiln_compile::RtxOptions {
     match &mut options.target {
         TargetOptions::TensorrtRtx(rtx) => rtx,
-        TargetOptions::Cpu => unreachable!("the options are for GPUs"),
+        _ => unreachable!("the options are for GPUs"),
     }
 }
 

@@ -67,7 +67,7 @@ fn what_is_not_understood_is_refused_with_its_place() {
     );
     check_refused(
         "checkpoint: x\ntargets:\n  tpu: {}\n",
-        "targets: unknown variant `tpu`, expected `cpu` or `tensorrt-rtx` at line 3 column 3",
+        "targets: unknown variant `tpu`, expected one of `cpu`, `tensorrt-rtx`, `onnx` at line 3 column 3",
     );
     check_refused(
         "checkpoint: x\ntargets:\n  cpu: {attention: flash}\n",
@@ -98,11 +98,11 @@ fn what_is_not_understood_is_refused_with_its_place() {
     for key in ["compute_capabilities: ['8.9']", "workspace: 1GiB", "tf32: true", "allow_slow_attention: true"]
     {
         let found = read(&format!("checkpoint: x\ntargets:\n  cpu: {{{key}}}\n")).expect_err("refused");
-        assert!(found.ends_with("has no meaning for the CPU"), "{found}");
+        assert!(found.ends_with("has no meaning without engines for GPUs"), "{found}");
     }
     check_refused(
         "checkpoint: x\ntargets:\n  cpu: {profiles: [{height: {min: 8, opt: 8, max: 16}, width: 8}]}\n",
-        "targets.cpu.profiles: the CPU takes one with fixed sizes, or none and every size",
+        "targets.cpu.profiles: without engines for GPUs, one with fixed sizes, or none and every size",
     );
 }
 
@@ -139,7 +139,7 @@ fn the_command_builds_what_a_specification_says() {
     fail(
         &mut kiln(&["compile", "model.yaml", "--target", "tpu"], work.path()),
         2,
-        "targets: cpu, tensorrt-rtx",
+        "targets: cpu, tensorrt-rtx, onnx",
     );
 }
 

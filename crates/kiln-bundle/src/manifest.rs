@@ -43,11 +43,13 @@ pub enum Target {
     Cpu,
     /// TensorRT-RTX engines for NVIDIA GPUs.
     TensorrtRtx,
+    /// ONNX of the `ai.onnx` domain, to build engines from on another machine.
+    Onnx,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Target; 2] = [Target::Cpu, Target::TensorrtRtx];
+    pub const ALL: [Target; 3] = [Target::Cpu, Target::TensorrtRtx, Target::Onnx];
 }
 
 impl FromStr for Target {
@@ -66,6 +68,7 @@ impl fmt::Display for Target {
         f.write_str(match self {
             Target::Cpu => "cpu",
             Target::TensorrtRtx => "tensorrt-rtx",
+            Target::Onnx => "onnx",
         })
     }
 }
@@ -265,6 +268,23 @@ pub enum Size {
     Fixed(u64),
     /// Decided at run time, in terms of `batch`, `height` and `width` (in latents).
     Dynamic(String),
+}
+
+impl Size {
+    /// The size where each symbol, such as `batch`, has the given value; `None` for a symbol without one.
+    pub fn at(&self, value: impl Fn(&str) -> Option<u64>) -> Option<u64> {
+        let factor = |text: &str| match text.strip_prefix("ceil(").and_then(|rest| rest.strip_suffix(')')) {
+            Some(quotient) => {
+                let (symbol, divisor) = quotient.split_once('/')?;
+                Some(value(symbol)?.div_ceil(divisor.parse().ok().filter(|n| *n > 0)?))
+            }
+            None => text.parse().ok().or_else(|| value(text)),
+        };
+        match self {
+            Size::Fixed(n) => Some(*n),
+            Size::Dynamic(text) => text.split('*').try_fold(1_u64, |n, part| n.checked_mul(factor(part)?)),
+        }
+    }
 }
 
 impl fmt::Display for Size {

@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_bundle::Target;
+use kiln_bundle::{Bundle, Target};
 use kiln_compile::{
-    AttentionSpec, BuildOptions, Checkpoint, Compiled, ProfileSpec, RangeSpec, RtxOptions, Specification, Step,
-    TargetOptions, TargetSpec, Type,
+    AttentionSpec, BuildOptions, Checkpoint, Compiled, Profile, ProfileSpec, RangeSpec, RtxOptions,
+    Specification, Step, TargetOptions, TargetSpec, Type,
 };
 use kiln_native::{Library, locate};
 use serde_json::{Value, json};
@@ -20,6 +20,9 @@ use crate::{output, runtime, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
+    if Bundle::is_bundle(&args.source) {
+        return from_onnx(args, start);
+    }
     let mut spec = specification(args)?;
     let checkpoint_args = CheckpointArgs { variant: spec.variant.take(), ..args.checkpoint.clone() };
     let checkpoint = open(&spec.checkpoint, &checkpoint_args)?;
@@ -58,10 +61,52 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
         }
         reports.push(report_bundle(*target, &compiled, &steps, args));
     }
+    finish(args, reports, start);
+    Ok(())
+}
+
+fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {
     if args.json {
         let key = if args.dry_run { "plans" } else { "bundles" };
         output::data(&json!({ key: reports, "seconds": start.elapsed().as_secs_f64() }).to_string());
     }
+}
+
+/// Builds engines from a bundle of ONNX, which another machine may have traced.
+fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
+    let unused = [
+        ("--attention", args.checkpoint.attention.is_some()),
+        ("--variant", args.checkpoint.variant.is_some()),
+        ("--precision", args.precision.is_some()),
+        ("--lora", !args.lora.is_empty()),
+        ("--width", args.sizes.width.is_some()),
+    ];
+    if let Some((option, _)) = unused.into_iter().find(|(_, is_given)| *is_given) {
+        return Err(Failure::usage(format!("{option}: a bundle of ONNX was decided when it was traced")));
+    }
+    if args.targets != [Target::TensorrtRtx] {
+        return Err(Failure::usage("a bundle can only be compiled with --target tensorrt-rtx"));
+    }
+    let source = Bundle::open(&args.source)?;
+    let spec = TargetSpec {
+        compute_capabilities: args.compute_capabilities.clone(),
+        allow_slow_attention: args.allow_slow_attention,
+        ..TargetSpec::default()
+    };
+    let options = rtx_options(&spec, vec![profile_of(&source)?])?;
+    let cache = cache(&args.cache)?;
+    let plan = cache.plan_from_onnx(&source, &options, args.jobs).map_err(|e| failure(e, &cache))?;
+    let steps = plan.steps(&cache).map_err(|e| failure(e, &cache))?;
+    let report = if args.dry_run {
+        report_plan(Target::TensorrtRtx, &steps, args)
+    } else {
+        let bar = Bar::bytes("compiling");
+        let compiled = cache.execute(plan, &mut |progress| bar.compiling(progress));
+        drop(bar);
+        let steps = if args.why { steps } else { Vec::new() };
+        report_bundle(Target::TensorrtRtx, &compiled.map_err(|e| failure(e, &cache))?, &steps, args)
+    };
+    finish(args, vec![report], start);
     Ok(())
 }
 
@@ -124,24 +169,35 @@ fn target_options(
 ) -> Result<TargetOptions, Failure> {
     Ok(match target {
         Target::Cpu => TargetOptions::Cpu,
-        Target::TensorrtRtx => {
-            let found = match locate(Library::TensorrtRtx)? {
-                Some(found) => found,
-                None => runtime::fetch(Library::TensorrtRtx)?,
-            };
-            TargetOptions::TensorrtRtx(RtxOptions {
-                release: kiln_compile::release_of(&found.path)?,
-                library: found.path,
-                compute_capabilities: spec.compute_capabilities.iter().map(|c| c.0).collect(),
-                profiles: spec.profiles(checkpoint)?,
-                workspace: spec.workspace.map(|bytes| bytes.0),
-                optimization_level: spec.optimization_level,
-                tf32: spec.tf32.unwrap_or(true),
-                allow_slow_attention: spec.allow_slow_attention,
-                builder: Arc::new(OtherProcess),
-            })
-        }
+        Target::Onnx => TargetOptions::Onnx,
+        Target::TensorrtRtx => TargetOptions::TensorrtRtx(rtx_options(spec, spec.profiles(checkpoint)?)?),
     })
+}
+
+fn rtx_options(spec: &TargetSpec, profiles: Vec<Profile>) -> Result<RtxOptions, Failure> {
+    let found = match locate(Library::TensorrtRtx)? {
+        Some(found) => found,
+        None => runtime::fetch(Library::TensorrtRtx)?,
+    };
+    Ok(RtxOptions {
+        release: kiln_compile::release_of(&found.path)?,
+        library: found.path,
+        compute_capabilities: spec.compute_capabilities.iter().map(|c| c.0).collect(),
+        profiles,
+        workspace: spec.workspace.map(|bytes| bytes.0),
+        optimization_level: spec.optimization_level,
+        tf32: spec.tf32.unwrap_or(true),
+        allow_slow_attention: spec.allow_slow_attention,
+        builder: Arc::new(OtherProcess),
+    })
+}
+
+/// Sizes around the default ones of a bundle.
+fn profile_of(bundle: &Bundle) -> Result<Profile, Failure> {
+    let info = bundle.pipeline()?;
+    let positions = info.text_encoders.first().map_or(77, |encoder| u64::from(encoder.positions));
+    let side = |pixels: u32| u64::from(pixels / info.vae_scale_factor);
+    Ok(Profile::around(side(info.height), side(info.width), positions))
 }
 
 fn report_plan(target: Target, steps: &[Step], args: &CompileArgs) -> Value {

@@ -37,6 +37,9 @@ pub enum CompileError {
     /// What builds engines can not be used.
     #[error("{0}")]
     Toolkit(String),
+    /// What was traced already can become GPU engines and nothing else.
+    #[error("a bundle of ONNX can not become one for {0}")]
+    FromOnnx(kiln_bundle::Target),
     /// A specification does not parse or contradicts itself.
     #[error("{path}: {reason}", path = path.display())]
     Specification {

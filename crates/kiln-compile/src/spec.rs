@@ -289,7 +289,7 @@ impl TargetSpec {
         for (i, profile) in self.profiles.iter().enumerate() {
             profile.check().map_err(|e| format!("profiles[{i}].{e}"))?;
         }
-        if target != Target::Cpu {
+        if target == Target::TensorrtRtx {
             return Ok(());
         }
         let foreign = [
@@ -300,12 +300,12 @@ impl TargetSpec {
             ("allow_slow_attention", self.allow_slow_attention),
         ];
         if let Some((key, _)) = foreign.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(format!("{key}: has no meaning for the CPU"));
+            return Err(format!("{key}: has no meaning without engines for GPUs"));
         }
         match self.profiles.as_slice() {
             [] => Ok(()),
             [one] if one.fixed().is_some() => Ok(()),
-            _ => Err("profiles: the CPU takes one with fixed sizes, or none and every size".into()),
+            _ => Err("profiles: without engines for GPUs, one with fixed sizes, or none and every size".into()),
         }
     }
 
@@ -318,7 +318,7 @@ impl TargetSpec {
     ) -> Result<TraceOptions, CompileError> {
         let default = match target {
             Target::Cpu => DType::F32,
-            Target::TensorrtRtx => DType::F16,
+            Target::Onnx | Target::TensorrtRtx => DType::F16,
         };
         let keep: Vec<(String, DType)> =
             self.precision.keep_f32.iter().map(|s| (s.clone(), DType::F32)).collect();
@@ -332,11 +332,16 @@ impl TargetSpec {
             precision: of(self.precision.compute.map_or(default, Type::dtype)),
             flavor: match target {
                 Target::Cpu => Flavor::OnnxRuntime,
-                Target::TensorrtRtx => Flavor::Standard,
+                Target::Onnx | Target::TensorrtRtx => Flavor::Standard,
             },
             cuts: Vec::new(),
         };
-        let precisions = self.precision.components.iter().map(|(role, dtype)| (*role, of(dtype.dtype())));
+        let mut components: BTreeMap<Role, Type> = BTreeMap::new();
+        if self.precision.compute.is_none() && target != Target::Cpu && checkpoint.vae_overflows() {
+            components.extend([(Role::VaeEncoder, Type::F32), (Role::VaeDecoder, Type::F32)]);
+        }
+        components.extend(&self.precision.components);
+        let precisions = components.into_iter().map(|(role, dtype)| (role, of(dtype.dtype())));
         Ok(TraceOptions {
             precisions: precisions.collect(),
             controlled: self.controlnet.unwrap_or(target == Target::Cpu),
@@ -359,12 +364,10 @@ impl TargetSpec {
     /// The profiles in latents; without any, one around the model's own size.
     pub fn profiles(&self, checkpoint: &Checkpoint) -> Result<Vec<Profile>, CompileError> {
         let positions = checkpoint.text_positions();
-        let tokens = Range { min: positions, opt: positions, max: 4 * positions };
+        let [height, width] = checkpoint.default_size().map(|pixels| pixels / checkpoint.scale_factor());
+        let around = Profile::around(height, width, positions);
         if self.profiles.is_empty() {
-            let [height, width] = checkpoint.default_size().map(|pixels| pixels / checkpoint.scale_factor());
-            let around = |side: u64| Range { min: side.div_ceil(2), opt: side, max: side + side.div_ceil(2) };
-            let batch = Range { min: 1, opt: 1, max: 4 };
-            return Ok(vec![Profile { batch, height: around(height), width: around(width), tokens }]);
+            return Ok(vec![around]);
         }
         let in_latents = |key: &str, range: RangeSpec| {
             let Range { min, opt, max } = range.range();
@@ -375,10 +378,10 @@ impl TargetSpec {
             .iter()
             .map(|profile| {
                 Ok(Profile {
-                    batch: profile.batch.map_or(Range { min: 1, opt: 1, max: 4 }, RangeSpec::range),
+                    batch: profile.batch.map_or(around.batch, RangeSpec::range),
                     height: in_latents("height", profile.height)?,
                     width: in_latents("width", profile.width)?,
-                    tokens,
+                    tokens: around.tokens,
                 })
             })
             .collect()

@@ -9,9 +9,9 @@ use super::{BackendChoice, CacheArgs, Precision, PredictionChoice, attention};
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
-    /// Specification (.yaml), checkpoint folder or single-file checkpoint.
+    /// Specification (.yaml), checkpoint folder, single-file checkpoint, or a bundle made with --target onnx.
     pub(crate) source: PathBuf,
-    /// What to build for: cpu, tensorrt-rtx; may be given several times [default: those of the specification, or cpu].
+    /// What to build for: cpu, tensorrt-rtx, onnx (to build from elsewhere); may be given several times [default: those of the specification, or cpu].
     #[arg(long = "target", value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
     /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].

@@ -2,6 +2,7 @@
 
 mod content;
 mod recipes;
+mod relay;
 mod subject;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use subject::Subject;
 
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
-use crate::target::{TargetOptions, build_for_cpu, build_for_rtx};
+use crate::target::{OnnxModel, RtxOptions, TargetOptions, build_for_rtx, build_from_onnx, build_onnx};
 use crate::trace::Traced;
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 
@@ -71,8 +72,36 @@ pub struct Plan<'a> {
 
 /// Components over the same weights, which are built together.
 struct Part<'a> {
-    traced: Vec<Traced<'a>>,
+    models: Models<'a>,
     recipe: Recipe,
+}
+
+/// Where a part's networks come from.
+enum Models<'a> {
+    Traced(Vec<Traced<'a>>),
+    Onnx(Vec<OnnxModel>),
+}
+
+impl Models<'_> {
+    fn weight_bytes(&self) -> u64 {
+        match self {
+            Models::Traced(traced) => traced.iter().flat_map(Traced::weights).map(crate::trace::n_bytes).sum(),
+            Models::Onnx(models) => models.iter().map(|model| model.component.weight_bytes).sum(),
+        }
+    }
+
+    /// Weights on which no output depends, of the components whose weights LoRAs name.
+    fn unread(&self) -> Vec<(Role, Vec<String>)> {
+        let is_text = |role: Role| matches!(role, Role::TextEncoder | Role::TextEncoder2);
+        match self {
+            Models::Traced(traced) => {
+                traced.iter().filter(|t| is_text(t.role)).map(|t| (t.role, t.unread())).collect()
+            }
+            Models::Onnx(models) => {
+                models.iter().map(|model| (model.role, model.component.unread_weights.clone())).collect()
+            }
+        }
+    }
 }
 
 impl EngineCache {
@@ -108,6 +137,16 @@ impl EngineCache {
     ) -> Result<Compiled, CompileError> {
         let plan = self.plan_for(&Subject::ControlNet(checkpoint), options, progress)?;
         self.execute(plan, progress)
+    }
+
+    /// What a bundle of engines needs that is built from one of ONNX, which another machine may have traced.
+    pub fn plan_from_onnx(
+        &self,
+        source: &Bundle,
+        options: &RtxOptions,
+        jobs: usize,
+    ) -> Result<Plan<'static>, CompileError> {
+        relay::plan(source, options, jobs)
     }
 
     fn plan_for<'a>(
@@ -182,7 +221,7 @@ impl<'a> Plan<'a> {
             .into_iter()
             .map(|(name, traced)| {
                 let recipe = recipes::recipe(&name, &traced, options, digests)?;
-                Ok(Part { traced, recipe })
+                Ok(Part { models: Models::Traced(traced), recipe })
             })
             .collect::<Result<_, CompileError>>()?;
         let companions = subject.companions()?;
@@ -208,7 +247,7 @@ impl<'a> Plan<'a> {
             steps.push(Step {
                 folder: String::new(),
                 is_cached,
-                weight_bytes: part.traced.iter().flat_map(Traced::weights).map(crate::trace::n_bytes).sum(),
+                weight_bytes: part.models.weight_bytes(),
                 differences: before.map(|before| part.recipe.differences(&before)).unwrap_or_default(),
                 recipe: part.recipe.clone(),
             });
@@ -263,13 +302,8 @@ impl<'a> Plan<'a> {
     ) -> Result<(), CompileError> {
         let entries = self.build(cache, progress)?;
         let mut manifest = Manifest::new(self.name, self.target.target(), self.content, self.provenance);
-        let unread: BTreeMap<Role, Vec<String>> = self
-            .parts
-            .iter()
-            .flat_map(|part| &part.traced)
-            .filter(|component| matches!(component.role, Role::TextEncoder | Role::TextEncoder2))
-            .map(|component| (component.role, component.unread()))
-            .collect();
+        let unread: BTreeMap<Role, Vec<String>> =
+            self.parts.iter().flat_map(|part| part.models.unread()).collect();
         for entry in entries {
             for (name, listed) in entry.record.files {
                 link(&entry.root.join(&name), &folder.join(&name))?;
@@ -313,9 +347,19 @@ impl Part<'_> {
         target: &TargetOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Entry, CompileError> {
-        cache.find_or_build(&self.recipe, |folder| match target {
-            TargetOptions::Cpu => build_for_cpu(&self.traced, folder, progress),
-            TargetOptions::TensorrtRtx(options) => build_for_rtx(&self.traced, options, folder, progress),
+        cache.find_or_build(&self.recipe, |folder| match (target, &self.models) {
+            (TargetOptions::Cpu | TargetOptions::Onnx, Models::Traced(traced)) => {
+                build_onnx(traced, folder, progress)
+            }
+            (TargetOptions::TensorrtRtx(options), Models::Traced(traced)) => {
+                build_for_rtx(traced, options, folder, progress)
+            }
+            (TargetOptions::TensorrtRtx(options), Models::Onnx(models)) => {
+                build_from_onnx(models, options, folder, progress)
+            }
+            (TargetOptions::Cpu | TargetOptions::Onnx, Models::Onnx(_)) => {
+                Err(CompileError::FromOnnx(target.target()))
+            }
         })
     }
 }

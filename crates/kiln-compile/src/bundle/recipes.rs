@@ -79,13 +79,25 @@ pub(super) fn provenance(
         kiln: env!("CARGO_PKG_VERSION").into(),
         key: String::new(),
         toolkit: match &options.target {
-            TargetOptions::Cpu => None,
+            TargetOptions::Cpu | TargetOptions::Onnx => None,
             TargetOptions::TensorrtRtx(options) => Some(options.release.clone()),
         },
         options: named_options(&options.trace),
         checkpoint,
         loras: fused_loras(&options.trace.loras),
     };
+    seal(&mut provenance, content, parts, nested);
+    Ok(provenance)
+}
+
+/// Gives a provenance its key.
+pub(super) fn seal(
+    provenance: &mut Provenance,
+    content: &Content,
+    parts: &[Part<'_>],
+    nested: &[(String, Plan<'_>)],
+) {
+    provenance.key = String::new();
     let mut hasher = blake3::Hasher::new();
     let mut part = |text: &str| {
         hasher.update(&(text.len() as u64).to_le_bytes());
@@ -96,7 +108,6 @@ pub(super) fn provenance(
     parts.iter().for_each(|built| part(&built.recipe.key()));
     nested.iter().for_each(|(_, plan)| part(&plan.provenance.key));
     provenance.key = hasher.finalize().to_hex().to_string();
-    Ok(provenance)
 }
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {

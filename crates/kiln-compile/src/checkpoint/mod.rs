@@ -227,6 +227,12 @@ impl Checkpoint {
         self.text_encoders[0].part.config.max_positions()
     }
 
+    /// Whether the autoencoder leaves the range of 16-bit floats, as Stable Diffusion XL's does.
+    pub(crate) fn vae_overflows(&self) -> bool {
+        let is_xl = matches!(self.family(), Family::SdxlBase | Family::SdxlRefiner);
+        is_xl && matches!(&self.vae.config, AutoencoderConfig::Kl(config) if config.force_upcast())
+    }
+
     /// Default height and width in pixels.
     pub(crate) fn default_size(&self) -> [u64; 2] {
         self.unet.config.sample_size().unwrap_or([64, 64]).map(|n| n * self.scale_factor())

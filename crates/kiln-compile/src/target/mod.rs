@@ -6,17 +6,19 @@ mod rtx;
 use kiln_bundle::{AttentionFacts, Component, ElementType, PortInfo, Size, Target};
 use kiln_graph::{DType, Dim, EmittedModel, ModelPort};
 
-pub(crate) use cpu::build as build_for_cpu;
-pub(crate) use rtx::build as build_for_rtx;
+pub(crate) use cpu::build as build_onnx;
 pub use rtx::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, release_of,
 };
+pub(crate) use rtx::{OnnxModel, build as build_for_rtx, build_from_onnx};
 
 /// What engines are built for, and how.
 #[derive(Clone, Debug)]
 pub enum TargetOptions {
     /// ONNX for a CPU.
     Cpu,
+    /// ONNX to build engines from.
+    Onnx,
     /// TensorRT-RTX engines.
     TensorrtRtx(RtxOptions),
 }
@@ -26,6 +28,7 @@ impl TargetOptions {
     pub fn target(&self) -> Target {
         match self {
             TargetOptions::Cpu => Target::Cpu,
+            TargetOptions::Onnx => Target::Onnx,
             TargetOptions::TensorrtRtx(_) => Target::TensorrtRtx,
         }
     }

@@ -5,14 +5,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{AttentionFacts, Role};
-use kiln_graph::{DType, Dim, EmittedModel, Symbol};
+use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Size};
 use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
 use serde::{Deserialize, Serialize};
 
-use super::component;
 use crate::cache::{Built, Recipe};
-use crate::trace::{Traced, write_all};
+use crate::trace::Traced;
 use crate::{CompileError, Progress};
 
 /// How TensorRT-RTX builds.
@@ -74,6 +72,19 @@ impl fmt::Display for Range {
         match self.min == self.max {
             true => write!(f, "{}", self.opt),
             false => write!(f, "{}:{}:{}", self.min, self.opt, self.max),
+        }
+    }
+}
+
+impl Profile {
+    /// Sizes around those that a model was trained at, in latents, for up to four pictures and four blocks of text.
+    pub fn around(height: u64, width: u64, positions: u64) -> Profile {
+        let around = |side: u64| Range { min: side.div_ceil(2), opt: side, max: side + side.div_ceil(2) };
+        Profile {
+            batch: Range { min: 1, opt: 1, max: 4 },
+            height: around(height),
+            width: around(width),
+            tokens: Range { min: positions, opt: positions, max: 4 * positions },
         }
     }
 }
@@ -225,6 +236,14 @@ pub fn release_of(library: &Path) -> Result<String, CompileError> {
     }
 }
 
+/// An ONNX model with its weights beside it, to build an engine from.
+pub(crate) struct OnnxModel {
+    pub(crate) role: Role,
+    pub(crate) path: PathBuf,
+    /// What the model says of itself.
+    pub(crate) component: Component,
+}
+
 /// Builds one engine per role; models and weights lie beside them while the builder reads them.
 pub(crate) fn build(
     traced: &[Traced<'_>],
@@ -236,20 +255,36 @@ pub(crate) fn build(
         .prefix(".onnx-")
         .tempdir_in(folder)
         .map_err(|e| CompileError::io(folder, &e))?;
+    let components = super::cpu::build(traced, work.path(), progress)?.components.into_iter();
+    let models: Vec<OnnxModel> = components
+        .map(|(role, component)| OnnxModel { role, path: work.path().join(&component.engine), component })
+        .collect();
+    build_from_onnx(&models, options, folder, progress)
+}
+
+/// Builds one engine per model.
+pub(crate) fn build_from_onnx(
+    models: &[OnnxModel],
+    options: &RtxOptions,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Built, CompileError> {
     let mut built = Built { components: BTreeMap::new(), files: Vec::new(), peak_bytes: None };
-    for model in write_all(traced, work.path(), progress)? {
-        progress(Progress::Building(model.role));
-        let attention = rule(model.role, options);
-        let slow = model.model.n_decomposed_attentions as u64;
+    for OnnxModel { role, path, component } in models {
+        progress(Progress::Building(*role));
+        let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let attention = rule(*role, options);
+        let slow = component.attention.decomposed;
         if slow > 0 && attention == AttentionRule::Fused {
-            return Err(CompileError::SlowAttention { model: model.file, n: slow });
+            return Err(CompileError::SlowAttention { model, n: slow });
         }
-        let file = format!("{}.engine", model.role);
+        let file = format!("{role}.engine");
+        let profiles = options.profiles.iter().map(|profile| sizes(&component.inputs, *role, profile));
         let job = EngineJob {
             library: options.library.clone(),
-            model: work.path().join(&model.file),
+            model: path.clone(),
             engine: folder.join(&file),
-            profiles: options.profiles.iter().map(|p| sizes(&model.model, model.role, p)).collect(),
+            profiles: profiles.collect(),
             compute_capabilities: options.compute_capabilities.clone(),
             workspace: options.workspace,
             optimization_level: options.optimization_level,
@@ -257,20 +292,24 @@ pub(crate) fn build(
             attention,
         };
         let engine =
-            options.builder.build(&job).map_err(|reason| CompileError::Build { role: model.role, reason })?;
+            options.builder.build(&job).map_err(|reason| CompileError::Build { role: *role, reason })?;
         let known = engine.attention.fused + engine.attention.decomposed;
-        let lost = (model.model.n_fused_attentions as u64).saturating_sub(known);
+        let lost = component.attention.fused.saturating_sub(known);
         if lost > 0 && attention == AttentionRule::Fused {
-            return Err(CompileError::SlowAttention { model: model.file, n: lost });
+            return Err(CompileError::SlowAttention { model, n: lost });
         }
-        let precision = traced.iter().find(|t| t.role == model.role).map_or(DType::F16, |t| t.precision);
-        let mut component = component(&model.model, file.clone(), None, precision);
-        component.operators = engine.n_layers;
-        component.attention = AttentionFacts {
+        let facts = AttentionFacts {
             fused: engine.attention.fused,
             decomposed: slow + lost + engine.attention.decomposed,
         };
-        built.components.insert(model.role, component);
+        let component = Component {
+            engine: file.clone(),
+            weights: None,
+            operators: engine.n_layers,
+            attention: facts,
+            ..component.clone()
+        };
+        built.components.insert(*role, component);
         built.files.push(file);
         built.peak_bytes = built.peak_bytes.max(engine.peak_bytes);
     }
@@ -287,24 +326,27 @@ fn rule(role: Role, options: &RtxOptions) -> AttentionRule {
 }
 
 /// Sizes of the inputs that have open ones.
-fn sizes(model: &EmittedModel, role: Role, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
+fn sizes(inputs: &[PortInfo], role: Role, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
     let batch = match role {
         Role::VaeEncoder => Range::fixed(1),
         Role::VaeDecoder => profile.batch,
         // Without guidance one sample per picture, with it two; prompts likewise.
         _ => Range { opt: 2 * profile.batch.opt, max: 2 * profile.batch.max, ..profile.batch },
     };
-    let value = |symbol: Symbol, pick: fn(&Range) -> u64| match symbol {
-        Symbol::BATCH => pick(&batch),
-        Symbol::HEIGHT => pick(&profile.height),
-        Symbol::WIDTH => pick(&profile.width),
-        _ => pick(&profile.tokens),
+    let range = |symbol: &str| match symbol {
+        "batch" => Some(batch),
+        "height" => Some(profile.height),
+        "width" => Some(profile.width),
+        "tokens" => Some(profile.tokens),
+        _ => None,
     };
-    let picks: [fn(&Range) -> u64; 3] = [|r| r.min, |r| r.opt, |r| r.max];
-    let open = model.inputs.iter().filter(|input| input.shape.iter().any(|dim| dim.fixed().is_none()));
+    let picks: [fn(Range) -> u64; 3] = [|r| r.min, |r| r.opt, |r| r.max];
+    let open = inputs.iter().filter(|input| input.shape.iter().any(|size| matches!(size, Size::Dynamic(_))));
     open.map(|input| {
-        let at =
-            |pick| input.shape.iter().map(|dim: &Dim| dim.at(|symbol| value(symbol, pick)) as i64).collect();
+        let at = |pick: fn(Range) -> u64| {
+            let size = |size: &Size| size.at(|symbol| range(symbol).map(pick)).map_or(-1, |n| n as i64);
+            input.shape.iter().map(size).collect()
+        };
         (input.name.clone(), picks.map(at))
     })
     .collect()

@@ -20,6 +20,7 @@ pub struct AutoencoderKlConfig {
     use_quant_conv: bool,
     use_post_quant_conv: bool,
     scaling_factor: f64,
+    force_upcast: bool,
 }
 
 impl AutoencoderKlConfig {
@@ -37,6 +38,7 @@ impl AutoencoderKlConfig {
             use_quant_conv: r.bool("use_quant_conv", true)?,
             use_post_quant_conv: r.bool("use_post_quant_conv", true)?,
             scaling_factor: r.number("scaling_factor", 0.18215)?,
+            force_upcast: r.bool("force_upcast", true)?,
         };
         for (key, class) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
         {
@@ -53,7 +55,7 @@ impl AutoencoderKlConfig {
         r.only("shift_factor", 0)?;
         r.only("latents_mean", Value::Null)?;
         r.only("latents_std", Value::Null)?;
-        r.ignore(&["sample_size", "force_upcast"]);
+        r.ignore(&["sample_size"]);
         if config.layers_per_block > 64 {
             return Err(r.error("layers_per_block", format!("{} is over 64", config.layers_per_block)));
         }
@@ -81,6 +83,11 @@ impl AutoencoderKlConfig {
     /// Factor from the encoder's latents to the UNet's.
     pub fn scaling_factor(&self) -> f64 {
         self.scaling_factor
+    }
+
+    /// Whether a pipeline in half precision is to run it in f32.
+    pub fn force_upcast(&self) -> bool {
+        self.force_upcast
     }
 
     /// Channels of the pictures that it makes.

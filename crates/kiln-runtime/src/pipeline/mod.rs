@@ -321,6 +321,7 @@ fn check_target(bundle: &Bundle) -> Result<(), Error> {
     let target = bundle.manifest().target;
     let reason = match (target, kiln_native::has_nvidia_driver()) {
         (Target::Cpu, _) => return Ok(()),
+        (Target::Onnx, _) => "engines are built from it",
         (Target::TensorrtRtx, false) => "this machine has no NVIDIA driver",
         (Target::TensorrtRtx, true) => "this version builds them and does not run them yet",
     };

@@ -1,0 +1,65 @@
+//! Bundles of engines from bundles of ONNX: tracing on one machine, building on another.
+
+use std::collections::BTreeMap;
+
+use kiln_bundle::{Bundle, MANIFEST, Target};
+
+use super::{Models, Part, Plan, recipes};
+use crate::checkpoint::Source;
+use crate::target::{OnnxModel, RtxOptions, TargetOptions};
+use crate::{CompileError, Recipe};
+
+pub(super) fn plan(source: &Bundle, options: &RtxOptions, jobs: usize) -> Result<Plan<'static>, CompileError> {
+    let manifest = source.manifest();
+    if manifest.target != Target::Onnx {
+        let reason = format!("is a bundle for {}", manifest.target);
+        return Err(CompileError::checkpoint(source.root(), reason)
+            .with_hint("engines are built from a checkpoint, or from what --target onnx makes of one"));
+    }
+    let target = TargetOptions::TensorrtRtx(options.clone());
+    let mut groups: BTreeMap<&str, Vec<OnnxModel>> = BTreeMap::new();
+    for (role, component) in &manifest.components {
+        let weights = component.weights.as_deref().unwrap_or(&component.engine);
+        let part = weights.rsplit_once('.').map_or(weights, |(stem, _)| stem);
+        let path = source.path(&component.engine);
+        groups.entry(part).or_default().push(OnnxModel { role: *role, path, component: component.clone() });
+    }
+    let parts = groups.into_iter().map(|(name, models)| {
+        let mut recipe = Recipe::new(name, Target::TensorrtRtx);
+        recipe.add("kiln", env!("CARGO_PKG_VERSION"));
+        for model in &models {
+            let digest = |file: &str| manifest.files.get(file).map(|listed| listed.blake3.clone());
+            recipe.add(format!("graph {}", model.role), digest(&model.component.engine).unwrap_or_default());
+            if let Some(weights) = &model.component.weights {
+                recipe.add("weights", digest(weights).unwrap_or_default());
+            }
+        }
+        options.add_to(&mut recipe);
+        recipe.emission = manifest.provenance.options.clone();
+        Part { models: Models::Onnx(models), recipe }
+    });
+    let parts: Vec<Part<'static>> = parts.collect();
+    let (mut companions, mut nested) = (Vec::new(), Vec::new());
+    let components = || manifest.components.values();
+    for name in manifest.files.keys() {
+        let is_model = components().any(|c| c.engine == *name || c.weights.as_ref() == Some(name));
+        if let Some(folder) = name.strip_suffix(&format!("/{MANIFEST}")) {
+            nested.push((folder.to_owned(), plan(&Bundle::open(&source.path(folder))?, options, jobs)?));
+        } else if !is_model && manifest.reference.as_ref() != Some(name) {
+            companions.push((name.clone(), Source::File(source.path(name))));
+        }
+    }
+    let mut provenance = manifest.provenance.clone();
+    provenance.toolkit = Some(options.release.clone());
+    recipes::seal(&mut provenance, &manifest.content, &parts, &nested);
+    Ok(Plan {
+        name: manifest.name.clone(),
+        target,
+        jobs: jobs.max(1),
+        parts,
+        content: manifest.content.clone(),
+        companions,
+        provenance,
+        nested,
+    })
+}
