@@ -23,18 +23,31 @@
 //! ```
 
 mod builder;
+mod callback;
 mod config;
+mod dtype;
+mod engine;
 mod error;
+mod execution;
 mod library;
 mod logger;
 mod network;
 mod object;
+mod progress;
+mod refit;
 mod runtime;
 mod sys;
+mod weights;
 
 pub use builder::{Builder, HostMemory};
 pub use config::{BuilderConfig, BuilderFlag, OptimizationProfile, ProfilingVerbosity, TimingCache};
+pub use dtype::DataType;
+pub use engine::{Engine, EngineFacts, ProfileShape, SerializationFlag, TensorIoMode};
 pub use error::{TrtError, TrtErrorKind};
+pub use execution::{AllocationStrategy, CudaStream, ExecutionContext};
 pub use library::{Library, Product};
-pub use network::{Attention, DataType, Layer, Network, Port};
-pub use runtime::{Engine, EngineFacts, Runtime};
+pub use network::{Attention, Layer, Network, Port};
+pub use progress::ProgressMonitor;
+pub use refit::{Refitter, Weights, WeightsPrototype};
+pub use runtime::Runtime;
+pub use weights::{SeekPosition, StreamReader};

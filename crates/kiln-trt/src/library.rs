@@ -36,7 +36,7 @@ pub struct Library {
     parser: Option<libloading::Library>,
     product: Product,
     version: [u32; 3],
-    tables: Tables,
+    tables: Arc<Tables>,
     logger: &'static Logger,
 }
 
@@ -60,14 +60,14 @@ impl Library {
             number("getInferLibMinorVersion")?,
             number("getInferLibPatchVersion")?,
         ];
-        let tables = Tables::find(product, version).map_err(|e| refuse(path, e.to_string()))?;
+        let tables = Arc::new(Tables::find(product, version).map_err(|e| refuse(path, e.to_string()))?);
         let (stem, parser_stem) = match product {
             Product::Rtx => ("tensorrt_rtx", "tensorrt_onnxparser_rtx"),
             Product::Enterprise => ("nvinfer", "nvonnxparser"),
         };
         let parser = path.with_file_name(name.replacen(stem, parser_stem, 1));
         let parser = if parser.is_file() { Some(load(&parser)?) } else { None };
-        let logger = Logger::leaked(product, version[0]);
+        let logger = Logger::leaked(&tables)?;
         Ok(Arc::new(Library { path: path.into(), core, parser, product, version, tables, logger }))
     }
 
@@ -91,8 +91,12 @@ impl Library {
         &self.tables.release
     }
 
-    pub(crate) fn tables(&self) -> &Tables {
+    pub(crate) fn tables(&self) -> &Arc<Tables> {
         &self.tables
+    }
+
+    pub(crate) fn logger(&self) -> &'static Logger {
+        self.logger
     }
 
     /// An error with the reasons that TensorRT has logged since the last one.
