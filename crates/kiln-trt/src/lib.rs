@@ -33,6 +33,7 @@ mod library;
 mod logger;
 mod network;
 mod object;
+pub mod plugin;
 mod progress;
 mod refit;
 mod runtime;

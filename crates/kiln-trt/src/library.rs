@@ -3,11 +3,11 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::TrtError;
 use crate::error::TrtErrorKind;
-use crate::logger::Logger;
+use crate::logger::{self, Logger};
 use crate::sys::Tables;
 
 /// Which of NVIDIA's two products a library is.
@@ -38,6 +38,8 @@ pub struct Library {
     version: [u32; 3],
     tables: Arc<Tables>,
     logger: &'static Logger,
+    /// The core under the name that the parser asks the loader for.
+    by_name: OnceLock<libloading::Library>,
 }
 
 impl Library {
@@ -68,7 +70,8 @@ impl Library {
         let parser = path.with_file_name(name.replacen(stem, parser_stem, 1));
         let parser = if parser.is_file() { Some(load(&parser)?) } else { None };
         let logger = Logger::leaked(&tables)?;
-        Ok(Arc::new(Library { path: path.into(), core, parser, product, version, tables, logger }))
+        let by_name = OnceLock::new();
+        Ok(Arc::new(Library { path: path.into(), core, parser, product, version, tables, logger, by_name }))
     }
 
     /// The file.
@@ -99,12 +102,13 @@ impl Library {
         self.logger
     }
 
-    /// An error with the reasons that TensorRT has logged since the last one.
+    /// An error with the reasons that TensorRT has logged since the last one, and the node that the first of them names.
     pub(crate) fn failure(&self, kind: TrtErrorKind, what: &str) -> TrtError {
         let reasons = self.logger.take_errors();
+        let node = reasons.iter().find_map(|reason| logger::node(reason)).unwrap_or_default();
         match reasons.is_empty() {
             true => TrtError::new(kind, what),
-            false => TrtError::new(kind, format!("{what}: {}", reasons.join("; "))),
+            false => TrtError::new(kind, format!("{what}: {}", reasons.join("; "))).in_node(node),
         }
     }
 
@@ -117,6 +121,34 @@ impl Library {
         self.logger.take_errors();
         // SAFETY: the logger is never freed; the version is the library's own.
         Ok(unsafe { factory(self.logger.as_ptr(), self.number()) })
+    }
+
+    /// Makes sure that the parser can add plugins to networks. That of TensorRT-RTX asks the loader for
+    /// `libtensorrt_rtx.so` then, and ends the process where the loader finds none.
+    pub(crate) fn find_by_name(&self) -> Result<(), TrtError> {
+        const NAME: &str = "libtensorrt_rtx.so";
+        if self.product != Product::Rtx || self.by_name.get().is_some() {
+            return Ok(());
+        }
+        let library = load(Path::new(NAME)).map_err(|_| {
+            let reason = format!(
+                "its parser loads {NAME} by this name to add plugins, and the loader does not find it \
+                 (LD_LIBRARY_PATH on Linux)"
+            );
+            refuse(&self.path, reason)
+        })?;
+        // A second thread may have been faster; its handle is as good.
+        let _ = self.by_name.set(library);
+        Ok(())
+    }
+
+    /// Calls a function `void* NAME()`.
+    pub(crate) fn call(&self, symbol: &str) -> Result<*mut c_void, TrtError> {
+        // SAFETY: NvInferRuntime.h declares what this is called for so.
+        let function = unsafe { self.core.get::<unsafe extern "C" fn() -> *mut c_void>(symbol) };
+        let function = function.map_err(|e| refuse(&self.path, e.to_string()))?;
+        // SAFETY: as above.
+        Ok(unsafe { function() })
     }
 
     /// Calls a factory `void* NAME(void* object, void* logger, int32_t version)`.

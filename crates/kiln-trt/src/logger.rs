@@ -50,9 +50,9 @@ impl Logger {
         std::ptr::from_ref(self).cast_mut().cast()
     }
 
-    /// An error of an application's own callback.
-    pub(crate) fn report(&self, message: String) {
-        self.record(ERROR, message);
+    /// An error of a plugin of the application's.
+    pub(crate) fn report(&self, plugin: &str, reason: &str) {
+        self.record(ERROR, format!("{OWN}{plugin}' {reason}"));
     }
 
     /// The errors since they were last taken.
@@ -61,21 +61,73 @@ impl Logger {
     }
 
     fn record(&self, severity: i32, message: String) {
-        emit(severity, &message);
+        let event = message.clone();
         if severity <= ERROR {
             let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
             if errors.len() < MAX_ERRORS {
                 errors.push(message);
             }
         }
+        emit(severity, &event);
     }
 }
 
 fn emit(severity: i32, message: &str) {
+    let node = node(message);
     match severity {
-        ..=1 => tracing::error!(target: "tensorrt", "{message}"),
-        2 => tracing::warn!(target: "tensorrt", "{message}"),
-        3 => tracing::debug!(target: "tensorrt", "{message}"),
-        _ => tracing::trace!(target: "tensorrt", "{message}"),
+        ..=ERROR => tracing::error!(target: "tensorrt", node, "{message}"),
+        2 => tracing::warn!(target: "tensorrt", node, "{message}"),
+        3 => tracing::debug!(target: "tensorrt", node, "{message}"),
+        _ => tracing::trace!(target: "tensorrt", node, "{message}"),
     }
+}
+
+/// How messages of the application's plugins start.
+const OWN: &str = "plugin '";
+
+/// Whether a message is of a plugin of the application's.
+pub(crate) fn is_own(message: &str) -> bool {
+    message.starts_with(OWN)
+}
+
+/// What comes before a node's or layer's name in messages.
+const INTRODUCTIONS: [&str; 5] = [
+    "Node name: ",
+    "Invalid Node - ",
+    "Parsing node: ",
+    "implementation for node ",
+    "implementation of layer ",
+];
+
+/// What comes after one.
+const ENDS: [&str; 5] = ["\n", ". ", " [", " (", " In "];
+
+/// The node or layer that a message names: after an introduction, after the kind of an error as in
+/// `API Usage Error (/mid/MatMul: last dimension`, or after a kind of layer as in `IShuffleLayer /mid/Reshape: reshaping`.
+pub(crate) fn node(message: &str) -> Option<&str> {
+    let introduced = INTRODUCTIONS.iter().find_map(|introduction| after(message, introduction)).map(|rest| {
+        let end = ENDS.iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+        rest[..end].trim_end_matches('.')
+    });
+    let of_error = || before_colon(after(message, " Error (")?);
+    let of_layer = || {
+        let kinds = message.match_indices("Layer ").filter(|(at, _)| is_kind(&message[..*at]));
+        kinds.map(|(at, kind)| &message[at + kind.len()..]).find_map(before_colon)
+    };
+    introduced.or_else(of_error).or_else(of_layer).filter(|name| !name.is_empty())
+}
+
+fn after<'m>(message: &'m str, introduction: &str) -> Option<&'m str> {
+    message.split_once(introduction).map(|(_, rest)| rest)
+}
+
+/// A name that ends in a colon; names have no spaces here.
+fn before_colon(text: &str) -> Option<&str> {
+    text.split_once(": ").map(|(name, _)| name).filter(|name| !name.contains(char::is_whitespace))
+}
+
+/// Whether the last word is the start of an interface's name, as `IShuffle`.
+fn is_kind(text: &str) -> bool {
+    let word = text.rsplit(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    word.len() > 1 && word.starts_with('I')
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::TrtErrorKind::{self, Build, Parse, Unsupported};
+use crate::logger;
 use crate::object::{Object, Unshared, c_string, text};
 use crate::sys::{Dims, call};
 use crate::{DataType, TrtError};
@@ -180,6 +181,8 @@ fn parse_error(parser: &Object, model: &Path) -> Result<TrtError, TrtError> {
     let operator = text(call!(error, IParserError.nodeOperator() -> *const c_char));
     let node = text(call!(error, IParserError.nodeName() -> *const c_char));
     let operator = if operator.is_empty() { operator } else { format!("{operator}: ") };
-    let reason = format!("{}: {operator}{description}", model.display());
+    let reported = library.logger().take_errors().into_iter().filter(|reason| logger::is_own(reason));
+    let reasons: Vec<_> = std::iter::once(description).chain(reported).collect();
+    let reason = format!("{}: {operator}{}", model.display(), reasons.join("; "));
     Ok(TrtError::new(Parse, reason).in_node(&node))
 }

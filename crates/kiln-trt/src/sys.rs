@@ -117,12 +117,15 @@ pub(crate) fn table_entry(object: *mut c_void, entry: usize) -> *const c_void {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dims {
     n: i32,
-    sizes: [i64; 8],
+    sizes: [i64; Dims::MAX],
 }
 
 impl Dims {
+    /// Most sizes of a tensor.
+    pub(crate) const MAX: usize = 8;
+
     pub(crate) fn new(sizes: &[i64]) -> Option<Dims> {
-        let mut dims = Dims { n: sizes.len() as i32, sizes: [0; 8] };
+        let mut dims = Dims { n: sizes.len() as i32, sizes: [0; Dims::MAX] };
         dims.sizes.get_mut(..sizes.len())?.copy_from_slice(sizes);
         Some(dims)
     }
