@@ -156,7 +156,14 @@ impl ExecutionContext {
     /// [`AllocationStrategy::UserManaged`]; all inputs have theirs.
     pub fn update_device_memory_size(&mut self) -> Result<usize, TrtError> {
         let _gate = self.object.engine.beside_others();
-        Ok(call!(self.object, VExecutionContext.updateDeviceMemorySizeForShapes() -> usize))
+        self.object.library().logger().take_errors();
+        let size = call!(self.object, VExecutionContext.updateDeviceMemorySizeForShapes() -> usize);
+        let failure =
+            || self.object.library().logged_failure(Execution, "the device memory's size is not known");
+        match (size == 0).then(failure).flatten() {
+            None => Ok(size),
+            Some(error) => Err(error),
+        }
     }
 
     /// Gives a context with [`AllocationStrategy::UserManaged`] its device memory; null is right for a size of 0.
@@ -173,12 +180,9 @@ impl ExecutionContext {
             .map_err(|_| TrtError::new(Argument, format!("{size} bytes of device memory")))?;
         self.object.library().logger().take_errors();
         call!(self.object, VExecutionContext.setDeviceMemoryV2(memory => *mut c_void, size => i64) -> ());
-        let reasons = self.object.library().logger().take_errors();
-        match reasons.is_empty() {
-            true => Ok(()),
-            false => {
-                Err(TrtError::new(Execution, format!("can not use the device memory: {}", reasons.join("; "))))
-            }
+        match self.object.library().logged_failure(Execution, "can not use the device memory") {
+            None => Ok(()),
+            Some(error) => Err(error),
         }
     }
 
@@ -212,7 +216,8 @@ impl ExecutionContext {
     ///
     /// What [`ExecutionContext::set_tensor_address`] and [`ExecutionContext::set_device_memory`] ask for holds until the
     /// work is done. Until then the context and the engine are not dropped, no weights of the engine are refitted,
-    /// loaded or unloaded but on the same stream, and the context is not changed or run on another stream.
+    /// loaded or unloaded but on the same stream, and the context is not changed or run on another stream. What
+    /// [`ExecutionContext::set_profile`] has put onto another stream is done.
     pub unsafe fn enqueue(&mut self, stream: CudaStream) -> Result<(), TrtError> {
         let _gate = self.object.engine.beside_others();
         let is_enqueued = call!(self.object, VExecutionContext.enqueueV3(stream.0 => *mut c_void) -> bool);

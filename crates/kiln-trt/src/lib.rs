@@ -8,7 +8,15 @@
 //!
 //! - `sys`: tables, and calls through them;
 //! - `object`: owned objects, status values as [`TrtError`];
-//! - [`Builder`], [`Network`], [`BuilderConfig`], [`Runtime`], [`Engine`] and their kin, which can not be misused.
+//! - [`Builder`], [`Network`], [`BuilderConfig`], [`Runtime`], [`Engine`], [`ExecutionContext`], [`Refitter`] and their
+//!   kin, which can not be misused: only what takes memory of the device, or leaves work on a stream, is `unsafe`.
+//!
+//! What TensorRT calls back goes the other way: [`ProgressMonitor`], [`StreamReader`] and [`plugin`]s are Rust traits whose
+//! C++ objects get their virtual tables here, in the order of the release that is loaded. Panics do not reach TensorRT.
+//! A method that a release lacks is an error of kind [`TrtErrorKind::Unsupported`] that names it.
+//!
+//! TensorRT's messages are events of `tracing` with the target `tensorrt`, and a field `node` where they name a node or
+//! layer.
 //!
 //! ```no_run
 //! use kiln_trt::{Builder, BuilderFlag, Library};
@@ -22,6 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod alias;
 mod builder;
 mod callback;
 mod config;

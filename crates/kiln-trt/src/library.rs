@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::TrtError;
+use crate::alias;
 use crate::error::TrtErrorKind;
 use crate::logger::{self, Logger};
 use crate::sys::Tables;
@@ -104,12 +105,15 @@ impl Library {
 
     /// An error with the reasons that TensorRT has logged since the last one, and the node that the first of them names.
     pub(crate) fn failure(&self, kind: TrtErrorKind, what: &str) -> TrtError {
+        self.logged_failure(kind, what).unwrap_or_else(|| TrtError::new(kind, what))
+    }
+
+    /// The same, of a method that returns nothing: a failure where TensorRT has logged an error.
+    pub(crate) fn logged_failure(&self, kind: TrtErrorKind, what: &str) -> Option<TrtError> {
         let reasons = self.logger.take_errors();
         let node = reasons.iter().find_map(|reason| logger::node(reason)).unwrap_or_default();
-        match reasons.is_empty() {
-            true => TrtError::new(kind, what),
-            false => TrtError::new(kind, format!("{what}: {}", reasons.join("; "))).in_node(node),
-        }
+        let error = || TrtError::new(kind, format!("{what}: {}", reasons.join("; "))).in_node(node);
+        (!reasons.is_empty()).then(error)
     }
 
     /// Calls a factory `void* NAME(void* logger, int32_t version)`.
@@ -123,22 +127,14 @@ impl Library {
         Ok(unsafe { factory(self.logger.as_ptr(), self.number()) })
     }
 
-    /// Makes sure that the parser can add plugins to networks. That of TensorRT-RTX asks the loader for
-    /// `libtensorrt_rtx.so` then, and ends the process where the loader finds none.
-    pub(crate) fn find_by_name(&self) -> Result<(), TrtError> {
-        const NAME: &str = "libtensorrt_rtx.so";
-        if self.product != Product::Rtx || self.by_name.get().is_some() {
-            return Ok(());
+    /// Lets the parser add plugins to networks. That of TensorRT-RTX asks the loader for `libtensorrt_rtx.so` then, and
+    /// ends the process where the loader finds none.
+    pub(crate) fn be_found_by_parser(&self) -> Result<(), TrtError> {
+        if self.product == Product::Rtx && self.by_name.get().is_none() {
+            let library = alias::load(&self.path, "libtensorrt_rtx.so")?;
+            // Another thread may have been faster; its handle is as good.
+            let _ = self.by_name.set(library);
         }
-        let library = load(Path::new(NAME)).map_err(|_| {
-            let reason = format!(
-                "its parser loads {NAME} by this name to add plugins, and the loader does not find it \
-                 (LD_LIBRARY_PATH on Linux)"
-            );
-            refuse(&self.path, reason)
-        })?;
-        // A second thread may have been faster; its handle is as good.
-        let _ = self.by_name.set(library);
         Ok(())
     }
 

@@ -49,13 +49,13 @@ impl Library {
     /// TensorRT may be about to call a creator that leaves the registry, and so its memory is never freed.
     ///
     /// Errors are of kind [`Plugin`] where a creator of that name, version and namespace is registered already, and of
-    /// kind [`Library`](crate::TrtErrorKind::Library) where the parser of TensorRT-RTX can not add plugins because the
-    /// dynamic loader does not find `libtensorrt_rtx.so` by this name.
+    /// kind [`Library`](crate::TrtErrorKind::Library) where the parser of TensorRT-RTX can not add plugins, for which the
+    /// dynamic loader needs a file in the folder for temporary files.
     pub fn register_plugin(
         self: &Arc<Self>,
         creator: impl PluginCreator + 'static,
     ) -> Result<PluginRegistration, TrtError> {
-        self.find_by_name()?;
+        self.be_found_by_parser()?;
         let registry = self.plugin_registry()?;
         let identity = Arc::new(Identity::new(&creator, self.tables(), self.logger())?);
         let functions = [
