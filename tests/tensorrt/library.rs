@@ -211,6 +211,16 @@ impl Stub {
         }
     }
 
+    /// Logs a message; a builder or runtime was made before.
+    pub(super) fn say(&self, severity: i32, message: &str) {
+        let message = CString::new(message).unwrap();
+        // SAFETY: `void stubSay(int32_t, char const*)` of stub.cpp.
+        unsafe {
+            let say = self.own.get::<unsafe extern "C" fn(i32, *const c_char)>("stubSay").unwrap();
+            say(severity, message.as_ptr());
+        }
+    }
+
     /// Lets the next call of a method fail.
     pub(super) fn fail(&self, method: &str) {
         let method = CString::new(method).unwrap();

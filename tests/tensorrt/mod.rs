@@ -3,6 +3,7 @@
 
 mod build;
 mod library;
+mod messages;
 mod plugin;
 mod refusals;
 mod run;

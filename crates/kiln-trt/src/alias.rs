@@ -1,7 +1,9 @@
 //! A second name for a library that is loaded: an empty shared library of that name which needs it.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -26,10 +28,10 @@ pub(crate) fn load(path: &Path, name: &str) -> Result<libloading::Library, TrtEr
         TrtError::new(TrtErrorKind::Library, format!("{}: can not be named {name}: {reason}", path.display()))
     };
     let path = fs::canonicalize(path).map_err(|e| refuse(e.to_string()))?;
-    let file = temporary(name);
-    let written = fs::write(&file, shared_library(name, path.as_os_str().as_bytes()));
+    let (file, mut own) = temporary(name).map_err(|e| refuse(e.to_string()))?;
+    let written = own.write_all(&shared_library(name, path.as_os_str().as_bytes()));
     let loaded = written.map_err(|e| e.to_string()).and_then(|()| {
-        // SAFETY: the library has no code.
+        // SAFETY: the library has no code, and nobody else can write its file.
         unsafe { libloading::Library::new(&file) }.map_err(|e| e.to_string())
     });
     // What is loaded stays when its file goes.
@@ -37,10 +39,17 @@ pub(crate) fn load(path: &Path, name: &str) -> Result<libloading::Library, TrtEr
     loaded.map_err(refuse)
 }
 
-fn temporary(name: &str) -> PathBuf {
+/// A new file that is ours alone.
+fn temporary(name: &str) -> io::Result<(PathBuf, File)> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let unique = format!("{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Relaxed));
-    std::env::temp_dir().join(unique)
+    loop {
+        let unique = format!("{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let path = std::env::temp_dir().join(unique);
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            other => return other.map(|file| (path, file)),
+        }
+    }
 }
 
 /// An ELF file with a `DT_SONAME` and a `DT_NEEDED`, and nothing else that a loader asks for.

@@ -143,6 +143,7 @@ impl Library {
         // SAFETY: NvInferRuntime.h declares what this is called for so.
         let function = unsafe { self.core.get::<unsafe extern "C" fn() -> *mut c_void>(symbol) };
         let function = function.map_err(|e| refuse(&self.path, e.to_string()))?;
+        self.logger.take_errors();
         // SAFETY: as above.
         Ok(unsafe { function() })
     }

@@ -35,7 +35,7 @@ extern "C" fn interface_info(_this: *const Logger) -> InterfaceInfo {
 extern "C" fn log(this: *const Logger, severity: i32, message: *const c_char) {
     // SAFETY: TensorRT calls with the logger that it was given, which is never freed.
     let logger = unsafe { &*this };
-    guard("a subscriber", (), || logger.record(severity, text(message)));
+    guard("a subscriber", (), || logger.record(severity, &text(message)));
 }
 
 impl Logger {
@@ -52,7 +52,7 @@ impl Logger {
 
     /// An error of a plugin of the application's.
     pub(crate) fn report(&self, plugin: &str, reason: &str) {
-        self.record(ERROR, format!("{OWN}{plugin}' {reason}"));
+        self.record(ERROR, &format!("{OWN}{plugin}' {reason}"));
     }
 
     /// The errors since they were last taken.
@@ -60,25 +60,23 @@ impl Logger {
         std::mem::take(&mut *self.errors.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn record(&self, severity: i32, message: String) {
-        let event = message.clone();
+    fn record(&self, severity: i32, message: &str) {
         if severity <= ERROR {
             let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
             if errors.len() < MAX_ERRORS {
-                errors.push(message);
+                errors.push(message.to_owned());
             }
         }
-        emit(severity, &event);
+        emit(severity, message);
     }
 }
 
 fn emit(severity: i32, message: &str) {
-    let node = node(message);
     match severity {
-        ..=ERROR => tracing::error!(target: "tensorrt", node, "{message}"),
-        2 => tracing::warn!(target: "tensorrt", node, "{message}"),
-        3 => tracing::debug!(target: "tensorrt", node, "{message}"),
-        _ => tracing::trace!(target: "tensorrt", node, "{message}"),
+        ..=ERROR => tracing::error!(target: "tensorrt", node = node(message), "{message}"),
+        2 => tracing::warn!(target: "tensorrt", node = node(message), "{message}"),
+        3 => tracing::debug!(target: "tensorrt", node = node(message), "{message}"),
+        _ => tracing::trace!(target: "tensorrt", node = node(message), "{message}"),
     }
 }
 

@@ -72,6 +72,11 @@ char const* stubLog()
     stub::gLog.clear();
     return stub::gText.c_str();
 }
+// Logs a message.
+void stubSay(int32_t severity, char const* message)
+{
+    stub::gLogger->log(static_cast<nvinfer1::ILogger::Severity>(severity), message);
+}
 // Lets the next call of a method fail.
 void stubFail(char const* method)
 {
