@@ -98,7 +98,7 @@ const INTRODUCTIONS: [&str; 5] = [
 ];
 
 /// What comes after one.
-const ENDS: [&str; 5] = ["\n", ". ", " [", " (", " In "];
+const ENDS: [&str; 6] = ["\n", ". ", ".)", " [", " (", " In "];
 
 /// The node or layer that a message names: after an introduction, after the kind of an error as in
 /// `API Usage Error (/mid/MatMul: last dimension`, or after a kind of layer as in `IShuffleLayer /mid/Reshape: reshaping`.
