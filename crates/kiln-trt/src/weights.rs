@@ -25,7 +25,7 @@ pub enum SeekPosition {
 ///
 /// `read` writes at most `n_bytes` at `destination`, in the order of the stream, and says no more than that; what it
 /// reads from lives until the stream has done the copies.
-pub unsafe trait StreamReader {
+pub unsafe trait StreamReader: Send {
     /// Reads the next bytes to `destination`, which is memory of the host or of the device
     /// (`cudaPointerGetAttributes` tells); how many they are, 0 at the end, none for an error.
     fn read(&mut self, destination: *mut c_void, n_bytes: usize, stream: CudaStream) -> Option<usize>;
@@ -171,7 +171,7 @@ extern "C" fn read(
     stream: *mut c_void,
 ) -> i64 {
     const FAILED: i64 = -1;
-    // SAFETY: TensorRT reads one piece at a time, during the call that was given the reader.
+    // SAFETY: TensorRT reads one piece at a time, from whichever thread, during the call that was given the reader.
     let object = unsafe { &mut *this };
     // SAFETY: TensorRT gives a stream that lives until its work is done.
     let stream = unsafe { CudaStream::from_raw(stream) };
