@@ -14,6 +14,7 @@ mod properties;
 mod scheduler;
 mod support;
 mod tasks;
+mod tensorrt;
 mod tokenizer;
 mod tracing;
 mod workspace;

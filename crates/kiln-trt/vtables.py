@@ -10,24 +10,45 @@ newest order and how much of it each release has.
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 # Implementation interfaces start with the two entries of a virtual destructor; interfaces whose methods are called on the
 # object itself have it where they declare it.
 IMPLEMENTATIONS = """VHostMemory VRuntime VRuntimeConfig VRuntimeCache VWeightsManager VRefitter VOptimizationProfile
     VCudaEngine VExecutionContext VEngineInspector VTensor VLayer VAttentionBoundaryLayer VAttention VNetworkDefinition
-    VTimingCache VBuilderConfig VSerializationConfig VBuilder""".split()
-DIRECT = ["IParser", "IParserError"]
-ENUMERATIONS = """BuilderFlag ComputeCapability DataType ExecutionContextAllocationStrategy HardwareCompatibilityLevel
-    LayerInformationFormat LayerType MemoryPoolType NetworkDefinitionCreationFlag OptProfileSelector ProfilingVerbosity
-    SerializationFlag TensorFormat TensorIOMode""".split()
+    VTimingCache VBuilderConfig VSerializationConfig VBuilder VDimensionExpr VExprBuilder""".split()
+DIRECT = ["IParser", "IParserError", "IPluginRegistry"]
+# Interfaces that the application implements; their tables start with those of their bases.
+CALLBACKS = """ILogger IProgressMonitor IStreamReaderV2 IPluginV3 IPluginV3OneCore IPluginV3OneBuild IPluginV3OneRuntime
+    IPluginCreatorV3One""".split()
+ENUMERATIONS = """BuilderFlag ComputeCapability DataType DimensionOperation ExecutionContextAllocationStrategy
+    HardwareCompatibilityLevel LayerInformationFormat LayerType MemoryPoolType NetworkDefinitionCreationFlag
+    OptProfileSelector ProfilingVerbosity SerializationFlag TensorFormat TensorIOMode""".split()
 
 
-def methods(body, has_destructor):
-    names = [] if has_destructor else ["~complete", "~deleting"]
-    for name in re.findall(r"\bvirtual\b[^;{]*?(~?\w+)\s*\(", body):
-        names += ["~complete", "~deleting"] if name.startswith("~") else [name]
+def methods(body):
+    """Names in a table's order. Of overloads, one that is deprecated is marked, so that a plain name is the newest."""
+    found = re.findall(r"(\bTRT_DEPRECATED\s+)?\bvirtual\b[^;{]*?(~?\w+)\s*\(", body)
+    counts = Counter(name for _, name in found)
+    names = []
+    for deprecated, name in found:
+        if name.startswith("~"):
+            names += ["~complete", "~deleting"]
+        else:
+            names.append(f"{name} (deprecated)" if deprecated and counts[name] > 1 else name)
     return names
+
+
+def find_class(text, name):
+    return re.search(r"\bclass (?:TRT_DEPRECATED )?%s\b(?:[^;{]*?\bpublic (?:\w+::)*(\w+))?[^;{]*\{(.*?)\n\};?" % name, text, re.S)
+
+
+def callback_methods(text, name):
+    """Methods of the bases first; one that is declared again keeps its place."""
+    found = find_class(text, name)
+    inherited = callback_methods(text, found[1]) if found[1] else []
+    return inherited + [method for method in methods(found[2]) if method not in inherited]
 
 
 def read(folder):
@@ -35,8 +56,11 @@ def read(folder):
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.S)
     tables = {}
     for name in IMPLEMENTATIONS + DIRECT:
-        if found := re.search(r"\bclass %s\b[^;{]*\{(.*?)\n\};?" % name, text, flags=re.S):
-            tables[name] = methods(found[1], name in DIRECT)
+        if found := find_class(text, name):
+            tables[name] = ([] if name in DIRECT else ["~complete", "~deleting"]) + methods(found[2])
+    for name in CALLBACKS:
+        if find_class(text, name):
+            tables[name] = callback_methods(text, name)
     enumerators = {}
     for name in ENUMERATIONS:
         if found := re.search(r"\benum class %s\b[^;{]*\{(.*?)\}" % name, text, flags=re.S):

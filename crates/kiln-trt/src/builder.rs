@@ -1,32 +1,36 @@
 //! Building engines.
 
 use std::ffi::c_void;
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::TrtErrorKind::{self, Argument, Build};
-use crate::object::Object;
+use crate::error::TrtErrorKind::{self, Argument, Build, Cancelled};
+use crate::object::{Object, Unshared};
 use crate::sys::call;
 use crate::{BuilderConfig, Library, Network, OptimizationProfile, TrtError};
 
 /// TensorRT's builder.
 #[derive(Debug)]
-pub struct Builder(Arc<Object>);
+pub struct Builder {
+    object: Arc<Object>,
+    _unshared: Unshared,
+}
 
 impl Builder {
     /// Makes a builder; TensorRT needs a device for it, TensorRT-RTX does not.
     pub fn new(library: &Arc<Library>) -> Result<Builder, TrtError> {
         let builder = library.create("createInferBuilder_INTERNAL")?;
-        Object::owned(library, builder, None, Build, "can not make a builder")
-            .map(|object| Builder(Arc::new(object)))
+        let object = Object::owned(library, builder, None, Build, "can not make a builder")?;
+        Ok(Builder { object: Arc::new(object), _unshared: PhantomData })
     }
 
     /// Most threads that building takes.
     pub fn set_max_threads(&mut self, n: usize) -> Result<(), TrtError> {
         let count = i32::try_from(n).unwrap_or(i32::MAX);
-        match call!(self.0, VBuilder.setMaxThreads(count => i32) -> bool) {
+        match call!(self.object, VBuilder.setMaxThreads(count => i32) -> bool) {
             true => Ok(()),
-            false => Err(self.0.library().failure(Argument, &format!("can not build with {n} threads"))),
+            false => Err(self.object.library().failure(Argument, &format!("can not build with {n} threads"))),
         }
     }
 
@@ -34,29 +38,37 @@ impl Builder {
     ///
     /// Errors are of kind [`TrtErrorKind::Parse`] and name the node where TensorRT does.
     pub fn parse(&self, model: &Path) -> Result<Network, TrtError> {
-        Network::parse(&self.0, model)
+        Network::parse(&self.object, model)
     }
 
     /// A configuration with TensorRT's defaults.
     pub fn config(&self) -> Result<BuilderConfig, TrtError> {
-        BuilderConfig::new(&self.0)
+        BuilderConfig::new(&self.object)
     }
 
     /// A profile without sizes.
     pub fn profile(&self) -> Result<OptimizationProfile, TrtError> {
-        OptimizationProfile::new(&self.0)
+        OptimizationProfile::new(&self.object)
     }
 
     /// Builds an engine.
+    ///
+    /// Errors are of kind [`TrtErrorKind::Build`], or [`TrtErrorKind::Cancelled`] where the configuration's progress
+    /// monitor has stopped the build.
     pub fn build(&self, network: &Network, config: &BuilderConfig) -> Result<HostMemory, TrtError> {
         let memory = call!(
-            self.0,
+            self.object,
             VBuilder.buildSerializedNetwork(
                 network.object.as_ptr() => *mut c_void,
                 config.object.as_ptr() => *mut c_void
             ) -> *mut c_void
         );
-        HostMemory::new(self.0.library(), memory, "can not build the engine")
+        let is_cancelled = config.monitor.as_ref().is_some_and(|monitor| monitor.take_cancelled());
+        let (kind, what) = match is_cancelled {
+            true => (Cancelled, "the build was stopped"),
+            false => (Build, "can not build the engine"),
+        };
+        HostMemory::new(self.object.library(), memory, kind, what)
     }
 }
 
@@ -74,8 +86,13 @@ unsafe impl Send for HostMemory {}
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    pub(crate) fn new(library: &Arc<Library>, memory: *mut c_void, what: &str) -> Result<HostMemory, TrtError> {
-        let object = Object::owned(library, memory, None, TrtErrorKind::Build, what)?;
+    pub(crate) fn new(
+        library: &Arc<Library>,
+        memory: *mut c_void,
+        kind: TrtErrorKind,
+        what: &str,
+    ) -> Result<HostMemory, TrtError> {
+        let object = Object::owned(library, memory, None, kind, what)?;
         let data = call!(object, VHostMemory.data() -> *mut c_void).cast_const().cast();
         let size = call!(object, VHostMemory.size() -> usize);
         Ok(HostMemory { object, data, size })

@@ -1,13 +1,15 @@
 //! How an engine is built.
 
 use std::ffi::{c_char, c_void};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::TrtError;
 use crate::builder::HostMemory;
 use crate::error::TrtErrorKind::{Argument, Build, Unsupported};
-use crate::object::{Object, c_string};
+use crate::object::{Object, Unshared, c_string};
+use crate::progress::MonitorObject;
 use crate::sys::{Dims, call};
+use crate::{ProgressMonitor, TrtError};
 
 /// What the builder may do, `BuilderFlag` of `NvInfer.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +59,11 @@ pub enum ProfilingVerbosity {
 /// A configuration of the builder.
 #[derive(Debug)]
 pub struct BuilderConfig {
-    pub(crate) object: Arc<Object>,
+    pub(crate) object: Object,
+    /// What TensorRT holds a pointer to, as long as the configuration lives.
+    pub(crate) monitor: Option<Arc<MonitorObject>>,
     timing_cache: Option<TimingCache>,
+    _unshared: Unshared,
 }
 
 impl BuilderConfig {
@@ -66,7 +71,7 @@ impl BuilderConfig {
         let config = call!(builder, VBuilder.createBuilderConfig() -> *mut c_void);
         let object =
             Object::owned(builder.library(), config, Some(builder), Build, "can not make a configuration")?;
-        Ok(BuilderConfig { object: Arc::new(object), timing_cache: None })
+        Ok(BuilderConfig { object, monitor: None, timing_cache: None, _unshared: PhantomData })
     }
 
     /// Sets or clears a flag.
@@ -137,7 +142,7 @@ impl BuilderConfig {
 
     /// Adds a profile: sizes that the engine runs at.
     pub fn add_profile(&mut self, profile: &OptimizationProfile) -> Result<(), TrtError> {
-        let object = &profile.0;
+        let object = &profile.object;
         if !call!(object, VOptimizationProfile.isValid() -> bool) {
             return Err(object.library().failure(Argument, "the profile's sizes do not fit together"));
         }
@@ -164,13 +169,21 @@ impl BuilderConfig {
         if !is_set {
             return Err(library.failure(Argument, "the timing cache is of another device or release"));
         }
-        self.timing_cache = Some(TimingCache(cache));
+        self.timing_cache = Some(TimingCache { object: cache, _unshared: PhantomData });
         Ok(())
     }
 
     /// The timing cache that was set, with what builds have added to it.
     pub fn timing_cache(&self) -> Option<&TimingCache> {
         self.timing_cache.as_ref()
+    }
+
+    /// Sets what builds report to.
+    pub fn set_progress_monitor(&mut self, monitor: Arc<dyn ProgressMonitor>) -> Result<(), TrtError> {
+        let monitor = MonitorObject::new(self.object.library().tables(), monitor)?;
+        call!(self.object, VBuilderConfig.setProgressMonitor(monitor.as_ptr() => *mut c_void) -> ());
+        self.monitor = Some(monitor);
+        Ok(())
     }
 
     fn number(&self, enumeration: &str, name: &str) -> Result<i32, TrtError> {
@@ -180,37 +193,44 @@ impl BuilderConfig {
 
 /// Times of tactics.
 #[derive(Debug)]
-pub struct TimingCache(Object);
+pub struct TimingCache {
+    object: Object,
+    _unshared: Unshared,
+}
 
 impl TimingCache {
     /// What [`BuilderConfig::set_timing_cache`] takes.
     pub fn serialize(&self) -> Result<HostMemory, TrtError> {
-        let memory = call!(self.0, VTimingCache.serialize() -> *mut c_void);
-        HostMemory::new(self.0.library(), memory, "can not serialize the timing cache")
+        let memory = call!(self.object, VTimingCache.serialize() -> *mut c_void);
+        HostMemory::new(self.object.library(), memory, Build, "can not serialize the timing cache")
     }
 }
 
 /// Sizes that an engine runs at: least, best and most for each input whose sizes are open.
 #[derive(Debug)]
-pub struct OptimizationProfile(Object);
+pub struct OptimizationProfile {
+    object: Object,
+    _unshared: Unshared,
+}
 
 impl OptimizationProfile {
     pub(crate) fn new(builder: &Arc<Object>) -> Result<OptimizationProfile, TrtError> {
         let profile = call!(builder, VBuilder.createOptimizationProfile() -> *mut c_void);
-        Object::borrowed(builder.library(), profile, Some(builder), Build, "can not make a profile")
-            .map(OptimizationProfile)
+        let object =
+            Object::borrowed(builder.library(), profile, Some(builder), Build, "can not make a profile")?;
+        Ok(OptimizationProfile { object, _unshared: PhantomData })
     }
 
     /// Sets an input's sizes.
     pub fn set(&mut self, input: &str, min: &[i64], opt: &[i64], max: &[i64]) -> Result<(), TrtError> {
-        let library = self.0.library().clone();
+        let library = self.object.library().clone();
         let name = c_string(input)?;
         for (select, sizes) in [("kMIN", min), ("kOPT", opt), ("kMAX", max)] {
             let refuse = || library.failure(Argument, &format!("input '{input}' can not have sizes {sizes:?}"));
             let dims = Dims::new(sizes).ok_or_else(refuse)?;
             let select = library.tables().number("OptProfileSelector", select)?;
             let is_set = call!(
-                self.0,
+                self.object,
                 VOptimizationProfile.setDimensions(
                     name.as_ptr() => *const c_char,
                     select => i32,

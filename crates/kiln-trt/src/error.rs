@@ -24,6 +24,12 @@ pub enum TrtErrorKind {
     Engine,
     /// An argument can not be passed on.
     Argument,
+    /// The build was stopped by its [`ProgressMonitor`](crate::ProgressMonitor).
+    Cancelled,
+    /// An execution context can not be made, set up or run.
+    Execution,
+    /// A plugin can not be registered.
+    Plugin,
 }
 
 impl TrtError {

@@ -8,7 +8,15 @@
 //!
 //! - `sys`: tables, and calls through them;
 //! - `object`: owned objects, status values as [`TrtError`];
-//! - [`Builder`], [`Network`], [`BuilderConfig`], [`Runtime`], [`Engine`] and their kin, which can not be misused.
+//! - [`Builder`], [`Network`], [`BuilderConfig`], [`Runtime`], [`Engine`], [`ExecutionContext`], [`Refitter`] and their
+//!   kin, which can not be misused: only what takes memory of the device, or leaves work on a stream, is `unsafe`.
+//!
+//! What TensorRT calls back goes the other way: [`ProgressMonitor`], [`StreamReader`] and [`plugin`]s are Rust traits whose
+//! C++ objects get their virtual tables here, in the order of the release that is loaded. Panics do not reach TensorRT.
+//! A method that a release lacks is an error of kind [`TrtErrorKind::Unsupported`] that names it.
+//!
+//! TensorRT's messages are events of `tracing` with the target `tensorrt`, and a field `node` where they name a node or
+//! layer.
 //!
 //! ```no_run
 //! use kiln_trt::{Builder, BuilderFlag, Library};
@@ -22,19 +30,34 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod alias;
 mod builder;
+mod callback;
 mod config;
+mod dtype;
+mod engine;
 mod error;
+mod execution;
 mod library;
 mod logger;
 mod network;
 mod object;
+pub mod plugin;
+mod progress;
+mod refit;
 mod runtime;
 mod sys;
+mod weights;
 
 pub use builder::{Builder, HostMemory};
 pub use config::{BuilderConfig, BuilderFlag, OptimizationProfile, ProfilingVerbosity, TimingCache};
+pub use dtype::DataType;
+pub use engine::{Engine, EngineFacts, ProfileShape, SerializationFlag, TensorIoMode};
 pub use error::{TrtError, TrtErrorKind};
+pub use execution::{AllocationStrategy, CudaStream, ExecutionContext};
 pub use library::{Library, Product};
-pub use network::{Attention, DataType, Layer, Network, Port};
-pub use runtime::{Engine, EngineFacts, Runtime};
+pub use network::{Attention, Layer, Network, Port};
+pub use progress::ProgressMonitor;
+pub use refit::{Refitter, Weights, WeightsPrototype};
+pub use runtime::Runtime;
+pub use weights::{SeekPosition, StreamReader};

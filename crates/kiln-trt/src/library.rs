@@ -3,11 +3,12 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::TrtError;
+use crate::alias;
 use crate::error::TrtErrorKind;
-use crate::logger::Logger;
+use crate::logger::{self, Logger};
 use crate::sys::Tables;
 
 /// Which of NVIDIA's two products a library is.
@@ -36,8 +37,10 @@ pub struct Library {
     parser: Option<libloading::Library>,
     product: Product,
     version: [u32; 3],
-    tables: Tables,
+    tables: Arc<Tables>,
     logger: &'static Logger,
+    /// The core under the name that the parser asks the loader for.
+    by_name: OnceLock<libloading::Library>,
 }
 
 impl Library {
@@ -60,15 +63,16 @@ impl Library {
             number("getInferLibMinorVersion")?,
             number("getInferLibPatchVersion")?,
         ];
-        let tables = Tables::find(product, version).map_err(|e| refuse(path, e.to_string()))?;
+        let tables = Arc::new(Tables::find(product, version).map_err(|e| refuse(path, e.to_string()))?);
         let (stem, parser_stem) = match product {
             Product::Rtx => ("tensorrt_rtx", "tensorrt_onnxparser_rtx"),
             Product::Enterprise => ("nvinfer", "nvonnxparser"),
         };
         let parser = path.with_file_name(name.replacen(stem, parser_stem, 1));
         let parser = if parser.is_file() { Some(load(&parser)?) } else { None };
-        let logger = Logger::leaked(product, version[0]);
-        Ok(Arc::new(Library { path: path.into(), core, parser, product, version, tables, logger }))
+        let logger = Logger::leaked(&tables)?;
+        let by_name = OnceLock::new();
+        Ok(Arc::new(Library { path: path.into(), core, parser, product, version, tables, logger, by_name }))
     }
 
     /// The file.
@@ -91,17 +95,25 @@ impl Library {
         &self.tables.release
     }
 
-    pub(crate) fn tables(&self) -> &Tables {
+    pub(crate) fn tables(&self) -> &Arc<Tables> {
         &self.tables
     }
 
-    /// An error with the reasons that TensorRT has logged since the last one.
+    pub(crate) fn logger(&self) -> &'static Logger {
+        self.logger
+    }
+
+    /// An error with the reasons that TensorRT has logged since the last one, and the node that the first of them names.
     pub(crate) fn failure(&self, kind: TrtErrorKind, what: &str) -> TrtError {
+        self.logged_failure(kind, what).unwrap_or_else(|| TrtError::new(kind, what))
+    }
+
+    /// The same, of a method that returns nothing: a failure where TensorRT has logged an error.
+    pub(crate) fn logged_failure(&self, kind: TrtErrorKind, what: &str) -> Option<TrtError> {
         let reasons = self.logger.take_errors();
-        match reasons.is_empty() {
-            true => TrtError::new(kind, what),
-            false => TrtError::new(kind, format!("{what}: {}", reasons.join("; "))),
-        }
+        let node = reasons.iter().find_map(|reason| logger::node(reason)).unwrap_or_default();
+        let error = || TrtError::new(kind, format!("{what}: {}", reasons.join("; "))).in_node(node);
+        (!reasons.is_empty()).then(error)
     }
 
     /// Calls a factory `void* NAME(void* logger, int32_t version)`.
@@ -113,6 +125,27 @@ impl Library {
         self.logger.take_errors();
         // SAFETY: the logger is never freed; the version is the library's own.
         Ok(unsafe { factory(self.logger.as_ptr(), self.number()) })
+    }
+
+    /// Lets the parser add plugins to networks. That of TensorRT-RTX asks the loader for `libtensorrt_rtx.so` then, and
+    /// ends the process where the loader finds none.
+    pub(crate) fn be_found_by_parser(&self) -> Result<(), TrtError> {
+        if self.product == Product::Rtx && self.by_name.get().is_none() {
+            let library = alias::load(&self.path, "libtensorrt_rtx.so")?;
+            // Another thread may have been faster; its handle is as good.
+            let _ = self.by_name.set(library);
+        }
+        Ok(())
+    }
+
+    /// Calls a function `void* NAME()`.
+    pub(crate) fn call(&self, symbol: &str) -> Result<*mut c_void, TrtError> {
+        // SAFETY: NvInferRuntime.h declares what this is called for so.
+        let function = unsafe { self.core.get::<unsafe extern "C" fn() -> *mut c_void>(symbol) };
+        let function = function.map_err(|e| refuse(&self.path, e.to_string()))?;
+        self.logger.take_errors();
+        // SAFETY: as above.
+        Ok(unsafe { function() })
     }
 
     /// Calls a factory `void* NAME(void* object, void* logger, int32_t version)`.

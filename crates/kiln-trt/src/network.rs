@@ -1,14 +1,16 @@
 //! Networks as the ONNX parser leaves them.
 
 use std::ffi::{c_char, c_void};
+use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::TrtError;
 use crate::error::TrtErrorKind::{self, Build, Parse, Unsupported};
-use crate::object::{Object, c_string, text};
+use crate::logger;
+use crate::object::{Object, Unshared, c_string, text};
 use crate::sys::{Dims, call};
+use crate::{DataType, TrtError};
 
 /// A parsed network, strongly typed: every tensor has the type that the model gives it.
 #[derive(Debug)]
@@ -16,6 +18,7 @@ pub struct Network {
     pub(crate) object: Arc<Object>,
     /// Holds the weights.
     _parser: Object,
+    _unshared: Unshared,
 }
 
 /// An input or output.
@@ -29,37 +32,6 @@ pub struct Port {
     pub shape: Vec<i64>,
 }
 
-/// Element types.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DataType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float.
-    F16,
-    /// bfloat16.
-    BF16,
-    /// 32-bit integer.
-    I32,
-    /// 64-bit integer.
-    I64,
-    /// Any other, by TensorRT's number.
-    Other(i32),
-}
-
-impl DataType {
-    pub(crate) fn from_number(number: i32) -> DataType {
-        match number {
-            0 => DataType::F32,
-            1 => DataType::F16,
-            7 => DataType::BF16,
-            3 => DataType::I32,
-            8 => DataType::I64,
-            other => DataType::Other(other),
-        }
-    }
-}
-
 /// A layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
@@ -71,10 +43,11 @@ pub struct Layer {
 
 /// An attention of the network, which TensorRT knows as such.
 #[derive(Debug)]
-pub struct Attention {
+pub struct Attention<'n> {
     /// Name, after the node that it comes from.
     pub name: String,
     object: Object,
+    _network: PhantomData<&'n Network>,
 }
 
 impl Network {
@@ -101,7 +74,7 @@ impl Network {
         if !parsed {
             return Err(parse_error(&parser, model)?);
         }
-        Ok(Network { object: network, _parser: parser })
+        Ok(Network { object: network, _parser: parser, _unshared: PhantomData })
     }
 
     /// Inputs, in the model's order.
@@ -153,7 +126,7 @@ impl Network {
     }
 
     /// The attentions, each once.
-    pub fn attentions(&self) -> Result<Vec<Attention>, TrtError> {
+    pub fn attentions(&self) -> Result<Vec<Attention<'_>>, TrtError> {
         let mut found = Vec::new();
         for index in 0..self.n_layers()? {
             let (layer, kind) = self.layer(index)?;
@@ -161,7 +134,7 @@ impl Network {
                 let attention = call!(layer, VAttentionBoundaryLayer.getAttention() -> *mut c_void);
                 let object = self.borrow(attention, "an attention")?;
                 let name = text(call!(object, VAttention.getName() -> *const c_char));
-                found.push(Attention { name, object });
+                found.push(Attention { name, object, _network: PhantomData });
             }
         }
         Ok(found)
@@ -178,7 +151,7 @@ impl Network {
     }
 }
 
-impl Attention {
+impl Attention<'_> {
     /// Whether the builder may take several kernels, with the matrix of all scores between them.
     pub fn is_decomposable(&self) -> Result<bool, TrtError> {
         Ok(call!(self.object, VAttention.getDecomposable() -> bool))
@@ -208,6 +181,8 @@ fn parse_error(parser: &Object, model: &Path) -> Result<TrtError, TrtError> {
     let operator = text(call!(error, IParserError.nodeOperator() -> *const c_char));
     let node = text(call!(error, IParserError.nodeName() -> *const c_char));
     let operator = if operator.is_empty() { operator } else { format!("{operator}: ") };
-    let reason = format!("{}: {operator}{description}", model.display());
+    let reported = library.logger().take_errors().into_iter().filter(|reason| logger::is_own(reason));
+    let reasons: Vec<_> = std::iter::once(description).chain(reported).collect();
+    let reason = format!("{}: {operator}{}", model.display(), reasons.join("; "));
     Ok(TrtError::new(Parse, reason).in_node(&node))
 }

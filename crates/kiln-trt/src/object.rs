@@ -1,10 +1,13 @@
 //! Owned and borrowed objects of TensorRT.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::error::TrtErrorKind::{self, Argument};
+use crate::sys::{self, table_entry};
 use crate::{Library, TrtError};
 
 /// An object of TensorRT's: its virtual table and, for all but the ONNX parser's, the object that implements it.
@@ -18,11 +21,14 @@ pub(crate) struct Object {
     _keeps: Option<Arc<Object>>,
 }
 
-/// TensorRT's builder, network, configuration and engine objects may be used by one thread at a time, whichever it is.
+/// TensorRT's objects may be used by one thread at a time, whichever it is.
 // SAFETY: no method is bound to the thread that made an object.
 unsafe impl Send for Object {}
-// SAFETY: the safe layer shares objects only as what others keep alive, and calls none of their methods through it.
+// SAFETY: the safe types that call methods are `Unshared` or hold a lock meanwhile; others only keep objects alive.
 unsafe impl Sync for Object {}
+
+/// Makes a type that calls methods of an object one that threads do not share.
+pub(crate) type Unshared = PhantomData<Cell<()>>;
 
 /// The deleting destructor's entry in the tables of API objects, after the complete one.
 const DELETING: usize = 1;
@@ -67,19 +73,7 @@ impl Object {
 
     /// What a method is called on, and the method.
     pub(crate) fn method(&self, class: &str, method: &str) -> Result<(*mut c_void, *const c_void), TrtError> {
-        let entry = self.library.tables().entry(class, method)?;
-        let this = match class {
-            "IParser" | "IParserError" => self.as_ptr(),
-            "VAttentionBoundaryLayer" => self.field(2),
-            _ => self.field(1),
-        };
-        Ok((this, table_entry(this, entry)))
-    }
-
-    /// A pointer-sized field of the object; the virtual table is the first.
-    fn field(&self, index: usize) -> *mut c_void {
-        // SAFETY: API objects hold their virtual table and, per level of inheritance, one pointer to an implementation.
-        unsafe { *self.as_ptr().cast::<*mut c_void>().add(index) }
+        sys::method(self.library.tables(), self.as_ptr(), class, method)
     }
 }
 
@@ -95,11 +89,6 @@ impl Drop for Object {
             }
         }
     }
-}
-
-fn table_entry(object: *mut c_void, entry: usize) -> *const c_void {
-    // SAFETY: a C++ object with virtual methods starts with the pointer to its table, which has this entry in this release.
-    unsafe { *(*object.cast::<*const *const c_void>()).add(entry) }
 }
 
 /// The text of a C string of TensorRT's; empty for null.

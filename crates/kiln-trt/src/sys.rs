@@ -1,6 +1,7 @@
 //! Virtual tables: which entry a method is, which number an enumerator has, and calls through them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_void;
 
 use serde::Deserialize;
 
@@ -51,7 +52,7 @@ impl Tables {
         Ok(Tables { release, order: family.order, enumerators: family.enumerators })
     }
 
-    /// Position of a method in the virtual table of its class; of overloads, the first that the header declares.
+    /// Position of a method in the virtual table of its class; of overloads, the first that is not deprecated.
     pub(crate) fn entry(&self, class: &str, method: &str) -> Result<usize, TrtError> {
         let methods = self.order.get(class);
         methods.and_then(|methods| methods.iter().position(|name| name == method)).ok_or_else(|| {
@@ -60,6 +61,14 @@ impl Tables {
                 format!("{} has no {}::{method}", self.release, class.trim_start_matches('V')),
             )
         })
+    }
+
+    /// The methods of a class, in their order.
+    pub(crate) fn order(&self, class: &str) -> Result<&[String], TrtError> {
+        let methods = self.order.get(class).filter(|methods| !methods.is_empty());
+        methods
+            .map(Vec::as_slice)
+            .ok_or_else(|| TrtError::new(Unsupported, format!("{} has no {class}", self.release)))
     }
 
     pub(crate) fn number(&self, enumeration: &str, name: &str) -> Result<i32, TrtError> {
@@ -76,24 +85,63 @@ impl Tables {
     }
 }
 
+/// What a method is called on, and the method, of the object of that class.
+pub(crate) fn method(
+    tables: &Tables,
+    object: *mut c_void,
+    class: &str,
+    method: &str,
+) -> Result<(*mut c_void, *const c_void), TrtError> {
+    let entry = tables.entry(class, method)?;
+    let this = match class {
+        "IParser" | "IParserError" | "IPluginRegistry" => object,
+        "VAttentionBoundaryLayer" => field(object, 2),
+        _ => field(object, 1),
+    };
+    Ok((this, table_entry(this, entry)))
+}
+
+/// A pointer-sized field of an object; the virtual table is the first.
+fn field(object: *mut c_void, index: usize) -> *mut c_void {
+    // SAFETY: API objects hold their virtual table and, per level of inheritance, one pointer to an implementation.
+    unsafe { *object.cast::<*mut c_void>().add(index) }
+}
+
+pub(crate) fn table_entry(object: *mut c_void, entry: usize) -> *const c_void {
+    // SAFETY: a C++ object with virtual methods starts with the pointer to its table, which has this entry in this release.
+    unsafe { *(*object.cast::<*const *const c_void>()).add(entry) }
+}
+
 /// Sizes of a tensor, `Dims64` of `NvInferRuntimeBase.h`; -1 where a size is open.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Dims {
     n: i32,
-    sizes: [i64; 8],
+    sizes: [i64; Dims::MAX],
 }
 
 impl Dims {
+    /// Most sizes of a tensor.
+    pub(crate) const MAX: usize = 8;
+
     pub(crate) fn new(sizes: &[i64]) -> Option<Dims> {
-        let mut dims = Dims { n: sizes.len() as i32, sizes: [0; 8] };
+        let mut dims = Dims { n: sizes.len() as i32, sizes: [0; Dims::MAX] };
         dims.sizes.get_mut(..sizes.len())?.copy_from_slice(sizes);
         Some(dims)
     }
 
-    pub(crate) fn to_vec(self) -> Vec<i64> {
+    /// Whether these are sizes at all; TensorRT answers a wrong question with a negative number of them.
+    pub(crate) fn is_valid(&self) -> bool {
+        self.n >= 0
+    }
+
+    pub(crate) fn as_slice(&self) -> &[i64] {
         let n = usize::try_from(self.n).unwrap_or(0).min(self.sizes.len());
-        self.sizes[..n].to_vec()
+        &self.sizes[..n]
+    }
+
+    pub(crate) fn to_vec(self) -> Vec<i64> {
+        self.as_slice().to_vec()
     }
 }
 
