@@ -67,7 +67,6 @@ fn rtx_of(options: &mut BuildOptions) -> &mut kiln_compile::RtxOptions {
 fn every_option_changes_the_parts_that_depend_on_it_and_no_other() {
     let with_attention = ["text_encoder", "unet", "vae_decoder", "vae_encoder"];
     check_options("nothing", cpu(), |_| {}, &[]);
-    check_options("jobs", cpu(), |o| o.jobs = 4, &[]);
     check_options("rehash", cpu(), |o| o.rehash = true, &[]);
     check_options("the target", cpu(), |o| o.target = TargetOptions::TensorrtRtx(rtx()), &ALL);
     check_options("attention", cpu(), |o| o.trace.policy.attention = AttentionPolicy::Plain, &with_attention);

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use kiln_compile::{BuiltEngine, EngineBuilder, EngineJob};
 
 use crate::failure::Failure;
-use crate::output;
+use crate::{log, output};
 
 /// What the other process prints.
 type Answer = Result<BuiltEngine, String>;
@@ -23,7 +23,7 @@ impl EngineBuilder for OtherProcess {
             .arg("build-engine")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(if log::is_on() { Stdio::inherit() } else { Stdio::piped() })
             .spawn()
             .map_err(unusable)?;
         let job = serde_json::to_vec(job).map_err(|e| e.to_string())?;

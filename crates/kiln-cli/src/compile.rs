@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use kiln_bundle::{Bundle, Target};
 use kiln_compile::{
-    AttentionSpec, BuildOptions, Checkpoint, Compiled, Profile, ProfileSpec, RangeSpec, RtxOptions,
-    Specification, Step, TargetOptions, TargetSpec, Type,
+    AttentionSpec, BuildOptions, Checkpoint, Compiled, EngineCache, Plan, Profile, ProfileSpec, RangeSpec,
+    RtxOptions, Specification, Step, TargetOptions, TargetSpec, Type,
 };
 use kiln_native::{Library, locate};
 use serde_json::{Value, json};
@@ -33,36 +33,56 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     loras.extend(tasks::loras(&args.lora)?);
     sizes(&args.sizes, &checkpoint)?;
     let cache = cache(&args.cache)?;
-    let mut reports = Vec::new();
+    let bar = Bar::bytes("compiling");
+    let mut progress = |progress| bar.compiling(progress);
+    let mut plans = Vec::new();
     for (target, spec) in &spec.targets {
         let trace = spec.trace_options(*target, &checkpoint, loras.clone())?;
-        let options = BuildOptions {
-            trace,
-            target: target_options(*target, spec, &checkpoint)?,
-            jobs: args.jobs,
-            rehash: args.rehash,
-        };
-        let bar = Bar::bytes("compiling");
-        let mut progress = |progress| bar.compiling(progress);
-        let plan = cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?;
-        let steps = match args.dry_run || args.why {
-            true => plan.steps(&cache).map_err(|e| failure(e, &cache))?,
-            false => Vec::new(),
-        };
-        if args.dry_run {
-            drop(bar);
-            reports.push(report_plan(*target, &steps, args));
-            continue;
-        }
-        let mut compiled = cache.execute(plan, &mut progress).map_err(|e| failure(e, &cache))?;
-        drop(bar);
-        if *target == Target::Cpu && !args.no_reference && compiled.bundle.manifest().reference.is_none() {
-            verify::record(&mut compiled.bundle, backend(args.backend)?)?;
-        }
-        reports.push(report_bundle(*target, &compiled, &steps, args));
+        let target = target_options(*target, spec, &checkpoint)?;
+        let options = BuildOptions { trace, target, rehash: args.rehash };
+        plans.push(cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?);
     }
+    let reports = execute(plans, &cache, args, bar)?;
     finish(args, reports, start);
     Ok(())
+}
+
+/// Shows the plans, or carries them out; what is told of each.
+fn execute(
+    plans: Vec<Plan<'_>>,
+    cache: &EngineCache,
+    args: &CompileArgs,
+    bar: Bar,
+) -> Result<Vec<Value>, Failure> {
+    let failure = |e| failure(e, cache);
+    let mut reports = Vec::new();
+    let mut steps = Vec::new();
+    for plan in plans.iter().filter(|_| args.dry_run || args.why) {
+        steps.push(plan.steps(cache).map_err(failure)?);
+    }
+    if args.dry_run {
+        drop(bar);
+        let plans = plans.iter().zip(&steps);
+        return Ok(plans.map(|(plan, steps)| report_plan(plan.target(), steps, args)).collect());
+    }
+    cache.build(&plans, args.jobs, &mut |progress| bar.compiling(progress)).map_err(failure)?;
+    drop(bar);
+    let mut steps = steps.into_iter();
+    for plan in plans {
+        let target = plan.target();
+        let bar = Bar::bytes("compiling");
+        let compiled = cache.execute(plan, &mut |progress| bar.compiling(progress));
+        drop(bar);
+        let mut compiled = compiled.map_err(failure)?;
+        if target == Target::Cpu && !args.no_reference && compiled.bundle.manifest().reference.is_none() {
+            verify::record(&mut compiled.bundle, backend(args.backend)?)?;
+        }
+        reports.push(report_bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
+        if let Some(limit) = args.cache_limit {
+            cache.prune(Some(limit.0), None, Some(compiled.bundle.root()), false)?;
+        }
+    }
+    Ok(reports)
 }
 
 fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {
@@ -95,18 +115,9 @@ fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
     };
     let options = rtx_options(&spec, vec![profile_of(&source)?])?;
     let cache = cache(&args.cache)?;
-    let plan = cache.plan_from_onnx(&source, &options, args.jobs).map_err(|e| failure(e, &cache))?;
-    let steps = plan.steps(&cache).map_err(|e| failure(e, &cache))?;
-    let report = if args.dry_run {
-        report_plan(Target::TensorrtRtx, &steps, args)
-    } else {
-        let bar = Bar::bytes("compiling");
-        let compiled = cache.execute(plan, &mut |progress| bar.compiling(progress));
-        drop(bar);
-        let steps = if args.why { steps } else { Vec::new() };
-        report_bundle(Target::TensorrtRtx, &compiled.map_err(|e| failure(e, &cache))?, &steps, args)
-    };
-    finish(args, vec![report], start);
+    let plan = cache.plan_from_onnx(&source, &options).map_err(|e| failure(e, &cache))?;
+    let reports = execute(vec![plan], &cache, args, Bar::bytes("compiling"))?;
+    finish(args, reports, start);
     Ok(())
 }
 

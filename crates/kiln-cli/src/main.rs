@@ -10,6 +10,7 @@ mod convert;
 mod failure;
 mod generate;
 mod inspect;
+mod log;
 mod models;
 mod output;
 mod paths;
@@ -25,10 +26,19 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command};
+use failure::Failure;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = match &cli.command {
+    let result = log::start().and_then(|()| run(&cli.command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: &Command) -> Result<(), Failure> {
+    match command {
         Command::Generate(args) => generate::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
@@ -41,9 +51,5 @@ fn main() -> ExitCode {
         Command::Cache(args) => cache::run(args),
         Command::Bundle(args) => bundles::run(args),
         Command::Runtime(args) => runtime::run(args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
     }
 }

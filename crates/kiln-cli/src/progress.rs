@@ -57,6 +57,7 @@ impl Bar {
                 self.at(done, total);
                 self.message(role.to_string());
             }
+            Compiling::Building(role) => self.message(format!("building {role}")),
             Compiling::Sealing => self.message("taking digests".into()),
             _ => {}
         }

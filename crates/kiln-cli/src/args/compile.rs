@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kiln_bundle::Target;
-use kiln_compile::ComputeCapability;
+use kiln_compile::{Bytes, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
 use super::{BackendChoice, CacheArgs, Precision, PredictionChoice, attention};
@@ -26,6 +26,9 @@ pub(crate) struct CompileArgs {
     /// How many parts are built at once; a part of a GPU engine takes gigabytes.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) jobs: usize,
+    /// Keep the engine cache within this size, removing what was used longest ago first, as in 20GiB.
+    #[arg(long, value_name = "SIZE", env = "KILN_ENGINE_CACHE_LIMIT", hide_env = true)]
+    pub(crate) cache_limit: Option<Bytes>,
     /// Show what would be built, and build nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,

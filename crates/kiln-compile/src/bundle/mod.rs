@@ -7,7 +7,7 @@ mod subject;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -30,16 +30,14 @@ pub struct BuildOptions {
     pub trace: TraceOptions,
     /// What they become.
     pub target: TargetOptions,
-    /// How many parts are built at once; at least one.
-    pub jobs: usize,
     /// Whether digests of the checkpoint's files are taken anew, not remembered.
     pub rehash: bool,
 }
 
 impl BuildOptions {
-    /// A bundle for the CPU, with one job.
+    /// A bundle for the CPU.
     pub fn cpu(trace: TraceOptions) -> BuildOptions {
-        BuildOptions { trace, target: TargetOptions::Cpu, jobs: 1, rehash: false }
+        BuildOptions { trace, target: TargetOptions::Cpu, rehash: false }
     }
 }
 
@@ -62,7 +60,6 @@ pub struct Step {
 pub struct Plan<'a> {
     name: String,
     target: TargetOptions,
-    jobs: usize,
     parts: Vec<Part<'a>>,
     content: Content,
     companions: Vec<(String, Source)>,
@@ -140,13 +137,8 @@ impl EngineCache {
     }
 
     /// What a bundle of engines needs that is built from one of ONNX, which another machine may have traced.
-    pub fn plan_from_onnx(
-        &self,
-        source: &Bundle,
-        options: &RtxOptions,
-        jobs: usize,
-    ) -> Result<Plan<'static>, CompileError> {
-        relay::plan(source, options, jobs)
+    pub fn plan_from_onnx(&self, source: &Bundle, options: &RtxOptions) -> Result<Plan<'static>, CompileError> {
+        relay::plan(source, options)
     }
 
     fn plan_for<'a>(
@@ -168,15 +160,44 @@ impl EngineCache {
         plan
     }
 
+    /// Builds the parts of several bundles that the cache lacks, up to `jobs` at once.
+    pub fn build(
+        &self,
+        plans: &[Plan<'_>],
+        jobs: usize,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<(), CompileError> {
+        let missing = plans.iter().filter(|plan| cached(&plan.place(self), &plan.provenance.key).is_none());
+        let parts: Vec<(&Part<'_>, &TargetOptions)> =
+            missing.flat_map(|plan| plan.all_parts().into_iter().map(|part| (part, &plan.target))).collect();
+        let progress = Mutex::new(progress);
+        let tell = |p: Progress| progress.lock().unwrap_or_else(PoisonError::into_inner)(p);
+        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+        let work = || {
+            while let Some((part, target)) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(e) = part.build(self, target, &mut |p| tell(p)) {
+                    next.store(parts.len(), Ordering::Relaxed);
+                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..jobs.clamp(1, parts.len().max(1)) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
     /// Builds what the cache lacks and puts the bundle together.
     pub fn execute(
         &self,
         plan: Plan<'_>,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Compiled, CompileError> {
-        let key = plan.provenance.key.clone();
-        let name = format!("{}-{}-{}", plan.name, plan.target.target(), &key[..16]);
-        let target = self.root().join(&name);
+        let (key, target) = (plan.provenance.key.clone(), plan.place(self));
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(bundle) = cached(&target, &key) {
             Entry::touch(&target);
             return Ok(Compiled { bundle, was_cached: true });
@@ -229,7 +250,6 @@ impl<'a> Plan<'a> {
         Ok(Plan {
             name: subject.name(),
             target: options.target.clone(),
-            jobs: options.jobs.max(1),
             parts,
             content,
             companions,
@@ -263,35 +283,16 @@ impl<'a> Plan<'a> {
         self.target.target()
     }
 
-    /// The parts' entries, built by up to `jobs` threads where the cache lacks them.
-    fn build(
-        &self,
-        cache: &EngineCache,
-        progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<Vec<Entry>, CompileError> {
-        let progress = Mutex::new(progress);
-        let tell = |p: Progress| progress.lock().unwrap_or_else(PoisonError::into_inner)(p);
-        let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Option<Result<Entry, CompileError>>>> =
-            self.parts.iter().map(|_| Mutex::new(None)).collect();
-        let work = || {
-            while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < self.parts.len()) {
-                let built = self.parts[i].build(cache, &self.target, &mut |p| tell(p));
-                if built.is_err() {
-                    next.store(self.parts.len(), Ordering::Relaxed);
-                }
-                *results[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(built);
-            }
-        };
-        thread::scope(|scope| {
-            for _ in 1..self.jobs.min(self.parts.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let results =
-            results.into_iter().filter_map(|r| r.into_inner().unwrap_or_else(PoisonError::into_inner));
-        results.collect()
+    /// Its parts and those of the bundles inside.
+    fn all_parts(&self) -> Vec<&Part<'a>> {
+        let nested = self.nested.iter().flat_map(|(_, plan)| plan.all_parts());
+        self.parts.iter().chain(nested).collect()
+    }
+
+    /// Where its bundle lies.
+    fn place(&self, cache: &EngineCache) -> PathBuf {
+        let name = format!("{}-{}-{}", self.name, self.target.target(), &self.provenance.key[..16]);
+        cache.root().join(name)
     }
 
     fn assemble(
@@ -300,11 +301,11 @@ impl<'a> Plan<'a> {
         folder: &Path,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), CompileError> {
-        let entries = self.build(cache, progress)?;
         let mut manifest = Manifest::new(self.name, self.target.target(), self.content, self.provenance);
         let unread: BTreeMap<Role, Vec<String>> =
             self.parts.iter().flat_map(|part| part.models.unread()).collect();
-        for entry in entries {
+        for part in &self.parts {
+            let entry = part.build(cache, &self.target, progress)?;
             for (name, listed) in entry.record.files {
                 link(&entry.root.join(&name), &folder.join(&name))?;
                 manifest.files.insert(name, listed);

@@ -9,7 +9,7 @@ use crate::checkpoint::Source;
 use crate::target::{OnnxModel, RtxOptions, TargetOptions};
 use crate::{CompileError, Recipe};
 
-pub(super) fn plan(source: &Bundle, options: &RtxOptions, jobs: usize) -> Result<Plan<'static>, CompileError> {
+pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static>, CompileError> {
     let manifest = source.manifest();
     if manifest.target != Target::Onnx {
         let reason = format!("is a bundle for {}", manifest.target);
@@ -44,7 +44,7 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions, jobs: usize) -> Result
     for name in manifest.files.keys() {
         let is_model = components().any(|c| c.engine == *name || c.weights.as_ref() == Some(name));
         if let Some(folder) = name.strip_suffix(&format!("/{MANIFEST}")) {
-            nested.push((folder.to_owned(), plan(&Bundle::open(&source.path(folder))?, options, jobs)?));
+            nested.push((folder.to_owned(), plan(&Bundle::open(&source.path(folder))?, options)?));
         } else if !is_model && manifest.reference.as_ref() != Some(name) {
             companions.push((name.clone(), Source::File(source.path(name))));
         }
@@ -55,7 +55,6 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions, jobs: usize) -> Result
     Ok(Plan {
         name: manifest.name.clone(),
         target,
-        jobs: jobs.max(1),
         parts,
         content: manifest.content.clone(),
         companions,
