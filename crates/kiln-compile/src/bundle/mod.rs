@@ -20,7 +20,7 @@ use subject::Subject;
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
 use crate::target::{OnnxModel, RtxOptions, TargetOptions, build_for_rtx, build_from_onnx, build_onnx};
-use crate::trace::Traced;
+use crate::trace::{Traced, n_bytes};
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 
 /// What is built of a checkpoint.
@@ -82,8 +82,12 @@ enum Models<'a> {
 impl Models<'_> {
     fn weight_bytes(&self) -> u64 {
         match self {
-            Models::Traced(traced) => traced.iter().flat_map(Traced::weights).map(crate::trace::n_bytes).sum(),
-            Models::Onnx(models) => models.iter().map(|model| model.component.weight_bytes).sum(),
+            Models::Traced(traced) => {
+                let weights = traced.iter().flat_map(Traced::weights);
+                weights.map(|w| (&w.name, n_bytes(w))).collect::<BTreeMap<_, _>>().values().sum()
+            }
+            // Components of a part read the same weights, each nearly all of them.
+            Models::Onnx(models) => models.iter().map(|m| m.component.weight_bytes).max().unwrap_or(0),
         }
     }
 
