@@ -104,13 +104,40 @@ fn a_bundle_is_verified_against_its_reference() {
     assert!(rten["drift"].as_f64().is_some_and(|drift| drift > 0.0 && drift < 1e-4), "{rten}");
     fail(&mut verify(&["--backend", "rten", "--max-drift", "0"]), 6, "drift");
     fail(&mut verify(&["--max-drift", "NaN"]), 2, "max drift: NaN");
+    fail(&mut verify(&["--min-psnr", "NaN"]), 2, "min PSNR: NaN");
+    decoder_drifts(Path::new(bundle.trim()));
+    fail(&mut verify(&[]), 6, "the picture's PSNR of");
 
-    let weights = Path::new(bundle.trim()).join("vae_decoder.data");
+    let weights = Path::new(bundle.trim()).join("unet.data");
     let mut bytes = fs::read(&weights).expect("weights");
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&weights, &bytes).expect("spoilt");
     fail(&mut verify(&[]), 3, "content does not match the digest");
+}
+
+/// Doubles every weight of the decoder's last convolution, and corrects the digest in the manifest.
+fn decoder_drifts(bundle: &Path) {
+    let path = bundle.join("vae_decoder.data");
+    let mut bytes = fs::read(&path).expect("weights");
+    let digest = |bytes: &[u8]| {
+        fs::write(&path, bytes).expect("weights");
+        kiln_bundle::fs::digest(&path).expect("a digest")
+    };
+    let before = digest(&bytes);
+    let places = {
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        let data = tensors.tensor("decoder.conv_out.weight").expect("the weight").data();
+        let start = data.as_ptr() as usize - bytes.as_ptr() as usize;
+        start..start + data.len()
+    };
+    for value in bytes[places].as_chunks_mut::<4>().0 {
+        *value = (2.0 * f32::from_le_bytes(*value)).to_le_bytes();
+    }
+    let after = digest(&bytes);
+    let manifest = bundle.join("bundle.yaml");
+    let text = fs::read_to_string(&manifest).expect("a manifest");
+    fs::write(&manifest, text.replace(&before, &after)).expect("a manifest");
 }
 
 #[test]

@@ -15,6 +15,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if !(args.max_drift >= 0.0 && args.max_drift.is_finite()) {
         return Err(Failure::usage(format!("max drift: {} is not a number from 0 on", args.max_drift)));
     }
+    if args.min_psnr.is_nan() {
+        return Err(Failure::usage(format!("min PSNR: {} is not a number", args.min_psnr)));
+    }
     if !Bundle::is_bundle(&args.bundle) {
         return Err(Failure::input(&args.bundle, "is no bundle").with_hint("kiln compile makes bundles"));
     }
@@ -34,7 +37,8 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         Err(error @ Error::NotFinite { .. }) => Err(Failure::differs(error.to_string())),
         result => Ok(result?),
     })?;
-    let passes = verification.drift <= args.max_drift && !verification.is_flat;
+    let is_close = verification.psnr.is_none_or(|psnr| psnr >= args.min_psnr);
+    let passes = verification.drift <= args.max_drift && is_close && !verification.is_flat;
     if args.json {
         let mut report = json!(verification);
         report["passes"] = json!(passes);
@@ -48,6 +52,10 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
     match verification {
         found if found.is_flat => Err(Failure::differs("the picture is of one colour")),
+        found if found.drift <= args.max_drift && !is_close => {
+            let psnr = found.psnr.unwrap_or(f64::INFINITY);
+            Err(Failure::differs(format!("the picture's PSNR of {psnr:.1} dB is under {}", args.min_psnr)))
+        }
         found if !passes => {
             let (drift, max) = (found.drift, args.max_drift);
             let (difference, made_by) = (found.max_difference, reference.backend());

@@ -8,17 +8,19 @@ use ndarray::{Array3, ArrayD};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::image::RgbImage;
 use crate::pipeline::Progress;
 use crate::{Control, Error, Init, Picture, Pipeline, Request};
 
 /// Side in latents of the reference's picture where the engines take every size.
 const SIDE: u32 = 16;
 
-/// Latents that a pipeline made from fixed random numbers, prompt and pictures.
+/// Latents and pictures that a pipeline made from fixed random numbers, prompt and pictures.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reference {
     settings: Settings,
     latents: ArrayD<f32>,
+    pictures: Vec<RgbImage>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,9 +45,14 @@ pub struct Verification {
     pub drift: f64,
     /// Largest difference of a latent.
     pub max_difference: f32,
-    /// Whether a decoded picture is of one colour, as black frames are.
+    /// Least peak signal to noise ratio of a decoded picture, in decibels; none where all are equal.
+    pub psnr: Option<f64>,
+    /// Whether a decoded picture is of one colour, give or take 2 of 255, as black frames are.
     pub is_flat: bool,
 }
+
+/// Differences between a picture's pixels up to which it counts as one of one colour.
+const FLAT: u8 = 2;
 
 impl Pipeline {
     /// Makes the reference of this pipeline's bundle.
@@ -68,7 +75,7 @@ impl Pipeline {
             backend: format!("{} {}", self.backend().name(), self.backend().version()),
         };
         let output = self.generate(&settings.request(self)?, progress)?;
-        Ok(Reference { settings, latents: output.latents })
+        Ok(Reference { settings, latents: output.latents, pictures: output.images })
     }
 
     /// Runs the bundle's reference again; latents that are not finite are an error.
@@ -83,6 +90,9 @@ impl Pipeline {
                 format!("made latents {:?}, not {:?}", output.latents.shape(), reference.latents.shape());
             return Err(Error::Component { component: crate::Role::Unet, reason });
         }
+        let pictures = output.images.iter().zip(&reference.pictures);
+        let compared =
+            pictures.map(|(found, expected)| found.compare(expected)).collect::<Result<Vec<_>, _>>()?;
         let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
         let pairs = || output.latents.iter().zip(&reference.latents);
         let difference = square(&mut pairs().map(|(found, expected)| f64::from(found - expected)));
@@ -90,7 +100,8 @@ impl Pipeline {
         Ok(Verification {
             drift: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
             max_difference: pairs().map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max),
-            is_flat: output.images.iter().any(|image| image.is_flat()),
+            psnr: compared.iter().filter_map(|comparison| comparison.psnr).min_by(f64::total_cmp),
+            is_flat: output.images.iter().any(|image| image.is_flat(FLAT)),
         })
     }
 
@@ -158,9 +169,21 @@ impl Reference {
         if latents.dtype() != Dtype::F32 {
             return Err(refuse(format!("{LATENTS} are stored as {:?}, not F32", latents.dtype())));
         }
+        let settings: Settings =
+            serde_json::from_str(settings).map_err(|e| refuse(format!("{SETTINGS}: {e}")))?;
+        let pictures = tensors.tensor(PICTURES).map_err(|e| refuse(e.to_string()))?;
+        let shape = [settings.batch, settings.height as usize, settings.width as usize, 3];
+        if pictures.dtype() != Dtype::U8 || pictures.shape() != shape {
+            let (dtype, found) = (pictures.dtype(), pictures.shape());
+            return Err(refuse(format!("{PICTURES} are {dtype:?} of shape {found:?}, not U8 of {shape:?}")));
+        }
+        let picture = |data: &[u8]| RgbImage::from_raw(settings.width, settings.height, data.to_vec());
+        let pictures = pictures.data().chunks_exact(shape[1..].iter().product::<usize>().max(1)).map(picture);
+        let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
         let values = latents.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         Ok(Reference {
-            settings: serde_json::from_str(settings).map_err(|e| refuse(format!("{SETTINGS}: {e}")))?,
+            settings,
+            pictures,
             latents: ArrayD::from_shape_vec(latents.shape(), values).map_err(|e| refuse(e.to_string()))?,
         })
     }
@@ -172,8 +195,13 @@ impl Reference {
         let data: Vec<u8> = self.latents.iter().flat_map(|x| x.to_le_bytes()).collect();
         let view = safetensors::tensor::TensorView::new(Dtype::F32, self.latents.shape().to_vec(), &data)
             .map_err(|e| refuse(e.to_string()))?;
+        let shape = vec![self.pictures.len(), self.settings.height as usize, self.settings.width as usize, 3];
+        let pixels: Vec<u8> = self.pictures.iter().flat_map(|picture| picture.data()).copied().collect();
+        let pictures = safetensors::tensor::TensorView::new(Dtype::U8, shape, &pixels)
+            .map_err(|e| refuse(e.to_string()))?;
         let metadata = HashMap::from([(SETTINGS.to_owned(), settings)]);
-        safetensors::serialize([(LATENTS, view)], Some(metadata)).map_err(|e| refuse(e.to_string()))
+        safetensors::serialize([(LATENTS, view), (PICTURES, pictures)], Some(metadata))
+            .map_err(|e| refuse(e.to_string()))
     }
 
     /// Name and version of the backend that made it.
@@ -184,3 +212,4 @@ impl Reference {
 
 const SETTINGS: &str = "settings";
 const LATENTS: &str = "latents";
+const PICTURES: &str = "pictures";

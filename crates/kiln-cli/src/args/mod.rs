@@ -274,6 +274,9 @@ pub(crate) struct VerifyArgs {
     /// Drift that is still allowed: root mean square of the difference over that of the reference.
     #[arg(long, value_name = "X", default_value_t = 1e-3)]
     pub(crate) max_drift: f64,
+    /// Least peak signal to noise ratio that a decoded picture must have, in decibels.
+    #[arg(long, value_name = "DB", default_value_t = 40.0)]
+    pub(crate) min_psnr: f64,
     /// What runs the engines.
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub(crate) backend: BackendChoice,

@@ -153,9 +153,12 @@ impl RgbImage {
         &self.data
     }
 
-    /// Whether every pixel has the same colour, as the output of a network that overflowed has.
-    pub fn is_flat(&self) -> bool {
-        self.data.chunks_exact(3).all(|pixel| pixel == &self.data[..3])
+    /// Whether every channel is the same all over, give or take `tolerance`, as in the output of a network that overflowed.
+    pub fn is_flat(&self, tolerance: u8) -> bool {
+        (0..3).all(|channel| {
+            let values = || self.data.iter().skip(channel).step_by(3);
+            values().max().zip(values().min()).is_none_or(|(max, min)| max - min <= tolerance)
+        })
     }
 
     /// Writes a PNG with text chunks: tEXt where Latin-1 can hold the text, else iTXt.
