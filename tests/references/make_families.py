@@ -139,6 +139,7 @@ def cases():
         text_encoder=text_encoder(hidden_act="gelu", num_hidden_layers=2),
         unet=unet(use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True), vae=vae()), {}, {
         "plain": dict(guidance_rescale=0.5), "clip_skip": dict(clip_skip=1),
+        "img2img": dict(task="Img2Img", strength=0.5), "inpaint": dict(task="Inpaint"),
     }
     yield "sdxl", "StableDiffusionXLPipeline", DDIMScheduler(**DDIM), dict(
         **xl_encoders(), unet=unet(**XL, projection_class_embeddings_input_dim=24 + 6 * 8),
@@ -149,6 +150,19 @@ def cases():
         "unguided": dict(guidance_scale=0.0, num_inference_steps=2),
         "img2img": dict(task="Img2Img", strength=0.5),
         "inpaint": dict(task="Inpaint", strength=0.9999),
+        "img2img_open": dict(task="Img2Img", guidance_scale=None),
+        "inpaint_open": dict(task="Inpaint", guidance_scale=None),
+    }
+    yield "sdxl-inpaint", "StableDiffusionXLInpaintPipeline", DDIMScheduler(**DDIM), dict(
+        **xl_encoders(), unet=unet(**XL, in_channels=9, projection_class_embeddings_input_dim=24 + 6 * 8),
+        vae=vae(scaling_factor=0.13025)), dict(force_zeros_for_empty_prompt=True), {
+        "whole": dict(task="Inpaint", strength=1.0),
+        "open": dict(task="Inpaint", guidance_scale=None),
+    }
+    yield "variants", "StableDiffusionPipeline", DDIMScheduler(**DDIM), dict(
+        text_encoder=text_encoder(), vae=vae(),
+        unet=unet(act_fn="swish", mid_block_type="UNetMidBlock2D", cross_attention_dim=(32, 32))), {}, {
+        "plain": {},
     }
     second = dict(hidden_size=40, intermediate_size=56, hidden_act="gelu", eos_token_id=2)
     yield "refiner", "StableDiffusionXLImg2ImgPipeline", DDIMScheduler(**DDIM), dict(
@@ -157,6 +171,9 @@ def cases():
         vae=vae(scaling_factor=0.13025)), dict(requires_aesthetics_score=True), {
         "img2img": dict(task="Img2Img", strength=0.5),
         "scores": dict(task="Img2Img", strength=0.3, aesthetic_score=7.0, negative_aesthetic_score=1.5),
+        "crop": dict(task="Img2Img", strength=0.5, crops_coords_top_left=(2, 3)),
+        "inpaint": dict(task="Inpaint", strength=0.7, crops_coords_top_left=(2, 3)),
+        "inpaint_open": dict(task="Inpaint", guidance_scale=None),
     }
     yield "inpaint", "StableDiffusionInpaintPipeline", DDIMScheduler(**DDIM), dict(
         text_encoder=text_encoder(), unet=unet(in_channels=9), vae=vae()), {}, {
@@ -199,6 +216,9 @@ def cases():
             num_decoder_blocks=(2, 1)), "vae")), {}, {
         "decoded": dict(decoded=True),
         "img2img": dict(task="Img2Img", strength=0.5),
+        "inpaint": dict(task="Inpaint", strength=0.7),
+        # A size that only the autoencoder's factor divides.
+        "odd_img2img": dict(task="Img2Img", strength=0.5, height=36, width=44, open_size=True),
     }
     yield "controlnet", "StableDiffusionControlNetPipeline", DDIMScheduler(**DDIM), dict(
         text_encoder=text_encoder(), unet=unet(), vae=vae(), controlnet=controlnet("controlnet")), {}, {
@@ -206,6 +226,7 @@ def cases():
         "partly": dict(task="ControlNet", control_guidance_start=0.2, control_guidance_end=0.7, batch=2),
         "inpaint": dict(task="ControlNetInpaint", strength=0.7),
         "img2img": dict(task="ControlNetImg2Img", strength=0.6),
+        "inpaint_open": dict(task="ControlNetInpaint", guidance_scale=None, height=48, width=32, open_size=True),
     }
     yield "controlnets", "StableDiffusionControlNetPipeline", DDIMScheduler(**DDIM), dict(
         text_encoder=text_encoder(), unet=unet(), vae=vae(), controlnet=MultiControlNetModel([
@@ -220,6 +241,8 @@ def cases():
             "controlnet", **{k: v for k, v in XL.items() if k != "up_block_types"},
             projection_class_embeddings_input_dim=24 + 6 * 8)), dict(force_zeros_for_empty_prompt=True), {
         "plain": dict(task="ControlNet"),
+        "img2img": dict(task="ControlNetImg2Img", guidance_scale=None),
+        "inpaint": dict(task="ControlNetInpaint", strength=0.7, crops_coords_top_left=(2, 3)),
     }
 
 
@@ -248,7 +271,7 @@ def pipeline_class(base, task):
 
 
 # Parts of a call that are no arguments of diffusers' pipelines.
-OWN = ("prompt", "blocks", "learned", "variation", "hires", "tolerance")
+OWN = ("prompt", "blocks", "learned", "variation", "hires", "tolerance", "open_size")
 
 
 def embeds(pipe, blocks):
@@ -320,7 +343,9 @@ def make(base, scheduler, components, extra, call, inputs):
     image, mask = torch.rand(1, 3, *size, generator=draws), (torch.rand(1, 1, *size, generator=draws) > 0.5).float()
     inputs[f"image.{size[0]}x{size[1]}"], inputs[f"mask.{size[0]}x{size[1]}"] = image, mask
     own = {key: call.pop(key) for key in list(call) if key.startswith(OWN)}
+    # What is None is left to the pipeline.
     options = dict(num_inference_steps=5, guidance_scale=7.5) | call
+    options = {key: value for key, value in options.items() if value is not None}
     if task == "ControlNet":
         n = len(pipe.controlnet.nets) if isinstance(pipe.controlnet, MultiControlNetModel) else 0
         options["image"] = [image, 1 - image][:n] if n else image
@@ -329,7 +354,9 @@ def make(base, scheduler, components, extra, call, inputs):
     if task.startswith("ControlNet") and task != "ControlNet":
         options["control_image"] = 1 - image
     if "Inpaint" in task:
-        options |= dict(mask_image=mask, height=size[0], width=size[1])
+        options |= dict(mask_image=mask)
+        if "open_size" not in own:
+            options |= dict(height=size[0], width=size[1])
     elif task in ("", "ControlNet"):
         options |= dict(height=size[0], width=size[1])
     seeds = [torch.Generator("cpu").manual_seed(s) for s in (seed if isinstance(seed, list) else [seed])]

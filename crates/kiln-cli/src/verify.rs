@@ -34,7 +34,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     };
     let mut pipeline = Pipeline::new(bundle, backend(args.backend)?)?;
     let verification = watched(|progress| match pipeline.verify(&reference, progress) {
-        Err(error @ Error::NotFinite { .. }) => Err(Failure::differs(error.to_string())),
+        Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite)) => {
+            Err(Failure::differs(error.to_string()))
+        }
         result => Ok(result?),
     })?;
     let is_close = verification.psnr.is_none_or(|psnr| psnr >= args.min_psnr);
@@ -70,7 +72,14 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
 /// Makes a bundle's reference.
 pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>) -> Result<(), Failure> {
     let mut pipeline = Pipeline::new(bundle.clone(), backend)?;
-    let reference = watched(|progress| Ok(pipeline.make_reference(progress)?))?;
+    let reference = watched(|progress| match pipeline.make_reference(progress) {
+        Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite | Error::FlatPicture)) => {
+            let reason = format!("{}: {error}", bundle.root().display());
+            Err(Failure::differs(reason)
+                .with_hint("such an engine is not to be trusted; --no-reference compiles all the same"))
+        }
+        result => Ok(result?),
+    })?;
     Ok(bundle.set_reference(&reference.to_bytes()?)?)
 }
 

@@ -210,7 +210,7 @@ impl<'a> ConfigReader<'a> {
         });
         match unread {
             None => Ok(()),
-            Some((key, value)) => Err(self.error(key, format!("unknown key with value {value}"))),
+            Some((key, value)) => Err(self.error(key, format!("{value} is not supported"))),
         }
     }
 }

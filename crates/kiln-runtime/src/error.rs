@@ -35,6 +35,12 @@ pub enum Error {
         /// The step, from 1.
         step: usize,
     },
+    /// The autoencoder left the range of numbers.
+    #[error("the decoded picture is not finite")]
+    PictureNotFinite,
+    /// A picture to compare others with is of one colour.
+    #[error("the picture is of one colour")]
+    FlatPicture,
     /// An engine answered with something that the pipeline does not know.
     #[error("{component}: {reason}")]
     Component {

@@ -218,8 +218,10 @@ impl Request {
         if let Some(name) = &self.scheduler {
             SchedulerClass::named(name)?;
         }
-        check_side("height", self.height, 8)?;
-        check_side("width", self.width, 8)?;
+        // What starts from a picture fits any size that the autoencoder can halve, as in diffusers.
+        let unit = if self.init.is_some() { 1 } else { 8 };
+        check_side("height", self.height, unit)?;
+        check_side("width", self.width, unit)?;
         self.check_tasks()
     }
 

@@ -75,6 +75,9 @@ impl Pipeline {
             backend: format!("{} {}", self.backend().name(), self.backend().version()),
         };
         let output = self.generate(&settings.request(self)?, progress)?;
+        if output.images.iter().any(|image| image.is_flat(FLAT)) {
+            return Err(Error::FlatPicture);
+        }
         Ok(Reference { settings, latents: output.latents, pictures: output.images })
     }
 

@@ -47,23 +47,28 @@ impl DownBlock {
     }
 }
 
-/// `UNetMidBlock2DCrossAttn`.
+/// `UNetMidBlock2DCrossAttn` and, without attention and what follows it, `UNetMidBlock2D`.
 pub(super) struct MidBlock {
     first: Layer,
-    last: ResnetBlock,
+    last: Option<ResnetBlock>,
 }
 
 impl MidBlock {
     pub(super) fn new(w: Weights<'_>, config: &BlockConfig) -> Result<MidBlock> {
         let channels = [config.inputs, config.outputs];
+        let last = || ResnetBlock::new(w.child("resnets.1"), channels, Some(config.temb), config.norm);
         Ok(MidBlock {
             first: Layer::new(&w, 0, channels, config)?,
-            last: ResnetBlock::new(w.child("resnets.1"), channels, Some(config.temb), config.norm)?,
+            last: config.attention.is_some().then(last).transpose()?,
         })
     }
 
     pub(super) fn forward(&self, x: &Tensor, temb: &Tensor, states: &Tensor) -> Tensor {
-        self.last.forward(&self.first.forward(x, temb, states), Some(temb))
+        let x = self.first.forward(x, temb, states);
+        match &self.last {
+            Some(last) => last.forward(&x, Some(temb)),
+            None => x,
+        }
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) struct DownPathConfig {
     pub(super) embedding: EmbeddingConfig,
     pub(super) cross_attention_dim: u64,
     pub(super) has_mid_block: bool,
+    mid_attention: bool,
     norm_num_groups: u64,
     norm_eps: f32,
     layers: Vec<usize>,
@@ -241,12 +242,15 @@ impl DownPathConfig {
             in_channels: r.size("in_channels", Some(4))?,
             conv_in_kernel: 3,
             embedding: EmbeddingConfig::read(r, block_out_channels[0])?,
-            cross_attention_dim: r.size("cross_attention_dim", Some(1280))?,
-            has_mid_block: match r.is_null("mid_block_type") {
+            cross_attention_dim: one_for_all(r, "cross_attention_dim", 1280, n_levels)?,
+            has_mid_block: !r.is_null("mid_block_type"),
+            mid_attention: match r.is_null("mid_block_type") {
                 true => false,
-                false => {
-                    r.choice("mid_block_type", "UNetMidBlock2DCrossAttn", &[("UNetMidBlock2DCrossAttn", true)])?
-                }
+                false => r.choice(
+                    "mid_block_type",
+                    "UNetMidBlock2DCrossAttn",
+                    &[("UNetMidBlock2DCrossAttn", true), ("UNetMidBlock2D", false)],
+                )?,
             },
             norm_num_groups: r.size("norm_num_groups", Some(32))?,
             norm_eps: r.positive("norm_eps", 1e-5)? as f32,
@@ -258,7 +262,7 @@ impl DownPathConfig {
             upcast_attention: r.bool("upcast_attention", false)?,
             block_out_channels,
         };
-        r.only("act_fn", "silu")?;
+        r.choice("act_fn", "silu", &[("silu", ()), ("swish", ())])?;
         r.only("downsample_padding", 1)?;
         r.only("mid_block_scale_factor", 1)?;
         r.only("resnet_time_scale_shift", "default")?;
@@ -275,7 +279,7 @@ impl DownPathConfig {
                     format!("{channels} is not a multiple of norm_num_groups {}", self.norm_num_groups);
                 return Err(r.error("block_out_channels", reason));
             }
-            let in_the_middle = self.has_mid_block && level + 1 == self.n_levels();
+            let in_the_middle = self.mid_attention && level + 1 == self.n_levels();
             self.check_heads(r, level, self.down_attention[level] || in_the_middle)?;
         }
         Ok(())
@@ -339,7 +343,7 @@ impl DownPathConfig {
             outputs: channels,
             skip: 0,
             layers: 1,
-            attention: Some(self.transformer(last)),
+            attention: self.mid_attention.then(|| self.transformer(last)),
             resamples: false,
             temb: self.embedding.time_embed_dim,
             norm: self.norm(),
@@ -371,6 +375,17 @@ impl EmbeddingConfig {
             }
         }
         Ok(config)
+    }
+}
+
+/// A size that may also be a list of one and the same per level.
+fn one_for_all(r: &mut ConfigReader<'_>, key: &'static str, default: u64, n_levels: usize) -> Result<u64> {
+    let sizes = r.size_per_level(key, default, n_levels)?;
+    match sizes.iter().find(|size| **size != sizes[0]) {
+        None => Ok(sizes[0]),
+        Some(size) => {
+            Err(r.error(key, format!("{} and {size}: levels of different widths are not supported", sizes[0])))
+        }
     }
 }
 

@@ -35,7 +35,11 @@ impl Pipeline {
         for part in latents.axis_chunks_iter(Axis(0), at_once.max(1)) {
             run.tell(Event::Decoding { done, total })?;
             done += part.shape()[0];
-            planes.push(only_output(role, engine.run(&[("latents", TensorView::F32(part))])?)?);
+            let decoded = only_output(role, engine.run(&[("latents", TensorView::F32(part))])?)?;
+            if !decoded.iter().all(|x| x.is_finite()) {
+                return Err(Error::PictureNotFinite);
+            }
+            planes.push(decoded);
         }
         run.tell(Event::Decoding { done: total, total })?;
         let views: Vec<_> = planes.iter().map(|array| array.view()).collect();

@@ -31,12 +31,12 @@ impl Pipeline {
         let info = self.bundle.pipeline()?;
         let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
         let picture = match (&request.init, request.controls.first()) {
-            (Some(init), _) if !masked => Some(&init.image),
+            (Some(init), control) if !masked || control.is_some() => Some(&init.image),
             (None, Some(control)) => Some(&control.image),
             _ => None,
         };
         let [height, width] = match picture {
-            Some(picture) => picture.size().map(|side| side - side % info.vae_scale_factor.max(8)),
+            Some(picture) => picture.size().map(|side| side - side % info.vae_scale_factor),
             None => [info.height, info.width],
         };
         Ok([request.height.unwrap_or(height), request.width.unwrap_or(width)])
@@ -53,9 +53,11 @@ impl Pipeline {
 
     /// Guidance scale that a request leads to.
     pub fn guidance_scale(&self, request: &Request) -> Result<f32, Error> {
+        let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
         Ok(match (request.guidance_scale, self.family()?) {
             (Some(scale), _) => scale,
             (None, Family::StableDiffusion) => 7.5,
+            (None, Family::Xl) if masked && request.controls.is_empty() => 7.5,
             (None, Family::Xl) => 5.0,
             (None, Family::LatentConsistency) => 8.5,
         })
@@ -69,12 +71,13 @@ impl Pipeline {
         })
     }
 
-    pub(super) fn strength(&self, init: &Init) -> Result<f64, Error> {
+    /// How much of the initial picture a request leads to changing.
+    pub(super) fn strength(&self, request: &Request, init: &Init) -> Result<f64, Error> {
         if let Some(strength) = init.strength {
             return Ok(strength);
         }
         Ok(match (self.family()?, init.mask.is_some()) {
-            (Family::Xl, false) => 0.3,
+            (Family::Xl, false) if request.controls.is_empty() => 0.3,
             (Family::Xl, true) => 0.9999,
             (_, false) => 0.8,
             (_, true) => 1.0,
@@ -154,8 +157,11 @@ fn time_ids(pass: &Pass<'_>, n: usize, rows: usize) -> ArrayD<f32> {
     let original = micro.original_size.unwrap_or(pass.size);
     let target = micro.target_size.unwrap_or(pass.size);
     let n_negative = if pass.guidance.is_guided() { rows / 2 } else { 0 };
+    // The refiner's pipelines crop the picture alone, all others the negative prompt's too.
+    let uncropped = if n == 5 && pass.request.controls.is_empty() { n_negative } else { 0 };
     ArrayD::from_shape_fn(vec![rows, n], |index| match index[1] {
         i @ (0 | 1) => original[i] as f32,
+        2 | 3 if index[0] < uncropped => 0.0,
         i @ (2 | 3) => micro.crop[i - 2] as f32,
         4 if n == 5 && index[0] < n_negative => micro.negative_aesthetic_score,
         4 if n == 5 => micro.aesthetic_score,

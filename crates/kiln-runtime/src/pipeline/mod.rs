@@ -25,7 +25,7 @@ use ndarray::ArrayD;
 use crate::image::RgbImage;
 use crate::lora::targets;
 use crate::prompt::LearnedWords;
-use crate::request::{check_side, refuse};
+use crate::request::{MicroConditioning, check_side, refuse};
 use crate::residency::Residency;
 use crate::scheduler::{Sampler, SchedulerConfig};
 use crate::tokenizer::ClipTokenizer;
@@ -208,7 +208,7 @@ impl Pipeline {
         let size = self.size(request)?;
         self.check(request, size)?;
         let (steps, guidance) = (self.steps(request)?, self.guidance(request)?);
-        let strength = request.init.as_ref().map(|init| self.strength(init)).transpose()?;
+        let strength = request.init.as_ref().map(|init| self.strength(request, init)).transpose()?;
         let (mut sampler, begin) = self.sampler(request, steps, strength)?;
         let mut run = Run { step: 0, steps: 0, progress };
 
@@ -273,6 +273,14 @@ impl Pipeline {
         check_side("height", Some(height), factor)?;
         check_side("width", Some(width), factor)?;
         self.check_fixed(request, [height, width])?;
+        if self.bundle.pipeline()?.time_ids.is_none()
+            && request.micro_conditioning != MicroConditioning::default()
+        {
+            return refuse(
+                "original size",
+                "sizes, crop and aesthetic scores are for models that read them (SDXL)".into(),
+            );
+        }
         match (request.controls.len(), self.controlnets.len()) {
             (0, _) => Ok(()),
             (found, n) if found == n => Ok(()),

@@ -115,14 +115,15 @@ impl Parser {
     }
 }
 
-/// The text around each `BREAK` that stands between spaces or at an end.
+/// The text around each `BREAK` that is a word of its own, without the spaces beside it.
 fn split_at_breaks(text: &str) -> Vec<&str> {
     const WORD: &str = "BREAK";
     let mut parts = Vec::new();
     let mut start = 0;
     for (at, _) in text.match_indices(WORD) {
-        let alone_before = text[..at].chars().next_back().is_none_or(char::is_whitespace);
-        let alone_after = text[at + WORD.len()..].chars().next().is_none_or(char::is_whitespace);
+        let ends_word = |c: char| !(c.is_alphanumeric() || c == '_');
+        let alone_before = text[..at].chars().next_back().is_none_or(ends_word);
+        let alone_after = text[at + WORD.len()..].chars().next().is_none_or(ends_word);
         if alone_before && alone_after {
             parts.push(text[start..at].trim_end());
             start = at + WORD.len();

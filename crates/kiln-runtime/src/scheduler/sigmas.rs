@@ -3,7 +3,7 @@
 use statrs::function::beta::inv_beta_reg;
 
 use super::alphas::{alphas_cumprod, linspace as torch_linspace};
-use super::timesteps::{fractional, linspace};
+use super::timesteps::{fractional, has_one_more, linspace};
 use super::{PredictionType, SchedulerClass, SchedulerConfig, SchedulerError, TimestepSpacing};
 
 /// How the sigmas of a run are chosen.
@@ -146,7 +146,8 @@ impl KSchedule {
             }
         };
         if config.sigma_spacing != SigmaSpacing::Timesteps {
-            sigmas = table.curve(config, sigmas[sigmas.len() - 1], sigmas[0], n_steps);
+            let min = if has_one_more(config, n_steps) { table.at(0.0) } else { sigmas[sigmas.len() - 1] };
+            sigmas = table.curve(config, min, sigmas[0], n_steps);
             timesteps = sigmas.iter().map(|&sigma| table.timestep(sigma)).collect();
         }
         let sigmas = sigmas.into_iter().map(|sigma| sigma as f32).collect();

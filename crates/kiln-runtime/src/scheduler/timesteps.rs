@@ -71,10 +71,21 @@ fn leading(n: usize, ratio: usize, offset: i64) -> impl Iterator<Item = f64> {
 
 /// `numpy.arange(end, 0, -trained / n_steps).round() - 1`, which counts with a rounded difference that decides ties.
 fn trailing(end: usize, trained: usize, n_steps: usize) -> Vec<f64> {
+    let timesteps = (0..n_steps).map(|i| trailing_at(end, trained, n_steps, i));
+    timesteps.take_while(|&t| t >= 0.0).collect()
+}
+
+fn trailing_at(end: usize, trained: usize, n_steps: usize, i: usize) -> f64 {
     let ratio = trained as f64 / n_steps as f64;
     let (end, step) = (end as f64, (end as f64 - ratio) - end as f64);
-    let timesteps = (0..).map(|i| (end + i as f64 * step).round_ties_even() - 1.0);
-    timesteps.take(n_steps).take_while(|&t| t >= 0.0).collect()
+    (end + i as f64 * step).round_ties_even() - 1.0
+}
+
+/// Whether `numpy.arange` counts one timestep more, which is -1: its length is rounded up.
+pub(super) fn has_one_more(config: &SchedulerConfig, n_steps: usize) -> bool {
+    let trained = config.num_train_timesteps as f64;
+    config.timestep_spacing == TimestepSpacing::Trailing
+        && (trained / (trained / n_steps as f64)).ceil() > n_steps as f64
 }
 
 /// `numpy.linspace`.
