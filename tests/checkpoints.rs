@@ -212,8 +212,11 @@ fn classes_and_values_that_are_not_supported_are_named() {
         "image_encoder: is not supported",
     );
     check_refused(edit(unet, "act_fn", "gelu".into()), r#"act_fn: "gelu" is not supported; supported: "silu""#);
-    check_refused(edit(unet, "class_embed_type", "timestep".into()), "class_embed_type: unknown key");
-    check_refused(edit(unet, "num_attention_heads", 8.into()), "num_attention_heads: unknown key with value 8");
+    check_refused(
+        edit(unet, "class_embed_type", "timestep".into()),
+        r#"class_embed_type: "timestep" is not supported"#,
+    );
+    check_refused(edit(unet, "num_attention_heads", 8.into()), "num_attention_heads: 8 is not supported");
     check_refused(
         edit(unet, "attention_head_dim", 5.into()),
         "attention_head_dim: 5 heads do not divide 32 channels",

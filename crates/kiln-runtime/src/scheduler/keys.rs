@@ -247,7 +247,7 @@ impl<'a> Keys<'a> {
         let known = |key: &str| key.starts_with('_') || KNOWN.contains(&key);
         match self.map.iter().find(|(key, value)| !known(key) && !value.is_null()) {
             None => Ok(()),
-            Some((key, value)) => Err(refuse(key, format!("unknown key with value {value}"))),
+            Some((key, value)) => Err(refuse(key, format!("{value} is not supported"))),
         }
     }
 }
