@@ -211,7 +211,10 @@ fn classes_and_values_that_are_not_supported_are_named() {
         edit(index, "image_encoder", json!(["transformers", "X"])),
         "image_encoder: is not supported",
     );
-    check_refused(edit(unet, "act_fn", "gelu".into()), r#"act_fn: "gelu" is not supported; supported: "silu""#);
+    check_refused(
+        edit(unet, "act_fn", "gelu".into()),
+        "act_fn: 'gelu' is not supported; supported: silu, swish",
+    );
     check_refused(
         edit(unet, "class_embed_type", "timestep".into()),
         r#"class_embed_type: "timestep" is not supported"#,

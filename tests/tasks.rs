@@ -6,7 +6,7 @@ use std::path::Path;
 use kiln_runtime::image::RgbImage;
 use serde_json::Value;
 
-use crate::cli::{fail, kiln, succeed};
+use crate::cli::{fail, kiln, succeed, text_chunks};
 use crate::families::Family;
 use crate::fixtures::{onnxruntime, scratch, tiny};
 
@@ -42,6 +42,19 @@ fn pictures_are_made_from_pictures() {
     draw("masked.png", &["--init-image", "in.png", "--mask", "in.png", "--width", "32", "--height", "32"]);
     draw("large.png", &["--width", "32", "--height", "32", "--hires", "1.5", "--hires-upscaler", "pixels"]);
     assert_eq!(size(&work.path().join("large.png")), [48, 48]);
+    let chunks = text_chunks(&work.path().join("large.png"));
+    for (key, value) in [
+        ("width", "48"),
+        ("first_pass_width", "32"),
+        ("hires", "1.5"),
+        ("hires_strength", "0.7"),
+        ("hires_steps", "4"),
+        ("hires_upscaler", "pixels"),
+        ("prompt_syntax", "weighted"),
+    ] {
+        assert!(chunks.contains(&(key.into(), value.into())), "{key}: {chunks:?}");
+    }
+    assert!(text_chunks(&work.path().join("wide.png")).contains(&("strength".into(), "0.8".into())));
     let plain = draw("plain.png", &["--width", "32", "--height", "32"]);
     let varied = ["--width", "32", "--height", "32", "--variation-seed", "5", "--variation-strength", "0.2"];
     assert_ne!(draw("varied.png", &varied), plain);
@@ -54,6 +67,8 @@ fn pictures_are_made_from_pictures() {
     refuse(&["--init-image", "none.png"], 3, "none.png: no such file");
     refuse(&["--init-image", "in.png", "--strength", "0.1"], 2, "strength: 0.1 leaves none of 4 steps");
     refuse(&["--init-image", "in.png", "--strength", "1.5"], 2, "strength: 1.5 is not a number from 0 to 1");
+    refuse(&["--hires", "2", "--hires-strength", "0"], 2, "hires strength: 0 leaves none of 4 steps");
+    refuse(&["--out", "a.jpg"], 2, "out: a.jpg does not end in .png, and pictures are PNG files");
     refuse(&["--control-image", "in.png"], 2, "control image: 1 of them for 0 ControlNets");
     refuse(&["--hires", "0.5"], 2, "hires scale: 0.5 is not a number from 1 to 8");
     refuse(&["--clip-skip", "9"], 2, "clip skip: 9 is not a number up to");
@@ -78,7 +93,13 @@ fn a_controlnet_comes_with_the_model_or_beside_it() {
     let steered = draw("a.png", &["--model", &model]);
     assert_eq!([steered.width(), steered.height()], [40, 32]);
     assert_ne!(draw("b.png", &["--model", &model, "--control-scale", "0"]), steered);
-    draw("c.png", &["--model", &plain, "--controlnet", &net]);
+    let beside = draw("c.png", &["--model", &plain, "--controlnet", &net]);
+    let chunks = text_chunks(&work.path().join("c.png"));
+    assert!(chunks.contains(&("control_scale".into(), "[1.0]".into())), "{chunks:?}");
+    assert!(succeed(&mut kiln(&["inspect", &net], work.path())).contains("(ControlNet, ControlNetModel)"));
+    let compiled = succeed(&mut kiln(&["compile", &net], work.path()));
+    assert_eq!(draw("f.png", &["--model", &plain, "--controlnet", compiled.trim()]), beside);
+    fail(&mut kiln(&["compile", &net, "--target", "onnx"], work.path()), 2, "is compiled for the CPU");
     let short = [&args[..], &["d.png", "--model", &model, "--controlnet", &net]].concat();
     fail(&mut kiln(&short, work.path()), 2, "control image: 1 of them for 2 ControlNets");
     let wrong = Family::new("sdxl-controlnet");
@@ -103,8 +124,8 @@ fn a_bundle_is_verified_against_its_reference() {
     assert_eq!(rten["passes"], true);
     assert!(rten["drift"].as_f64().is_some_and(|drift| drift > 0.0 && drift < 1e-4), "{rten}");
     fail(&mut verify(&["--backend", "rten", "--max-drift", "0"]), 6, "drift");
-    fail(&mut verify(&["--max-drift", "NaN"]), 2, "max drift: NaN");
-    fail(&mut verify(&["--min-psnr", "NaN"]), 2, "min PSNR: NaN");
+    fail(&mut verify(&["--max-drift", "NaN"]), 2, "expected a number from 0");
+    fail(&mut verify(&["--min-psnr", "NaN"]), 2, "expected a number from 0");
     decoder_drifts(Path::new(bundle.trim()));
     fail(&mut verify(&[]), 6, "the picture's PSNR of");
 
@@ -157,7 +178,9 @@ fn pictures_are_compared() {
     assert_eq!((&json["max_difference"], &json["passes"]), (&10.into(), &true.into()));
     fail(&mut compare(&["--max-difference", "9"]), 6, "a difference of 10 is over 9");
     fail(&mut compare(&["--min-psnr", "90"]), 6, "is under 90");
-    fail(&mut compare(&["--min-ssim", "1.5"]), 6, "is under 1.5");
+    fail(&mut compare(&["--min-ssim", "1"]), 6, "is under 1");
+    fail(&mut compare(&["--min-ssim", "1.5"]), 2, "expected a number from 0 to 1");
+    fail(&mut compare(&["--min-psnr", "NaN"]), 2, "expected a number from 0");
     b.resized(20, 20).save_png(&work.path().join("b.png"), &[]).expect("a file");
     fail(&mut compare(&[]), 3, "a picture of 40x32 pixels can not be compared with one of 20x20");
 }

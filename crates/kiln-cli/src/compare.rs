@@ -55,15 +55,13 @@ fn crossed(args: &CompareArgs, found: &Comparison) -> Option<String> {
         return Some(format!("a difference of {} is over {max}", found.max_difference));
     }
     if let (Some(psnr), Some(min)) = (found.psnr, args.min_psnr)
-        && (psnr.is_nan() || min.is_nan() || psnr < min)
+        && psnr < min
     {
         return Some(format!("a PSNR of {psnr:.2} dB is under {min}"));
     }
     match (found.ssim, args.min_ssim) {
         (None, Some(_)) => Some("the pictures are too small for a structural similarity".into()),
-        (Some(ssim), Some(min)) if ssim < min || min.is_nan() => {
-            Some(format!("an SSIM of {ssim:.5} is under {min}"))
-        }
+        (Some(ssim), Some(min)) if ssim < min => Some(format!("an SSIM of {ssim:.5} is under {min}")),
         _ => None,
     }
 }

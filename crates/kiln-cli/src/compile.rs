@@ -2,10 +2,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_bundle::{Bundle, Target};
+use kiln_bundle::{Bundle, Content, Target};
 use kiln_compile::{
-    AttentionSpec, BuildOptions, Checkpoint, Compiled, EngineCache, Plan, Profile, ProfileSpec, RangeSpec,
-    RtxOptions, Specification, Step, TargetOptions, TargetSpec, Type,
+    AttentionSpec, BuildOptions, Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, Plan, Profile,
+    ProfileSpec, RangeSpec, RtxOptions, Specification, Step, TargetOptions, TargetSpec, Type,
 };
 use kiln_native::{Library, locate};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::args::{CheckpointArgs, CompileArgs, Precision};
 use crate::build::OtherProcess;
 use crate::failure::Failure;
 use crate::generate::backend;
-use crate::models::{cache, check_companions, failure, open, sizes};
+use crate::models::{cache, check_companions, failure, open, options, sizes};
 use crate::progress::Bar;
 use crate::{output, runtime, tasks, verify};
 
@@ -22,6 +22,9 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
     if Bundle::is_bundle(&args.source) {
         return from_onnx(args, start);
+    }
+    if ControlNetCheckpoint::is_one(&args.source) {
+        return controlnet(args, start);
     }
     let mut spec = specification(args)?;
     let checkpoint_args = CheckpointArgs { variant: spec.variant.take(), ..args.checkpoint.clone() };
@@ -74,7 +77,9 @@ fn execute(
         let compiled = cache.execute(plan, &mut |progress| bar.compiling(progress));
         drop(bar);
         let mut compiled = compiled.map_err(failure)?;
-        if target == Target::Cpu && !args.no_reference && compiled.bundle.manifest().reference.is_none() {
+        let manifest = compiled.bundle.manifest();
+        let can_verify = target == Target::Cpu && matches!(manifest.content, Content::Pipeline(_));
+        if can_verify && !args.no_reference && manifest.reference.is_none() {
             verify::record(&mut compiled.bundle, backend(args.backend)?)?;
         }
         reports.push(report_bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
@@ -90,6 +95,31 @@ fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {
         let key = if args.dry_run { "plans" } else { "bundles" };
         output::data(&json!({ key: reports, "seconds": start.elapsed().as_secs_f64() }).to_string());
     }
+}
+
+/// Compiles a ControlNet by itself, for every pipeline of its family.
+fn controlnet(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
+    let unused = [
+        ("--precision", args.precision.is_some()),
+        ("--lora", !args.lora.is_empty()),
+        ("--width", args.sizes.width.is_some()),
+        ("--compute-capability", !args.compute_capabilities.is_empty()),
+        ("--target", args.targets.iter().any(|target| *target != Target::Cpu)),
+    ];
+    if let Some((option, _)) = unused.into_iter().find(|(_, is_given)| *is_given) {
+        return Err(Failure::usage(format!(
+            "{option}: a ControlNet by itself is compiled for the CPU, in f32"
+        ))
+        .with_hint("inside a pipeline's folder it is compiled for the pipeline's targets"));
+    }
+    let checkpoint = ControlNetCheckpoint::open(&args.source, args.checkpoint.variant.as_deref())?;
+    let cache = cache(&args.cache)?;
+    let bar = Bar::bytes("compiling");
+    let options = BuildOptions { rehash: args.rehash, ..options(&args.checkpoint) };
+    let plan = cache.plan_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));
+    let reports = execute(vec![plan.map_err(|e| failure(e, &cache))?], &cache, args, bar)?;
+    finish(args, reports, start);
+    Ok(())
 }
 
 /// Builds engines from a bundle of ONNX, which another machine may have traced.

@@ -13,6 +13,7 @@ use crate::args::{BackendChoice, GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::failure::Failure;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
 use crate::progress::Bar;
+use crate::settings::{settings, text_chunks};
 use crate::{output, paths, runtime, tasks};
 
 /// Most threads that an operator may be spread over.
@@ -143,12 +144,23 @@ fn sample(pipeline: &mut Pipeline, request: &Request) -> Result<Output, Failure>
 fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, Failure> {
     let n = request.prompts.len();
     let base = match &args.out {
-        Some(out) => out.clone(),
+        Some(out) => png(out)?,
         None => unused(&format!("kiln-{}", request.seeds[0]), n),
     };
     let files: Vec<PathBuf> = (0..n).map(|i| numbered(&base, i, n)).collect();
     paths::check_outputs(&files)?;
     Ok(files)
+}
+
+/// The path, which must end in `.png` if it has an ending.
+fn png(path: &Path) -> Result<PathBuf, Failure> {
+    match path.extension() {
+        Some(ending) if !ending.eq_ignore_ascii_case("png") => Err(Failure::usage(format!(
+            "out: {} does not end in .png, and pictures are PNG files",
+            path.display()
+        ))),
+        _ => Ok(path.into()),
+    }
 }
 
 fn numbered(base: &Path, i: usize, n: usize) -> PathBuf {
@@ -168,49 +180,6 @@ fn unused(stem: &str, n: usize) -> PathBuf {
     });
     let mut free = candidates.filter(|base| (0..n).all(|i| !numbered(base, i, n).exists()));
     free.next().unwrap_or_else(|| PathBuf::from(format!("{stem}.png")))
-}
-
-fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateArgs) -> Result<Value, Failure> {
-    let [height, width] = pipeline.size(request)?;
-    let backend = pipeline.backend();
-    let mut settings = json!({
-        "prompt": request.prompts[0],
-        "negative_prompt": request.negative_prompts.first().map_or("", String::as_str),
-        "seed": request.seeds[0],
-        "steps": pipeline.steps(request)?,
-        "guidance_scale": pipeline.guidance_scale(request)?,
-        "eta": request.eta,
-        "width": width,
-        "height": height,
-        "batch_size": request.prompts.len(),
-        "scheduler": pipeline.scheduler(request)?.class().name(),
-        "generator": match request.generator {
-            GeneratorKind::Cpu => "cpu",
-            GeneratorKind::Cuda => "cuda",
-        },
-        "model": pipeline.bundle().manifest().name,
-        "model_key": pipeline.bundle().manifest().provenance.key,
-        "backend": format!("{} {}", backend.name(), backend.version()),
-        "software": concat!("kiln ", env!("CARGO_PKG_VERSION")),
-    });
-    if request.seeds.len() > 1 {
-        settings["seeds"] = json!(request.seeds);
-    }
-    for (key, value) in tasks::settings(args) {
-        settings[key] = value;
-    }
-    Ok(settings)
-}
-
-fn text_chunks(settings: &Value, index: usize) -> Vec<(&str, String)> {
-    let mut chunks: Vec<(&str, String)> = settings
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| (key.as_str(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
-        .collect();
-    chunks.push(("batch_index", index.to_string()));
-    chunks
 }
 
 fn report(settings: &Value, files: &[PathBuf], output: &Output) -> Value {

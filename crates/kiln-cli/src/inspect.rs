@@ -3,7 +3,8 @@ use std::path::Path;
 
 use kiln_bundle::{AttentionFacts, Bundle, Content, PortInfo, Role};
 use kiln_compile::{
-    Checkpoint, ComponentSummary, Original, inspect_checkpoint, inspect_onnx, inspect_original,
+    Checkpoint, CompileError, ComponentSummary, ControlNetCheckpoint, Family, Original, inspect_checkpoint,
+    inspect_controlnet, inspect_onnx, inspect_original,
 };
 use kiln_lora::LoraFile;
 use serde_json::{Value, json};
@@ -24,8 +25,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
             bundle.verify()?;
         }
         describe_bundle(&bundle)
+    } else if path.is_dir() && ControlNetCheckpoint::is_one(path) {
+        let checkpoint = either_variant(|variant| ControlNetCheckpoint::open(path, variant))?;
+        describe_checkpoint(path, Family::ControlNet, "ControlNetModel", vec![inspect_controlnet(&checkpoint)])
     } else if path.is_dir() {
-        describe_checkpoint(path)?
+        let checkpoint = either_variant(|variant| Checkpoint::open(path, variant))?;
+        describe_checkpoint(path, checkpoint.family(), checkpoint.class(), inspect_checkpoint(&checkpoint))
     } else if path.is_file() && LoraFile::is_lora(path) {
         describe_lora(&LoraFile::open(path)?)
     } else if Original::is_candidate(path) {
@@ -42,11 +47,18 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn describe_checkpoint(path: &Path) -> Result<(Value, Vec<String>), Failure> {
-    let checkpoint =
-        Checkpoint::open(path, None).or_else(|e| Checkpoint::open(path, Some("fp16")).map_err(|_| e))?;
-    let components = inspect_checkpoint(&checkpoint);
-    let (family, class) = (checkpoint.family().to_string(), checkpoint.class());
+/// Opens a folder, with the variant fp16 where the files without one are missing.
+fn either_variant<T>(open: impl Fn(Option<&str>) -> Result<T, CompileError>) -> Result<T, CompileError> {
+    open(None).or_else(|e| open(Some("fp16")).map_err(|_| e))
+}
+
+fn describe_checkpoint(
+    path: &Path,
+    family: Family,
+    class: &str,
+    components: Vec<ComponentSummary>,
+) -> (Value, Vec<String>) {
+    let family = family.to_string();
     let mut lines = vec![format!("checkpoint {} ({family}, {class})", path.display())];
     lines.extend(components.iter().map(describe_component));
     let value = json!({
@@ -56,23 +68,16 @@ fn describe_checkpoint(path: &Path) -> Result<(Value, Vec<String>), Failure> {
         "class": class,
         "components": components,
     });
-    Ok((value, lines))
+    (value, lines)
 }
 
 fn describe_original(path: &Path) -> Result<(Value, Vec<String>), Failure> {
     let original = Original::open(path, None)?;
-    let components = inspect_original(&original);
-    let (family, class) = (original.family().to_string(), original.class().unwrap_or("ControlNetModel"));
-    let mut lines = vec![format!("checkpoint {} in one file ({family}, {class})", path.display())];
-    lines.extend(components.iter().map(describe_component));
-    let value = json!({
-        "kind": "checkpoint",
-        "path": path,
-        "family": family,
-        "class": class,
-        "components": components,
-        "configs": original.configs(),
-    });
+    let class = original.class().unwrap_or("ControlNetModel");
+    let (mut value, mut lines) =
+        describe_checkpoint(path, original.family(), class, inspect_original(&original));
+    lines[0] = format!("checkpoint {} in one file ({}, {class})", path.display(), original.family());
+    value["configs"] = json!(original.configs());
     Ok((value, lines))
 }
 

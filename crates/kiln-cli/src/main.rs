@@ -16,6 +16,7 @@ mod output;
 mod paths;
 mod progress;
 mod runtime;
+mod settings;
 mod synth;
 mod tasks;
 mod trace;

@@ -61,7 +61,8 @@ pub(crate) fn controlnet_bundle(
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
     let mut progress = |progress| bar.compiling(progress);
-    let compiled = cache.compile_controlnet(&checkpoint, &options(args), &mut progress);
+    let plan = cache.plan_controlnet(&checkpoint, &options(args), &mut progress);
+    let compiled = plan.and_then(|plan| cache.execute(plan, &mut progress));
     Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
 }
 
@@ -80,7 +81,8 @@ pub(crate) fn refuse_unused(args: &CheckpointArgs, models: &[&Path]) -> Result<(
     }
 }
 
-fn options(args: &CheckpointArgs) -> BuildOptions {
+/// What engines of the CPU are built with where nothing else is asked for.
+pub(crate) fn options(args: &CheckpointArgs) -> BuildOptions {
     let policy = EmitPolicy { attention: args.attention(), ..EmitPolicy::default() };
     BuildOptions::cpu(TraceOptions::for_bundle(policy, Sizes::Dynamic))
 }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use kiln_lora::{Lora, LoraFile};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
-use serde_json::{Value, json};
 
-use crate::args::{GenerateArgs, TaskArgs, UpscalerChoice};
+use crate::args::{TaskArgs, UpscalerChoice};
 use crate::failure::Failure;
 
 impl TaskArgs {
@@ -101,31 +100,4 @@ pub(crate) fn loras(arguments: &[String]) -> Result<Vec<Lora>, Failure> {
             Ok(Lora { file: Arc::new(LoraFile::open(&file)?), weight })
         })
         .collect()
-}
-
-/// What a picture's file says of its tasks: only what was asked for.
-pub(crate) fn settings(args: &GenerateArgs) -> Vec<(&'static str, Value)> {
-    let tasks = &args.tasks;
-    let mut settings = Vec::new();
-    let mut add = |is_set: bool, key: &'static str, value: Value| {
-        if is_set {
-            settings.push((key, value));
-        }
-    };
-    add(args.scheduler.is_some(), "scheduler", json!(args.scheduler));
-    add(args.clip_skip > 0, "clip_skip", json!(args.clip_skip));
-    add(args.guidance_rescale > 0.0, "guidance_rescale", json!(args.guidance_rescale));
-    add(args.variation_seed.is_some(), "variation_seed", json!(args.variation_seed));
-    add(args.variation_strength.is_some(), "variation_strength", json!(args.variation_strength));
-    add(tasks.init_image.is_some(), "init_image", json!(tasks.init_image));
-    add(tasks.strength.is_some(), "strength", json!(tasks.strength));
-    add(tasks.mask.is_some(), "mask", json!(tasks.mask));
-    add(!tasks.controlnet.is_empty(), "controlnet", json!(tasks.controlnet));
-    add(!tasks.control_image.is_empty(), "control_image", json!(tasks.control_image));
-    add(!tasks.control_scale.is_empty(), "control_scale", json!(tasks.control_scale));
-    add(!tasks.embedding.is_empty(), "embedding", json!(tasks.embedding));
-    add(!tasks.lora.is_empty(), "lora", json!(tasks.lora));
-    add(tasks.hires.is_some(), "hires", json!(tasks.hires));
-    add(tasks.hires.is_some(), "hires_strength", json!(tasks.hires_strength));
-    settings
 }

@@ -12,12 +12,6 @@ use crate::output;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
-    if !(args.max_drift >= 0.0 && args.max_drift.is_finite()) {
-        return Err(Failure::usage(format!("max drift: {} is not a number from 0 on", args.max_drift)));
-    }
-    if args.min_psnr.is_nan() {
-        return Err(Failure::usage(format!("min PSNR: {} is not a number", args.min_psnr)));
-    }
     if !Bundle::is_bundle(&args.bundle) {
         return Err(Failure::input(&args.bundle, "is no bundle").with_hint("kiln compile makes bundles"));
     }

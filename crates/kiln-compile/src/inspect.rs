@@ -8,7 +8,7 @@ use kiln_graph::proto::{DimensionValue, ModelProto, ValueInfoProto};
 use serde::Serialize;
 
 use crate::weights::WeightFiles;
-use crate::{Checkpoint, CompileError, Original};
+use crate::{Checkpoint, CompileError, ControlNetCheckpoint, Original};
 
 /// Largest ONNX graph that is read; weights lie beside it.
 const MAX_ONNX: u64 = 2 << 30;
@@ -54,6 +54,11 @@ pub struct ModelSummary {
 /// Summarises the components of a checkpoint.
 pub fn inspect_checkpoint(checkpoint: &Checkpoint) -> Vec<ComponentSummary> {
     checkpoint.networks().into_iter().map(|(name, weights)| summary(name, weights)).collect()
+}
+
+/// Summarises a ControlNet.
+pub fn inspect_controlnet(checkpoint: &ControlNetCheckpoint) -> ComponentSummary {
+    summary("controlnet", &checkpoint.part.weights)
 }
 
 /// Summarises the networks of a single-file checkpoint, whether or not kiln runs its kind.

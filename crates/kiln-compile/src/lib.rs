@@ -24,7 +24,9 @@ pub use cache::{
 pub use checkpoint::{Checkpoint, ControlNetCheckpoint, TokenizerFolder};
 pub use error::CompileError;
 pub use family::Family;
-pub use inspect::{ComponentSummary, ModelSummary, inspect_checkpoint, inspect_onnx, inspect_original};
+pub use inspect::{
+    ComponentSummary, ModelSummary, inspect_checkpoint, inspect_controlnet, inspect_onnx, inspect_original,
+};
 pub use original::{Original, PredictionType, WeightView};
 pub use spec::{
     AttentionSpec, Bytes, ComputeCapability, LoraSpec, OpenRange, PrecisionSpec, ProfileSpec, RangeSpec,

@@ -272,10 +272,10 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     pub(crate) record: bool,
     /// Drift that is still allowed: root mean square of the difference over that of the reference.
-    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = number)]
     pub(crate) max_drift: f64,
     /// Least peak signal to noise ratio that a decoded picture must have, in decibels.
-    #[arg(long, value_name = "DB", default_value_t = 40.0)]
+    #[arg(long, value_name = "DB", default_value_t = 40.0, value_parser = number)]
     pub(crate) min_psnr: f64,
     /// What runs the engines.
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
@@ -298,10 +298,10 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "N")]
     pub(crate) max_difference: Option<u8>,
     /// Fail where the peak signal to noise ratio is lower, in decibels.
-    #[arg(long, value_name = "DB")]
+    #[arg(long, value_name = "DB", value_parser = number)]
     pub(crate) min_psnr: Option<f64>,
     /// Fail where the structural similarity is lower, up to 1.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = share)]
     pub(crate) min_ssim: Option<f64>,
     /// Print one JSON object.
     #[arg(long)]
@@ -401,6 +401,17 @@ fn attention(text: &str) -> Result<AttentionPolicy, String> {
         },
         _ => Err("expected fused, plain or sliced:N".into()),
     }
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|n: &f64| n.is_finite() && *n >= 0.0)
+        .ok_or_else(|| "expected a number from 0".into())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text).ok().filter(|n| *n <= 1.0).ok_or_else(|| "expected a number from 0 to 1".into())
 }
 
 /// `WIDTHxHEIGHT` as height and width.

@@ -129,15 +129,14 @@ impl EngineCache {
         self.execute(plan, progress)
     }
 
-    /// A ControlNet's bundle, like [`EngineCache::compile`].
-    pub fn compile_controlnet(
+    /// What a ControlNet's bundle needs, like [`EngineCache::plan`].
+    pub fn plan_controlnet<'a>(
         &self,
-        checkpoint: &ControlNetCheckpoint,
+        checkpoint: &'a ControlNetCheckpoint,
         options: &BuildOptions,
         progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<Compiled, CompileError> {
-        let plan = self.plan_for(&Subject::ControlNet(checkpoint), options, progress)?;
-        self.execute(plan, progress)
+    ) -> Result<Plan<'a>, CompileError> {
+        self.plan_for(&Subject::ControlNet(checkpoint), options, progress)
     }
 
     /// What a bundle of engines needs that is built from one of ONNX, which another machine may have traced.

@@ -6,9 +6,9 @@ use kiln_nets::ControlNetConfig;
 use serde_json::Value;
 
 use super::index::library_class;
-use super::layout::{Layout, Part, file_name};
+use super::layout::{Layout, Part, file_name, read_json};
 use crate::weights::Network;
-use crate::{CompileError, Original};
+use crate::{CompileError, Family, Original};
 
 /// Most ControlNets that one pipeline may bring.
 const MAX_CONTROLNETS: usize = 16;
@@ -41,6 +41,18 @@ impl ControlNetCheckpoint {
         };
         let part = layout.part(name, Network::Plain, ControlNetConfig::from_json)?;
         Ok(ControlNetCheckpoint { root: root.into(), part: Part { name: file_name(root), ..part } })
+    }
+
+    /// Whether `path` is a ControlNet by itself: a folder without `model_index.json` whose `config.json` says so, or a
+    /// single file of one.
+    pub fn is_one(path: &Path) -> bool {
+        if path.is_file() {
+            return Original::is_candidate(path)
+                && Original::open(path, None).is_ok_and(|original| original.family() == Family::ControlNet);
+        }
+        let config = read_json(&path.join("config.json"));
+        config.is_ok_and(|config| config["_class_name"] == "ControlNetModel")
+            && !path.join("model_index.json").exists()
     }
 
     /// The folder or file.

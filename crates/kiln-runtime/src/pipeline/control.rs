@@ -14,10 +14,21 @@ pub(super) struct ControlNet {
     pub(super) engines: Residency,
 }
 
-/// The ControlNets of a run with their pictures.
-pub(super) struct Steering<'a> {
-    nets: Vec<(&'a mut ControlNet, &'a Control, ArrayD<f32>)>,
-    default_scale: f32,
+/// The ControlNets of a run.
+pub(super) struct Steering<'a>(Vec<Steerer<'a>>);
+
+struct Steerer<'a> {
+    net: &'a mut ControlNet,
+    control: &'a Control,
+    picture: ArrayD<f32>,
+    scale: f32,
+}
+
+impl Steerer<'_> {
+    /// Factor on the residuals of the step from one share of the way to another.
+    fn scale(&self, [from, to]: [f64; 2]) -> f32 {
+        if from < self.control.start || to > self.control.end { 0.0 } else { self.scale }
+    }
 }
 
 impl<'a> Steering<'a> {
@@ -25,16 +36,16 @@ impl<'a> Steering<'a> {
     pub(super) fn new(
         nets: impl Iterator<Item = &'a mut ControlNet>,
         controls: &'a [Control],
-        default_scale: f32,
+        scales: Vec<f32>,
         size: [u32; 2],
         rows: usize,
     ) -> Result<Steering<'a>, Error> {
-        let mut prepared = Vec::new();
-        for (net, control) in nets.zip(controls) {
+        let mut steerers = Vec::new();
+        for ((net, control), scale) in nets.zip(controls).zip(scales) {
             let picture = repeated(control.image.planes("control image", size)?, rows)?;
-            prepared.push((net, control, picture));
+            steerers.push(Steerer { net, control, picture, scale });
         }
-        Ok(Steering { nets: prepared, default_scale })
+        Ok(Steering(steerers))
     }
 
     /// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
@@ -43,21 +54,18 @@ impl<'a> Steering<'a> {
         sample: &ArrayD<f32>,
         timestep: &ArrayD<f32>,
         conditions: &[(&'static str, ArrayD<f32>)],
-        [from, to]: [f64; 2],
+        share: [f64; 2],
     ) -> Result<Named, Error> {
-        let default_scale = self.default_scale;
-        let scale = |control: &Control| match from < control.start || to > control.end {
-            true => 0.0,
-            false => control.scale.unwrap_or(default_scale),
-        };
-        let any_acts = self.nets.iter().any(|(_, control, _)| scale(control) != 0.0);
+        let any_acts = self.0.iter().any(|steerer| steerer.scale(share) != 0.0);
         let mut sum: Named = Vec::new();
-        for (net, control, picture) in &mut self.nets {
+        for steerer in &mut self.0 {
+            let scale = steerer.scale(share);
             // A ControlNet that does nothing still runs where the others do not say the residuals' shapes.
-            if scale(control) == 0.0 && (any_acts || !sum.is_empty()) {
+            if scale == 0.0 && (any_acts || !sum.is_empty()) {
                 continue;
             }
-            let scale = arr1(&[scale(control)]).into_dyn();
+            let scale = arr1(&[scale]).into_dyn();
+            let Steerer { net, picture, .. } = steerer;
             let engine = net.engines.engine(&net.bundle, Role::Controlnet)?;
             let wanted: Vec<String> = engine.inputs().iter().map(|port| port.name.clone()).collect();
             let names: Vec<String> = engine.outputs().iter().map(|port| port.name.clone()).collect();

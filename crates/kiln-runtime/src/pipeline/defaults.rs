@@ -6,7 +6,7 @@ use super::guidance::Guidance;
 use super::{Pass, Pipeline};
 use crate::request::refuse;
 use crate::scheduler::{Sampler, SamplerOptions, SchedulerConfig};
-use crate::{Error, Init, Request};
+use crate::{Error, Request};
 
 /// Generation of the model, as far as defaults go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,13 @@ impl Pipeline {
         })
     }
 
-    /// Height and width in pixels that a request leads to.
+    /// Height and width in pixels of the pictures that a request leads to, after a second pass where it has one.
+    pub fn picture_size(&self, request: &Request) -> Result<[u32; 2], Error> {
+        let size = self.size(request)?;
+        request.hires.as_ref().map_or(Ok(size), |hires| self.hires_size(size, hires))
+    }
+
+    /// Height and width in pixels of the only or first pass that a request leads to.
     pub fn size(&self, request: &Request) -> Result<[u32; 2], Error> {
         let info = self.bundle.pipeline()?;
         let masked = request.init.as_ref().is_some_and(|init| init.mask.is_some());
@@ -71,21 +77,27 @@ impl Pipeline {
         })
     }
 
-    /// How much of the initial picture a request leads to changing.
-    pub(super) fn strength(&self, request: &Request, init: &Init) -> Result<f64, Error> {
-        if let Some(strength) = init.strength {
-            return Ok(strength);
+    /// How much of the initial picture a request leads to changing, where it has one.
+    pub fn strength(&self, request: &Request) -> Result<Option<f64>, Error> {
+        let Some(init) = &request.init else { return Ok(None) };
+        if init.strength.is_some() {
+            return Ok(init.strength);
         }
-        Ok(match (self.family()?, init.mask.is_some()) {
+        Ok(Some(match (self.family()?, init.mask.is_some()) {
             (Family::Xl, false) if request.controls.is_empty() => 0.3,
             (Family::Xl, true) => 0.9999,
             (_, false) => 0.8,
             (_, true) => 1.0,
-        })
+        }))
     }
 
-    /// Factor on a ControlNet's residuals that a request leads to.
-    pub(super) fn default_control_scale(&self, request: &Request) -> Result<f32, Error> {
+    /// Factors on the ControlNets' residuals that a request leads to.
+    pub fn control_scales(&self, request: &Request) -> Result<Vec<f32>, Error> {
+        let default = self.default_control_scale(request)?;
+        Ok(request.controls.iter().map(|control| control.scale.unwrap_or(default)).collect())
+    }
+
+    fn default_control_scale(&self, request: &Request) -> Result<f32, Error> {
         let masked = request.init.as_ref().map(|init| init.mask.is_some());
         Ok(match (masked, self.family()?) {
             (None, _) | (Some(true), Family::Xl) => 1.0,
@@ -110,16 +122,16 @@ impl Pipeline {
         })
     }
 
-    /// The sampler of a request and its first call of the UNet.
+    /// The sampler of a request and its first call of the UNet, where a strength that goes by a name skips some.
     pub(super) fn sampler(
         &self,
         request: &Request,
         steps: usize,
-        strength: Option<f64>,
+        strength: Option<(&'static str, f64)>,
     ) -> Result<(Sampler, usize), Error> {
         let config = self.scheduler(request)?;
         let mut options = SamplerOptions { eta: request.eta, ..SamplerOptions::default() };
-        let Some(strength) = strength else { return Ok((config.sampler(steps, &options)?, 0)) };
+        let Some((key, strength)) = strength else { return Ok((config.sampler(steps, &options)?, 0)) };
         if self.family()? == Family::LatentConsistency {
             options.strength = strength;
             return Ok((config.sampler(steps, &options)?, 0));
@@ -128,7 +140,7 @@ impl Pipeline {
         let begin = sampler.img2img_start(strength);
         match begin < sampler.timesteps().len() {
             true => Ok((sampler, begin)),
-            false => refuse("strength", format!("{strength} leaves none of {steps} steps")),
+            false => refuse(key, format!("{strength} leaves none of {steps} steps")),
         }
     }
 

@@ -13,7 +13,7 @@ impl Pipeline {
     pub(super) fn hires_steps(&self, request: &Request, steps: usize) -> Result<usize, Error> {
         let Some(hires) = &request.hires else { return Ok(0) };
         let steps = hires.steps.unwrap_or(steps);
-        let (sampler, begin) = self.sampler(request, steps, Some(hires.strength))?;
+        let (sampler, begin) = self.sampler(request, steps, Some(("hires strength", hires.strength)))?;
         Ok(sampler.timesteps().len() - begin)
     }
 
@@ -29,7 +29,8 @@ impl Pipeline {
     ) -> Result<ArrayD<f32>, Error> {
         let size = self.hires_size(pass.size, hires)?;
         let steps = hires.steps.unwrap_or(steps);
-        let (mut sampler, begin) = self.sampler(pass.request, steps, Some(hires.strength))?;
+        let (mut sampler, begin) =
+            self.sampler(pass.request, steps, Some(("hires strength", hires.strength)))?;
         let shape = self.latent_shape(pass.request.prompts.len(), size)?;
         let enlarged = match hires.upscaler {
             Upscaler::Latents => bilinear(latents, shape[2], shape[3]),

@@ -208,7 +208,7 @@ impl Pipeline {
         let size = self.size(request)?;
         self.check(request, size)?;
         let (steps, guidance) = (self.steps(request)?, self.guidance(request)?);
-        let strength = request.init.as_ref().map(|init| self.strength(request, init)).transpose()?;
+        let strength = self.strength(request)?.map(|strength| ("strength", strength));
         let (mut sampler, begin) = self.sampler(request, steps, strength)?;
         let mut run = Run { step: 0, steps: 0, progress };
 
@@ -243,10 +243,10 @@ impl Pipeline {
         let batch = pass.request.prompts.len();
         let rows = if pass.guidance.is_guided() { 2 * batch } else { batch };
         let conditions = self.conditions(pass, rows)?;
-        let scale = self.default_control_scale(pass.request)?;
+        let scales = self.control_scales(pass.request)?;
         let steering = match pass.request.controls.as_slice() {
             [] => None,
-            controls => Some(Steering::new(self.controlnets.iter_mut(), controls, scale, pass.size, rows)?),
+            controls => Some(Steering::new(self.controlnets.iter_mut(), controls, scales, pass.size, rows)?),
         };
         let role = if steering.is_some() { Role::UnetControlled } else { Role::Unet };
         let unet = self.engines.engine(&self.bundle, role)?;

@@ -69,7 +69,7 @@ impl Pipeline {
         };
         match &init.mask {
             Some(mask) => {
-                let whole = self.strength(request, init)? >= 1.0;
+                let whole = self.strength(request)?.is_none_or(|strength| strength >= 1.0);
                 let painted = Painted { init, mask, size, whole };
                 self.start_inpainting(request, &painted, sampler, begin, noise, run)
             }
