@@ -28,14 +28,14 @@ pub(crate) fn onnxruntime() -> Arc<dyn Backend> {
             Some(found) => found,
             None => install(library, &mut |_| {}).expect("pip fetches ONNX Runtime for the tests"),
         };
-        Arc::new(OnnxRuntime::open(&found.path).expect("ONNX Runtime opens"))
+        Arc::new(OnnxRuntime::open(&found.path, None).expect("ONNX Runtime opens"))
     });
     BACKEND.clone()
 }
 
 /// Every backend that runs the CPU target.
 pub(crate) fn backends() -> [Arc<dyn Backend>; 2] {
-    [onnxruntime(), Arc::new(Rten)]
+    [onnxruntime(), Arc::new(Rten::default())]
 }
 
 /// diffusers' small random-weight pipeline, whose references lie beside it, with CLIP's vocabulary linked in.

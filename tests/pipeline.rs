@@ -27,7 +27,7 @@ fn golden() -> (Bundle, References) {
 #[track_caller]
 fn check_component(role: Role, inputs: &[(&str, HostTensor)], expected: &[(&str, &str)]) {
     let (bundle, references) = (bundle(&sd15(), &TraceOptions::default()), golden().1);
-    let model = bundle.path(&bundle.component(role).expect("the component").engine);
+    let model = bundle.path(&bundle.component(role).expect("the component").segments[0].engine);
     for backend in backends() {
         let mut engine = backend.load(&model, &LoadOptions::default()).expect("the engine");
         let names: Vec<String> = engine.outputs().iter().map(|port| port.name.clone()).collect();
@@ -35,9 +35,9 @@ fn check_component(role: Role, inputs: &[(&str, HostTensor)], expected: &[(&str,
         let outputs = engine.run(&inputs).expect("a run");
         for (port, key) in expected {
             let index = names.iter().position(|name| name == port).expect("the output");
-            let HostTensor::F32(found) = &outputs[index] else { panic!("{port} holds no floats") };
+            let found = outputs[index].f32().expect("floats");
             let what = format!("{role} {port} on {}", backend.name());
-            assert_close(&what, found.view(), references.f32(key).view(), COMPONENTS);
+            assert_close(&what, found, references.f32(key).view(), COMPONENTS);
         }
     }
 }
@@ -259,9 +259,8 @@ fn impossible_requests_are_refused() {
 #[test]
 fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
     let (bundle, _) = golden();
-    let model = bundle.path(&bundle.component(Role::TextEncoder).expect("a text encoder").engine);
-    let engine =
-        Rten.load(&model, &LoadOptions { threads: Some(137), ..LoadOptions::default() }).expect("the engine");
+    let model = bundle.path(&bundle.component(Role::TextEncoder).expect("a text encoder").segments[0].engine);
+    let engine = Rten::new(Some(137)).load(&model, &LoadOptions::default()).expect("the engine");
     let has_thread = |name: &str| {
         let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
         tasks
@@ -281,7 +280,7 @@ fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
 #[test]
 fn an_engine_names_inputs_that_do_not_fit() {
     let (bundle, _) = golden();
-    let model = bundle.path(&bundle.component(Role::Unet).expect("a UNet").engine);
+    let model = bundle.path(&bundle.component(Role::Unet).expect("a UNet").segments[0].engine);
     for backend in backends() {
         let mut engine = backend.load(&model, &LoadOptions::default()).expect("the engine");
         let timestep = arr1(&[1f32]).into_dyn();

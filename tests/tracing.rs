@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kiln_compile::{Checkpoint, TraceOptions, TracedModel, inspect_onnx, trace};
 use kiln_engine::{HostTensor, LoadOptions, TensorView};
-use kiln_graph::{AttentionPolicy, DType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{AttentionPolicy, Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
 use kiln_nets::Sizes;
 use kiln_runtime::{Backend, Role};
 use ndarray::ArrayD;
@@ -100,7 +100,8 @@ fn half_precision_stays_close() {
         ..PrecisionPolicy::uniform(DType::F16)
     };
     for attention in [AttentionPolicy::Fused, AttentionPolicy::Plain] {
-        let policy = EmitPolicy { attention, precision: half.clone(), flavor: Flavor::Standard, cuts: vec![] };
+        let policy =
+            EmitPolicy { attention, precision: half.clone(), flavor: Flavor::Standard, cuts: Cuts::None };
         check(&options(policy), &*onnxruntime(), 2e-2);
     }
 }
@@ -122,8 +123,11 @@ fn segments_in_turn_compute_the_same() {
     let cuts = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0"];
     let cuts: Vec<String> = cuts.into_iter().map(Into::into).collect();
     for backend in backends() {
-        let models =
-            check(&options(EmitPolicy { cuts: cuts.clone(), ..EmitPolicy::default() }), &*backend, 1e-4);
+        let models = check(
+            &options(EmitPolicy { cuts: Cuts::At(cuts.clone()), ..EmitPolicy::default() }),
+            &*backend,
+            1e-4,
+        );
         let segments: Vec<&str> =
             models.iter().filter(|m| m.role == Role::Unet).map(|m| m.file.as_str()).collect();
         assert_eq!(segments, ["unet.0.onnx", "unet.1.onnx", "unet.2.onnx", "unet.3.onnx", "unet.4.onnx"]);
@@ -133,7 +137,7 @@ fn segments_in_turn_compute_the_same() {
 #[test]
 fn a_cut_point_that_does_not_exist_is_named() {
     let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
-    let policy = EmitPolicy { cuts: vec!["down_blocks.7".into()], ..EmitPolicy::default() };
+    let policy = EmitPolicy { cuts: Cuts::At(vec!["down_blocks.7".into()]), ..EmitPolicy::default() };
     let folder = scratch();
     let error = trace(&checkpoint, &options(policy), folder.path(), &mut |_| {}).expect_err("refused");
     assert!(error.to_string().ends_with("has no cut point 'down_blocks.7'"), "{error}");

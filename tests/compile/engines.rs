@@ -39,10 +39,14 @@ fn the_small_model_becomes_engines_with_fused_attention() {
     );
     for (role, n_attentions) in [(Role::TextEncoder, 2), (Role::Unet, 14)] {
         let component = bundle.component(role).expect("a component");
-        assert_eq!((component.attention.fused, component.attention.decomposed), (n_attentions, 0), "{role}");
+        assert_eq!(
+            (component.attention().fused, component.attention().decomposed),
+            (n_attentions, 0),
+            "{role}"
+        );
     }
     for (role, component) in &manifest.components {
-        let engine = std::fs::metadata(bundle.path(&component.engine)).expect("an engine").len();
+        let engine = std::fs::metadata(bundle.path(&component.segments[0].engine)).expect("an engine").len();
         assert!(
             engine > component.weight_bytes,
             "{role}: {engine} bytes hold {} of weights",
@@ -79,7 +83,7 @@ fn engines_are_built_on_another_machine_than_the_one_that_traced() {
     assert_eq!(succeed(&mut kiln(&build, there.path())), bundle);
     let bundle = Bundle::open(bundle.trim().as_ref()).expect("a bundle");
     assert_eq!(bundle.manifest().target, Target::TensorrtRtx);
-    assert_eq!(bundle.component(Role::Unet).expect("a UNet").attention.fused, 14);
+    assert_eq!(bundle.component(Role::Unet).expect("a UNet").attention().fused, 14);
     assert_eq!(bundle.pipeline().expect("a pipeline").width, 64);
 
     let refused = |more: &[&str], code, message| {

@@ -4,6 +4,7 @@
 //! not be seen. [`Bundle::open`] checks every file's digest, remembering those of large files by size, modification time
 //! and inode; [`Bundle::verify`] takes every digest anew.
 
+mod component;
 mod digests;
 mod error;
 pub mod fs;
@@ -14,12 +15,13 @@ mod tensors;
 
 use std::path::{Path, PathBuf};
 
+pub use component::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size};
 pub use digests::Digests;
 pub use error::BundleError;
 pub use fs::{OutputFolder, Staging};
 pub use manifest::{
-    AttentionFacts, Component, Content, ControlNetInfo, ElementType, FileEntry, FusedLora, Manifest,
-    PipelineInfo, PortInfo, Provenance, Role, Size, Target, TextEncoderInfo,
+    Content, ControlNetInfo, FileEntry, FusedLora, Manifest, PipelineInfo, Provenance, Role, Target,
+    TextEncoderInfo,
 };
 pub use pack::{pack, unpack};
 pub use seal::SealKey;

@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::BundleError;
+use crate::{BundleError, Component};
 
 /// The layout of bundles that this version reads and writes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// Largest manifest that is read.
 pub(crate) const MAX_BYTES: u64 = 16 << 20;
@@ -187,115 +187,6 @@ pub struct ControlNetInfo {
     pub cross_attention_dim: u32,
 }
 
-/// One engine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Component {
-    /// The model file.
-    pub engine: String,
-    /// The file with its weights, where they are not in the engine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights: Option<String>,
-    /// Bytes of its weights.
-    pub weight_bytes: u64,
-    /// The checkpoint's weights on which no output depends.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unread_weights: Vec<String>,
-    /// Number of its operators, or of its layers before the builder fuses them.
-    pub operators: u64,
-    /// How its attentions run.
-    pub attention: AttentionFacts,
-    /// Type that it computes in.
-    pub precision: String,
-    /// What it reads.
-    pub inputs: Vec<PortInfo>,
-    /// What it makes.
-    pub outputs: Vec<PortInfo>,
-}
-
-/// How the attentions of an engine run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AttentionFacts {
-    /// How many are one fused operator, which never holds the matrix of all scores.
-    pub fused: u64,
-    /// How many are, or may become, several operators with that matrix between them.
-    pub decomposed: u64,
-}
-
-/// One input or output of an engine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PortInfo {
-    /// Name.
-    pub name: String,
-    /// Element type.
-    pub dtype: ElementType,
-    /// Shape.
-    pub shape: Vec<Size>,
-}
-
-/// Element type of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ElementType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// 64-bit integer.
-    I64,
-}
-
-impl fmt::Display for ElementType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ElementType::F32 => "f32",
-            ElementType::F16 => "f16",
-            ElementType::Bf16 => "bf16",
-            ElementType::I64 => "i64",
-        })
-    }
-}
-
-/// One axis of a port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Size {
-    /// Fixed when the engine was built.
-    Fixed(u64),
-    /// Decided at run time, in terms of `batch`, `height` and `width` (in latents).
-    Dynamic(String),
-}
-
-impl Size {
-    /// The size where each symbol, such as `batch`, has the given value; `None` for a symbol without one.
-    pub fn at(&self, value: impl Fn(&str) -> Option<u64>) -> Option<u64> {
-        let factor = |text: &str| match text.strip_prefix("ceil(").and_then(|rest| rest.strip_suffix(')')) {
-            Some(quotient) => {
-                let (symbol, divisor) = quotient.split_once('/')?;
-                Some(value(symbol)?.div_ceil(divisor.parse().ok().filter(|n| *n > 0)?))
-            }
-            None => text.parse().ok().or_else(|| value(text)),
-        };
-        match self {
-            Size::Fixed(n) => Some(*n),
-            Size::Dynamic(text) => text.split('*').try_fold(1_u64, |n, part| n.checked_mul(factor(part)?)),
-        }
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Size::Fixed(n) => write!(f, "{n}"),
-            Size::Dynamic(name) => f.write_str(name),
-        }
-    }
-}
-
 /// Size and content of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -384,16 +275,13 @@ impl Manifest {
                 None
             }
         };
-        let named = self
-            .components
-            .values()
-            .flat_map(|c| [Some(&c.engine), c.weights.as_ref()].into_iter().flatten())
-            .chain(scheduler)
-            .chain(&self.reference);
-        match named.into_iter().find(|name| !self.files.contains_key(*name)) {
-            None => Ok(()),
-            Some(name) => Err(format!("file '{name}' is used but not listed")),
+        let named = self.components.values().flat_map(Component::files).chain(scheduler).chain(&self.reference);
+        if let Some(name) = named.into_iter().find(|name| !self.files.contains_key(*name)) {
+            return Err(format!("file '{name}' is used but not listed"));
         }
+        self.components.iter().try_for_each(|(role, component)| {
+            component.check().map_err(|reason| format!("components: {role}: {reason}"))
+        })
     }
 
     /// The manifest as YAML.

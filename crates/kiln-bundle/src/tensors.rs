@@ -14,6 +14,19 @@ use safetensors::tensor::Metadata;
 /// Largest safetensors header, by the format's specification.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Tensors with less than a page between them are read together.
+const PAGE: u64 = 4096;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn read_ahead(file: &File, start: u64, length: u64) {
+    let length = std::num::NonZeroU64::new(length);
+    // Advice that is not taken costs time alone.
+    let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::WillNeed);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn read_ahead(_file: &File, _start: u64, _length: u64) {}
+
 /// Why a safetensors file can not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorFileError {
@@ -58,6 +71,23 @@ pub struct TensorInfo {
 }
 
 impl TensorFile {
+    /// Asks the operating system to read some tensors into its page cache, without waiting for it.
+    ///
+    /// Tensors that lie together are asked for together; where the system has no such call, nothing happens.
+    pub fn prefetch<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let tensors = names.filter_map(|name| self.tensors.get(name));
+        let mut spans: Vec<(u64, u64)> =
+            tensors.map(|info| (info.offset, info.offset + info.length as u64)).collect();
+        spans.sort_unstable();
+        spans.dedup_by(|next, span| {
+            let joins = next.0 <= span.1 + PAGE;
+            span.1 = if joins { span.1.max(next.1) } else { span.1 };
+            joins
+        });
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.into_iter().for_each(|(start, end)| read_ahead(&file, start, end - start));
+    }
+
     /// Reads and checks the header; nothing is allocated by a number that the file's size does not bear out.
     pub fn open(path: &Path) -> Result<TensorFile, TensorFileError> {
         let refuse = |error| TensorFileError::Io { path: path.into(), error };

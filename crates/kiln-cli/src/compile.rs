@@ -80,7 +80,7 @@ fn execute(
         let manifest = compiled.bundle.manifest();
         let can_verify = target == Target::Cpu && matches!(manifest.content, Content::Pipeline(_));
         if can_verify && !args.no_reference && manifest.reference.is_none() {
-            verify::record(&mut compiled.bundle, backend(args.backend)?)?;
+            verify::record(&mut compiled.bundle, backend(args.backend, None)?)?;
         }
         reports.push(report_bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
         if let Some(limit) = args.cache_limit {
@@ -101,6 +101,8 @@ fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {
 fn controlnet(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
     let unused = [
         ("--precision", args.precision.is_some()),
+        ("--storage", args.storage.is_some()),
+        ("--segment-size", args.segment_size.is_some()),
         ("--lora", !args.lora.is_empty()),
         ("--width", args.sizes.width.is_some()),
         ("--compute-capability", !args.compute_capabilities.is_empty()),
@@ -128,6 +130,8 @@ fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
         ("--attention", args.checkpoint.attention.is_some()),
         ("--variant", args.checkpoint.variant.is_some()),
         ("--precision", args.precision.is_some()),
+        ("--storage", args.storage.is_some()),
+        ("--segment-size", args.segment_size.is_some()),
         ("--lora", !args.lora.is_empty()),
         ("--width", args.sizes.width.is_some()),
     ];
@@ -183,15 +187,18 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
             spec.attention = Some(AttentionSpec(policy));
         }
         if let Some(precision) = args.precision {
-            spec.precision.compute = Some(match precision {
-                Precision::F32 => Type::F32,
-                Precision::F16 => Type::F16,
-            });
+            spec.precision.compute = Some(type_of(precision));
         }
         if let (Some(height), Some(width)) = (args.sizes.height, args.sizes.width) {
             let fixed = |n: u32| RangeSpec::Fixed(n.into());
             let batch = Some(fixed(args.sizes.batch_size.unwrap_or(1)));
             spec.profiles = vec![ProfileSpec { batch, height: fixed(height), width: fixed(width) }];
+        }
+        if let Some(bytes) = args.segment_size {
+            spec.segments = Some(bytes);
+        }
+        if let Some(storage) = args.storage {
+            spec.precision.storage = Some(type_of(storage));
         }
         if *target != Target::Cpu {
             if !args.compute_capabilities.is_empty() {
@@ -201,6 +208,13 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
         }
     }
     Ok(spec)
+}
+
+fn type_of(precision: Precision) -> Type {
+    match precision {
+        Precision::F32 => Type::F32,
+        Precision::F16 => Type::F16,
+    }
 }
 
 fn target_options(

@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_engine::{Backend, LoadOptions, OnnxRuntime, Rten};
+use kiln_engine::{Backend, OnnxRuntime, Rten};
 use kiln_native::{Found, Library, locate};
 use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
@@ -22,6 +22,8 @@ const MAX_THREADS: usize = 1024;
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
     request.validate()?;
+    let memory = args.memory.options();
+    memory.validate()?;
     if let Some(threads) = args.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
         return Err(Failure::usage(format!("threads: {threads} is not a number from 1 to {MAX_THREADS}")));
     }
@@ -37,12 +39,8 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         .iter()
         .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
         .collect::<Result<Vec<_>, _>>()?;
-    let backend = backend(args.backend)?;
-    let mut pipeline = Pipeline::with_options(
-        bundle,
-        backend,
-        LoadOptions { threads: args.threads, ..LoadOptions::default() },
-    )?;
+    let mut pipeline = Pipeline::new(bundle, backend(args.backend, args.threads)?)?;
+    pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;
     }
@@ -107,18 +105,18 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
 }
 
 /// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
-pub(crate) fn backend(choice: BackendChoice) -> Result<Arc<dyn Backend>, Failure> {
+pub(crate) fn backend(choice: BackendChoice, threads: Option<usize>) -> Result<Arc<dyn Backend>, Failure> {
     if choice == BackendChoice::Rten {
-        return Ok(Arc::new(Rten));
+        return Ok(Arc::new(Rten::new(threads)));
     }
     let named = locate(Library::OnnxRuntimeCpu)?;
     let may_fall_back = choice == BackendChoice::Auto && !named.as_ref().is_some_and(Found::is_explicit);
     let found = named.map_or_else(|| runtime::fetch(Library::OnnxRuntimeCpu), Ok);
-    match found.and_then(|found| Ok(OnnxRuntime::open(&found.path)?)) {
+    match found.and_then(|found| Ok(OnnxRuntime::open(&found.path, threads)?)) {
         Ok(backend) => Ok(Arc::new(backend)),
         Err(failure) if may_fall_back => {
             output::say(&format!("using the built-in backend rten: {}", failure.message()));
-            Ok(Arc::new(Rten))
+            Ok(Arc::new(Rten::new(threads)))
         }
         Err(failure) => Err(failure),
     }

@@ -116,15 +116,18 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
         lines.push(format!("  with LoRA {} times {} ({})", lora.name, lora.weight, lora.blake3));
     }
     for (role, component) in &manifest.components {
+        let files = match component.segments.as_slice() {
+            [segment] => segment.engine.clone(),
+            segments => format!("{} segments", segments.len()),
+        };
         lines.push(format!(
-            "  {:<16}{} ({} operators, {}), {} of weights",
+            "  {:<16}{files} ({} operators, {}), {} of weights",
             role.to_string(),
-            component.engine,
-            component.operators,
+            component.operators(),
             component.precision,
             bytes(component.weight_bytes)
         ));
-        let AttentionFacts { fused, decomposed } = component.attention;
+        let AttentionFacts { fused, decomposed } = component.attention();
         if fused + decomposed > 0 {
             lines.push(format!("    attentions: {fused} fused, {decomposed} in several operators"));
         }

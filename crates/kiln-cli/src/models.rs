@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use kiln_bundle::Bundle;
-use kiln_compile::{BuildOptions, Checkpoint, CompileError, ControlNetCheckpoint, EngineCache, TraceOptions};
-use kiln_graph::EmitPolicy;
+use kiln_compile::{
+    BuildOptions, Checkpoint, CompileError, ControlNetCheckpoint, EngineCache, SEGMENT_BYTES, TraceOptions,
+};
+use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
 
 use crate::args::{CacheArgs, CheckpointArgs, PredictionChoice, SizeArgs};
@@ -83,7 +85,8 @@ pub(crate) fn refuse_unused(args: &CheckpointArgs, models: &[&Path]) -> Result<(
 
 /// What engines of the CPU are built with where nothing else is asked for.
 pub(crate) fn options(args: &CheckpointArgs) -> BuildOptions {
-    let policy = EmitPolicy { attention: args.attention(), ..EmitPolicy::default() };
+    let cuts = Cuts::Every(SEGMENT_BYTES);
+    let policy = EmitPolicy { attention: args.attention(), cuts, ..EmitPolicy::default() };
     BuildOptions::cpu(TraceOptions::for_bundle(policy, Sizes::Dynamic))
 }
 

@@ -1,6 +1,6 @@
 use kiln_bundle::OutputFolder;
 use kiln_compile::{TraceOptions, trace};
-use kiln_graph::{DType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
 
 use crate::args::{FlavorChoice, Precision, TraceArgs};
@@ -50,7 +50,7 @@ fn policy(args: &TraceArgs) -> EmitPolicy {
             FlavorChoice::Standard => Flavor::Standard,
             FlavorChoice::Onnxruntime => Flavor::OnnxRuntime,
         },
-        cuts: args.cut.clone(),
+        cuts: if args.cut.is_empty() { Cuts::None } else { Cuts::At(args.cut.clone()) },
     }
 }
 

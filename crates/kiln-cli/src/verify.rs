@@ -18,7 +18,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let mut bundle = Bundle::open(&args.bundle)?;
     bundle.verify()?;
     if args.record {
-        record(&mut bundle, backend(args.backend)?)?;
+        record(&mut bundle, backend(args.backend, None)?)?;
         output::data(&bundle.root().display().to_string());
         return Ok(());
     }
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
-    let mut pipeline = Pipeline::new(bundle, backend(args.backend)?)?;
+    let mut pipeline = Pipeline::new(bundle, backend(args.backend, None)?)?;
     let verification = watched(|progress| match pipeline.verify(&reference, progress) {
         Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite)) => {
             Err(Failure::differs(error.to_string()))

@@ -37,4 +37,4 @@ pub use target::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, TargetOptions,
     release_of,
 };
-pub use trace::{Progress, TraceOptions, TracedModel, trace, trace_controlnet};
+pub use trace::{Progress, SEGMENT_BYTES, TraceOptions, TracedModel, trace, trace_controlnet};

@@ -19,13 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_bundle::{Role, Target};
-use kiln_graph::{AttentionPolicy, DType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{AttentionPolicy, Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
 use serde::{Deserialize, Deserializer};
 
 use crate::target::{Profile, Range};
-use crate::{Checkpoint, CompileError, TraceOptions};
+use crate::{Checkpoint, CompileError, SEGMENT_BYTES, TraceOptions};
 
 /// Largest specification that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -80,6 +80,9 @@ pub struct TargetSpec {
     /// Sizes that engines run at; every size on the CPU, and around the model's own on others.
     #[serde(default)]
     pub profiles: Vec<ProfileSpec>,
+    /// Most bytes of weights in a segment, as `64MiB`, for engines of the CPU.
+    #[serde(default)]
+    pub segments: Option<Bytes>,
     /// Whether there is a second UNet, which adds the residuals of ControlNets.
     #[serde(default)]
     pub controlnet: Option<bool>,
@@ -289,6 +292,9 @@ impl TargetSpec {
         for (i, profile) in self.profiles.iter().enumerate() {
             profile.check().map_err(|e| format!("profiles[{i}].{e}"))?;
         }
+        if target != Target::Cpu && self.segments.is_some() {
+            return Err("segments: only engines of the CPU are made of segments".into());
+        }
         if target == Target::TensorrtRtx {
             return Ok(());
         }
@@ -334,7 +340,10 @@ impl TargetSpec {
                 Target::Cpu => Flavor::OnnxRuntime,
                 Target::Onnx | Target::TensorrtRtx => Flavor::Standard,
             },
-            cuts: Vec::new(),
+            cuts: match target {
+                Target::Cpu => Cuts::Every(self.segments.map_or(SEGMENT_BYTES, |bytes| bytes.0)),
+                Target::Onnx | Target::TensorrtRtx => Cuts::None,
+            },
         };
         let mut components: BTreeMap<Role, Type> = BTreeMap::new();
         if self.precision.compute.is_none() && target != Target::Cpu && checkpoint.vae_overflows() {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use kiln_bundle::{Role, fs::create_folder};
 use kiln_graph::{
-    DType, EmitPolicy, EmittedModel, Graph, PrecisionPolicy, StoredWeight, WeightLayout, emit, is_inside,
+    Cuts, DType, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout, emit,
+    is_inside,
 };
 use kiln_lora::{Lora, LoraPlan, WeightChanges};
 use kiln_nets::{
@@ -47,6 +48,9 @@ impl Default for TraceOptions {
         }
     }
 }
+
+/// Most bytes of weights in a segment of an engine for the CPU, if its blocks allow.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
 
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
@@ -91,7 +95,10 @@ pub enum Progress {
 /// One emitted component, before it is written.
 pub(crate) struct Traced<'a> {
     pub(crate) role: Role,
+    /// Its segments, in the order in which they run.
     pub(crate) models: Vec<EmittedModel>,
+    pub(crate) inputs: Vec<ModelPort>,
+    pub(crate) outputs: Vec<ModelPort>,
     pub(crate) source: &'a WeightFiles,
     pub(crate) changes: Option<Arc<WeightChanges>>,
     /// Type that it computes in.
@@ -252,7 +259,10 @@ impl<'a, 'o> Tracer<'a, 'o> {
         (self.progress)(Progress::Tracing(role));
         let graph = Graph { name: role.to_string(), ..graph };
         let mut own_cuts = graph.cut_points();
-        let cuts = self.policy.cuts.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect();
+        let cuts = match &self.policy.cuts {
+            Cuts::At(names) => Cuts::At(names.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect()),
+            cuts => cuts.clone(),
+        };
         self.known_cuts.append(&mut own_cuts);
         if !self.policy.precision.scopes.is_empty() {
             self.known_scopes.extend(graph.scopes());
@@ -266,6 +276,8 @@ impl<'a, 'o> Tracer<'a, 'o> {
         self.traced.push(Traced {
             role,
             models,
+            inputs: graph.input_ports(),
+            outputs: graph.output_ports(),
             source,
             changes,
             precision: compute,
@@ -276,7 +288,9 @@ impl<'a, 'o> Tracer<'a, 'o> {
 
     fn finish(self, root: &Path) -> Result<Vec<Traced<'a>>, CompileError> {
         let refuse = |reason: String, hint: String| CompileError::Option { path: root.into(), reason, hint };
-        if let Some(cut) = self.policy.cuts.iter().find(|cut| !self.known_cuts.contains(cut)) {
+        if let Cuts::At(names) = &self.policy.cuts
+            && let Some(cut) = names.iter().find(|cut| !self.known_cuts.contains(cut))
+        {
             let hint = format!("cut points are {}", self.known_cuts.join(", "));
             return Err(refuse(format!("has no cut point '{cut}'"), hint));
         }

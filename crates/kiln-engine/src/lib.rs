@@ -16,7 +16,7 @@ pub use error::{EngineError, EngineErrorKind};
 pub use onnxruntime::OnnxRuntime;
 pub use overrides::{Elements, WeightOverride, WeightSource};
 pub use rten::Rten;
-pub use tensor::{ElementType, HostTensor, Port, TensorView};
+pub use tensor::{ElementType, ForeignTensor, HostTensor, Port, TensorView};
 
 /// Something that can load engines.
 pub trait Backend: Send + Sync {
@@ -33,10 +33,20 @@ pub trait Backend: Send + Sync {
 /// How an engine is loaded; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads per operator, at least one; `None` uses every core.
-    pub threads: Option<usize>,
+    /// Where the weights are while the engine is loaded, for backends that give the choice.
+    pub placement: Placement,
     /// Weights that take the place of those in the model's weight file.
     pub overrides: Option<Arc<dyn WeightSource>>,
+}
+
+/// Where the weights of an engine are while it is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// In the page cache, mapped from their file: loading takes milliseconds, and dropping the engine frees them.
+    #[default]
+    Mapped,
+    /// In memory, rearranged for the processor's kernels: loading takes seconds per gigabyte, small products run faster.
+    Packed,
 }
 
 /// A loaded component.

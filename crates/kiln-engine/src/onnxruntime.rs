@@ -3,60 +3,62 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
-use ndarray::{ArrayD, IxDyn};
-use ort::environment::Environment;
+use ndarray::{ArrayViewD, IxDyn};
+use ort::environment::{Environment, GlobalThreadPoolOptions};
+use ort::ep::CPU;
 use ort::logging::LogLevel;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef};
 
 use crate::error::EngineErrorKind::{Library, Load, Run};
 use crate::overrides::{Elements, WeightOverride, for_each_weight};
-use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
+use crate::{
+    Backend, ElementType, Engine, EngineError, ForeignTensor, HostTensor, LoadOptions, Placement, Port,
+    TensorView, bind,
+};
 
 /// ONNX Runtime, opened from a shared library.
 pub struct OnnxRuntime {
     environment: Environment,
     version: String,
+    threads: Option<usize>,
 }
 
-/// A process can open one ONNX Runtime; `ort` keeps it open until the process ends.
-static OPENED: OnceLock<Mutex<Option<PathBuf>>> = OnceLock::new();
+/// What a process opened: one ONNX Runtime, which `ort` keeps open until the process ends, and its pool of threads.
+#[derive(Clone, PartialEq)]
+struct Opened {
+    path: PathBuf,
+    threads: Option<usize>,
+}
+
+static OPENED: OnceLock<Mutex<Option<Opened>>> = OnceLock::new();
 
 impl OnnxRuntime {
-    /// Opens the library; a process can only ever open one.
-    pub fn open(library: &Path) -> Result<OnnxRuntime, EngineError> {
+    /// Opens the library, whose engines share one pool of so many threads, or one per core.
+    ///
+    /// A process can only ever open one, with one number of threads.
+    pub fn open(library: &Path, threads: Option<usize>) -> Result<OnnxRuntime, EngineError> {
         let refuse = |reason: String| EngineError::new(Library, library, reason);
         let path = library.canonicalize().map_err(|e| refuse(e.to_string()))?;
+        let wanted = Opened { path: path.clone(), threads };
         let mut opened = OPENED.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(other) = opened.as_ref().filter(|other| **other != path) {
-            return Err(refuse(format!("this process already uses {}", other.display())));
+        if let Some(other) = opened.as_ref().filter(|other| **other != wanted) {
+            let threads = other.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
+            return Err(refuse(format!("this process already uses {} with {threads}", other.path.display())));
         }
-        let environment = ort::init_from(&path)
-            .map_err(|e| refuse(e.to_string()))?
-            .with_name("kiln")
-            .with_telemetry(false)
-            .build()
-            .map_err(|e| refuse(e.to_string()))?;
+        let environment = environment(&path, threads).map_err(refuse)?;
         let version = version(&path);
         environment.set_log_level(LogLevel::Fatal);
-        *opened = Some(path);
-        Ok(OnnxRuntime { environment, version })
+        *opened = Some(wanted);
+        Ok(OnnxRuntime { environment, version, threads })
     }
 
     fn session(&self, model: &Path, options: &LoadOptions) -> Result<Session, String> {
-        let mut builder = Session::builder(&self.environment)
-            .map_err(|e| e.to_string())?
-            .with_optimization_level(GraphOptimizationLevel::All)
-            .map_err(|e| e.to_string())?
-            .with_log_level(LogLevel::Fatal)
-            .map_err(|e| e.to_string())?;
-        if let Some(threads) = options.threads {
-            builder = builder.with_intra_threads(threads).map_err(|e| e.to_string())?;
-        }
+        let mut builder = builder(&self.environment, options.placement).map_err(|e| e.to_string())?;
         if let Some(source) = &options.overrides {
             let mut values = Vec::new();
-            for_each_weight(&**source, options.threads, |name, weight| {
+            for_each_weight(&**source, self.threads, |name, weight| {
                 let value = initializer(weight).map_err(|e| format!("weight '{name}': {e}"))?;
                 values.push((name.to_owned(), value));
                 Ok(())
@@ -69,6 +71,27 @@ impl OnnxRuntime {
         }
         builder.commit_from_file(model).map_err(|e| e.to_string())
     }
+}
+
+/// Opens the library; before that nothing of it can be used, not even its errors.
+fn environment(library: &Path, threads: Option<usize>) -> Result<Environment, String> {
+    let builder = ort::init_from(library).map_err(|e| e.to_string())?;
+    let pool = GlobalThreadPoolOptions::default();
+    let pool = pool.with_intra_threads(threads.unwrap_or(0)).map_err(|e| e.to_string())?;
+    let builder = builder.with_name("kiln").with_telemetry(false).with_global_thread_pool(pool);
+    builder.build().map_err(|e| e.to_string())
+}
+
+/// Mapped weights stay as they lie in their file only if nothing is folded into them or packed beside them.
+fn builder(environment: &Environment, placement: Placement) -> ort::Result<SessionBuilder> {
+    let builder = Session::builder(environment)?.with_log_level(LogLevel::Fatal)?;
+    Ok(match placement {
+        Placement::Packed => builder.with_optimization_level(GraphOptimizationLevel::All)?,
+        Placement::Mapped => builder
+            .with_optimization_level(GraphOptimizationLevel::Disable)?
+            .with_config_entry("session.disable_prepacking", "1")?
+            .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?,
+    })
 }
 
 /// The version in the library's file name, as in `libonnxruntime.so.1.32.0`; without one, the commit it was built from.
@@ -125,12 +148,14 @@ impl Engine for OrtEngine {
         let contiguous: Vec<Contiguous<'_>> = bound.into_iter().map(Contiguous::new).collect();
         let values = contiguous.iter().map(Contiguous::value).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
         let named: Vec<_> = self.inputs.iter().map(|port| port.name.clone()).zip(values).collect();
-        let results = self.session.run(named).map_err(refuse)?;
+        let mut results = self.session.run(named).map_err(refuse)?;
         self.outputs
             .iter()
-            .map(|port| match port.element_type {
-                ElementType::F32 => extract::<f32>(&results[port.name.as_str()]).map(HostTensor::F32),
-                ElementType::I64 => extract::<i64>(&results[port.name.as_str()]).map(HostTensor::I64),
+            .map(|port| match results.remove(&port.name) {
+                Some(value) => {
+                    Held::new(value, port.element_type).map(|held| HostTensor::Foreign(Box::new(held)))
+                }
+                None => Err(ort::Error::new(format!("has no output '{}'", port.name))),
             })
             .collect::<Result<_, _>>()
             .map_err(refuse)
@@ -173,13 +198,37 @@ impl<'a> Contiguous<'a> {
     }
 }
 
-fn extract<T>(value: &DynValue) -> ort::Result<ArrayD<T>>
-where
-    T: ort::value::PrimitiveTensorElementType + Clone,
-{
+/// An output where ONNX Runtime made it.
+struct Held {
+    value: DynValue,
+    element_type: ElementType,
+}
+
+impl Held {
+    fn new(value: DynValue, element_type: ElementType) -> ort::Result<Held> {
+        let held = Held { value, element_type };
+        held.try_view().map(drop)?;
+        Ok(held)
+    }
+
+    fn try_view(&self) -> ort::Result<TensorView<'_>> {
+        Ok(match self.element_type {
+            ElementType::F32 => TensorView::F32(view(&self.value)?),
+            ElementType::I64 => TensorView::I64(view(&self.value)?),
+        })
+    }
+}
+
+impl ForeignTensor for Held {
+    fn view(&self) -> TensorView<'_> {
+        self.try_view().expect("a view that could be taken when the tensor was made")
+    }
+}
+
+fn view<T: ort::value::PrimitiveTensorElementType>(value: &DynValue) -> ort::Result<ArrayViewD<'_, T>> {
     let (shape, data) = value.try_extract_tensor::<T>()?;
     let shape: Vec<usize> = shape.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect();
-    ArrayD::from_shape_vec(shape, data.to_vec()).map_err(|e| ort::Error::new(e.to_string()))
+    ArrayViewD::from_shape(shape, data).map_err(|e| ort::Error::new(e.to_string()))
 }
 
 fn port(outlet: &Outlet) -> Result<Port, String> {

@@ -14,7 +14,16 @@ use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, 
 
 /// rten; needs no native library.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Rten;
+pub struct Rten {
+    threads: Option<usize>,
+}
+
+impl Rten {
+    /// Spreads operators over so many threads, or over one per core.
+    pub fn new(threads: Option<usize>) -> Rten {
+        Rten { threads }
+    }
+}
 
 impl Backend for Rten {
     fn name(&self) -> &'static str {
@@ -29,12 +38,12 @@ impl Backend for Rten {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let loaded = match &options.overrides {
             None => ModelOptions::with_all_ops().load_file(model).map_err(|e| refuse(e.to_string()))?,
-            Some(source) => load_with(model, &**source, options.threads).map_err(refuse)?,
+            Some(source) => load_with(model, &**source, self.threads).map_err(refuse)?,
         };
         let ports = |ids: &[NodeId]| ids.iter().map(|&id| port(&loaded, id)).collect::<Result<Vec<_>, _>>();
         let inputs = ports(loaded.input_ids()).map_err(refuse)?;
         let outputs = ports(loaded.output_ids()).map_err(refuse)?;
-        let threads = options.threads.map(|n| Arc::new(ThreadPool::with_num_threads(n)));
+        let threads = self.threads.map(|n| Arc::new(ThreadPool::with_num_threads(n)));
         let run = RunOptions::default().with_thread_pool(threads);
         Ok(Box::new(RtenEngine { path: model.into(), model: loaded, run, inputs, outputs }))
     }

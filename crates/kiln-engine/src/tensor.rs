@@ -75,12 +75,26 @@ impl TensorView<'_> {
 }
 
 /// A tensor in host memory that an engine made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum HostTensor {
     /// 32-bit floats.
     F32(ArrayD<f32>),
     /// 64-bit integers.
     I64(ArrayD<i64>),
+    /// In memory that its backend manages.
+    Foreign(Box<dyn ForeignTensor>),
+}
+
+/// A tensor in memory that a backend manages.
+pub trait ForeignTensor: Send {
+    /// Its elements.
+    fn view(&self) -> TensorView<'_>;
+}
+
+impl fmt::Debug for dyn ForeignTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.view().fmt(f)
+    }
 }
 
 impl HostTensor {
@@ -89,6 +103,7 @@ impl HostTensor {
         match self {
             HostTensor::F32(array) => TensorView::F32(array.view()),
             HostTensor::I64(array) => TensorView::I64(array.view()),
+            HostTensor::Foreign(tensor) => tensor.view(),
         }
     }
 
@@ -96,7 +111,15 @@ impl HostTensor {
     pub fn into_f32(self) -> Option<ArrayD<f32>> {
         match self {
             HostTensor::F32(array) => Some(array),
-            HostTensor::I64(_) => None,
+            other => other.f32().map(|view| view.to_owned()),
+        }
+    }
+
+    /// A view of the floats, if that is what it holds.
+    pub fn f32(&self) -> Option<ArrayViewD<'_, f32>> {
+        match self.view() {
+            TensorView::F32(view) => Some(view),
+            TensorView::I64(_) => None,
         }
     }
 }

@@ -36,6 +36,6 @@ pub use dtype::DType;
 pub use emit::{EmittedModel, Graph, ModelPort, StoredWeight, emit};
 pub use error::TraceError;
 pub use layout::{ExternalData, WeightLayout};
-pub use policy::{AttentionPolicy, EmitPolicy, Flavor, PrecisionPolicy, is_inside};
+pub use policy::{AttentionPolicy, Cuts, EmitPolicy, Flavor, PrecisionPolicy, is_inside};
 pub use tensor::{Attention, Kind, Tensor};
 pub use weights::{WeightCatalog, WeightInfo, Weights};

@@ -79,8 +79,20 @@ pub struct EmitPolicy {
     pub precision: PrecisionPolicy,
     /// Dialect of the ONNX that is written.
     pub flavor: Flavor,
-    /// Names of the cut points at which the network is split into segments; empty for one model.
-    pub cuts: Vec<String>,
+    /// Where the network is split into segments.
+    pub cuts: Cuts,
+}
+
+/// Where a network is split into segments.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Cuts {
+    /// Nowhere: one model.
+    #[default]
+    None,
+    /// At the cut points of these names.
+    At(Vec<String>),
+    /// At as few cut points as possible, so that no segment has more bytes of weights than this, if its blocks allow.
+    Every(u64),
 }
 
 impl EmitPolicy {

@@ -97,6 +97,11 @@ impl Weights<'_> {
         Weights { catalog: self.catalog, prefix: self.full(name) }
     }
 
+    /// The scope's name, without a dot at its end.
+    pub fn scope(&self) -> &str {
+        &self.prefix
+    }
+
     /// The weight as a leaf of the graph, after its name, type and shape were checked.
     pub fn weight(&self, name: &str, shape: &[u64]) -> Result<Tensor, TraceError> {
         let (origin, name) = (self.catalog.origin.clone(), self.full(name));

@@ -112,6 +112,7 @@ impl LayerNorm {
 
 /// Residual block of two convolutions (diffusers `models/resnet.py`, `ResnetBlock2D`).
 pub(crate) struct ResnetBlock {
+    scope: String,
     norm1: GroupNorm,
     conv1: Conv2d,
     time_emb_proj: Option<Linear>,
@@ -128,6 +129,7 @@ impl ResnetBlock {
         norm: Norm,
     ) -> Result<ResnetBlock> {
         Ok(ResnetBlock {
+            scope: w.scope().into(),
             norm1: GroupNorm::new(w.child("norm1"), inputs, norm)?,
             conv1: Conv2d::new(w.child("conv1"), [inputs, outputs], 3)?,
             time_emb_proj: temb.map(|n| Linear::new(w.child("time_emb_proj"), [n, outputs])).transpose()?,
@@ -148,11 +150,12 @@ impl ResnetBlock {
             let [b, c] = shift.dims();
             h = h.add(&shift.reshape(vec![b, c, 1.into(), 1.into()]));
         }
-        let h = self.conv2.forward(&self.norm2.forward(&h).silu());
-        match &self.conv_shortcut {
+        let h = self.conv2.forward(&self.norm2.forward(&h.cut(&format!("{}.conv1", self.scope))).silu());
+        let sum = match &self.conv_shortcut {
             Some(conv) => conv.forward(x).add(&h),
             None => x.add(&h),
-        }
+        };
+        sum.cut(&self.scope)
     }
 }
 

@@ -17,11 +17,11 @@ pub struct CpuBackend {
 ///
 /// A library that was named explicitly and can not be used is an error; any other failure is a reason to fall back.
 pub fn cpu_backend() -> Result<CpuBackend, Error> {
-    let built_in = |reason: String| CpuBackend { backend: Arc::new(Rten), fallback: Some(reason) };
+    let built_in = |reason: String| CpuBackend { backend: Arc::new(Rten::default()), fallback: Some(reason) };
     let Some(found) = locate(Library::OnnxRuntimeCpu)? else {
         return Ok(built_in("ONNX Runtime is not installed".into()));
     };
-    match OnnxRuntime::open(&found.path) {
+    match OnnxRuntime::open(&found.path, None) {
         Ok(backend) => Ok(CpuBackend { backend: Arc::new(backend), fallback: None }),
         Err(e) if found.is_explicit() => Err(e.into()),
         Err(e) => Ok(built_in(e.to_string())),

@@ -1,9 +1,10 @@
 //! LoRAs at run time: which weights of a bundle they change, and the changed weights.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kiln_bundle::{Bundle, Component, Role, TensorFile};
+use kiln_bundle::{Bundle, Component, Role, Segment, TensorFile};
 use kiln_engine::{Elements, WeightOverride, WeightSource};
 use kiln_lora::{Lora, LoraError, ModelWeights, WeightChanges};
 use safetensors::Dtype;
@@ -27,29 +28,37 @@ pub(crate) fn targets(bundle: &Bundle, loras: &[Lora]) -> Result<ModelWeights, E
 
 /// A component's weight file and its name.
 fn weights_of<'a>(bundle: &Bundle, component: &'a Component) -> Result<(&'a str, TensorFile), LoraError> {
-    let engine = bundle.path(&component.engine);
-    let name = component.weights.as_deref();
-    let name =
-        name.ok_or_else(|| LoraError::new(&engine, "has its weights inside, which LoRAs can not change"))?;
+    let name = component.weights.as_deref().ok_or_else(|| {
+        LoraError::new(bundle.root(), "has its weights inside of its engines, where LoRAs can not change them")
+    })?;
     Ok((name, TensorFile::open(&bundle.path(name))?))
 }
 
-/// The changed weights of a component, each computed from the one that the bundle holds.
+/// The changed weights of a segment, each computed from the one that the bundle holds.
 #[derive(Debug)]
 pub(crate) struct ChangedWeights {
     name: String,
     file: TensorFile,
     changes: Arc<WeightChanges>,
+    names: Vec<String>,
 }
 
 impl ChangedWeights {
+    /// `None` where the changes are in other segments.
     pub(crate) fn new(
         bundle: &Bundle,
         component: &Component,
+        segment: &Segment,
         changes: &Arc<WeightChanges>,
-    ) -> Result<ChangedWeights, Error> {
+    ) -> Result<Option<ChangedWeights>, Error> {
+        let of_segment: BTreeSet<&str> = segment.weights.iter().map(String::as_str).collect();
+        let names: Vec<String> =
+            changes.names().filter(|name| of_segment.contains(*name)).map(str::to_owned).collect();
+        if names.is_empty() {
+            return Ok(None);
+        }
         let (name, file) = weights_of(bundle, component)?;
-        Ok(ChangedWeights { name: name.into(), file, changes: changes.clone() })
+        Ok(Some(ChangedWeights { name: name.into(), file, changes: changes.clone(), names }))
     }
 
     fn changed(&self, name: &str) -> Result<WeightOverride, LoraError> {
@@ -82,7 +91,7 @@ impl WeightSource for ChangedWeights {
     }
 
     fn names(&self) -> Vec<String> {
-        self.changes.names().map(str::to_owned).collect()
+        self.names.clone()
     }
 
     fn weight(&self, name: &str) -> Result<WeightOverride, String> {

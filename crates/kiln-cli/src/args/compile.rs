@@ -17,6 +17,12 @@ pub(crate) struct CompileArgs {
     /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) precision: Option<Precision>,
+    /// Type to store weights in [default: the type they are used in].
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) storage: Option<Precision>,
+    /// Most bytes of weights in a segment of an engine for the CPU, which sequential offload loads by itself [default: 64MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) segment_size: Option<Bytes>,
     /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].
     #[arg(long = "compute-capability", value_name = "X.Y")]
     pub(crate) compute_capabilities: Vec<ComputeCapability>,

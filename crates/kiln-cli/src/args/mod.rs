@@ -1,6 +1,7 @@
 //! The command line.
 
 mod compile;
+mod memory;
 mod upkeep;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_graph::AttentionPolicy;
 
 pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
+pub(crate) use memory::{Budget, MemoryArgs};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
@@ -129,6 +131,8 @@ pub(crate) struct GenerateArgs {
     /// Threads per operator [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]

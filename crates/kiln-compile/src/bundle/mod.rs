@@ -14,6 +14,7 @@ use std::thread;
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
 use kiln_bundle::{Bundle, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Role, Staging, Target};
+use kiln_graph::Cuts;
 
 use subject::Subject;
 
@@ -150,9 +151,11 @@ impl EngineCache {
         options: &BuildOptions,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Plan<'a>, CompileError> {
-        if !options.trace.policy.cuts.is_empty() {
-            return Err(CompileError::checkpoint(subject.root(), "bundles can not hold segments yet")
-                .with_hint("kiln trace writes segments"));
+        if options.trace.policy.cuts != Cuts::None && options.target.target() != Target::Cpu {
+            return Err(CompileError::checkpoint(
+                subject.root(),
+                "only engines of the CPU are made of segments",
+            ));
         }
         let mut digests = self.digests();
         if options.rehash {

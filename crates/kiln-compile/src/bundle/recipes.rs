@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use kiln_bundle::{Content, Digests, FusedLora, Provenance};
-use kiln_graph::WeightLayout;
+use kiln_graph::{Cuts, WeightLayout};
 use kiln_lora::Lora;
 use kiln_nets::Sizes;
 
@@ -128,6 +128,14 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
         ("components".into(), types.collect::<Vec<_>>().join(", ")),
         ("scopes".into(), format!("{:?}", precision.scopes)),
         ("sizes".into(), sizes),
+        (
+            "segments".into(),
+            match &policy.cuts {
+                Cuts::None => "whole".into(),
+                Cuts::At(names) => names.join(", "),
+                Cuts::Every(bytes) => format!("up to {bytes} bytes of weights"),
+            },
+        ),
         ("controlled".into(), controlled.to_string()),
         ("learned tokens".into(), learned_tokens.to_string()),
     ])

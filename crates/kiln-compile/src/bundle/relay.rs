@@ -19,17 +19,18 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static
     let target = TargetOptions::TensorrtRtx(options.clone());
     let mut groups: BTreeMap<&str, Vec<OnnxModel>> = BTreeMap::new();
     for (role, component) in &manifest.components {
-        let weights = component.weights.as_deref().unwrap_or(&component.engine);
+        let weights = component.weights.as_deref().unwrap_or_default();
         let part = weights.rsplit_once('.').map_or(weights, |(stem, _)| stem);
-        let path = source.path(&component.engine);
-        groups.entry(part).or_default().push(OnnxModel { role: *role, path, component: component.clone() });
+        groups.entry(part).or_default().push(OnnxModel::new(*role, source.root(), component.clone())?);
     }
     let parts = groups.into_iter().map(|(name, models)| {
         let mut recipe = Recipe::new(name, Target::TensorrtRtx);
         recipe.add("kiln", env!("CARGO_PKG_VERSION"));
         for model in &models {
             let digest = |file: &str| manifest.files.get(file).map(|listed| listed.blake3.clone());
-            recipe.add(format!("graph {}", model.role), digest(&model.component.engine).unwrap_or_default());
+            for segment in &model.component.segments {
+                recipe.add(format!("graph {}", model.role), digest(&segment.engine).unwrap_or_default());
+            }
             if let Some(weights) = &model.component.weights {
                 recipe.add("weights", digest(weights).unwrap_or_default());
             }
@@ -42,7 +43,7 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static
     let (mut companions, mut nested) = (Vec::new(), Vec::new());
     let components = || manifest.components.values();
     for name in manifest.files.keys() {
-        let is_model = components().any(|c| c.engine == *name || c.weights.as_ref() == Some(name));
+        let is_model = components().any(|component| component.files().any(|file| file == name));
         if let Some(folder) = name.strip_suffix(&format!("/{MANIFEST}")) {
             nested.push((folder.to_owned(), plan(&Bundle::open(&source.path(folder))?, options)?));
         } else if !is_model && manifest.reference.as_ref() != Some(name) {

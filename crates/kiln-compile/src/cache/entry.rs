@@ -45,7 +45,7 @@ pub struct Record {
     pub peak_bytes: Option<u64>,
 }
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a builder leaves in an entry's folder.
 pub(crate) struct Built {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::component;
+use crate::TracedModel;
 use crate::cache::Built;
 use crate::trace::{Traced, write_all};
 use crate::{CompileError, Progress};
@@ -13,14 +14,13 @@ pub(crate) fn build(
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Built, CompileError> {
+    let written = write_all(traced, folder, progress)?;
     let mut components = BTreeMap::new();
     let mut files = BTreeSet::new();
-    for model in write_all(traced, folder, progress)? {
-        files.extend([model.file.clone(), model.weights.clone()]);
-        let traced = traced.iter().find(|traced| traced.role == model.role);
-        let precision = traced.map_or(kiln_graph::DType::F32, |traced| traced.precision);
-        let component = component(&model.model, model.file, Some(model.weights), precision);
-        components.insert(model.role, component);
+    for traced in traced {
+        let models: Vec<&TracedModel> = written.iter().filter(|model| model.role == traced.role).collect();
+        files.extend(models.iter().flat_map(|model| [model.file.clone(), model.weights.clone()]));
+        components.insert(traced.role, component(traced, &models));
     }
     Ok(Built { components, files: files.into_iter().collect(), peak_bytes: None })
 }

@@ -3,8 +3,11 @@
 mod cpu;
 mod rtx;
 
-use kiln_bundle::{AttentionFacts, Component, ElementType, PortInfo, Size, Target};
-use kiln_graph::{DType, Dim, EmittedModel, ModelPort};
+use kiln_bundle::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size, Target};
+use kiln_graph::{DType, Dim, ModelPort};
+
+use crate::TracedModel;
+use crate::trace::{Traced, n_bytes};
 
 pub(crate) use cpu::build as build_onnx;
 pub use rtx::{
@@ -34,22 +37,33 @@ impl TargetOptions {
     }
 }
 
-/// What a model says of itself, as the manifest has it.
-fn component(model: &EmittedModel, engine: String, weights: Option<String>, precision: DType) -> Component {
+/// What the manifest says of a component that was written.
+fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
     let ports = |ports: &[ModelPort]| ports.iter().map(port).collect();
     Component {
-        engine,
-        weights,
-        weight_bytes: model.weights.iter().map(|w| w.dims.iter().product::<u64>() * w.dtype.size()).sum(),
+        segments: models.iter().map(|model| segment(model)).collect(),
+        weights: models.first().map(|model| model.weights.clone()),
+        weight_bytes: traced.weights().map(n_bytes).sum(),
         unread_weights: Vec::new(),
+        precision: traced.precision.to_string(),
+        inputs: ports(&traced.inputs),
+        outputs: ports(&traced.outputs),
+    }
+}
+
+fn segment(TracedModel { model, file, weight_bytes, .. }: &TracedModel) -> Segment {
+    let names = |ports: &[ModelPort]| ports.iter().map(|port| port.name.clone()).collect();
+    Segment {
+        engine: file.clone(),
+        weights: model.weights.iter().map(|weight| weight.name.clone()).collect(),
+        weight_bytes: *weight_bytes,
         operators: model.n_nodes as u64,
         attention: AttentionFacts {
             fused: model.n_fused_attentions as u64,
             decomposed: model.n_decomposed_attentions as u64,
         },
-        precision: precision.to_string(),
-        inputs: ports(&model.inputs),
-        outputs: ports(&model.outputs),
+        reads: names(&model.inputs),
+        makes: names(&model.outputs),
     }
 }
 

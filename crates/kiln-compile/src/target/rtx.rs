@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Size};
+use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Segment, Size};
 use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
 use serde::{Deserialize, Serialize};
 
@@ -244,6 +244,19 @@ pub(crate) struct OnnxModel {
     pub(crate) component: Component,
 }
 
+impl OnnxModel {
+    /// The only model of a component whose files lie in `folder`.
+    pub(crate) fn new(role: Role, folder: &Path, component: Component) -> Result<OnnxModel, CompileError> {
+        match component.segments.as_slice() {
+            [segment] => Ok(OnnxModel { role, path: folder.join(&segment.engine), component }),
+            _ => Err(CompileError::checkpoint(
+                folder,
+                format!("{role} is in segments, of which no engine is built"),
+            )),
+        }
+    }
+}
+
 /// Builds one engine per role; models and weights lie beside them while the builder reads them.
 pub(crate) fn build(
     traced: &[Traced<'_>],
@@ -257,8 +270,8 @@ pub(crate) fn build(
         .map_err(|e| CompileError::io(folder, &e))?;
     let components = super::cpu::build(traced, work.path(), progress)?.components.into_iter();
     let models: Vec<OnnxModel> = components
-        .map(|(role, component)| OnnxModel { role, path: work.path().join(&component.engine), component })
-        .collect();
+        .map(|(role, component)| OnnxModel::new(role, work.path(), component))
+        .collect::<Result<_, _>>()?;
     build_from_onnx(&models, options, folder, progress)
 }
 
@@ -274,7 +287,7 @@ pub(crate) fn build_from_onnx(
         progress(Progress::Building(*role));
         let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let attention = rule(*role, options);
-        let slow = component.attention.decomposed;
+        let slow = component.attention().decomposed;
         if slow > 0 && attention == AttentionRule::Fused {
             return Err(CompileError::SlowAttention { model, n: slow });
         }
@@ -294,7 +307,7 @@ pub(crate) fn build_from_onnx(
         let engine =
             options.builder.build(&job).map_err(|reason| CompileError::Build { role: *role, reason })?;
         let known = engine.attention.fused + engine.attention.decomposed;
-        let lost = component.attention.fused.saturating_sub(known);
+        let lost = component.attention().fused.saturating_sub(known);
         if lost > 0 && attention == AttentionRule::Fused {
             return Err(CompileError::SlowAttention { model, n: lost });
         }
@@ -302,13 +315,17 @@ pub(crate) fn build_from_onnx(
             fused: engine.attention.fused,
             decomposed: slow + lost + engine.attention.decomposed,
         };
-        let component = Component {
+        let names = |ports: &[PortInfo]| ports.iter().map(|port| port.name.clone()).collect();
+        let segment = Segment {
             engine: file.clone(),
-            weights: None,
+            weights: Vec::new(),
+            weight_bytes: component.weight_bytes,
             operators: engine.n_layers,
             attention: facts,
-            ..component.clone()
+            reads: names(&component.inputs),
+            makes: names(&component.outputs),
         };
+        let component = Component { segments: vec![segment], weights: None, ..component.clone() };
         built.components.insert(*role, component);
         built.files.push(file);
         built.peak_bytes = built.peak_bytes.max(engine.peak_bytes);

@@ -13,6 +13,7 @@ use crate::proto::{
 };
 use crate::{DType, EmitPolicy, Flavor, Shape, Tensor, TraceError};
 
+use crate::tensor::Op;
 use builder::Builder;
 use segments::Plan;
 
@@ -28,6 +29,20 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// What it reads, in order.
+    pub fn input_ports(&self) -> Vec<ModelPort> {
+        let named = self.inputs.iter().filter_map(|tensor| match &tensor.0.op {
+            Op::Input { name } => Some((name, tensor)),
+            _ => None,
+        });
+        named.map(|(name, tensor)| segments::port(name, tensor)).collect()
+    }
+
+    /// What it makes, in order.
+    pub fn output_ports(&self) -> Vec<ModelPort> {
+        self.outputs.iter().map(|(name, tensor)| segments::port(name, tensor)).collect()
+    }
+
     /// Names of the cut points, in the order in which they are passed.
     pub fn cut_points(&self) -> Vec<String> {
         segments::cut_names(&segments::post_order(self.outputs.iter().map(|(_, t)| t)))

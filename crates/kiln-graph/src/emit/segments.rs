@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Graph, ModelPort};
 use crate::tensor::Op;
-use crate::{DType, EmitPolicy, Kind, Tensor, TraceError};
+use crate::{Cuts, DType, Dim, EmitPolicy, Kind, Tensor, TraceError};
 
 /// The nodes of a graph in execution order, split at the policy's cut points.
 pub(super) struct Plan {
@@ -29,8 +29,7 @@ impl Plan {
 
         for tensor in &graph.inputs {
             let Op::Input { name } = &tensor.0.op else { continue };
-            let dtype = port_dtype(tensor);
-            let port = ModelPort { name: name.clone(), dtype, shape: tensor.shape().to_vec() };
+            let port = port(name, tensor);
             let read_in: HashSet<usize> = order
                 .iter()
                 .filter(|node| node.0.inputs.iter().any(|t| t.0.id == tensor.0.id))
@@ -100,6 +99,10 @@ impl Plan {
     }
 }
 
+pub(super) fn port(name: &str, tensor: &Tensor) -> ModelPort {
+    ModelPort { name: name.into(), dtype: port_dtype(tensor), shape: tensor.shape().to_vec() }
+}
+
 /// The network's own ports are f32 or i64 whatever it computes in.
 fn port_dtype(tensor: &Tensor) -> DType {
     match tensor.kind() {
@@ -143,15 +146,48 @@ fn cut_name(tensor: &Tensor) -> Option<&str> {
 }
 
 fn cut_points(order: &[Tensor], policy: &EmitPolicy) -> Result<Vec<Tensor>, TraceError> {
-    let is_chosen = |t: &&Tensor| cut_name(t).is_some_and(|name| policy.cuts.iter().any(|cut| cut == name));
-    let cuts: Vec<Tensor> = order.iter().filter(is_chosen).cloned().collect();
-    match policy.cuts.iter().find(|wanted| !cuts.iter().any(|t| cut_name(t) == Some(wanted))) {
-        None => Ok(cuts),
-        Some(wanted) => Err(TraceError::Unsupported {
-            node: wanted.clone(),
-            reason: format!("no cut point of this name; the network has {}", cut_names(order).join(", ")),
-        }),
+    let all: Vec<Tensor> = order.iter().filter(|t| cut_name(t).is_some()).cloned().collect();
+    let names = match &policy.cuts {
+        Cuts::None => return Ok(Vec::new()),
+        Cuts::Every(bytes) => return Ok(spaced(order, distinct(all), *bytes, policy)),
+        Cuts::At(names) => names,
+    };
+    if let Some(wanted) = names.iter().find(|wanted| !all.iter().any(|t| cut_name(t) == Some(wanted))) {
+        let reason = format!("no cut point of this name; the network has {}", cut_names(order).join(", "));
+        return Err(TraceError::Unsupported { node: wanted.clone(), reason });
     }
+    let is_chosen = |t: &Tensor| cut_name(t).is_some_and(|name| names.iter().any(|cut| cut == name));
+    Ok(distinct(all.into_iter().filter(is_chosen).collect()))
+}
+
+/// One cut point of each place in the network.
+fn distinct(mut cuts: Vec<Tensor>) -> Vec<Tensor> {
+    let mut places = HashSet::new();
+    cuts.retain(|cut| !cut.resolved().is_leaf() && places.insert(cut.resolved().0.id));
+    cuts
+}
+
+/// The cut points between which lie weights of up to so many bytes.
+fn spaced(order: &[Tensor], cuts: Vec<Tensor>, bytes: u64, policy: &EmitPolicy) -> Vec<Tensor> {
+    let segment_of = assign(order, &cuts);
+    let mut sizes = vec![0_u64; cuts.len() + 1];
+    for weight in order.iter().filter(|t| matches!(t.0.op, Op::Weight { .. })) {
+        let dtype = policy.precision.storage.unwrap_or_else(|| weight.dtype(&policy.precision));
+        let n: u64 = weight.shape().iter().filter_map(Dim::fixed).product();
+        sizes[segment_of[&weight.0.id]] += n * dtype.size();
+    }
+    let mut chosen = Vec::new();
+    let mut held = sizes[0];
+    for (cut, size) in cuts.into_iter().zip(&sizes[1..]) {
+        match held > 0 && held + size > bytes {
+            true => {
+                chosen.push(cut);
+                held = *size;
+            }
+            false => held += size,
+        }
+    }
+    chosen
 }
 
 /// A node runs in the segment of the first cut point that needs it.

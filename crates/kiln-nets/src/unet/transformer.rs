@@ -7,6 +7,7 @@ use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, Norm, Result, each, fr
 
 /// `Transformer2DModel` over continuous input.
 pub(super) struct Transformer2D {
+    scope: String,
     norm: GroupNorm,
     projection: Projection,
     blocks: Vec<BasicTransformerBlock>,
@@ -24,6 +25,7 @@ impl Transformer2D {
         let (proj_in, proj_out) = (w.child("proj_in"), w.child("proj_out"));
         let norm = Norm { groups: config.groups, epsilon: 1e-6 };
         Ok(Transformer2D {
+            scope: w.scope().into(),
             norm: GroupNorm::new(w.child("norm"), config.channels, norm)?,
             projection: match config.linear_projection {
                 true => Projection::Linear {
@@ -55,11 +57,12 @@ impl Transformer2D {
             Projection::Conv { proj_out, .. } => proj_out.forward(&from_sequence(&h, x)),
             Projection::Linear { proj_out, .. } => from_sequence(&proj_out.forward(&h), x),
         };
-        h.add(x)
+        h.add(x).cut(&self.scope)
     }
 }
 
 struct BasicTransformerBlock {
+    scope: String,
     norm1: LayerNorm,
     attn1: CrossAttention,
     norm2: LayerNorm,
@@ -76,6 +79,7 @@ impl BasicTransformerBlock {
         let inner = 4 * channels;
         let norm = |name| LayerNorm::new(w.child(name), channels, 1e-5);
         Ok(BasicTransformerBlock {
+            scope: w.scope().into(),
             norm1: norm("norm1")?,
             attn1: CrossAttention::new(w.child("attn1"), channels, config)?,
             norm2: norm("norm2")?,
@@ -89,9 +93,10 @@ impl BasicTransformerBlock {
 
     fn forward(&self, x: &Tensor, states: &Tensor) -> Tensor {
         let h = self.norm1.forward(x);
-        let x = self.attn1.forward(&h, &h).add(x);
-        let x = self.attn2.forward(&self.norm2.forward(&x), states).add(&x);
-        self.feed_forward(&self.norm3.forward(&x)).add(&x)
+        let x = self.attn1.forward(&h, &h).add(x).cut(&format!("{}.attn1", self.scope));
+        let h = self.norm2.forward(&x);
+        let x = self.attn2.forward(&h, states).add(&x).cut(&format!("{}.attn2", self.scope));
+        self.feed_forward(&self.norm3.forward(&x)).add(&x).cut(&self.scope)
     }
 
     /// GEGLU: one half gated by the GELU of the other.

@@ -292,6 +292,7 @@ impl MidBlock {
 
 /// Self-attention over all positions with a single head.
 struct SpatialAttention {
+    scope: String,
     group_norm: GroupNorm,
     to_q: Linear,
     to_k: Linear,
@@ -305,6 +306,7 @@ impl SpatialAttention {
         let linear = |name| Linear::new(w.child(name), [channels; 2]);
         let scale = (channels as f32).powf(-0.5);
         Ok(SpatialAttention {
+            scope: w.scope().into(),
             group_norm: GroupNorm::new(w.child("group_norm"), channels, norm)?,
             to_q: linear("to_q")?,
             to_k: linear("to_k")?,
@@ -318,6 +320,6 @@ impl SpatialAttention {
         let sequence = to_sequence(&self.group_norm.forward(x));
         let [q, k, v] = [&self.to_q, &self.to_k, &self.to_v].map(|proj| proj.forward(&sequence));
         let attended = Tensor::attention(&q, &k, &v, self.options);
-        x.add(&from_sequence(&self.to_out.forward(&attended), x))
+        x.add(&from_sequence(&self.to_out.forward(&attended), x)).cut(&self.scope)
     }
 }

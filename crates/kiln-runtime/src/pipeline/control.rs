@@ -66,20 +66,19 @@ impl<'a> Steering<'a> {
             }
             let scale = arr1(&[scale]).into_dyn();
             let Steerer { net, picture, .. } = steerer;
-            let engine = net.engines.engine(&net.bundle, Role::Controlnet)?;
-            let wanted: Vec<String> = engine.inputs().iter().map(|port| port.name.clone()).collect();
-            let names: Vec<String> = engine.outputs().iter().map(|port| port.name.clone()).collect();
+            let mut network = net.engines.network(&net.bundle, Role::Controlnet)?;
             let mut inputs = vec![
                 ("sample", TensorView::F32(sample.view())),
                 ("timestep", TensorView::F32(timestep.view())),
                 ("controlnet_cond", TensorView::F32(picture.view())),
                 ("conditioning_scale", TensorView::F32(scale.view())),
             ];
-            let shared = conditions.iter().filter(|(name, _)| wanted.iter().any(|wanted| wanted == name));
+            let shared =
+                conditions.iter().filter(|(name, _)| network.inputs().iter().any(|port| port.name == *name));
             inputs.extend(shared.map(|(name, value)| (*name, TensorView::F32(value.view()))));
-            let outputs = engine.run(&inputs)?;
+            let outputs = network.run(&inputs)?;
             match sum.is_empty() {
-                true => sum = names.into_iter().zip(outputs).collect(),
+                true => sum = network.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
                 false => add(&mut sum, outputs),
             }
         }
@@ -89,8 +88,8 @@ impl<'a> Steering<'a> {
 
 fn add(sum: &mut Named, outputs: Vec<HostTensor>) {
     for ((_, sum), output) in sum.iter_mut().zip(outputs) {
-        if let (HostTensor::F32(sum), HostTensor::F32(output)) = (sum, output) {
-            *sum += &output;
+        if let (Some(a), Some(b)) = (sum.f32(), output.f32()) {
+            *sum = HostTensor::F32(&a + &b);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The denoising loop.
 
 use kiln_bundle::Role;
-use kiln_engine::{Engine, HostTensor, TensorView};
+use kiln_engine::{HostTensor, TensorView};
 use ndarray::{ArrayD, Axis, Slice, Zip, arr1, concatenate};
 
 use super::control::Steering;
@@ -10,11 +10,12 @@ use super::noise::Noise;
 use super::start::{Inpainting, Start};
 use super::{Event, Run, only_output};
 use crate::Error;
+use crate::residency::Network;
 use crate::scheduler::Sampler;
 
 /// All that stays the same from step to step.
 pub(super) struct Denoiser<'a> {
-    pub(super) unet: &'a mut dyn Engine,
+    pub(super) unet: Network<'a>,
     pub(super) steering: Option<Steering<'a>>,
     pub(super) guidance: Guidance,
     /// Inputs of the UNet besides latents and timestep, by name.

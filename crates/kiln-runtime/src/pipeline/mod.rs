@@ -11,6 +11,7 @@ mod hires;
 mod noise;
 mod start;
 mod text;
+mod tiling;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_bundle::{Bundle, Role, Target};
-use kiln_engine::{Backend, HostTensor, LoadOptions};
+use kiln_engine::{Backend, HostTensor};
 use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
 
@@ -29,7 +30,7 @@ use crate::request::{MicroConditioning, check_side, refuse};
 use crate::residency::Residency;
 use crate::scheduler::{Sampler, SchedulerConfig};
 use crate::tokenizer::ClipTokenizer;
-use crate::{Error, Request, open_scheduler, open_tokenizer};
+use crate::{Error, MemoryOptions, Offload, Request, open_scheduler, open_tokenizer};
 use control::{ControlNet, Steering};
 use denoise::Denoiser;
 use guidance::Guidance;
@@ -106,15 +107,6 @@ pub type Progress<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
 impl Pipeline {
     /// Reads the bundle's tokenizers and scheduler; engines are loaded when they are first needed.
     pub fn new(bundle: Bundle, backend: Arc<dyn Backend>) -> Result<Pipeline, Error> {
-        Pipeline::with_options(bundle, backend, LoadOptions::default())
-    }
-
-    /// Like [`Pipeline::new`], with options for the engines.
-    pub fn with_options(
-        bundle: Bundle,
-        backend: Arc<dyn Backend>,
-        options: LoadOptions,
-    ) -> Result<Pipeline, Error> {
         let info = bundle.pipeline()?.clone();
         check_target(&bundle)?;
         let tokenizer = |encoder: &kiln_bundle::TextEncoderInfo| {
@@ -124,7 +116,7 @@ impl Pipeline {
         let scheduler = open_scheduler(&bundle.path(&info.scheduler))?;
         let mut pipeline = Pipeline {
             tokenizers: info.text_encoders.iter().map(tokenizer).collect::<Result<_, _>>()?,
-            engines: Residency::new(backend, options),
+            engines: Residency::new(backend, MemoryOptions::default()),
             learned: LearnedWords::default(),
             controlnets: Vec::new(),
             scheduler,
@@ -204,7 +196,17 @@ impl Pipeline {
     }
 
     /// Generates the pictures of a request; `progress` hears of every step and can cancel between steps.
+    ///
+    /// Under offload no engine stays loaded afterwards, however it ends.
     pub fn generate(&mut self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
+        let output = self.run(request, progress);
+        if self.engines.memory().offload != Offload::None {
+            self.release();
+        }
+        output
+    }
+
+    fn run(&mut self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let size = self.size(request)?;
         self.check(request, size)?;
         let (steps, guidance) = (self.steps(request)?, self.guidance(request)?);
@@ -249,7 +251,7 @@ impl Pipeline {
             controls => Some(Steering::new(self.controlnets.iter_mut(), controls, scales, pass.size, rows)?),
         };
         let role = if steering.is_some() { Role::UnetControlled } else { Role::Unet };
-        let unet = self.engines.engine(&self.bundle, role)?;
+        let unet = self.engines.network(&self.bundle, role)?;
         let mut denoiser =
             Denoiser { unet, steering, guidance: pass.guidance, conditions: &conditions, eta_noise: noise };
         denoiser.run(sampler, start, run)
@@ -260,11 +262,41 @@ impl Pipeline {
     }
 
     fn load(&mut self, role: Role, run: &mut Run<'_, '_>) -> Result<Role, Error> {
+        if self.engines.memory().offload == Offload::Model {
+            self.release_but(role);
+        }
         if !self.engines.is_loaded(role) {
             run.tell(Event::Loading(role))?;
-            self.engines.engine(&self.bundle, role)?;
+            self.engines.load(&self.bundle, role)?;
         }
         Ok(role)
+    }
+
+    /// Drops the engines that a component does not run together with.
+    fn release_but(&mut self, role: Role) {
+        self.engines.release(|loaded| loaded == role);
+        if role != Role::UnetControlled {
+            self.controlnets.iter_mut().for_each(|net| net.engines.release(|_| false));
+        }
+    }
+
+    /// Drops all engines; they are loaded again when they are next needed.
+    pub fn release(&mut self) {
+        self.engines.release(|_| false);
+        self.controlnets.iter_mut().for_each(|net| net.engines.release(|_| false));
+    }
+
+    /// How it spends memory.
+    pub fn memory(&self) -> MemoryOptions {
+        self.engines.memory()
+    }
+
+    /// Spends memory in another way from now on; drops all engines.
+    pub fn set_memory(&mut self, memory: MemoryOptions) -> Result<(), Error> {
+        memory.validate()?;
+        self.engines.set_memory(memory);
+        self.controlnets.iter_mut().for_each(|net| net.engines.set_memory(memory));
+        Ok(())
     }
 
     fn check(&self, request: &Request, [height, width]: [u32; 2]) -> Result<(), Error> {

@@ -180,11 +180,19 @@ impl Pipeline {
 
     fn posterior(&mut self, picture: ArrayD<f32>, run: &mut Run<'_, '_>) -> Result<Posterior, Error> {
         let role = self.load(Role::VaeEncoder, run)?;
-        let engine = self.engines.engine(&self.bundle, role)?;
-        let mut outputs = engine.run(&[("sample", TensorView::F32(picture.view()))])?.into_iter();
-        let mut next = || outputs.next().and_then(HostTensor::into_f32);
+        let tiles = self.encoding_tiles(picture.shape())?;
+        let mut network = self.engines.network(&self.bundle, role)?;
+        let mut encode = |tile: &ArrayD<f32>| -> Result<Vec<ArrayD<f32>>, Error> {
+            let outputs = network.run(&[("sample", TensorView::F32(tile.view()))])?;
+            Ok(outputs.into_iter().filter_map(HostTensor::into_f32).collect())
+        };
+        let outputs = match tiles {
+            Some(tiles) => tiles.map(&picture, encode)?,
+            None => encode(&picture)?,
+        };
+        let mut outputs = outputs.into_iter();
         let refuse = || Error::Component { component: role, reason: "has no output of floats".into() };
-        Ok(Posterior { mean: next().ok_or_else(refuse)?, logvar: next() })
+        Ok(Posterior { mean: outputs.next().ok_or_else(refuse)?, logvar: outputs.next() })
     }
 
     fn draw(&self, posterior: &Posterior, noise: &mut Noise) -> Result<ArrayD<f32>, Error> {

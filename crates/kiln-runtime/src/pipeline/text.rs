@@ -80,13 +80,13 @@ impl Pipeline {
         let ids = ArrayView2::from_shape((rows, positions), &ids).map_err(|e| refuse(e.to_string()))?;
         let learned = self.learned.rows(encoder, ids);
         let role = self.load(encoder.role, run)?;
-        let engine = self.engines.engine(&self.bundle, role)?;
+        let mut network = self.engines.network(&self.bundle, role)?;
         let mut inputs = vec![("input_ids", TensorView::I64(ids.into_dyn()))];
-        if engine.inputs().iter().any(|port| port.name == LEARNED) {
+        if network.inputs().iter().any(|port| port.name == LEARNED) {
             inputs.push((LEARNED, TensorView::F32(learned.view().into_dyn())));
         }
-        let names = engine.outputs().iter().map(|port| port.name.clone()).collect();
-        let outputs = engine.run(&inputs)?;
+        let names = network.outputs().iter().map(|port| port.name.clone()).collect();
+        let outputs = network.run(&inputs)?;
         Ok(Encoded { names, outputs })
     }
 }
@@ -102,10 +102,7 @@ struct Encoded {
 impl Encoded {
     fn output(&self, name: &str) -> Option<ArrayViewD<'_, f32>> {
         let index = self.names.iter().position(|found| found == name)?;
-        match &self.outputs[index] {
-            HostTensor::F32(values) => Some(values.view()),
-            _ => None,
-        }
+        self.outputs[index].f32()
     }
 
     /// Weighted hidden states `[texts, tokens, width]`; negative prompts skip no layers, as in diffusers.

@@ -1,0 +1,99 @@
+use clap::{Args, ValueEnum};
+use kiln_compile::Bytes;
+use kiln_runtime::{MemoryOptions, Offload, Placement, VaeTiling};
+
+/// How memory is spent.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Memory")]
+pub(crate) struct MemoryArgs {
+    /// Take the fastest way that fits into this much memory, such as 2GiB; auto for what is free.
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["offload", "weights", "vae_tile"])]
+    pub(crate) memory_budget: Option<Budget>,
+    /// Which engines are loaded at the same time.
+    #[arg(long, value_enum, default_value_t = OffloadChoice::None)]
+    pub(crate) offload: OffloadChoice,
+    /// Where the weights of loaded engines are [default: packed for small models that stay loaded, else mapped].
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<PlacementChoice>,
+    /// Decode and encode large pictures in blended tiles of this side; auto for the model's default size.
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) vae_tile: Option<Tile>,
+    /// Share of a tile that it has in common with the next one.
+    #[arg(long, value_name = "X", default_value_t = 0.25, requires = "vae_tile")]
+    pub(crate) vae_tile_overlap: f64,
+    /// How many segments ahead weights are read under --offload sequential.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) prefetch: usize,
+}
+
+/// A number of bytes, or what is free.
+#[derive(Clone, Copy)]
+pub(crate) enum Budget {
+    Auto,
+    Bytes(u64),
+}
+
+impl std::str::FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Budget, String> {
+        match text {
+            "auto" => Ok(Budget::Auto),
+            text => Ok(Budget::Bytes(text.parse::<Bytes>()?.0)),
+        }
+    }
+}
+
+/// The side of a tile, or the model's default size.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile(Option<u32>);
+
+impl std::str::FromStr for Tile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Tile, String> {
+        match text {
+            "auto" => Ok(Tile(None)),
+            text => {
+                text.parse().map(|n| Tile(Some(n))).map_err(|_| "expected a number of pixels or auto".into())
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OffloadChoice {
+    /// All that were needed so far.
+    None,
+    /// One component at a time; the UNet stays for all steps.
+    Model,
+    /// One segment of one component at a time.
+    Sequential,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlacementChoice {
+    /// In the page cache, mapped from their file.
+    Mapped,
+    /// In memory, rearranged for the processor.
+    Packed,
+}
+
+impl MemoryArgs {
+    /// The options, where no budget decides.
+    pub(crate) fn options(&self) -> MemoryOptions {
+        MemoryOptions {
+            offload: match self.offload {
+                OffloadChoice::None => Offload::None,
+                OffloadChoice::Model => Offload::Model,
+                OffloadChoice::Sequential => Offload::Sequential,
+            },
+            placement: self.weights.map(|choice| match choice {
+                PlacementChoice::Mapped => Placement::Mapped,
+                PlacementChoice::Packed => Placement::Packed,
+            }),
+            vae_tiling: self.vae_tile.map(|Tile(tile)| VaeTiling { tile, overlap: self.vae_tile_overlap }),
+            prefetch: self.prefetch,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! How a pipeline spends memory.
+
+use kiln_engine::Placement;
+
+use crate::Error;
+use crate::request::refuse;
+
+/// What stays loaded, and how much is computed at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MemoryOptions {
+    /// Which engines are loaded at the same time.
+    pub offload: Offload,
+    /// Where the weights of loaded engines are; by default packed where they are few and stay, else mapped.
+    ///
+    /// Both are the same numbers, but their products are summed in another order.
+    pub placement: Option<Placement>,
+    /// Decodes and encodes large pictures in overlapping tiles (diffusers' `enable_vae_tiling`).
+    pub vae_tiling: Option<VaeTiling>,
+    /// How many segments ahead the page cache is asked for weights under [`Offload::Sequential`].
+    pub prefetch: usize,
+}
+
+impl Default for MemoryOptions {
+    fn default() -> MemoryOptions {
+        MemoryOptions { offload: Offload::None, placement: None, vae_tiling: None, prefetch: 2 }
+    }
+}
+
+/// Which engines are loaded at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Offload {
+    /// All that were needed so far.
+    #[default]
+    None,
+    /// One component; the UNet and its ControlNets stay for the whole loop (diffusers' `enable_model_cpu_offload`).
+    Model,
+    /// One segment of one component, which computes one row of the batch at a time (diffusers'
+    /// `enable_sequential_cpu_offload`).
+    Sequential,
+}
+
+/// Tiles of a picture (diffusers `AutoencoderKL.tiled_decode` and `tiled_encode`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct VaeTiling {
+    /// Height and width of a tile in pixels; the model's default size, as in diffusers, unless it is given.
+    pub tile: Option<u32>,
+    /// Share of a tile that it has in common with the next one, over which the two are blended.
+    pub overlap: f64,
+}
+
+impl Default for VaeTiling {
+    fn default() -> VaeTiling {
+        VaeTiling { tile: None, overlap: 0.25 }
+    }
+}
+
+/// Most segments ahead that are prefetched.
+const MAX_PREFETCH: usize = 64;
+
+impl MemoryOptions {
+    /// Checks all that can be checked without a model.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.offload == Offload::Sequential && self.placement == Some(Placement::Packed) {
+            return refuse(
+                "placement",
+                "packed weights take seconds to load, and sequential offload loads them in every step".into(),
+            );
+        }
+        if self.prefetch > MAX_PREFETCH {
+            return refuse("prefetch", format!("{} is not a number up to {MAX_PREFETCH}", self.prefetch));
+        }
+        let Some(VaeTiling { tile, overlap }) = self.vae_tiling else { return Ok(()) };
+        if tile == Some(0) {
+            return refuse("VAE tile", "0 is not a positive number".into());
+        }
+        match (0.0..0.9).contains(&overlap) {
+            true => Ok(()),
+            false => refuse("VAE tile overlap", format!("{overlap} is not a number from 0 to under 0.9")),
+        }
+    }
+}

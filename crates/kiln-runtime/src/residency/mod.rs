@@ -1,0 +1,139 @@
+//! Which engines are loaded.
+
+mod network;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiln_bundle::{Bundle, Component, Role, TensorFile};
+use kiln_engine::{Backend, Engine, LoadOptions, Placement};
+use kiln_lora::LoraPlan;
+
+use crate::lora::ChangedWeights;
+use crate::{Error, MemoryOptions, Offload};
+pub(crate) use network::Network;
+
+/// Weights of up to so many bytes are packed where they may stay: that takes under a second.
+const PACKED_BYTES: u64 = 128 << 20;
+
+/// The engines of a bundle, segment by segment, loaded as the memory options say.
+pub(crate) struct Residency {
+    backend: Arc<dyn Backend>,
+    memory: MemoryOptions,
+    loaded: BTreeMap<(Role, usize), Box<dyn Engine>>,
+    loras: LoraPlan,
+}
+
+impl Residency {
+    pub(crate) fn new(backend: Arc<dyn Backend>, memory: MemoryOptions) -> Residency {
+        Residency { backend, memory, loaded: BTreeMap::new(), loras: LoraPlan::default() }
+    }
+
+    /// An empty one with the same backend and options.
+    pub(crate) fn sibling(&self) -> Residency {
+        Residency::new(self.backend.clone(), self.memory)
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    pub(crate) fn memory(&self) -> MemoryOptions {
+        self.memory
+    }
+
+    /// Drops the engines that are loaded, which the new options may place elsewhere.
+    pub(crate) fn set_memory(&mut self, memory: MemoryOptions) {
+        self.memory = memory;
+        self.loaded.clear();
+    }
+
+    /// Drops the engines whose weights other LoRAs change from now on.
+    pub(crate) fn set_loras(&mut self, loras: LoraPlan) {
+        let before = std::mem::replace(&mut self.loras, loras);
+        self.loaded.retain(|(role, _), _| before.changes(owner(*role)) == self.loras.changes(owner(*role)));
+    }
+
+    pub(crate) fn is_loaded(&self, role: Role) -> bool {
+        self.loaded.keys().any(|(loaded, _)| *loaded == role)
+    }
+
+    /// Drops all engines but those of the roles that `stays` names.
+    pub(crate) fn release(&mut self, stays: impl Fn(Role) -> bool) {
+        self.loaded.retain(|(role, _), _| stays(*role));
+    }
+
+    /// A component to run.
+    pub(crate) fn network<'a>(&'a mut self, bundle: &'a Bundle, role: Role) -> Result<Network<'a>, Error> {
+        Network::new(self, bundle, role)
+    }
+
+    /// Loads all segments of a component, unless only the one that runs is to be loaded.
+    pub(crate) fn load(&mut self, bundle: &Bundle, role: Role) -> Result<(), Error> {
+        if self.memory.offload == Offload::Sequential {
+            return Ok(());
+        }
+        let n_segments = bundle.component(role)?.segments.len();
+        (0..n_segments).try_for_each(|i| self.segment(bundle, role, i).map(drop))
+    }
+
+    fn segment(&mut self, bundle: &Bundle, role: Role, i: usize) -> Result<&mut dyn Engine, Error> {
+        if !self.loaded.contains_key(&(role, i)) {
+            let twins = twins(role);
+            self.loaded.retain(|(loaded, _), _| !twins.contains(loaded));
+            let component = bundle.component(role)?;
+            let segment = &component.segments[i];
+            let mut options = LoadOptions { placement: self.placement(component), overrides: None };
+            if let Some(changes) = self.loras.changes(owner(role)) {
+                let weights = ChangedWeights::new(bundle, component, segment, changes)?;
+                options.overrides = weights.map(|weights| Arc::new(weights) as _);
+            }
+            self.loaded.insert((role, i), self.backend.load(&bundle.path(&segment.engine), &options)?);
+        }
+        match self.loaded.get_mut(&(role, i)) {
+            Some(engine) => Ok(engine.as_mut()),
+            None => Err(Error::Component { component: role, reason: "is not loaded".into() }),
+        }
+    }
+
+    fn placement(&self, component: &Component) -> Placement {
+        self.memory.placement.unwrap_or(match self.memory.offload {
+            Offload::None if component.weight_bytes <= PACKED_BYTES => Placement::Packed,
+            _ => Placement::Mapped,
+        })
+    }
+
+    /// Called when a segment has run: drops it if only the one that runs is to be loaded.
+    fn has_run(&mut self, role: Role, i: usize) {
+        if self.memory.offload == Offload::Sequential {
+            self.loaded.remove(&(role, i));
+        }
+    }
+
+    /// Asks for the weights of the segment that will run after `i` by as many as are prefetched.
+    fn prefetch(&self, weights: Option<&TensorFile>, component: &Component, i: usize) {
+        let ahead = i + self.memory.prefetch;
+        if let (Some(file), Some(segment)) = (weights, component.segments.get(ahead))
+            && self.memory.prefetch > 0
+        {
+            file.prefetch(segment.weights.iter().map(String::as_str));
+        }
+    }
+}
+
+/// The component by whose name LoRAs call a role's weights.
+fn owner(role: Role) -> Role {
+    match role {
+        Role::UnetControlled => Role::Unet,
+        role => role,
+    }
+}
+
+/// Engines over the same weights, of which one at a time is enough.
+fn twins(role: Role) -> &'static [Role] {
+    match role {
+        Role::Unet => &[Role::UnetControlled],
+        Role::UnetControlled => &[Role::Unet],
+        _ => &[],
+    }
+}

@@ -1,0 +1,151 @@
+//! A component as one network, whatever segments it is made of.
+
+use std::collections::BTreeMap;
+
+use kiln_bundle::{Bundle, Component, PortInfo, Role, Segment, Size, TensorFile};
+use kiln_engine::{HostTensor, TensorView};
+use ndarray::{ArrayViewD, Axis, Slice, concatenate};
+
+use super::Residency;
+use crate::{Error, Offload};
+
+/// A component whose segments are loaded when they run, if they are not loaded yet.
+pub(crate) struct Network<'a> {
+    residency: &'a mut Residency,
+    bundle: &'a Bundle,
+    role: Role,
+    component: &'a Component,
+    /// Its weight file, where weights are prefetched.
+    weights: Option<TensorFile>,
+}
+
+type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
+
+impl<'a> Network<'a> {
+    pub(super) fn new(
+        residency: &'a mut Residency,
+        bundle: &'a Bundle,
+        role: Role,
+    ) -> Result<Network<'a>, Error> {
+        let component = bundle.component(role)?;
+        let streams = residency.memory.offload == Offload::Sequential && residency.memory.prefetch > 0;
+        let weights = match &component.weights {
+            Some(name) if streams => {
+                let path = bundle.path(name);
+                Some(
+                    TensorFile::open(&path)
+                        .map_err(|e| Error::Component { component: role, reason: e.to_string() })?,
+                )
+            }
+            _ => None,
+        };
+        Ok(Network { residency, bundle, role, component, weights })
+    }
+
+    /// What it reads.
+    pub(crate) fn inputs(&self) -> &'a [PortInfo] {
+        &self.component.inputs
+    }
+
+    /// What it makes.
+    pub(crate) fn outputs(&self) -> &'a [PortInfo] {
+        &self.component.outputs
+    }
+
+    /// Runs once; `inputs` in any order, the results in the order of [`Network::outputs`].
+    ///
+    /// What segments make for each other is dropped when its last reader has run.
+    pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, Error> {
+        if let Some((name, _)) =
+            inputs.iter().find(|(name, _)| !self.inputs().iter().any(|port| port.name == *name))
+        {
+            return Err(self.refuse(format!("has no input '{name}'")));
+        }
+        let parts = self.parts(inputs);
+        let mut made: Vec<BTreeMap<&str, HostTensor>> = parts.iter().map(|_| BTreeMap::new()).collect();
+        for (i, segment) in self.component.segments.iter().enumerate() {
+            self.residency.prefetch(self.weights.as_ref(), self.component, i);
+            let engine = self.residency.segment(self.bundle, self.role, i)?;
+            for (given, made) in parts.iter().zip(&mut made) {
+                let outputs = engine.run(&reads(segment, given, made))?;
+                made.extend(segment.makes.iter().map(String::as_str).zip(outputs));
+                made.retain(|name, _| self.component.is_read_after(name, i));
+            }
+            self.residency.has_run(self.role, i);
+        }
+        self.component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
+    }
+
+    /// The inputs row by row where one row runs at a time, else all as they are.
+    fn parts<'v>(&self, inputs: &'v [(&'v str, TensorView<'_>)]) -> Vec<Given<'v>> {
+        let is_batched = |name: &str| {
+            let port = self.inputs().iter().find(|port| port.name == name);
+            port.is_some_and(has_batch)
+        };
+        let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
+        match (rows, self.residency.memory.offload) {
+            (Some(rows), Offload::Sequential) if rows > 1 => (0..rows)
+                .map(|row| {
+                    let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
+                        true => (*name, slice(view, row)),
+                        false => (*name, reborrow(view)),
+                    });
+                    of_row.collect()
+                })
+                .collect(),
+            _ => vec![inputs.iter().map(|(name, view)| (*name, reborrow(view))).collect()],
+        }
+    }
+
+    fn joined(
+        &self,
+        name: &str,
+        port: &PortInfo,
+        made: &mut [BTreeMap<&str, HostTensor>],
+    ) -> Result<HostTensor, Error> {
+        let rows: Option<Vec<HostTensor>> = made.iter_mut().map(|made| made.remove(name)).collect();
+        let mut rows = rows.ok_or_else(|| self.refuse(format!("made no '{name}'")))?;
+        if rows.len() == 1 || !has_batch(port) {
+            return Ok(rows.swap_remove(0));
+        }
+        let views: Option<Vec<ArrayViewD<'_, f32>>> = rows.iter().map(HostTensor::f32).collect();
+        let views = views.ok_or_else(|| self.refuse(format!("'{name}' holds no floats")))?;
+        Ok(concatenate(Axis(0), &views).map_err(|e| self.refuse(e.to_string()))?.into())
+    }
+
+    fn refuse(&self, reason: String) -> Error {
+        Error::Component { component: self.role, reason }
+    }
+}
+
+/// What a segment reads: inputs of the component, and what segments before it made.
+fn reads<'v>(
+    segment: &'v Segment,
+    given: &'v [(&str, TensorView<'_>)],
+    made: &'v BTreeMap<&str, HostTensor>,
+) -> Vec<(&'v str, TensorView<'v>)> {
+    let find = |name: &'v String| {
+        let given = || given.iter().find(|(given, _)| given == name).map(|(_, view)| reborrow(view));
+        made.get(name.as_str()).map(HostTensor::view).or_else(given).map(|view| (name.as_str(), view))
+    };
+    segment.reads.iter().filter_map(find).collect()
+}
+
+fn has_batch(port: &PortInfo) -> bool {
+    matches!(port.shape.first(), Some(Size::Dynamic(symbol)) if symbol == "batch")
+}
+
+fn slice<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
+    let at = Slice::from(row..=row);
+    match view {
+        TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),
+        TensorView::I64(view) => TensorView::I64(view.slice_axis(Axis(0), at)),
+    }
+}
+
+fn reborrow<'v>(view: &'v TensorView<'_>) -> TensorView<'v> {
+    match view {
+        TensorView::F32(view) => TensorView::F32(view.view()),
+        TensorView::I64(view) => TensorView::I64(view.view()),
+    }
+}
