@@ -73,7 +73,7 @@ fn nothing_is_written_that_the_manifest_does_not_list() {
     };
     check(&[], "lacks 'bundle.yaml'");
     check(&[("unet.data", Regular, b"x")], "'unet.data', which no manifest before it lists");
-    check(&[("bundle.yaml", Regular, b"format: 3")], "missing field");
+    check(&[("bundle.yaml", Regular, b"format: 4")], "missing field");
     check(&[("bundle.yaml", Symlink, b"")], "no regular file");
     let first = ("bundle.yaml", Regular, manifest.as_slice());
     check(&[first], "lacks '");
@@ -105,6 +105,33 @@ fn a_manifest_that_lists_names_outside_is_refused() {
     archive(&file, &[("bundle.yaml", tar::EntryType::Regular, evil.as_bytes())]);
     let error = unpack(&file, &folder.path().join("out")).expect_err("refused").to_string();
     assert!(error.contains("'../escaped' lies outside the bundle"), "{error}");
+}
+
+#[test]
+fn extension_headers_are_not_read_into_memory() {
+    let folder = scratch();
+    let file = folder.path().join("bomb.kiln");
+    for kind in [tar::EntryType::GNULongName, tar::EntryType::XHeader, tar::EntryType::GNULongLink] {
+        archive(
+            &file,
+            &[("././@LongLink", kind, &vec![b'a'; 1 << 20]), ("bundle.yaml", tar::EntryType::Regular, b"")],
+        );
+        let error = unpack(&file, &folder.path().join("out")).expect_err("refused").to_string();
+        assert!(error.contains("'././@LongLink', which no manifest before it lists"), "{error}");
+        assert!(!folder.path().join("out").exists());
+    }
+}
+
+#[test]
+fn a_file_ends_where_the_archive_does() {
+    let (_, folder) = packed();
+    let file = folder.path().join("b.kiln");
+    let whole = fs::read(&file).expect("a file");
+    for more in [b"garbage".as_slice(), whole.as_slice()] {
+        fs::write(&file, [&whole, more].concat()).expect("a file");
+        unpack(&file, &folder.path().join("out")).expect_err("refused");
+        assert!(!folder.path().join("out").exists());
+    }
 }
 
 #[test]

@@ -92,7 +92,22 @@ fn every_option_changes_the_parts_that_depend_on_it_and_no_other() {
     check_options("the toolkit", gpu(), |o| rtx_of(o).release = "TensorRT-RTX 1.7.2".into(), &ALL);
     check_options("the toolkit's place", gpu(), |o| rtx_of(o).library = "elsewhere.so".into(), &[]);
     check_options("devices", gpu(), |o| rtx_of(o).compute_capabilities = vec![[12, 0]], &ALL);
-    check_options("a profile", gpu(), |o| rtx_of(o).profiles[0].height.max = 64, &ALL);
+    let sized = ["unet", "vae_decoder", "vae_encoder"];
+    check_options("a profile's height", gpu(), |o| rtx_of(o).profiles[0].height.max = 64, &sized);
+    check_options("a profile's width", gpu(), |o| rtx_of(o).profiles[0].width.opt = 9, &sized);
+    check_options("a profile's tokens", gpu(), |o| rtx_of(o).profiles[0].tokens.max = 99, &["unet"]);
+    let batched = ["text_encoder", "unet", "vae_decoder"];
+    check_options("a profile's batch", gpu(), |o| rtx_of(o).profiles[0].batch.max = 3, &batched);
+    check_options(
+        "a second profile",
+        gpu(),
+        |o| {
+            let first = rtx_of(o).profiles[0];
+            rtx_of(o).profiles.push(first);
+        },
+        &ALL,
+    );
+    check_options("the order of devices", gpu(), |o| rtx_of(o).compute_capabilities.reverse(), &[]);
     check_options("workspace", gpu(), |o| rtx_of(o).workspace = Some(1 << 30), &ALL);
     check_options("level", gpu(), |o| rtx_of(o).optimization_level = Some(5), &ALL);
     check_options("TF32", gpu(), |o| rtx_of(o).tf32 = false, &ALL);

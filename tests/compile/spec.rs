@@ -135,7 +135,7 @@ fn the_command_builds_what_a_specification_says() {
     fs::write(work.path().join("bad.yaml"), "checkpoint: [").expect("a file");
     fail(&mut kiln(&["compile", "bad.yaml"], work.path()), 3, "bad.yaml: ");
     let foreign = ["compile", "model.yaml", "--compute-capability", "8.9"];
-    fail(&mut kiln(&foreign, work.path()), 2, "--compute-capability has no meaning for the CPU");
+    fail(&mut kiln(&foreign, work.path()), 2, "--compute-capability has no meaning without engines for GPUs");
     fail(
         &mut kiln(&["compile", "model.yaml", "--target", "tpu"], work.path()),
         2,

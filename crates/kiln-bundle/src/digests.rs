@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::BundleError;
 use crate::fs::write_atomic;
 
-/// A file is taken to be unchanged while its size, modification time and inode are.
+/// A file is taken to be unchanged while its size, inode and times of modification and change are; the last can not be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     size: u64,
     modified_ns: u128,
     inode: u64,
+    changed_ns: i128,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +82,19 @@ fn stamp(path: &Path) -> Result<Stamp, BundleError> {
         size: metadata.len(),
         modified_ns: modified.map_or(0, |t| t.as_nanos()),
         inode: inode(&metadata),
+        changed_ns: changed_ns(&metadata),
     })
+}
+
+#[cfg(unix)]
+fn changed_ns(metadata: &Metadata) -> i128 {
+    use std::os::unix::fs::MetadataExt;
+    i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec())
+}
+
+#[cfg(not(unix))]
+fn changed_ns(_metadata: &Metadata) -> i128 {
+    0
 }
 
 #[cfg(unix)]

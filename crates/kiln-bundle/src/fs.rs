@@ -1,8 +1,10 @@
 //! Atomic files and folders, locks and digests.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::BundleError;
 
@@ -51,10 +53,44 @@ impl Lock {
     }
 }
 
+/// Folders under construction by this process.
+static PARTIALS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Removes all that this process has half-written; for a process that is about to end without running destructors.
+pub fn abandon() {
+    for folder in PARTIALS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        // What other threads add meanwhile can keep a folder from being removed.
+        (0..10).find(|_| fs::remove_dir_all(folder).is_ok() || !folder.exists());
+    }
+}
+
+/// A folder under construction, removed when it is dropped or abandoned.
+#[derive(Debug)]
+struct Partial(tempfile::TempDir);
+
+impl Partial {
+    fn new(prefix: &str, parent: &Path) -> io::Result<Partial> {
+        let mut partials = PARTIALS.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
+        partials.insert(folder.path().into());
+        Ok(Partial(folder))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        PARTIALS.lock().unwrap_or_else(PoisonError::into_inner).remove(self.path());
+    }
+}
+
 /// A folder under construction beside the place where it will appear; dropped unpublished, it is removed.
 #[derive(Debug)]
 pub struct Staging {
-    folder: tempfile::TempDir,
+    folder: Partial,
     target: PathBuf,
 }
 
@@ -65,12 +101,9 @@ impl Staging {
     pub fn new(target: &Path) -> Result<Staging, BundleError> {
         let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         create_folder(parent)?;
-        let prefix = format!(".{}.partial-", target.file_name().unwrap_or_default().to_string_lossy());
+        let prefix = format!(".{}{STAGED}", target.file_name().unwrap_or_default().to_string_lossy());
         remove_leftovers(parent, &prefix).map_err(|e| BundleError::io(parent, &e))?;
-        let folder = tempfile::Builder::new()
-            .prefix(&prefix)
-            .tempdir_in(parent)
-            .map_err(|e| BundleError::io(parent, &e))?;
+        let folder = Partial::new(&prefix, parent).map_err(|e| BundleError::io(parent, &e))?;
         Ok(Staging { folder, target: target.into() })
     }
 
@@ -80,21 +113,57 @@ impl Staging {
     }
 
     /// Makes the folder appear under its name, to survive a loss of power; a folder that is already there is replaced.
-    pub fn publish(self) -> Result<PathBuf, BundleError> {
+    ///
+    /// What appears is for its owner alone.
+    pub fn publish(mut self) -> Result<PathBuf, BundleError> {
         let refuse = |e: io::Error| BundleError::io(&self.target, &e);
+        make_private(self.folder.path()).map_err(refuse)?;
         sync_folder(self.folder.path()).map_err(refuse)?;
         if self.target.exists() {
             fs::remove_dir_all(&self.target).map_err(refuse)?;
         }
         fs::rename(self.folder.path(), &self.target).map_err(refuse)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(&self.target, fs::Permissions::from_mode(0o755)).map_err(refuse)?;
-        }
-        let _ = self.folder.keep();
+        self.folder.0.disable_cleanup(true);
         Ok(self.target)
     }
+}
+
+/// Removes the folders under construction in `parent` whose makers are gone, which their locks show.
+pub fn remove_abandoned(parent: &Path) -> Result<(), BundleError> {
+    let refuse = |e: io::Error| BundleError::io(parent, &e);
+    let Ok(entries) = fs::read_dir(parent) else { return Ok(()) };
+    for entry in entries {
+        let name = entry.map_err(refuse)?.file_name().to_string_lossy().into_owned();
+        let Some((target, _)) = name.strip_prefix('.').and_then(|name| name.rsplit_once(STAGED)) else {
+            continue;
+        };
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(parent.join(format!(".{target}.lock")));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            fs::remove_dir_all(parent.join(name)).map_err(refuse)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn make_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let is_folder = path.is_dir();
+    if is_folder {
+        for entry in fs::read_dir(path)? {
+            make_private(&entry?.path())?;
+        }
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(if is_folder { 0o700 } else { 0o600 }))
+}
+
+#[cfg(not(unix))]
+fn make_private(_path: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 fn remove_leftovers(parent: &Path, prefix: &str) -> io::Result<()> {
@@ -106,6 +175,9 @@ fn remove_leftovers(parent: &Path, prefix: &str) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// What follows the name of a folder in that of the one under construction.
+const STAGED: &str = ".partial-";
 
 /// What an [`OutputFolder`] under construction is called inside the folder that it fills.
 const PARTIAL: &str = ".kiln-partial-";
@@ -119,7 +191,7 @@ const PARTIAL: &str = ".kiln-partial-";
 #[derive(Debug)]
 pub struct OutputFolder {
     folder: PathBuf,
-    partial: Option<tempfile::TempDir>,
+    partial: Option<Partial>,
     is_new: bool,
     _lock: Option<File>,
 }
@@ -148,7 +220,7 @@ impl OutputFolder {
         if fs::read_dir(folder).map_err(refuse)?.next().is_some() {
             return occupied("exists and is not empty");
         }
-        let partial = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder).map_err(refuse)?;
+        let partial = Partial::new(PARTIAL, folder).map_err(refuse)?;
         Ok(OutputFolder { folder: folder.into(), partial: Some(partial), is_new, _lock: lock })
     }
 
@@ -161,8 +233,11 @@ impl OutputFolder {
     pub fn publish(mut self) -> Result<PathBuf, BundleError> {
         let refuse = |e: io::Error| BundleError::io(&self.folder, &e);
         let Some(partial) = &self.partial else { return Ok(self.folder.clone()) };
-        for entry in fs::read_dir(partial.path()).map_err(refuse)? {
-            let entry = entry.map_err(refuse)?;
+        let entries = fs::read_dir(partial.path()).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let mut entries = entries.map_err(refuse)?;
+        // A bundle is none before its manifest is there.
+        entries.sort_by_key(|entry| entry.file_name() == crate::MANIFEST);
+        for entry in entries {
             fs::rename(entry.path(), self.folder.join(entry.file_name())).map_err(refuse)?;
         }
         self.partial = None;

@@ -27,6 +27,9 @@ pub use pack::{pack, unpack};
 pub use seal::SealKey;
 pub use tensors::{TensorFile, TensorFileError, TensorInfo};
 
+/// Name of the seal over the manifest.
+pub const SEAL: &str = "bundle.seal";
+
 /// Name of the manifest inside a bundle.
 pub const MANIFEST: &str = "bundle.yaml";
 
@@ -115,8 +118,22 @@ impl Bundle {
         }
     }
 
-    /// Adds a reference to the bundle, or replaces the one it has.
-    pub fn set_reference(&mut self, bytes: &[u8]) -> Result<(), BundleError> {
+    /// Writes the seal of this user's key over the manifest, and so over everything that it lists.
+    pub fn seal(&self, key: &SealKey) -> Result<(), BundleError> {
+        let manifest = self.path(MANIFEST);
+        let bytes = std::fs::read(&manifest).map_err(|e| BundleError::io(&manifest, &e))?;
+        fs::write_atomic(&self.path(SEAL), key.seal(&bytes).as_bytes())
+    }
+
+    /// Checks that the manifest was sealed with this user's key.
+    pub fn check_seal(&self, key: &SealKey) -> Result<(), BundleError> {
+        let manifest = self.path(MANIFEST);
+        let bytes = std::fs::read(&manifest).map_err(|e| BundleError::io(&manifest, &e))?;
+        key.check(&manifest, &bytes, &self.path(SEAL))
+    }
+
+    /// Adds a reference to the bundle, or replaces the one it has, and seals it anew.
+    pub fn set_reference(&mut self, bytes: &[u8], key: &SealKey) -> Result<(), BundleError> {
         const NAME: &str = "reference.safetensors";
         let path = self.path(NAME);
         let _lock = fs::Lock::acquire(&self.path(".lock"))?;
@@ -124,7 +141,8 @@ impl Bundle {
         let entry = FileEntry { size: bytes.len() as u64, blake3: fs::digest(&path)? };
         self.manifest.files.insert(NAME.into(), entry);
         self.manifest.reference = Some(NAME.into());
-        fs::write_atomic(&self.root.join(MANIFEST), self.manifest.to_yaml().as_bytes())
+        fs::write_atomic(&self.root.join(MANIFEST), self.manifest.to_yaml().as_bytes())?;
+        self.seal(key)
     }
 
     fn refuse(&self, reason: &str) -> BundleError {

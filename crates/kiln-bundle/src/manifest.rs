@@ -10,6 +10,9 @@ use crate::{BundleError, Component};
 /// The layout of bundles that this version reads and writes.
 const FORMAT: u32 = 4;
 
+/// What stands before the digest of all that comes before it.
+const DIGEST: &str = "# blake3 ";
+
 /// Largest manifest that is read.
 pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
@@ -253,7 +256,11 @@ impl Manifest {
         let text = std::fs::read_to_string(path).map_err(|e| BundleError::io(path, &e))?;
         let manifest: Manifest = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
         manifest.check().map_err(refuse)?;
-        Ok(manifest)
+        let (yaml, digest) = text.trim_end_matches('\n').rsplit_once(DIGEST).unwrap_or((&text, ""));
+        match digest == blake3::hash(yaml.as_bytes()).to_hex().as_str() {
+            true => Ok(manifest),
+            false => Err(refuse("does not match the digest in its last line".into())),
+        }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -284,9 +291,11 @@ impl Manifest {
         })
     }
 
-    /// The manifest as YAML.
+    /// The manifest as YAML, with its own digest in a comment at the end.
     pub fn to_yaml(&self) -> String {
-        serde_yaml::to_string(self).unwrap_or_default()
+        let yaml = serde_yaml::to_string(self).unwrap_or_default();
+        let digest = blake3::hash(yaml.as_bytes()).to_hex();
+        format!("{yaml}{DIGEST}{digest}\n")
     }
 }
 

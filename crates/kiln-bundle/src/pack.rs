@@ -42,12 +42,12 @@ fn append<W: Write>(
         }
         let path = bundle.path(name);
         let mut source = File::open(&path).map_err(|e| BundleError::io(&path, &e))?;
-        let mut header = tar::Header::new_gnu();
+        let mut header = tar::Header::new_ustar();
         header.set_size(source.metadata().map_err(|e| BundleError::io(&path, &e))?.len());
         header.set_mode(0o644);
-        archive
-            .append_data(&mut header, format!("{prefix}{name}"), &mut source)
-            .map_err(|e| BundleError::io(file, &e))?;
+        header.set_path(format!("{prefix}{name}")).map_err(|e| BundleError::io(file, &e))?;
+        header.set_cksum();
+        archive.append(&header, &mut source).map_err(|e| BundleError::io(file, &e))?;
     }
     Ok(())
 }
@@ -64,7 +64,8 @@ pub fn unpack(file: &Path, folder: &Path) -> Result<Bundle, BundleError> {
     let mut archive = tar::Archive::new(decoder);
     let output = OutputFolder::open(folder)?;
     let mut expected: BTreeMap<String, Option<FileEntry>> = BTreeMap::from([(MANIFEST.to_owned(), None)]);
-    for member in archive.entries().map_err(unreadable)? {
+    // Raw members: what extension headers say of names and sizes is never read into memory.
+    for member in archive.entries().map_err(unreadable)?.raw(true) {
         let mut member = member.map_err(unreadable)?;
         let name = String::from_utf8_lossy(&member.path_bytes()).into_owned();
         let Some(listed) = expected.remove(&name).filter(|_| stays_inside(&name)) else {
@@ -95,7 +96,22 @@ pub fn unpack(file: &Path, folder: &Path) -> Result<Bundle, BundleError> {
     if let Some(name) = expected.keys().next() {
         return Err(refuse(format!("lacks '{name}'")));
     }
+    if has_more(&mut archive.into_inner()).map_err(unreadable)? {
+        return Err(refuse("goes on after its end".into()));
+    }
     Bundle::open(&output.publish()?)
+}
+
+/// Whether anything but zeros follows.
+fn has_more(rest: &mut impl Read) -> io::Result<bool> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match rest.read(&mut buffer)? {
+            0 => return Ok(false),
+            n if buffer[..n].iter().any(|byte| *byte != 0) => return Ok(true),
+            _ => {}
+        }
+    }
 }
 
 enum Written {

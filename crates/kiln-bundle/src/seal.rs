@@ -25,11 +25,14 @@ impl SealKey {
         if !path.exists() {
             SealKey::make(path).map_err(refuse)?;
         }
-        let mut file = File::open(path).map_err(refuse)?;
+        let file = File::open(path).map_err(refuse)?;
         check_private(path, &file.metadata().map_err(refuse)?)?;
-        let mut key = [0; 32];
-        file.read_exact(&mut key).map_err(refuse)?;
-        Ok(SealKey { path: path.into(), key })
+        let mut key = Vec::new();
+        file.take(33).read_to_end(&mut key).map_err(refuse)?;
+        match <[u8; 32]>::try_from(key) {
+            Ok(key) => Ok(SealKey { path: path.into(), key }),
+            Err(_) => Err(refuse(io::Error::new(io::ErrorKind::InvalidData, "is no key of 32 bytes"))),
+        }
     }
 
     fn make(path: &Path) -> io::Result<()> {

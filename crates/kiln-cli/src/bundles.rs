@@ -2,6 +2,7 @@ use kiln_bundle::{Bundle, pack, unpack};
 
 use crate::args::{BundleArgs, BundleCommand};
 use crate::failure::Failure;
+use crate::models::seal_key;
 use crate::{output, paths};
 
 pub(crate) fn run(args: &BundleArgs) -> Result<(), Failure> {
@@ -19,6 +20,8 @@ pub(crate) fn run(args: &BundleArgs) -> Result<(), Failure> {
         }
         BundleCommand::Unpack { file, out } => {
             let bundle = unpack(file, out)?;
+            // Whoever unpacks a bundle says that it is to be trusted.
+            bundle.seal(&seal_key()?)?;
             output::data(&bundle.root().display().to_string());
         }
     }

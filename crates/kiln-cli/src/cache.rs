@@ -17,7 +17,7 @@ pub(crate) fn run(args: &CacheCommandArgs) -> Result<(), Failure> {
                 output::say("removing what was damaged; --max-size and --older-than remove more");
             }
             let age = older_than.map(|days| Duration::from_secs(u64::from(days) * 86_400));
-            let pruned = cache.prune(max_size.map(|bytes| bytes.0), age, None, *dry_run)?;
+            let pruned = cache.prune(max_size.map(|bytes| bytes.0), age, &[], *dry_run)?;
             if !args.json {
                 pruned.items.iter().for_each(|name| output::data(name));
                 let verb = if *dry_run { "would free" } else { "freed" };
@@ -64,8 +64,9 @@ fn list(items: &[CacheItem], as_json: bool) -> Value {
 }
 
 fn show(items: &[CacheItem], name: &str, as_json: bool) -> Result<Value, Failure> {
+    let exact = items.iter().find(|item| item.name == name);
     let mut found = items.iter().filter(|item| item.name.starts_with(name));
-    let item = match (found.next(), found.next()) {
+    let item = match (exact.or_else(|| found.next()), found.next().filter(|_| exact.is_none())) {
         (Some(item), None) => item,
         (None, _) => {
             return Err(Failure::usage(format!("the cache has no '{name}'")).with_hint("kiln cache list"));
@@ -79,6 +80,7 @@ fn show(items: &[CacheItem], name: &str, as_json: bool) -> Result<Value, Failure
         ItemKind::Entry(record) => describe_record(record),
         ItemKind::Bundle => vec![format!("a bundle; kiln inspect {}", item.path.display())],
         ItemKind::Quarantined(reason) => vec![format!("set aside: {reason}")],
+        ItemKind::Damaged(reason) => vec![format!("damaged: {reason}")],
     };
     if !as_json {
         output::data(&item.path.display().to_string());
@@ -107,6 +109,7 @@ fn kind(item: &CacheItem) -> &'static str {
         ItemKind::Entry(_) => "part",
         ItemKind::Bundle => "bundle",
         ItemKind::Quarantined(_) => "quarantine",
+        ItemKind::Damaged(_) => "damaged",
     }
 }
 

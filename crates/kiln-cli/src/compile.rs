@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,12 +17,16 @@ use crate::failure::Failure;
 use crate::generate::backend;
 use crate::models::{cache, check_companions, failure, open, options, sizes};
 use crate::progress::Bar;
-use crate::{output, runtime, tasks, verify};
+use crate::{models, output, runtime, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
     if Bundle::is_bundle(&args.source) {
         return from_onnx(args, start);
+    }
+    if args.from_onnx {
+        return Err(Failure::input(&args.source, "is no bundle")
+            .with_hint("kiln compile CHECKPOINT --target onnx makes what --from-onnx builds from"));
     }
     if ControlNetCheckpoint::is_one(&args.source) {
         return controlnet(args, start);
@@ -71,7 +76,8 @@ fn execute(
     cache.build(&plans, args.jobs, &mut |progress| bar.compiling(progress)).map_err(failure)?;
     drop(bar);
     let mut steps = steps.into_iter();
-    for plan in plans {
+    let mut made: Vec<PathBuf> = Vec::new();
+    for plan in &plans {
         let target = plan.target();
         let bar = Bar::bytes("compiling");
         let compiled = cache.execute(plan, &mut |progress| bar.compiling(progress));
@@ -80,14 +86,37 @@ fn execute(
         let manifest = compiled.bundle.manifest();
         let can_verify = target == Target::Cpu && matches!(manifest.content, Content::Pipeline(_));
         if can_verify && !args.no_reference && manifest.reference.is_none() {
-            verify::record(&mut compiled.bundle, backend(args.backend, None)?)?;
+            verify::record(&mut compiled.bundle, backend(args.backend, None)?, &models::seal_key()?)?;
         }
+        if !compiled.was_cached && !args.allow_slow_attention {
+            warn_of_slow_attention(&compiled.bundle);
+        }
+        made.push(compiled.bundle.root().into());
         reports.push(report_bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
-        if let Some(limit) = args.cache_limit {
-            cache.prune(Some(limit.0), None, Some(compiled.bundle.root()), false)?;
+    }
+    if let Some(limit) = args.cache_limit {
+        let keep: Vec<&Path> = made.iter().map(PathBuf::as_path).collect();
+        let pruned = cache.prune(Some(limit.0), None, &keep, false)?;
+        if pruned.kept_bytes > limit.0 {
+            let [kept, limit] = [pruned.kept_bytes, limit.0].map(output::bytes);
+            output::say(&format!(
+                "the engine cache holds {kept}, over its limit of {limit}: this run needs them"
+            ));
         }
     }
     Ok(reports)
+}
+
+/// An autoencoder's only attention has a head for which there may be no fused kernel; it runs once a picture.
+fn warn_of_slow_attention(bundle: &Bundle) {
+    for (role, component) in &bundle.manifest().components {
+        let n = component.attention().decomposed;
+        if n > 0 && bundle.manifest().target == Target::TensorrtRtx {
+            output::say(&format!(
+                "{role}: TensorRT has no fused kernel for {n} of its attentions, which take several"
+            ));
+        }
+    }
 }
 
 fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {
@@ -133,6 +162,8 @@ fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
         ("--storage", args.storage.is_some()),
         ("--segment-size", args.segment_size.is_some()),
         ("--lora", !args.lora.is_empty()),
+        ("--prediction-type", args.checkpoint.prediction_type.is_some()),
+        ("--rehash", args.rehash),
         ("--width", args.sizes.width.is_some()),
     ];
     if let Some((option, _)) = unused.into_iter().find(|(_, is_given)| *is_given) {
@@ -172,13 +203,13 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
     if spec.targets.is_empty() {
         spec.targets = BTreeMap::from([(Target::Cpu, TargetSpec::default())]);
     }
-    if spec.targets.keys().all(|target| *target == Target::Cpu) {
+    if spec.targets.keys().all(|target| *target != Target::TensorrtRtx) {
         let foreign = [
             ("--compute-capability", !args.compute_capabilities.is_empty()),
             ("--allow-slow-attention", args.allow_slow_attention),
         ];
         if let Some((option, _)) = foreign.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(Failure::usage(format!("{option} has no meaning for the CPU"))
+            return Err(Failure::usage(format!("{option} has no meaning without engines for GPUs"))
                 .with_hint("--target tensorrt-rtx builds for GPUs"));
         }
     }

@@ -29,6 +29,10 @@ const FILES: u8 = 5;
 const DIFFERS: u8 = 6;
 
 impl Failure {
+    pub(crate) fn unexpected(message: String) -> Failure {
+        Failure { message, hint: None, code: UNEXPECTED }
+    }
+
     pub(crate) fn usage(message: impl Into<String>) -> Failure {
         Failure { message: message.into(), hint: None, code: USAGE }
     }

@@ -112,6 +112,11 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
         }
     }
     lines.push(format!("  made by kiln {}, key {}", manifest.provenance.kiln, manifest.provenance.key));
+    if let Some(toolkit) = &manifest.provenance.toolkit {
+        lines.push(format!("  built with {toolkit}"));
+        let options = manifest.provenance.options.iter().filter(|(name, _)| is_of_builder(name));
+        lines.extend(options.map(|(name, value)| format!("    {name}: {value}")));
+    }
     for lora in &manifest.provenance.loras {
         lines.push(format!("  with LoRA {} times {} ({})", lora.name, lora.weight, lora.blake3));
     }
@@ -127,6 +132,10 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
             component.precision,
             bytes(component.weight_bytes)
         ));
+        if component.weights.is_none() {
+            let sizes = component.segments.iter().filter_map(|segment| manifest.files.get(&segment.engine));
+            lines.push(format!("    engine of {}", bytes(sizes.map(|file| file.size).sum())));
+        }
         let AttentionFacts { fused, decomposed } = component.attention();
         if fused + decomposed > 0 {
             lines.push(format!("    attentions: {fused} fused, {decomposed} in several operators"));
@@ -136,6 +145,12 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
     }
     let value = json!({ "kind": "bundle", "path": bundle.root(), "manifest": manifest });
     (value, lines)
+}
+
+/// Whether an option is about building GPU engines, and not about tracing.
+fn is_of_builder(option: &str) -> bool {
+    option.starts_with("profile")
+        || ["compute capabilities", "workspace", "optimization level", "tf32"].contains(&option)
 }
 
 fn describe_lora(lora: &LoraFile) -> (Value, Vec<String>) {

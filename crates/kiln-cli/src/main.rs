@@ -10,6 +10,7 @@ mod convert;
 mod failure;
 mod generate;
 mod inspect;
+mod interrupt;
 mod log;
 mod models;
 mod output;
@@ -31,10 +32,13 @@ use failure::Failure;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = log::start().and_then(|()| run(&cli.command));
+    let result = interrupt::watch().and_then(|()| log::start()).and_then(|()| run(&cli.command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => {
+            interrupt::wait_if_ending();
+            failure.report()
+        }
     }
 }
 

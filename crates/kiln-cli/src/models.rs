@@ -1,8 +1,8 @@
 //! Opening models: checkpoints and bundles, compiled into the engine cache where they are not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use kiln_bundle::Bundle;
+use kiln_bundle::{Bundle, SealKey};
 use kiln_compile::{
     BuildOptions, Checkpoint, CompileError, ControlNetCheckpoint, EngineCache, SEGMENT_BYTES, TraceOptions,
 };
@@ -16,8 +16,16 @@ use crate::progress::Bar;
 
 /// The engine cache, whose entries bear the user's seal.
 pub(crate) fn cache(args: &CacheArgs) -> Result<EngineCache, Failure> {
-    let key = kiln_native::cache_dir()?.join("seal.key");
-    Ok(EngineCache::new(paths::engine_cache(args)?).with_key(key))
+    Ok(EngineCache::new(paths::engine_cache(args)?).with_key(seal_key_file()?))
+}
+
+/// The user's key, with which entries and bundles are sealed.
+pub(crate) fn seal_key() -> Result<SealKey, Failure> {
+    Ok(SealKey::open(&seal_key_file()?)?)
+}
+
+fn seal_key_file() -> Result<PathBuf, Failure> {
+    Ok(kiln_native::cache_dir()?.join("seal.key"))
 }
 
 /// Opens a checkpoint folder or a single-file checkpoint.
@@ -64,7 +72,7 @@ pub(crate) fn controlnet_bundle(
     let bar = Bar::bytes("compiling");
     let mut progress = |progress| bar.compiling(progress);
     let plan = cache.plan_controlnet(&checkpoint, &options(args), &mut progress);
-    let compiled = plan.and_then(|plan| cache.execute(plan, &mut progress));
+    let compiled = plan.and_then(|plan| cache.execute(&plan, &mut progress));
     Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
 }
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use kiln_bundle::Bundle;
+use kiln_bundle::{Bundle, SealKey};
 use kiln_engine::Backend;
 use kiln_runtime::{Error, Event, Pipeline, Reference};
 use serde_json::json;
@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::args::VerifyArgs;
 use crate::failure::Failure;
 use crate::generate::backend;
+use crate::models::seal_key;
 use crate::output;
 use crate::progress::Bar;
 
@@ -18,7 +19,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let mut bundle = Bundle::open(&args.bundle)?;
     bundle.verify()?;
     if args.record {
-        record(&mut bundle, backend(args.backend, None)?)?;
+        record(&mut bundle, backend(args.backend, None)?, &seal_key()?)?;
         output::data(&bundle.root().display().to_string());
         return Ok(());
     }
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
 }
 
 /// Makes a bundle's reference.
-pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>) -> Result<(), Failure> {
+pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>, key: &SealKey) -> Result<(), Failure> {
     let mut pipeline = Pipeline::new(bundle.clone(), backend)?;
     let reference = watched(|progress| match pipeline.make_reference(progress) {
         Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite | Error::FlatPicture)) => {
@@ -74,7 +75,7 @@ pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>) -> Result<(
         }
         result => Ok(result?),
     })?;
-    Ok(bundle.set_reference(&reference.to_bytes()?)?)
+    Ok(bundle.set_reference(&reference.to_bytes()?, key)?)
 }
 
 /// Runs something that samples under a progress bar.

@@ -34,7 +34,7 @@ pub use spec::{
 };
 pub use synth::{Architecture, synthesize};
 pub use target::{
-    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, TargetOptions,
-    release_of,
+    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, JobFailure, Profile, Range, RtxOptions,
+    TargetOptions, release_of,
 };
 pub use trace::{Progress, SEGMENT_BYTES, TraceOptions, TracedModel, trace, trace_controlnet};

@@ -228,6 +228,10 @@ impl WeightFiles {
                     &self.files[place.file],
                     format!("weight '{}' holds {value}, which overflows {}", weight.name, weight.dtype),
                 ),
+                CopyError::NotFinite(value) => CompileError::checkpoint(
+                    &self.files[place.file],
+                    format!("weight '{}' holds {value}, which is no finite number", weight.name),
+                ),
                 CopyError::Lora(e) => e.into(),
             })?;
             progress(n_bytes(weight));
@@ -277,6 +281,7 @@ pub(crate) enum CopyError {
     Source(io::Error),
     Target(io::Error),
     Overflow(f32),
+    NotFinite(f32),
     Lora(LoraError),
 }
 
@@ -368,9 +373,13 @@ fn decode(bytes: &[u8], dtype: DType, floats: &mut Vec<f32>) {
 }
 
 pub(crate) fn encode(floats: &[f32], dtype: DType) -> Result<Vec<u8>, CopyError> {
+    let narrows = matches!(dtype, DType::F16 | DType::BF16);
+    if let Some(value) = floats.iter().find(|v| narrows && !v.is_finite()) {
+        return Err(CopyError::NotFinite(*value));
+    }
     Ok(match dtype {
         DType::F16 => {
-            if let Some(value) = floats.iter().find(|v| v.is_finite() && f16::from_f32(**v).is_infinite()) {
+            if let Some(value) = floats.iter().find(|v| f16::from_f32(**v).is_infinite()) {
                 return Err(CopyError::Overflow(*value));
             }
             floats.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()

@@ -11,6 +11,9 @@ use super::{BackendChoice, CacheArgs, Precision, PredictionChoice, attention};
 pub(crate) struct CompileArgs {
     /// Specification (.yaml), checkpoint folder, single-file checkpoint, or a bundle made with --target onnx.
     pub(crate) source: PathBuf,
+    /// Refuse anything but a bundle made with --target onnx.
+    #[arg(long)]
+    pub(crate) from_onnx: bool,
     /// What to build for: cpu, tensorrt-rtx, onnx (to build from elsewhere); may be given several times [default: those of the specification, or cpu].
     #[arg(long = "target", value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,

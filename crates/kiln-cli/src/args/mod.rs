@@ -28,7 +28,10 @@ Exit codes:
 Environment:
   KILN_CACHE_DIR     folder for downloads (default: kiln in the platform's cache folder)
   KILN_ENGINE_CACHE  folder for engines (default: engine-cache/ in a checkout, else in KILN_CACHE_DIR)
+  KILN_ENGINE_CACHE_LIMIT  how large the engine cache may grow, as 20GiB (default: no limit)
   KILN_ONNXRUNTIME   ONNX Runtime's shared library, or the folder that holds it
+  KILN_TENSORRT_RTX  TensorRT-RTX's shared library, or the folder that holds it
+  KILN_LOG           which messages of TensorRT are shown: error, warn, info, debug, trace
   NO_COLOR           no colours";
 
 /// Turns Stable Diffusion checkpoints into engines and runs them.

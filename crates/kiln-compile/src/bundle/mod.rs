@@ -13,7 +13,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
-use kiln_bundle::{Bundle, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Role, Staging, Target};
+use kiln_bundle::{
+    Bundle, BundleError, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Role, Staging, Target,
+};
 use kiln_graph::Cuts;
 
 use subject::Subject;
@@ -127,7 +129,7 @@ impl EngineCache {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Compiled, CompileError> {
         let plan = self.plan(checkpoint, options, progress)?;
-        self.execute(plan, progress)
+        self.execute(&plan, progress)
     }
 
     /// What a ControlNet's bundle needs, like [`EngineCache::plan`].
@@ -173,9 +175,19 @@ impl EngineCache {
         jobs: usize,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), CompileError> {
-        let missing = plans.iter().filter(|plan| cached(&plan.place(self), &plan.provenance.key).is_none());
-        let parts: Vec<(&Part<'_>, &TargetOptions)> =
-            missing.flat_map(|plan| plan.all_parts().into_iter().map(|part| (part, &plan.target))).collect();
+        let mut missing = Vec::new();
+        for plan in plans {
+            if self.cached(plan)?.is_none() {
+                missing.push(plan);
+            }
+        }
+        if !missing.is_empty() {
+            self.prepare()?;
+        }
+        let parts: Vec<(&Part<'_>, &TargetOptions)> = missing
+            .into_iter()
+            .flat_map(|plan| plan.all_parts().into_iter().map(|part| (part, &plan.target)))
+            .collect();
         let progress = Mutex::new(progress);
         let tell = |p: Progress| progress.lock().unwrap_or_else(PoisonError::into_inner)(p);
         let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
@@ -199,30 +211,54 @@ impl EngineCache {
     /// Builds what the cache lacks and puts the bundle together.
     pub fn execute(
         &self,
-        plan: Plan<'_>,
+        plan: &Plan<'_>,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Compiled, CompileError> {
-        let (key, target) = (plan.provenance.key.clone(), plan.place(self));
+        let target = plan.place(self);
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(bundle) = cached(&target, &key) {
+        if let Some(bundle) = self.cached(plan)? {
             Entry::touch(&target);
             return Ok(Compiled { bundle, was_cached: true });
         }
         self.prepare()?;
         let _lock = Lock::acquire(&self.root().join(format!(".{name}.lock")))?;
-        if let Some(bundle) = cached(&target, &key) {
+        if let Some(bundle) = self.cached(plan)? {
             return Ok(Compiled { bundle, was_cached: true });
         }
-        let staging = Staging::new(&target)?;
-        plan.assemble(self, staging.path(), progress)?;
-        let bundle = Bundle::open(&staging.publish()?)?;
-        Ok(Compiled { bundle, was_cached: false })
+        let bundle = match self.assemble(plan, &target, progress) {
+            Err(CompileError::Bundle(BundleError::Size { .. } | BundleError::Digest { .. })) => {
+                plan.all_parts().into_iter().try_for_each(|part| self.recheck(&part.recipe))?;
+                self.assemble(plan, &target, progress)
+            }
+            result => result,
+        };
+        Ok(Compiled { bundle: bundle?, was_cached: false })
     }
-}
 
-/// A damaged bundle counts as absent: it is made anew.
-fn cached(target: &Path, key: &str) -> Option<Bundle> {
-    Bundle::open(target).ok().filter(|bundle| bundle.manifest().provenance.key == key)
+    fn assemble(
+        &self,
+        plan: &Plan<'_>,
+        target: &Path,
+        progress: &mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Bundle, CompileError> {
+        let staging = Staging::new(target)?;
+        plan.assemble(self, staging.path(), progress)?;
+        Bundle::open(staging.path())?.seal(&self.seal_key()?)?;
+        Ok(Bundle::open(&staging.publish()?)?)
+    }
+
+    /// The bundle of a plan, if it is there, whole and sealed; a damaged one counts as absent and is made anew.
+    fn cached(&self, plan: &Plan<'_>) -> Result<Option<Bundle>, CompileError> {
+        let target = plan.place(self);
+        if !target.exists() {
+            return Ok(None);
+        }
+        let key = self.seal_key()?;
+        let is_sound = |bundle: &Bundle| {
+            bundle.manifest().provenance.key == plan.provenance.key && bundle.check_seal(&key).is_ok()
+        };
+        Ok(Bundle::open(&target).ok().filter(is_sound))
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -267,8 +303,9 @@ impl<'a> Plan<'a> {
     /// The parts, in the order in which they are built.
     pub fn steps(&self, cache: &EngineCache) -> Result<Vec<Step>, CompileError> {
         let mut steps = Vec::new();
+        let is_whole = cache.cached(self)?.is_some();
         for part in &self.parts {
-            let is_cached = cache.find(&part.recipe)?.is_some();
+            let is_cached = is_whole || cache.has(&part.recipe)?;
             let before = if is_cached { None } else { cache.nearest(&part.recipe) };
             steps.push(Step {
                 folder: String::new(),
@@ -279,7 +316,12 @@ impl<'a> Plan<'a> {
             });
         }
         for (folder, plan) in &self.nested {
-            steps.extend(plan.steps(cache)?.into_iter().map(|step| Step { folder: folder.clone(), ..step }));
+            let nested = plan.steps(cache)?.into_iter().map(|step| Step {
+                folder: folder.clone(),
+                is_cached: is_whole || step.is_cached,
+                ..step
+            });
+            steps.extend(nested);
         }
         Ok(steps)
     }
@@ -302,12 +344,17 @@ impl<'a> Plan<'a> {
     }
 
     fn assemble(
-        self,
+        &self,
         cache: &EngineCache,
         folder: &Path,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), CompileError> {
-        let mut manifest = Manifest::new(self.name, self.target.target(), self.content, self.provenance);
+        let mut manifest = Manifest::new(
+            self.name.clone(),
+            self.target.target(),
+            self.content.clone(),
+            self.provenance.clone(),
+        );
         let unread: BTreeMap<Role, Vec<String>> =
             self.parts.iter().flat_map(|part| part.models.unread()).collect();
         for part in &self.parts {
@@ -322,19 +369,19 @@ impl<'a> Plan<'a> {
             }
         }
         let mut files = Vec::new();
-        for (name, source) in self.companions {
+        for (name, source) in &self.companions {
             let bytes = match source {
-                Source::File(source) => fs::read(&source).map_err(|e| CompileError::io(&source, &e))?,
-                Source::Made(bytes) => bytes,
+                Source::File(source) => fs::read(source).map_err(|e| CompileError::io(source, &e))?,
+                Source::Made(bytes) => bytes.clone(),
             };
-            let path = folder.join(&name);
+            let path = folder.join(name);
             create_folder(path.parent().unwrap_or(folder))?;
             fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
-            files.push(name);
+            files.push(name.clone());
         }
-        for (name, plan) in self.nested {
-            create_folder(&folder.join(&name))?;
-            plan.assemble(cache, &folder.join(&name), progress)?;
+        for (name, plan) in &self.nested {
+            create_folder(&folder.join(name))?;
+            plan.assemble(cache, &folder.join(name), progress)?;
             files.push(format!("{name}/{MANIFEST}"));
         }
         progress(Progress::Sealing);

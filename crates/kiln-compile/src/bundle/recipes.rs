@@ -10,9 +10,12 @@ use kiln_nets::Sizes;
 
 use super::{BuildOptions, Part, Plan};
 use crate::checkpoint::Source;
-use crate::target::TargetOptions;
+use crate::target::{TargetOptions, ports};
 use crate::trace::Traced;
 use crate::{CompileError, Recipe, TraceOptions};
+
+/// Counts the changes of how parts are built from the same graphs, weights and options.
+pub(super) const BUILDER: &str = "2";
 
 /// What a part is built from.
 pub(super) fn recipe(
@@ -23,6 +26,7 @@ pub(super) fn recipe(
 ) -> Result<Recipe, CompileError> {
     let mut recipe = Recipe::new(part, options.target.target());
     recipe.add("kiln", env!("CARGO_PKG_VERSION"));
+    recipe.add("builder", BUILDER);
     for model in traced.iter().flat_map(|component| &component.models) {
         let graph = model.to_onnx(&WeightLayout::anywhere(model))?;
         recipe.add(format!("graph {}", model.name), blake3::hash(&graph).to_hex().as_str());
@@ -35,6 +39,9 @@ pub(super) fn recipe(
     }
     if let TargetOptions::TensorrtRtx(options) = &options.target {
         options.add_to(&mut recipe);
+        for component in traced {
+            options.add_sizes_to(&mut recipe, component.role, &ports(&component.inputs));
+        }
     }
     recipe.emission = named_options(&options.trace);
     Ok(recipe)
@@ -82,7 +89,13 @@ pub(super) fn provenance(
             TargetOptions::Cpu | TargetOptions::Onnx => None,
             TargetOptions::TensorrtRtx(options) => Some(options.release.clone()),
         },
-        options: named_options(&options.trace),
+        options: {
+            let mut named = named_options(&options.trace);
+            if let TargetOptions::TensorrtRtx(options) = &options.target {
+                named.extend(options.named());
+            }
+            named
+        },
         checkpoint,
         loras: fused_loras(&options.trace.loras),
     };

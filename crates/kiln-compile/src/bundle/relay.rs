@@ -26,6 +26,7 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static
     let parts = groups.into_iter().map(|(name, models)| {
         let mut recipe = Recipe::new(name, Target::TensorrtRtx);
         recipe.add("kiln", env!("CARGO_PKG_VERSION"));
+        recipe.add("builder", recipes::BUILDER);
         for model in &models {
             let digest = |file: &str| manifest.files.get(file).map(|listed| listed.blake3.clone());
             for segment in &model.component.segments {
@@ -36,6 +37,9 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static
             }
         }
         options.add_to(&mut recipe);
+        for model in &models {
+            options.add_sizes_to(&mut recipe, model.role, &model.component.inputs);
+        }
         recipe.emission = manifest.provenance.options.clone();
         Part { models: Models::Onnx(models), recipe }
     });
@@ -52,6 +56,7 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static
     }
     let mut provenance = manifest.provenance.clone();
     provenance.toolkit = Some(options.release.clone());
+    provenance.options.extend(options.named());
     recipes::seal(&mut provenance, &manifest.content, &parts, &nested);
     Ok(Plan {
         name: manifest.name.clone(),

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_bundle::fs::{Lock, digest};
+use kiln_bundle::fs::{Lock, create_folder, digest};
 use kiln_bundle::{BundleError, Component, Digests, FileEntry, MANIFEST, Role, SealKey, Staging, Target};
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,10 @@ impl Entry {
         Ok(())
     }
 
+    fn is_of(&self, recipe: &Recipe) -> bool {
+        self.record.recipe().key() == recipe.key()
+    }
+
     /// Takes every digest anew.
     pub(crate) fn verify(&self) -> Result<(), CompileError> {
         let mut digests = Digests::load(self.root.join(DIGESTS));
@@ -144,6 +148,13 @@ pub(super) fn read_record(root: &Path, key: Option<&SealKey>) -> Result<Record, 
 }
 
 impl EngineCache {
+    /// Whether there is a sound entry of a recipe; changes nothing.
+    pub(crate) fn has(&self, recipe: &Recipe) -> Result<bool, CompileError> {
+        let root = self.entries().join(recipe.folder());
+        let key = self.seal_key()?;
+        Ok(root.exists() && Entry::open(&root, &key).is_ok_and(|entry| entry.is_of(recipe)))
+    }
+
     /// The entry of a recipe, if there is a sound one; a damaged one is put into quarantine.
     pub(crate) fn find(&self, recipe: &Recipe) -> Result<Option<Entry>, CompileError> {
         let root = self.entries().join(recipe.folder());
@@ -152,12 +163,20 @@ impl EngineCache {
         }
         let key = self.seal_key()?;
         match Entry::open(&root, &key) {
-            Ok(entry) if entry.record.recipe().key() == recipe.key() => {
+            Ok(entry) if entry.is_of(recipe) => {
                 Entry::touch(&root);
                 Ok(Some(entry))
             }
             Ok(_) => self.set_aside(&root, "was built from something else").map(|()| None),
             Err(e) => self.set_aside(&root, &e.to_string()).map(|()| None),
+        }
+    }
+
+    /// Takes every digest of a recipe's entry anew, and puts it into quarantine if it is damaged.
+    pub(crate) fn recheck(&self, recipe: &Recipe) -> Result<(), CompileError> {
+        match self.find(recipe)?.map(|entry| (entry.verify(), entry)) {
+            Some((Err(e), entry)) => self.set_aside(&entry.root, &e.to_string()),
+            _ => Ok(()),
         }
     }
 
@@ -222,14 +241,19 @@ impl EngineCache {
 
     /// Moves a damaged entry out of the way, with the reason beside it.
     pub(super) fn set_aside(&self, root: &Path, reason: &str) -> Result<(), CompileError> {
-        self.prepare()?;
+        // Where no folder can be made, the damage is what has to be told.
+        let _ = create_folder(&self.quarantine());
         let name = root.file_name().unwrap_or_default().to_string_lossy();
         let stem = self.quarantine().join(&*name);
         let place = (0..)
             .map(|i| if i == 0 { stem.clone() } else { stem.with_file_name(format!("{name}.{i}")) })
             .find(|place| !place.exists())
             .unwrap_or(stem);
-        fs::rename(root, &place).map_err(|e| CompileError::io(root, &e))?;
+        let damaged = |e: std::io::Error| {
+            let text = format!("{reason}; it can not be set aside: {e}");
+            CompileError::io(root, &std::io::Error::new(e.kind(), text))
+        };
+        fs::rename(root, &place).map_err(damaged)?;
         let note = place.join("REASON");
         fs::write(&note, format!("{reason}\n")).map_err(|e| CompileError::io(&note, &e))
     }

@@ -16,8 +16,8 @@ mod upkeep;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::fs::create_folder;
-use kiln_bundle::{Bundle, Digests, SealKey};
+use kiln_bundle::fs::{check_writable, create_folder, remove_abandoned};
+use kiln_bundle::{Bundle, BundleError, Digests, SealKey};
 
 pub(crate) use entry::Built;
 pub use entry::{Entry, Record};
@@ -81,10 +81,20 @@ impl EngineCache {
     pub(crate) fn prepare(&self) -> Result<(), CompileError> {
         create_folder(&self.root)?;
         for folder in [self.entries(), self.quarantine()] {
-            create_folder(&folder)?;
-            make_private(&folder).map_err(|e| CompileError::io(&folder, &e))?;
+            if !folder.is_dir() {
+                create_folder(&folder)?;
+                make_private(&folder).map_err(|e| CompileError::io(&folder, &e))?;
+            }
         }
-        Ok(())
+        check_writable(&self.root)?;
+        check_writable(&self.entries())?;
+        Ok(self.remove_abandoned()?)
+    }
+
+    /// Removes what processes that were killed left half-built.
+    pub(crate) fn remove_abandoned(&self) -> Result<(), BundleError> {
+        remove_abandoned(self.root())?;
+        remove_abandoned(&self.entries())
     }
 }
 

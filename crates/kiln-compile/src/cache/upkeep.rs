@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use kiln_bundle::{Bundle, MANIFEST};
+use kiln_bundle::{Bundle, MANIFEST, SEAL};
 
 use super::EngineCache;
 use super::entry::{Entry, Record, read_record};
@@ -33,6 +33,8 @@ pub enum ItemKind {
     Entry(Box<Record>),
     /// A bundle.
     Bundle,
+    /// Something whose manifest or record can not be read, and why.
+    Damaged(String),
     /// Something damaged, and why it was set aside.
     Quarantined(String),
 }
@@ -53,6 +55,8 @@ pub struct Pruned {
     pub items: Vec<String>,
     /// Bytes that were freed.
     pub bytes: u64,
+    /// Bytes that the rest takes.
+    pub kept_bytes: u64,
 }
 
 impl EngineCache {
@@ -60,14 +64,20 @@ impl EngineCache {
     pub fn items(&self) -> Result<Vec<CacheItem>, CompileError> {
         let mut items = Vec::new();
         for path in folders(self.root())? {
-            if path.join(MANIFEST).is_file() {
-                items.push(item(path, ItemKind::Bundle)?);
+            let is_own = path == self.entries() || path == self.quarantine();
+            match Bundle::open(&path) {
+                _ if is_own => {}
+                Ok(_) => items.push(item(path, ItemKind::Bundle)?),
+                Err(_) if !path.join(MANIFEST).is_file() && !path.join(SEAL).is_file() => {}
+                Err(e) => items.push(item(path, ItemKind::Damaged(e.to_string()))?),
             }
         }
         for path in folders(&self.entries())? {
-            if let Ok(record) = read_record(&path, None) {
-                items.push(item(path, ItemKind::Entry(Box::new(record)))?);
-            }
+            let kind = match read_record(&path, None) {
+                Ok(record) => ItemKind::Entry(Box::new(record)),
+                Err(e) => ItemKind::Damaged(e.to_string()),
+            };
+            items.push(item(path, kind)?);
         }
         for path in folders(&self.quarantine())? {
             let reason = fs::read_to_string(path.join("REASON")).unwrap_or_default().trim().to_owned();
@@ -77,42 +87,50 @@ impl EngineCache {
         Ok(items)
     }
 
-    /// Takes every digest and checks every seal anew; what is damaged is named, entries among it set aside.
+    /// Takes every digest and checks every seal anew; what is damaged is named and set aside.
     pub fn verify(&self) -> Result<Vec<Checked>, CompileError> {
         let key = self.seal_key()?;
         let mut results = Vec::new();
         for item in self.items()? {
             let checked = match &item.kind {
                 ItemKind::Quarantined(_) => continue,
-                ItemKind::Bundle => {
-                    Bundle::open(&item.path).and_then(|bundle| bundle.verify()).map_err(CompileError::from)
+                ItemKind::Bundle | ItemKind::Damaged(_) if item.path.parent() == Some(self.root()) => {
+                    let bundle = Bundle::open(&item.path);
+                    let checked =
+                        bundle.and_then(|bundle| bundle.check_seal(&key).and_then(|()| bundle.verify()));
+                    checked.map_err(CompileError::from)
                 }
-                ItemKind::Entry(_) => Entry::open(&item.path, &key).and_then(|entry| entry.verify()),
+                _ => Entry::open(&item.path, &key).and_then(|entry| entry.verify()),
             };
-            if let (ItemKind::Entry(_), Err(e)) = (&item.kind, &checked) {
-                self.set_aside(&item.path, &e.to_string())?;
+            let mut error = checked.err();
+            if let Some(found) = &error {
+                error = self.set_aside(&item.path, &found.to_string()).err().or(error);
             }
-            results.push(Checked { item, error: checked.err() });
+            results.push(Checked { item, error });
         }
         Ok(results)
     }
 
     /// Removes quarantined items, items unused for `older_than`, and then the least recently used until the rest takes at
-    /// most `max_bytes`; `keep` is never removed. With `dry_run` it only tells.
+    /// most `max_bytes`; the bundles `keep` and what they are made of are never removed. With `dry_run` it only tells.
     pub fn prune(
         &self,
         max_bytes: Option<u64>,
         older_than: Option<Duration>,
-        keep: Option<&Path>,
+        keep: &[&Path],
         dry_run: bool,
     ) -> Result<Pruned, CompileError> {
+        if !dry_run {
+            self.remove_abandoned()?;
+        }
         let items = self.items()?;
         let is_kept = |item: &CacheItem| {
-            keep.is_some_and(|keep| item.path == keep || shares_files(&item.path, keep).unwrap_or(true))
+            keep.iter().any(|keep| item.path == *keep || shares_files(&item.path, keep).unwrap_or(true))
         };
         let is_stale = |item: &CacheItem| {
             let age = item.last_used.elapsed().unwrap_or_default();
-            matches!(item.kind, ItemKind::Quarantined(_)) || older_than.is_some_and(|limit| age > limit)
+            matches!(item.kind, ItemKind::Quarantined(_) | ItemKind::Damaged(_))
+                || older_than.is_some_and(|limit| age > limit)
         };
         let (mut remove, mut rest): (Vec<_>, Vec<_>) =
             items.into_iter().partition(|item| is_stale(item) && !is_kept(item));
@@ -126,6 +144,7 @@ impl EngineCache {
         let pruned = Pruned {
             items: remove.iter().map(|item| item.name.clone()).collect(),
             bytes: all.saturating_sub(disk_bytes(&rest)?),
+            kept_bytes: disk_bytes(&rest)?,
         };
         if !dry_run {
             for item in &remove {

@@ -11,7 +11,8 @@ use crate::trace::{Traced, n_bytes};
 
 pub(crate) use cpu::build as build_onnx;
 pub use rtx::{
-    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, Profile, Range, RtxOptions, release_of,
+    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, JobFailure, Profile, Range, RtxOptions,
+    release_of,
 };
 pub(crate) use rtx::{OnnxModel, build as build_for_rtx, build_from_onnx};
 
@@ -39,7 +40,6 @@ impl TargetOptions {
 
 /// What the manifest says of a component that was written.
 fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
-    let ports = |ports: &[ModelPort]| ports.iter().map(port).collect();
     Component {
         segments: models.iter().map(|model| segment(model)).collect(),
         weights: models.first().map(|model| model.weights.clone()),
@@ -49,6 +49,10 @@ fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
         inputs: ports(&traced.inputs),
         outputs: ports(&traced.outputs),
     }
+}
+
+pub(crate) fn ports(ports: &[ModelPort]) -> Vec<PortInfo> {
+    ports.iter().map(port).collect()
 }
 
 fn segment(TracedModel { model, file, weight_bytes, .. }: &TracedModel) -> Segment {

@@ -128,8 +128,6 @@ pub enum AttentionRule {
     Fused,
     /// Where the builder has no fused kernel for one of them.
     FusedIfPossible,
-    /// As the builder likes.
-    Any,
 }
 
 /// What building an engine showed.
@@ -144,10 +142,20 @@ pub struct BuiltEngine {
     pub peak_bytes: Option<u64>,
 }
 
+/// Why an engine was not built; it can be told to another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobFailure {
+    /// What the builder says, in one line.
+    Builder(String),
+    /// The engine can not be written: the operating system's error number.
+    Writing(i32),
+}
+
 /// Runs jobs: in this process or in another.
 pub trait EngineBuilder: fmt::Debug + Send + Sync {
-    /// Builds an engine; the error is one line.
-    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, String>;
+    /// Builds an engine.
+    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, JobFailure>;
 }
 
 /// Builds in this process.
@@ -155,23 +163,21 @@ pub trait EngineBuilder: fmt::Debug + Send + Sync {
 pub struct InProcess;
 
 impl EngineBuilder for InProcess {
-    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, String> {
+    fn build(&self, job: &EngineJob) -> Result<BuiltEngine, JobFailure> {
         job.run()
     }
 }
 
 impl EngineJob {
-    /// Builds the engine and writes it; the error is one line.
-    pub fn run(&self) -> Result<BuiltEngine, String> {
+    /// Builds the engine and writes it.
+    pub fn run(&self) -> Result<BuiltEngine, JobFailure> {
         let built = match self.attention {
             AttentionRule::Fused => self.build(false),
             AttentionRule::FusedIfPossible => self.build(false).or_else(|_| self.build(true)),
-            AttentionRule::Any => self.build(true),
         };
-        let (engine, built) = built.map_err(|e| e.to_string())?;
-        std::fs::write(&self.engine, engine.as_bytes())
-            .map_err(|e| format!("{}: {e}", self.engine.display()))?;
-        Ok(built)
+        let (engine, built) = built.map_err(|e| JobFailure::Builder(e.to_string()))?;
+        let written = std::fs::write(&self.engine, engine.as_bytes());
+        written.map(|()| built).map_err(|e| JobFailure::Writing(e.raw_os_error().unwrap_or_default()))
     }
 
     fn build(&self, decomposable: bool) -> Result<(HostMemory, BuiltEngine), TrtError> {
@@ -211,20 +217,45 @@ impl EngineJob {
 }
 
 impl RtxOptions {
-    /// Adds what can change an engine, besides its graph and weights.
+    /// What can change an engine, besides its graph, weights and sizes, by name.
+    fn choices(&self) -> BTreeMap<String, String> {
+        let mut capabilities = self.compute_capabilities.clone();
+        capabilities.sort_unstable();
+        capabilities.dedup();
+        let capabilities: Vec<String> =
+            capabilities.iter().map(|[major, minor]| format!("{major}.{minor}")).collect();
+        let or_default = |value: Option<String>| value.unwrap_or_else(|| "default".into());
+        BTreeMap::from([
+            ("compute capabilities".into(), capabilities.join(", ")),
+            ("workspace".into(), or_default(self.workspace.map(|bytes| bytes.to_string()))),
+            ("optimization level".into(), or_default(self.optimization_level.map(|level| level.to_string()))),
+            ("tf32".into(), self.tf32.to_string()),
+            ("slow attention".into(), self.allow_slow_attention.to_string()),
+        ])
+    }
+
+    /// What a bundle says of how its engines were built.
+    pub(crate) fn named(&self) -> BTreeMap<String, String> {
+        let profiles = self.profiles.iter().enumerate();
+        let profiles = profiles.map(|(i, profile)| (format!("profile {i}"), profile.to_string()));
+        self.choices().into_iter().chain(profiles).collect()
+    }
+
+    /// Adds what can change an engine, besides its graph, weights and sizes.
     pub(crate) fn add_to(&self, recipe: &mut Recipe) {
         recipe.add("toolkit", &self.release);
-        let capabilities: Vec<String> =
-            self.compute_capabilities.iter().map(|[major, minor]| format!("{major}.{minor}")).collect();
-        recipe.add("compute capabilities", capabilities.join(", "));
+        self.choices().into_iter().for_each(|(name, value)| recipe.add(name, value));
+    }
+
+    /// Adds the sizes at which a component's inputs arrive.
+    pub(crate) fn add_sizes_to(&self, recipe: &mut Recipe, role: Role, inputs: &[PortInfo]) {
+        let join = |sizes: &Vec<i64>| sizes.iter().map(i64::to_string).collect::<Vec<_>>().join("x");
         for (i, profile) in self.profiles.iter().enumerate() {
-            recipe.add(format!("profile {i}"), profile.to_string());
+            for (input, picks) in sizes(inputs, role, profile) {
+                let text = picks.each_ref().map(join).join(" ");
+                recipe.add(format!("profile {i} of {role} {input}"), text);
+            }
         }
-        let or_default = |value: Option<String>| value.unwrap_or_else(|| "default".into());
-        recipe.add("workspace", or_default(self.workspace.map(|bytes| bytes.to_string())));
-        recipe.add("optimization level", or_default(self.optimization_level.map(|level| level.to_string())));
-        recipe.add("tf32", self.tf32.to_string());
-        recipe.add("slow attention", self.allow_slow_attention.to_string());
     }
 }
 
@@ -304,8 +335,12 @@ pub(crate) fn build_from_onnx(
             tf32: options.tf32,
             attention,
         };
-        let engine =
-            options.builder.build(&job).map_err(|reason| CompileError::Build { role: *role, reason })?;
+        let engine = options.builder.build(&job).map_err(|failure| match failure {
+            JobFailure::Builder(reason) => CompileError::Build { role: *role, reason },
+            JobFailure::Writing(error) => {
+                CompileError::io(&job.engine, &std::io::Error::from_raw_os_error(error))
+            }
+        })?;
         let known = engine.attention.fused + engine.attention.decomposed;
         let lost = component.attention().fused.saturating_sub(known);
         if lost > 0 && attention == AttentionRule::Fused {
@@ -336,7 +371,7 @@ pub(crate) fn build_from_onnx(
 /// An autoencoder has one attention, with one head as wide as its channels, for which there often is no fused kernel.
 fn rule(role: Role, options: &RtxOptions) -> AttentionRule {
     match role {
-        _ if options.allow_slow_attention => AttentionRule::Any,
+        _ if options.allow_slow_attention => AttentionRule::FusedIfPossible,
         Role::VaeEncoder | Role::VaeDecoder => AttentionRule::FusedIfPossible,
         _ => AttentionRule::Fused,
     }
