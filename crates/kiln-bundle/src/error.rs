@@ -32,6 +32,14 @@ pub enum BundleError {
         /// What is wrong, with line and column where there are such.
         reason: String,
     },
+    /// What was measured of the bundle's engines can not be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Figures {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file is longer or shorter than the manifest says.
     #[error("{path}: has {found} bytes, the manifest says {expected}", path = path.display())]
     Size {

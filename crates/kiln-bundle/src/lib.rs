@@ -7,6 +7,7 @@
 mod component;
 mod digests;
 mod error;
+mod figures;
 pub mod fs;
 mod manifest;
 mod pack;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 pub use component::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size};
 pub use digests::Digests;
 pub use error::BundleError;
+pub use figures::{ComponentFigures, Figures, Sample};
 pub use fs::{OutputFolder, Staging};
 pub use manifest::{
     Content, ControlNetInfo, FileEntry, FusedLora, Manifest, PipelineInfo, Provenance, Role, Target,
@@ -35,6 +37,9 @@ pub const MANIFEST: &str = "bundle.yaml";
 
 /// What [`Bundle::open`] remembers of large files, inside the bundle.
 const DIGESTS: &str = ".digests.json";
+
+/// Largest file of figures that is read.
+const MAX_FIGURES: u64 = 1 << 20;
 
 /// Files up to this size have their digest taken whenever a bundle is opened.
 const ALWAYS_TAKEN: u64 = 1 << 20;
@@ -134,13 +139,43 @@ impl Bundle {
 
     /// Adds a reference to the bundle, or replaces the one it has, and seals it anew.
     pub fn set_reference(&mut self, bytes: &[u8], key: &SealKey) -> Result<(), BundleError> {
-        const NAME: &str = "reference.safetensors";
-        let path = self.path(NAME);
+        self.attach("reference.safetensors", bytes, key, |manifest| &mut manifest.reference)
+    }
+
+    /// What its engines take, if that was measured.
+    pub fn figures(&self) -> Result<Option<Figures>, BundleError> {
+        let Some(name) = &self.manifest.figures else { return Ok(None) };
+        let path = self.path(name);
+        let refuse = |reason: String| BundleError::Figures { path: path.clone(), reason };
+        if self.manifest.files.get(name).is_none_or(|file| file.size > MAX_FIGURES) {
+            return Err(refuse(format!("is larger than the {MAX_FIGURES} bytes that figures may have")));
+        }
+        let bytes = std::fs::read(&path).map_err(|e| BundleError::io(&path, &e))?;
+        let figures: Figures = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+        figures.check().map_err(refuse)?;
+        Ok(Some(figures))
+    }
+
+    /// Adds what its engines take, or replaces what was measured before, and seals it anew.
+    pub fn set_figures(&mut self, figures: &Figures, key: &SealKey) -> Result<(), BundleError> {
+        let bytes = serde_json::to_vec_pretty(figures).unwrap_or_default();
+        self.attach("figures.json", &bytes, key, |manifest| &mut manifest.figures)
+    }
+
+    /// Adds a file of which the manifest says in a field of its own what it is.
+    fn attach(
+        &mut self,
+        name: &str,
+        bytes: &[u8],
+        key: &SealKey,
+        field: impl Fn(&mut Manifest) -> &mut Option<String>,
+    ) -> Result<(), BundleError> {
+        let path = self.path(name);
         let _lock = fs::Lock::acquire(&self.path(".lock"))?;
         fs::write_atomic(&path, bytes)?;
         let entry = FileEntry { size: bytes.len() as u64, blake3: fs::digest(&path)? };
-        self.manifest.files.insert(NAME.into(), entry);
-        self.manifest.reference = Some(NAME.into());
+        self.manifest.files.insert(name.into(), entry);
+        *field(&mut self.manifest) = Some(name.into());
         fs::write_atomic(&self.root.join(MANIFEST), self.manifest.to_yaml().as_bytes())?;
         self.seal(key)
     }

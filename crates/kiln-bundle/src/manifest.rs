@@ -32,6 +32,9 @@ pub struct Manifest {
     /// What it made where it was compiled, to compare with elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// What its engines take, as it was measured where it was compiled or runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<String>,
     /// Every file of the bundle but the manifest, relative to it.
     pub files: BTreeMap<String, FileEntry>,
     /// Where it comes from.
@@ -242,6 +245,7 @@ impl Manifest {
             content,
             components: BTreeMap::new(),
             reference: None,
+            figures: None,
             files: BTreeMap::new(),
             provenance,
         }
@@ -282,7 +286,8 @@ impl Manifest {
                 None
             }
         };
-        let named = self.components.values().flat_map(Component::files).chain(scheduler).chain(&self.reference);
+        let attached = self.reference.iter().chain(&self.figures);
+        let named = self.components.values().flat_map(Component::files).chain(scheduler).chain(attached);
         if let Some(name) = named.into_iter().find(|name| !self.files.contains_key(*name)) {
             return Err(format!("file '{name}' is used but not listed"));
         }

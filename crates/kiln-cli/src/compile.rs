@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::args::{CheckpointArgs, CompileArgs, Precision};
 use crate::build::OtherProcess;
+use crate::execution::backend;
 use crate::failure::Failure;
-use crate::generate::backend;
 use crate::models::{cache, check_companions, failure, open, options, sizes};
 use crate::progress::Bar;
-use crate::{models, output, runtime, tasks, verify};
+use crate::{measure, models, output, runtime, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
@@ -86,7 +86,10 @@ fn execute(
         let manifest = compiled.bundle.manifest();
         let can_verify = target == Target::Cpu && matches!(manifest.content, Content::Pipeline(_));
         if can_verify && !args.no_reference && manifest.reference.is_none() {
-            verify::record(&mut compiled.bundle, backend(args.backend, None)?, &models::seal_key()?)?;
+            verify::record(&mut compiled.bundle, backend(args.execution)?, &models::seal_key()?)?;
+        }
+        if can_verify && !args.no_figures && compiled.bundle.manifest().figures.is_none() {
+            measure::record(&mut compiled.bundle, args.execution)?;
         }
         if !compiled.was_cached && !args.allow_slow_attention {
             warn_of_slow_attention(&compiled.bundle);

@@ -27,6 +27,7 @@ const INPUT: u8 = 3;
 const LIBRARY: u8 = 4;
 const FILES: u8 = 5;
 const DIFFERS: u8 = 6;
+const BUDGET: u8 = 7;
 
 impl Failure {
     pub(crate) fn unexpected(message: String) -> Failure {
@@ -160,6 +161,16 @@ impl From<RuntimeError> for Failure {
                 Failure { message: error.to_string(), hint: None, code }
             }
             RuntimeError::Request { .. } | RuntimeError::Scheduler(_) => Failure::usage(error.to_string()),
+            RuntimeError::Budget { budget, smallest } => {
+                let hint = format!(
+                    "--memory-budget {}MiB is the smallest that fits; kiln plan shows what takes how much",
+                    smallest.div_ceil(1 << 20)
+                );
+                let [budget, smallest] = [budget, smallest].map(output::bytes);
+                let message =
+                    format!("memory budget: {budget} are too few: this request takes at least {smallest}");
+                Failure { message, hint: Some(hint), code: BUDGET }
+            }
             RuntimeError::Tokenizer(_)
             | RuntimeError::SchedulerFile { .. }
             | RuntimeError::Embedding { .. }

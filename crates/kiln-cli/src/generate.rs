@@ -1,32 +1,25 @@
 use std::hash::{BuildHasher, RandomState};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use kiln_engine::{Backend, OnnxRuntime, Rten};
-use kiln_native::{Found, Library, locate};
 use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
-use crate::args::{BackendChoice, GenerateArgs, GeneratorChoice, SyntaxChoice};
+use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::failure::Failure;
+use crate::memtrace::MemoryTrace;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
 use crate::progress::Bar;
 use crate::settings::{settings, text_chunks};
-use crate::{output, paths, runtime, tasks};
-
-/// Most threads that an operator may be spread over.
-const MAX_THREADS: usize = 1024;
+use crate::{execution, output, paths, plan, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
     request.validate()?;
     let memory = args.memory.options();
     memory.validate()?;
-    if let Some(threads) = args.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
-        return Err(Failure::usage(format!("threads: {threads} is not a number from 1 to {MAX_THREADS}")));
-    }
+    execution::check(args.execution)?;
     let files = output_files(args, &request)?;
     let loras = tasks::loras(&args.tasks.lora)?;
     let model = paths::model(args.model.as_ref())?;
@@ -39,7 +32,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         .iter()
         .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut pipeline = Pipeline::new(bundle, backend(args.backend, args.threads)?)?;
+    let mut pipeline = Pipeline::new(bundle, execution::backend(args.execution)?)?;
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;
@@ -50,7 +43,14 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     }
     let loras: Vec<_> = loras.into_iter().map(|lora| (lora.file, lora.weight)).collect();
     pipeline.set_loras(&loras)?;
-    let output = sample(&mut pipeline, &request)?;
+    if let Some(budget) = args.memory.memory_budget {
+        pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
+    }
+    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start());
+    let output = sample(&mut pipeline, &request, &mut trace)?;
+    if let (Some(trace), Some(file)) = (trace, &args.memory.memory_trace) {
+        trace.finish(file)?;
+    }
 
     let settings = settings(&pipeline, &request, args)?;
     for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
@@ -104,27 +104,21 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
     })
 }
 
-/// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
-pub(crate) fn backend(choice: BackendChoice, threads: Option<usize>) -> Result<Arc<dyn Backend>, Failure> {
-    if choice == BackendChoice::Rten {
-        return Ok(Arc::new(Rten::new(threads)));
-    }
-    let named = locate(Library::OnnxRuntimeCpu)?;
-    let may_fall_back = choice == BackendChoice::Auto && !named.as_ref().is_some_and(Found::is_explicit);
-    let found = named.map_or_else(|| runtime::fetch(Library::OnnxRuntimeCpu), Ok);
-    match found.and_then(|found| Ok(OnnxRuntime::open(&found.path, threads)?)) {
-        Ok(backend) => Ok(Arc::new(backend)),
-        Err(failure) if may_fall_back => {
-            output::say(&format!("using the built-in backend rten: {}", failure.message()));
-            Ok(Arc::new(Rten::new(threads)))
-        }
-        Err(failure) => Err(failure),
-    }
-}
-
-fn sample(pipeline: &mut Pipeline, request: &Request) -> Result<Output, Failure> {
+fn sample(
+    pipeline: &mut Pipeline,
+    request: &Request,
+    trace: &mut Option<MemoryTrace>,
+) -> Result<Output, Failure> {
     let mut bar = None;
     let output = pipeline.generate(request, &mut |event| {
+        if let Some(trace) = trace {
+            match event {
+                Event::Loading(role) => trace.phase(format!("load {role}")),
+                Event::Started { .. } => trace.phase("steps"),
+                Event::Decoding { done, total } if done < total => trace.phase("decode"),
+                _ => {}
+            }
+        }
         match event {
             Event::Truncated(n) => {
                 output::say(&format!("the prompt is too long: its last {n} tokens are ignored"))

@@ -7,14 +7,18 @@ mod cache;
 mod compare;
 mod compile;
 mod convert;
+mod execution;
 mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
 mod log;
+mod measure;
+mod memtrace;
 mod models;
 mod output;
 mod paths;
+mod plan;
 mod progress;
 mod runtime;
 mod settings;
@@ -51,6 +55,8 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Measure(args) => measure::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Cache(args) => cache::run(args),

@@ -7,6 +7,7 @@ use kiln_compile::Progress as Compiling;
 use kiln_native::Progress as Installing;
 
 const BYTES: &str = "{prefix:>10} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {eta} left {msg}";
+const WORK: &str = "{prefix:>10} {spinner} {msg}";
 const STEPS: &str = "{prefix:>10} [{bar:30}] step {pos}/{len}, {msg}, {eta} left";
 
 pub(crate) struct Bar(ProgressBar);
@@ -25,6 +26,11 @@ impl Bar {
 
     pub(crate) fn steps(total: usize) -> Bar {
         Bar::new(STEPS, "sampling", total as u64)
+    }
+
+    /// For work of which nobody knows how much is left.
+    pub(crate) fn spinner(prefix: &'static str) -> Bar {
+        Bar::new(WORK, prefix, 0)
     }
 
     pub(crate) fn at(&self, done: u64, total: u64) {

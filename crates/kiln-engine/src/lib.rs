@@ -4,6 +4,7 @@
 //! same ONNX files on the CPU: [`OnnxRuntime`], a native library opened at run time, and [`Rten`], which is always there.
 
 mod error;
+pub mod heap;
 mod onnxruntime;
 mod overrides;
 mod rten;
@@ -25,6 +26,11 @@ pub trait Backend: Send + Sync {
 
     /// Version of the library behind it.
     fn version(&self) -> &str;
+
+    /// Whether it holds the matrix of all scores of an attention even where the model has it as one operator.
+    fn holds_scores(&self) -> bool {
+        false
+    }
 
     /// Loads the engine in a model file.
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError>;

@@ -34,6 +34,10 @@ impl Backend for Rten {
         "0.27"
     }
 
+    fn holds_scores(&self) -> bool {
+        true
+    }
+
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let loaded = match &options.overrides {

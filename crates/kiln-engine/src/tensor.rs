@@ -65,6 +65,15 @@ impl TensorView<'_> {
         }
     }
 
+    /// Bytes of its elements.
+    pub fn n_bytes(&self) -> u64 {
+        let size = match self {
+            TensorView::F32(_) => 4,
+            TensorView::I64(_) => 8,
+        };
+        size * self.shape().iter().map(|&n| n as u64).product::<u64>()
+    }
+
     /// Shape.
     pub fn shape(&self) -> &[usize] {
         match self {

@@ -29,6 +29,16 @@ pub enum Error {
         /// Steps that were asked for.
         steps: usize,
     },
+    /// No way to spend memory is predicted to take so little.
+    #[error(
+        "memory budget: {budget} bytes are too few: the least that this request is predicted to take is {smallest}"
+    )]
+    Budget {
+        /// The budget in bytes.
+        budget: u64,
+        /// Bytes of the way that takes least.
+        smallest: u64,
+    },
     /// The computation left the range of numbers.
     #[error("latents are not finite after step {step}")]
     NotFinite {

@@ -5,7 +5,7 @@ use kiln_bundle::Target;
 use kiln_compile::{Bytes, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
-use super::{BackendChoice, CacheArgs, Precision, PredictionChoice, attention};
+use super::{CacheArgs, ExecutionArgs, Precision, PredictionChoice, attention};
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
@@ -53,9 +53,11 @@ pub(crate) struct CompileArgs {
     /// Leave out the reference that `kiln verify` compares with.
     #[arg(long)]
     pub(crate) no_reference: bool,
-    /// What runs the engines to make the reference.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    pub(crate) backend: BackendChoice,
+    /// Leave out what the engines take, from which `kiln plan` predicts.
+    #[arg(long)]
+    pub(crate) no_figures: bool,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
     pub(crate) sizes: SizeArgs,
     #[command(flatten)]

@@ -1,6 +1,10 @@
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use kiln_compile::Bytes;
 use kiln_runtime::{MemoryOptions, Offload, Placement, VaeTiling};
+
+use super::{CacheArgs, CheckpointArgs, ExecutionArgs};
 
 /// How memory is spent.
 #[derive(Args, Clone)]
@@ -21,6 +25,9 @@ pub(crate) struct MemoryArgs {
     /// Share of a tile that it has in common with the next one.
     #[arg(long, value_name = "X", default_value_t = 0.25, requires = "vae_tile")]
     pub(crate) vae_tile_overlap: f64,
+    /// Write resident memory over time, with what began when, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) memory_trace: Option<PathBuf>,
     /// How many segments ahead weights are read under --offload sequential.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) prefetch: usize,
@@ -79,6 +86,16 @@ pub(crate) enum PlacementChoice {
     Packed,
 }
 
+impl From<Offload> for OffloadChoice {
+    fn from(offload: Offload) -> OffloadChoice {
+        match offload {
+            Offload::None => OffloadChoice::None,
+            Offload::Model => OffloadChoice::Model,
+            Offload::Sequential => OffloadChoice::Sequential,
+        }
+    }
+}
+
 impl MemoryArgs {
     /// The options, where no budget decides.
     pub(crate) fn options(&self) -> MemoryOptions {
@@ -96,4 +113,52 @@ impl MemoryArgs {
             prefetch: self.prefetch,
         }
     }
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArgs {
+    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model models/shapes of a checkout].
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+    /// Say what would be taken for this much memory, such as 2GiB; auto for what is free.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_budget: Option<Budget>,
+    /// Width in pixels [default: the model's].
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) width: Option<u32>,
+    /// Height in pixels, like the width.
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) height: Option<u32>,
+    /// Pictures at once.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch_size: usize,
+    /// Denoising steps [default: 50; 4 for latent consistency models].
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+    /// Weight of the prompt; guidance, which doubles the work, is off up to 1 [default: the model's].
+    #[arg(long, value_name = "X")]
+    pub(crate) guidance_scale: Option<f32>,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) checkpoint: CheckpointArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct MeasureArgs {
+    /// Bundle folder.
+    pub(crate) bundle: PathBuf,
+    /// Print the figures, and leave those of the bundle as they are.
+    #[arg(long)]
+    pub(crate) no_store: bool,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

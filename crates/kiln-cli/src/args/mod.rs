@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_graph::AttentionPolicy;
 
 pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
-pub(crate) use memory::{Budget, MemoryArgs};
+pub(crate) use memory::{Budget, MeasureArgs, MemoryArgs, OffloadChoice, PlanArgs};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
@@ -24,6 +24,7 @@ Exit codes:
   4  a native library can not be found, fetched or used
   5  a file can not be read or written
   6  what was compared or verified differs more than allowed
+  7  what was asked for does not fit into the memory budget
 
 Environment:
   KILN_CACHE_DIR     folder for downloads (default: kiln in the platform's cache folder)
@@ -59,6 +60,10 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Run a bundle's reference again and tell how far the result has drifted.
     Verify(VerifyArgs),
+    /// Predict what a request takes under each way to spend memory.
+    Plan(PlanArgs),
+    /// Measure what a bundle's engines take on this machine, for `kiln plan` and --memory-budget.
+    Measure(MeasureArgs),
     /// Tell how close two pictures are.
     Compare(CompareArgs),
     /// Write a checkpoint with random weights.
@@ -128,12 +133,8 @@ pub(crate) struct GenerateArgs {
     /// PNG file to write; with several pictures, a number is put before the extension [default: kiln-SEED.png].
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
-    /// What runs the engines.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    pub(crate) backend: BackendChoice,
-    /// Threads per operator [default: all cores].
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
     #[command(flatten)]
@@ -143,6 +144,17 @@ pub(crate) struct GenerateArgs {
     /// Print one JSON object instead of the path.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What runs the engines.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct ExecutionArgs {
+    /// What runs the engines.
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+    /// Threads per operator [default: all cores].
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
 }
 
 /// What pictures are made from besides prompts.
@@ -284,9 +296,8 @@ pub(crate) struct VerifyArgs {
     /// Least peak signal to noise ratio that a decoded picture must have, in decibels.
     #[arg(long, value_name = "DB", default_value_t = 40.0, value_parser = number)]
     pub(crate) min_psnr: f64,
-    /// What runs the engines.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    pub(crate) backend: BackendChoice,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

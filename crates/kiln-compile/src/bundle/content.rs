@@ -38,7 +38,7 @@ pub(super) fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes, traced: &[Tra
 fn text_encoder_info(encoder: &TextEncoder, traced: &[Traced<'_>]) -> TextEncoderInfo {
     let config = &encoder.part.config;
     let models = traced.iter().filter(|component| component.role == encoder.role());
-    let outputs = models.flat_map(|component| &component.models).flat_map(|model| &model.outputs);
+    let outputs = models.flat_map(|component| &component.outputs);
     let (pooled, states): (Vec<String>, Vec<String>) =
         outputs.map(|port| port.name.clone()).partition(|name| name == "text_embeds");
     TextEncoderInfo {

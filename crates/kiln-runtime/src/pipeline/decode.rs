@@ -18,7 +18,7 @@ impl Pipeline {
         let total = latents.shape()[0];
         let scale = self.bundle.pipeline()?.scaling_factor as f32;
         let role = self.load(Role::VaeDecoder, run)?;
-        let tiles = self.decoding_tiles(latents.shape())?;
+        let tiles = self.decoding_tiles(self.memory().vae_tiling, latents.shape())?;
         let mut network = self.engines.network(&self.bundle, role)?;
         let at_once = match network.inputs().first().and_then(|port| port.shape.first()) {
             Some(Size::Fixed(n)) => usize::try_from(*n).unwrap_or(1).max(1),

@@ -47,6 +47,10 @@ impl Pipeline {
         }))
     }
 
+    pub(super) fn is_fixed(&self) -> Result<bool, Error> {
+        Ok(self.fixed_size()?.is_some())
+    }
+
     /// Refuses a request that engines of one size can not run.
     pub(super) fn check_fixed(&self, request: &Request, [height, width]: [u32; 2]) -> Result<(), Error> {
         let Some(fixed) = self.fixed_size()? else { return Ok(()) };

@@ -180,7 +180,7 @@ impl Pipeline {
 
     fn posterior(&mut self, picture: ArrayD<f32>, run: &mut Run<'_, '_>) -> Result<Posterior, Error> {
         let role = self.load(Role::VaeEncoder, run)?;
-        let tiles = self.encoding_tiles(picture.shape())?;
+        let tiles = self.encoding_tiles(self.memory().vae_tiling, picture.shape())?;
         let mut network = self.engines.network(&self.bundle, role)?;
         let mut encode = |tile: &ArrayD<f32>| -> Result<Vec<ArrayD<f32>>, Error> {
             let outputs = network.run(&[("sample", TensorView::F32(tile.view()))])?;

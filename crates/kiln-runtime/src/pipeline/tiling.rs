@@ -24,24 +24,33 @@ pub(super) struct Tiles {
 
 impl Pipeline {
     /// Tiles of latents `[_, _, height, width]` to decode; none where they fit into one tile.
-    pub(super) fn decoding_tiles(&self, latents: &[usize]) -> Result<Option<Tiles>, Error> {
+    pub(super) fn decoding_tiles(
+        &self,
+        tiling: Option<VaeTiling>,
+        latents: &[usize],
+    ) -> Result<Option<Tiles>, Error> {
         let factor = self.bundle.pipeline()?.vae_scale_factor as usize;
-        self.tiles(latents, |pixels| pixels / factor, |read| read * factor)
+        self.tiles(tiling, latents, |pixels| pixels / factor, |read| read * factor)
     }
 
     /// Tiles of a picture `[_, _, height, width]` to encode; none where it fits into one tile.
-    pub(super) fn encoding_tiles(&self, picture: &[usize]) -> Result<Option<Tiles>, Error> {
+    pub(super) fn encoding_tiles(
+        &self,
+        tiling: Option<VaeTiling>,
+        picture: &[usize],
+    ) -> Result<Option<Tiles>, Error> {
         let factor = self.bundle.pipeline()?.vae_scale_factor as usize;
-        self.tiles(picture, |pixels| pixels, |read| read / factor)
+        self.tiles(tiling, picture, |pixels| pixels, |read| read / factor)
     }
 
     fn tiles(
         &self,
+        tiling: Option<VaeTiling>,
         shape: &[usize],
         read: impl Fn(usize) -> usize,
         made: impl Fn(usize) -> usize,
     ) -> Result<Option<Tiles>, Error> {
-        let Some(VaeTiling { tile, overlap }) = self.engines.memory().vae_tiling else { return Ok(None) };
+        let Some(VaeTiling { tile, overlap }) = tiling else { return Ok(None) };
         let info = self.bundle.pipeline()?;
         let pixels = tile.unwrap_or(info.height.max(info.width));
         if !pixels.is_multiple_of(info.vae_scale_factor) {
@@ -65,6 +74,25 @@ impl Pipeline {
 }
 
 impl Tiles {
+    /// Area of the largest tile of what is read, `[_, _, height, width]`.
+    pub(super) fn largest_area(&self, read: &[usize]) -> f64 {
+        (self.tile.min(read[2]) * self.tile.min(read[3])) as f64
+    }
+
+    /// Area of all tiles.
+    pub(super) fn total_area(&self, read: &[usize]) -> f64 {
+        (self.total_length(read[2]) * self.total_length(read[3])) as f64
+    }
+
+    /// Area of the tiles that wait for those which they are blended with: a row of them, and the next one.
+    pub(super) fn waiting_area(&self, read: &[usize]) -> f64 {
+        (2 * self.tile.min(read[2]) * self.total_length(read[3])) as f64
+    }
+
+    fn total_length(&self, side: usize) -> usize {
+        (0..side).step_by(self.stride).map(|start| self.tile.min(side - start)).sum()
+    }
+
     /// Runs `work` on every tile of `read` `[B, C, H, W]` and joins what it makes, each `[B, C', h, w]`, blending the seams.
     pub(super) fn map(
         &self,

@@ -98,7 +98,7 @@ impl Residency {
 
     fn placement(&self, component: &Component) -> Placement {
         self.memory.placement.unwrap_or(match self.memory.offload {
-            Offload::None if component.weight_bytes <= PACKED_BYTES => Placement::Packed,
+            Offload::None | Offload::Model if component.weight_bytes <= PACKED_BYTES => Placement::Packed,
             _ => Placement::Mapped,
         })
     }

@@ -1,6 +1,7 @@
 //! A component as one network, whatever segments it is made of.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use kiln_bundle::{Bundle, Component, PortInfo, Role, Segment, Size, TensorFile};
 use kiln_engine::{HostTensor, TensorView};
@@ -20,6 +21,9 @@ pub(crate) struct Network<'a> {
 }
 
 type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
+
+/// What the segments made for one part of the batch, as long as it is needed.
+type Made<'a> = BTreeMap<&'a str, HostTensor>;
 
 impl<'a> Network<'a> {
     pub(super) fn new(
@@ -53,8 +57,6 @@ impl<'a> Network<'a> {
     }
 
     /// Runs once; `inputs` in any order, the results in the order of [`Network::outputs`].
-    ///
-    /// What segments make for each other is dropped when its last reader has run.
     pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, Error> {
         if let Some((name, _)) =
             inputs.iter().find(|(name, _)| !self.inputs().iter().any(|port| port.name == *name))
@@ -62,21 +64,38 @@ impl<'a> Network<'a> {
             return Err(self.refuse(format!("has no input '{name}'")));
         }
         let parts = self.parts(inputs);
-        let mut made: Vec<BTreeMap<&str, HostTensor>> = parts.iter().map(|_| BTreeMap::new()).collect();
-        for (i, segment) in self.component.segments.iter().enumerate() {
-            self.residency.prefetch(self.weights.as_ref(), self.component, i);
-            let engine = self.residency.segment(self.bundle, self.role, i)?;
-            for (given, made) in parts.iter().zip(&mut made) {
-                let outputs = engine.run(&reads(segment, given, made))?;
-                made.extend(segment.makes.iter().map(String::as_str).zip(outputs));
-                made.retain(|name, _| self.component.is_read_after(name, i));
+        let mut made = Vec::new();
+        match self.residency.memory.offload {
+            Offload::None | Offload::Model => {
+                for part in &parts {
+                    made.extend(self.run_together(slice::from_ref(part))?);
+                }
             }
-            self.residency.has_run(self.role, i);
+            Offload::Sequential => made = self.run_together(&parts)?,
         }
         self.component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
     }
 
-    /// The inputs row by row where one row runs at a time, else all as they are.
+    /// Runs each segment for all parts before the next segment.
+    ///
+    /// What segments make for each other is dropped when its last reader has run.
+    fn run_together(&mut self, parts: &[Given<'_>]) -> Result<Vec<Made<'a>>, Error> {
+        let component = self.component;
+        let mut made: Vec<Made<'a>> = parts.iter().map(|_| BTreeMap::new()).collect();
+        for (i, segment) in component.segments.iter().enumerate() {
+            self.residency.prefetch(self.weights.as_ref(), component, i);
+            let engine = self.residency.segment(self.bundle, self.role, i)?;
+            for (given, made) in parts.iter().zip(&mut made) {
+                let outputs = engine.run(&reads(segment, given, made))?;
+                made.extend(segment.makes.iter().map(String::as_str).zip(outputs));
+                made.retain(|name, _| component.is_read_after(name, i));
+            }
+            self.residency.has_run(self.role, i);
+        }
+        Ok(made)
+    }
+
+    /// The inputs row by row under offload, else all as they are.
     fn parts<'v>(&self, inputs: &'v [(&'v str, TensorView<'_>)]) -> Vec<Given<'v>> {
         let is_batched = |name: &str| {
             let port = self.inputs().iter().find(|port| port.name == name);
@@ -84,10 +103,10 @@ impl<'a> Network<'a> {
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
         match (rows, self.residency.memory.offload) {
-            (Some(rows), Offload::Sequential) if rows > 1 => (0..rows)
+            (Some(rows), Offload::Model | Offload::Sequential) if rows > 1 => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
-                        true => (*name, slice(view, row)),
+                        true => (*name, row_of(view, row)),
                         false => (*name, reborrow(view)),
                     });
                     of_row.collect()
@@ -97,12 +116,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    fn joined(
-        &self,
-        name: &str,
-        port: &PortInfo,
-        made: &mut [BTreeMap<&str, HostTensor>],
-    ) -> Result<HostTensor, Error> {
+    fn joined(&self, name: &str, port: &PortInfo, made: &mut [Made<'a>]) -> Result<HostTensor, Error> {
         let rows: Option<Vec<HostTensor>> = made.iter_mut().map(|made| made.remove(name)).collect();
         let mut rows = rows.ok_or_else(|| self.refuse(format!("made no '{name}'")))?;
         if rows.len() == 1 || !has_batch(port) {
@@ -122,7 +136,7 @@ impl<'a> Network<'a> {
 fn reads<'v>(
     segment: &'v Segment,
     given: &'v [(&str, TensorView<'_>)],
-    made: &'v BTreeMap<&str, HostTensor>,
+    made: &'v Made<'_>,
 ) -> Vec<(&'v str, TensorView<'v>)> {
     let find = |name: &'v String| {
         let given = || given.iter().find(|(given, _)| given == name).map(|(_, view)| reborrow(view));
@@ -135,7 +149,7 @@ fn has_batch(port: &PortInfo) -> bool {
     matches!(port.shape.first(), Some(Size::Dynamic(symbol)) if symbol == "batch")
 }
 
-fn slice<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
+fn row_of<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
     let at = Slice::from(row..=row);
     match view {
         TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),

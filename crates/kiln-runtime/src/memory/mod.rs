@@ -1,5 +1,7 @@
 //! How a pipeline spends memory.
 
+pub mod process;
+
 use kiln_engine::Placement;
 
 use crate::Error;
@@ -32,10 +34,10 @@ pub enum Offload {
     /// All that were needed so far.
     #[default]
     None,
-    /// One component; the UNet and its ControlNets stay for the whole loop (diffusers' `enable_model_cpu_offload`).
+    /// One component, which computes one row of the batch at a time; the UNet and its ControlNets stay for the whole
+    /// loop (diffusers' `enable_model_cpu_offload`).
     Model,
-    /// One segment of one component, which computes one row of the batch at a time (diffusers'
-    /// `enable_sequential_cpu_offload`).
+    /// One segment of one component, one row of the batch at a time (diffusers' `enable_sequential_cpu_offload`).
     Sequential,
 }
 

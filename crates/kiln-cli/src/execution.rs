@@ -1,0 +1,43 @@
+//! What runs the engines.
+
+use std::sync::Arc;
+
+use kiln_engine::{Backend, OnnxRuntime, Rten};
+use kiln_native::{Found, Library, locate};
+
+use crate::args::{BackendChoice, ExecutionArgs};
+use crate::failure::Failure;
+use crate::{output, runtime};
+
+/// Most threads that an operator may be spread over.
+const MAX_THREADS: usize = 1024;
+
+/// Checks all that can be checked without opening a library.
+pub(crate) fn check(args: ExecutionArgs) -> Result<(), Failure> {
+    match args.threads.filter(|n| !(1..=MAX_THREADS).contains(n)) {
+        Some(threads) => {
+            Err(Failure::usage(format!("threads: {threads} is not a number from 1 to {MAX_THREADS}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
+pub(crate) fn backend(args: ExecutionArgs) -> Result<Arc<dyn Backend>, Failure> {
+    let ExecutionArgs { backend: choice, threads } = args;
+    check(args)?;
+    if choice == BackendChoice::Rten {
+        return Ok(Arc::new(Rten::new(threads)));
+    }
+    let named = locate(Library::OnnxRuntimeCpu)?;
+    let may_fall_back = choice == BackendChoice::Auto && !named.as_ref().is_some_and(Found::is_explicit);
+    let found = named.map_or_else(|| runtime::fetch(Library::OnnxRuntimeCpu), Ok);
+    match found.and_then(|found| Ok(OnnxRuntime::open(&found.path, threads)?)) {
+        Ok(backend) => Ok(Arc::new(backend)),
+        Err(failure) if may_fall_back => {
+            output::say(&format!("using the built-in backend rten: {}", failure.message()));
+            Ok(Arc::new(Rten::new(threads)))
+        }
+        Err(failure) => Err(failure),
+    }
+}

@@ -1,0 +1,146 @@
+//! What a request takes, before it runs.
+
+use clap::ValueEnum;
+use kiln_bundle::Figures;
+use kiln_runtime::{Choice, Error, MemoryOptions, Pipeline, Plan, Request, process_memory};
+use serde_json::{Value, json};
+
+use crate::args::{Budget, ExecutionArgs, OffloadChoice, PlanArgs};
+use crate::failure::Failure;
+use crate::models::{self, refuse_unused};
+use crate::{execution, measure, output, paths};
+
+/// Share of the memory that is free which `auto` takes.
+const SHARE: f64 = 0.9;
+
+pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
+    let request = Request {
+        prompts: vec![String::new(); args.batch_size.min(1 << 16)],
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        height: args.height,
+        width: args.width,
+        ..Request::new("")
+    };
+    request.validate()?;
+    execution::check(args.execution)?;
+    let model = paths::model(args.model.as_ref())?;
+    refuse_unused(&args.checkpoint, &[&model])?;
+    let bundle = models::bundle(&model, &args.checkpoint, &args.cache)?;
+    let pipeline = Pipeline::new(bundle, execution::backend(args.execution)?)?;
+    let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
+    let budget = args.memory_budget.map(bytes).transpose()?;
+    let chosen = budget.map(|budget| plan.within(budget));
+    match args.json {
+        true => output::data(&report(&plan, budget, chosen.as_ref()).to_string()),
+        false => show(&plan, budget, chosen.as_ref()),
+    }
+    match chosen {
+        Some(Err(error)) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The fastest way to spend memory that is predicted to fit.
+pub(crate) fn choose(
+    pipeline: &Pipeline,
+    request: &Request,
+    budget: Budget,
+    execution: ExecutionArgs,
+) -> Result<MemoryOptions, Failure> {
+    let budget = bytes(budget)?;
+    let plan = pipeline.plan(request, &figures(pipeline, execution)?)?;
+    let choice = plan.within(budget)?;
+    output::say(&format!(
+        "memory: {}, predicted {} of {}",
+        describe(&choice.memory),
+        output::bytes(choice.peak_bytes),
+        output::bytes(budget)
+    ));
+    Ok(choice.memory)
+}
+
+/// What the bundle's engines take with this backend; measured now if it was not.
+fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<Figures, Failure> {
+    let mut bundle = pipeline.bundle().clone();
+    if let Some(figures) = bundle.figures()?
+        && figures.backend == pipeline.backend().name()
+    {
+        return Ok(figures);
+    }
+    let figures = measure::in_another_process(&bundle, execution)?;
+    if bundle.figures()?.is_none() {
+        // A bundle that can not be written is measured again the next time.
+        let _ = bundle.set_figures(&figures, &models::seal_key()?);
+    }
+    Ok(figures)
+}
+
+fn bytes(budget: Budget) -> Result<u64, Failure> {
+    match budget {
+        Budget::Bytes(n) => Ok(n),
+        Budget::Auto => match process_memory::available() {
+            Some(free) => Ok((free as f64 * SHARE) as u64),
+            None => Err(Failure::usage("memory budget: this system does not tell how much is free")
+                .with_hint("--memory-budget 2GiB says it")),
+        },
+    }
+}
+
+fn offload(memory: &MemoryOptions) -> String {
+    let choice = OffloadChoice::from(memory.offload);
+    choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+fn tile(memory: &MemoryOptions) -> Option<u32> {
+    memory.vae_tiling.and_then(|tiling| tiling.tile)
+}
+
+fn describe(memory: &MemoryOptions) -> String {
+    let tile = tile(memory).map(|tile| format!(" --vae-tile {tile}"));
+    format!("--offload {}{}", offload(memory), tile.unwrap_or_default())
+}
+
+fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>>) {
+    output::data(&format!("{:<11} {:<9} {:>10} {:>10}", "OFFLOAD", "VAE TILE", "PEAK", "SECONDS"));
+    for choice in &plan.choices {
+        let tile = tile(&choice.memory).map_or_else(|| "none".into(), |tile| tile.to_string());
+        let reason = reason(choice, budget, chosen);
+        output::data(&format!(
+            "{:<11} {tile:<9} {:>10} {:>10.1}  {reason}",
+            offload(&choice.memory),
+            output::bytes(choice.peak_bytes),
+            choice.seconds
+        ));
+    }
+}
+
+fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>>) -> String {
+    let peak = format!("peak while {} runs", choice.peak_role);
+    match (budget, chosen) {
+        (Some(budget), _) if choice.peak_bytes > budget => {
+            format!("{} too much; {peak}", output::bytes(choice.peak_bytes - budget))
+        }
+        (Some(_), Some(Ok(best))) if *best == choice => format!("chosen: the fastest that fits; {peak}"),
+        (Some(_), Some(Ok(best))) if choice.seconds > best.seconds => {
+            format!("fits, {:.0}% slower; {peak}", 100.0 * (choice.seconds / best.seconds - 1.0))
+        }
+        (Some(_), _) => format!("fits, about as fast; {peak}"),
+        _ => peak,
+    }
+}
+
+fn report(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>>) -> Value {
+    let choices = plan.choices.iter().map(|choice| {
+        json!({
+            "offload": offload(&choice.memory),
+            "vae_tile": tile(&choice.memory),
+            "peak_bytes": choice.peak_bytes,
+            "peak_component": choice.peak_role.to_string(),
+            "seconds": choice.seconds,
+            "fits": budget.map(|budget| choice.peak_bytes <= budget),
+            "chosen": matches!(chosen, Some(Ok(best)) if *best == choice),
+        })
+    });
+    json!({ "budget_bytes": budget, "choices": choices.collect::<Vec<_>>() })
+}

@@ -1,0 +1,164 @@
+//! What the engines of a bundle take, measured.
+
+use std::time::Instant;
+
+use kiln_bundle::{Component, ComponentFigures, Figures, PortInfo, Role, Sample};
+use kiln_engine::{HostTensor, TensorView, heap};
+use ndarray::ArrayD;
+
+use super::Pipeline;
+use crate::generator::TorchCpuGenerator;
+use crate::{Error, MemoryOptions, Offload, process_memory};
+
+/// Text positions of one block of tokens.
+const TOKENS: u64 = 77;
+
+/// Shares of the model's default size at which components are measured whose memory grows with the area.
+const LINEAR: &[f64] = &[0.5, 1.0];
+
+/// The same where it grows with the area's square, as the scores of attention do.
+const QUADRATIC: &[f64] = &[0.5, 0.75, 1.0];
+
+/// Rows of the batch and the size in latents of one run.
+#[derive(Clone, Copy, PartialEq)]
+struct Extent {
+    rows: u64,
+    size: [u64; 2],
+}
+
+impl Pipeline {
+    /// Runs the components at several sizes and measures what they take from this process's memory and time.
+    ///
+    /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
+    /// where the operating system does not tell what a process holds.
+    pub fn measure(&mut self, progress: &mut dyn FnMut(Role)) -> Result<Option<Figures>, Error> {
+        if process_memory::resident().is_none() || !process_memory::reset_peak() {
+            return Ok(None);
+        }
+        let before = self.memory();
+        let figures = self.measure_all(before, progress);
+        self.set_memory(before)?;
+        figures.map(Some)
+    }
+
+    fn measure_all(&mut self, memory: MemoryOptions, progress: &mut dyn FnMut(Role)) -> Result<Figures, Error> {
+        // The second UNet, which ControlNets steer, takes what the first one takes and little more.
+        let roles = self.bundle.manifest().components.keys().copied();
+        let roles: Vec<Role> = roles.filter(|role| *role != Role::UnetControlled).collect();
+        self.set_memory(MemoryOptions { offload: Offload::None, ..memory })?;
+        if let Some(first) = roles.first() {
+            self.samples(*first)?;
+        }
+        self.release();
+        heap::trim();
+        let mut figures = Figures {
+            backend: self.backend().name().into(),
+            version: self.backend().version().into(),
+            base_bytes: resident(),
+            components: Default::default(),
+        };
+        for role in roles {
+            progress(role);
+            self.set_memory(MemoryOptions { offload: Offload::None, ..memory })?;
+            let whole = self.samples(role)?;
+            self.set_memory(MemoryOptions { offload: Offload::Sequential, placement: None, ..memory })?;
+            let segments = self.samples(role)?;
+            figures.components.insert(role, ComponentFigures { whole, segments });
+        }
+        Ok(figures)
+    }
+
+    /// Runs a component at growing sizes, so that each run finds what the one before it left, as steps of a loop do.
+    fn samples(&mut self, role: Role) -> Result<Vec<Sample>, Error> {
+        self.release();
+        heap::trim();
+        process_memory::reset_peak();
+        let before = resident();
+        let start = Instant::now();
+        self.engines.load(&self.bundle, role)?;
+        let load_seconds = start.elapsed().as_secs_f64();
+        let mut samples = Vec::new();
+        for Extent { rows, size } in self.extents(role)? {
+            let inputs = random(&tensors(&self.bundle.component(role)?.inputs, Extent { rows, size }));
+            let views: Vec<(&str, TensorView<'_>)> =
+                inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
+            let start = Instant::now();
+            let outputs = self.engines.network(&self.bundle, role)?.run(&views)?;
+            let seconds = start.elapsed().as_secs_f64();
+            drop(outputs);
+            let peak = process_memory::peak().unwrap_or(0);
+            heap::trim();
+            samples.push(Sample {
+                rows,
+                height: size[0],
+                width: size[1],
+                peak_bytes: peak.saturating_sub(before),
+                held_bytes: resident().saturating_sub(before),
+                load_seconds,
+                seconds,
+            });
+            process_memory::reset_peak();
+        }
+        Ok(samples)
+    }
+
+    /// What to run a component with: one row at several sizes, unless it takes only one, and two rows.
+    fn extents(&self, role: Role) -> Result<Vec<Extent>, Error> {
+        let info = self.bundle.pipeline()?;
+        let component = self.bundle.component(role)?;
+        let full = [info.height, info.width].map(|pixels| u64::from(pixels / info.vae_scale_factor));
+        let shapes = |extent: Extent| tensors(&component.inputs, extent);
+        let one = Extent { rows: 1, size: full };
+        let mut extents: Vec<Extent> = match shapes(one) == shapes(Extent { size: [1, 1], ..one }) {
+            true => vec![Extent { size: [1, 1], ..one }],
+            false => {
+                let shares = if self.holds_scores(component) { QUADRATIC } else { LINEAR };
+                let size =
+                    |share: &f64| full.map(|side| ((side as f64 * share / 8.0).ceil() as u64 * 8).min(side));
+                shares.iter().map(|share| Extent { size: size(share), ..one }).collect()
+            }
+        };
+        extents.dedup();
+        let largest = extents[extents.len() - 1];
+        let two = Extent { rows: 2, ..largest };
+        let is_autoencoder = matches!(role, Role::VaeDecoder | Role::VaeEncoder);
+        if !is_autoencoder && shapes(two) != shapes(largest) {
+            extents.push(two);
+        }
+        Ok(extents)
+    }
+
+    fn holds_scores(&self, component: &Component) -> bool {
+        component.attention().decomposed > 0 || self.backend().holds_scores()
+    }
+}
+
+fn resident() -> u64 {
+    process_memory::resident().unwrap_or(0)
+}
+
+/// Name, whether it holds floats, and shape of each input.
+fn tensors(
+    ports: &[PortInfo],
+    Extent { rows, size: [height, width] }: Extent,
+) -> Vec<(String, bool, Vec<usize>)> {
+    let size = |symbol: &str| match symbol {
+        "batch" => Some(rows),
+        "height" => Some(height),
+        "width" => Some(width),
+        "tokens" => Some(TOKENS),
+        _ => None,
+    };
+    let shape = |port: &PortInfo| port.shape.iter().map(|n| n.at(size).unwrap_or(1) as usize).collect();
+    let is_float = |port: &PortInfo| port.dtype != kiln_bundle::ElementType::I64;
+    ports.iter().map(|port| (port.name.clone(), is_float(port), shape(port))).collect()
+}
+
+fn random(tensors: &[(String, bool, Vec<usize>)]) -> Vec<(String, HostTensor)> {
+    let mut generator = TorchCpuGenerator::new(0);
+    let mut make = |is_float: bool, shape: &[usize]| match is_float {
+        true => HostTensor::F32(generator.randn(shape)),
+        false => HostTensor::I64(ArrayD::zeros(shape.to_vec())),
+    };
+    tensors.iter().map(|(name, is_float, shape)| (name.clone(), make(*is_float, shape))).collect()
+}

@@ -1,0 +1,153 @@
+//! What a request will take, from what the bundle's engines were measured to take.
+
+use kiln_bundle::{Figures, Role};
+
+use super::Pipeline;
+use crate::plan::Forecast;
+use crate::request::refuse;
+use crate::{Choice, Error, MemoryOptions, Offload, Plan, Request, Upscaler, VaeTiling};
+
+/// Shares of the model's default size that tiles may have.
+const TILES: [u32; 3] = [1, 2, 4];
+
+/// Bytes of a pixel in a picture.
+const RGB: f64 = 3.0;
+
+/// Bytes of a pixel in what a decoder makes.
+const PLANES: f64 = 12.0;
+
+/// One component's part in a request.
+#[derive(Clone, Copy)]
+struct Work {
+    role: Role,
+    rows: u64,
+    /// Height and width in pixels.
+    size: [u32; 2],
+    runs: u64,
+}
+
+impl Pipeline {
+    /// What a request will take under every way to spend memory, from [`Figures`] of its bundle.
+    ///
+    /// ControlNets are not measured, and a request with control pictures is refused.
+    pub fn plan(&self, request: &Request, figures: &Figures) -> Result<Plan, Error> {
+        let size = self.size(request)?;
+        self.check(request, size)?;
+        if !request.controls.is_empty() {
+            return refuse("memory budget", "what ControlNets take is not measured".into());
+        }
+        let works = self.works(request, size)?;
+        let tilings = self.tilings(&works)?;
+        let mut choices = Vec::new();
+        for vae_tiling in tilings {
+            for offload in [Offload::None, Offload::Model, Offload::Sequential] {
+                let memory = MemoryOptions { offload, vae_tiling, placement: None, ..self.memory() };
+                choices.push(self.forecast(&works, memory, figures)?);
+            }
+        }
+        Ok(Plan { choices })
+    }
+
+    /// What runs, in order.
+    fn works(&self, request: &Request, size: [u32; 2]) -> Result<Vec<Work>, Error> {
+        let info = self.bundle.pipeline()?;
+        // Engines of a fixed size were measured with all their rows, and run with them.
+        let batch = if self.is_fixed()? { 1 } else { request.prompts.len() as u64 };
+        let is_doubled = !self.is_fixed()? && self.guidance(request)?.is_guided();
+        let rows = if is_doubled { 2 * batch } else { batch };
+        let steps = self.steps(request)?;
+        let strength = self.strength(request)?.map(|strength| ("strength", strength));
+        let (sampler, begin) = self.sampler(request, steps, strength)?;
+        let work = |role: Role, rows: u64, size: [u32; 2], runs: u64| Work { role, rows, size, runs };
+
+        let mut works: Vec<Work> =
+            info.text_encoders.iter().map(|encoder| work(encoder.role, rows, size, 1)).collect();
+        if let Some(init) = &request.init {
+            works.push(work(Role::VaeEncoder, 1, size, if init.mask.is_some() { 2 } else { 1 }));
+        }
+        works.push(work(Role::Unet, rows, size, (sampler.timesteps().len() - begin) as u64));
+        let mut last = size;
+        if let Some(hires) = &request.hires {
+            last = self.hires_size(size, hires)?;
+            if hires.upscaler == Upscaler::Pixels {
+                works.push(work(Role::VaeDecoder, 1, size, batch));
+                works.push(work(Role::VaeEncoder, 1, last, batch));
+            }
+            works.push(work(Role::Unet, rows, last, self.hires_steps(request, steps)? as u64));
+        }
+        works.push(work(Role::VaeDecoder, 1, last, batch));
+        Ok(works)
+    }
+
+    /// None, and those whose tiles are smaller than the largest picture.
+    fn tilings(&self, works: &[Work]) -> Result<Vec<Option<VaeTiling>>, Error> {
+        let info = self.bundle.pipeline()?;
+        let largest = works.iter().flat_map(|work| work.size).max().unwrap_or(0);
+        let default = info.height.max(info.width);
+        let tiles = TILES.iter().map(|share| default / share).filter(|tile| *tile < largest);
+        let tilings = tiles.map(|tile| VaeTiling { tile: Some(tile), ..VaeTiling::default() });
+        let fits = tilings.filter(|tiling| {
+            let shape = [1, 1, largest, largest].map(|side| (side / info.vae_scale_factor) as usize);
+            self.decoding_tiles(Some(*tiling), &shape).is_ok()
+        });
+        let is_fixed = self.is_fixed()?;
+        Ok([None].into_iter().chain(fits.filter(|_| !is_fixed).map(Some)).collect())
+    }
+
+    fn forecast(&self, works: &[Work], memory: MemoryOptions, figures: &Figures) -> Result<Choice, Error> {
+        let mut held: Vec<(Role, f64)> = Vec::new();
+        let mut peak = (0.0, Role::Unet);
+        let mut seconds = 0.0;
+        for work in works {
+            let (run, n_runs, aside) = self.run_of(work, memory, figures)?;
+            held.retain(|(role, _)| memory.offload == Offload::None && *role != work.role);
+            let others: f64 = held.iter().map(|(_, bytes)| bytes).sum();
+            let bytes = figures.base_bytes as f64 + others + run.peak_bytes + aside;
+            if bytes > peak.0 {
+                peak = (bytes, work.role);
+            }
+            held.push((work.role, run.held_bytes));
+            seconds += run.seconds * n_runs;
+            if memory.offload == Offload::Model {
+                seconds += run.load_seconds;
+            }
+        }
+        Ok(Choice { memory, peak_bytes: peak.0 as u64, peak_role: peak.1, seconds })
+    }
+
+    /// One run of a component, how many of them there are, and the bytes besides it.
+    fn run_of(
+        &self,
+        work: &Work,
+        memory: MemoryOptions,
+        figures: &Figures,
+    ) -> Result<(Forecast, f64, f64), Error> {
+        let missing = || Error::Component { component: work.role, reason: "was not measured".into() };
+        let component = figures.components.get(&work.role).ok_or_else(missing)?;
+        let samples = match memory.offload {
+            Offload::None | Offload::Model => &component.whole,
+            Offload::Sequential => &component.segments,
+        };
+        let factor = self.bundle.pipeline()?.vae_scale_factor;
+        let [height, width] = work.size.map(|pixels| (pixels / factor) as usize);
+        let (area, runs) = ((height * width) as f64, work.runs as f64);
+        if !matches!(work.role, Role::VaeDecoder | Role::VaeEncoder) {
+            let (at_once, runs) = match memory.offload {
+                Offload::Model => (1, runs * work.rows as f64),
+                Offload::None | Offload::Sequential => (work.rows, runs),
+            };
+            return Ok((Forecast::new(samples, at_once, area), runs, 0.0));
+        }
+        let pixels = f64::from(work.size[0]) * f64::from(work.size[1]);
+        let pictures = (runs - 1.0) * pixels * RGB;
+        let shape = [1, 1, height, width];
+        Ok(match self.decoding_tiles(memory.vae_tiling, &shape)? {
+            None => (Forecast::new(samples, 1, area), runs, pictures),
+            Some(tiles) => {
+                let (tile, total) = (tiles.largest_area(&shape), tiles.total_area(&shape));
+                let joined = pixels * PLANES * (1.0 + tiles.waiting_area(&shape) / area);
+                (Forecast::new(samples, 1, tile), runs * total / tile, pictures + joined)
+            }
+        })
+    }
+}

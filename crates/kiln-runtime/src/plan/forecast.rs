@@ -1,0 +1,115 @@
+//! From runs that were measured to runs of other sizes.
+
+use kiln_bundle::Sample;
+
+/// What a run takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Forecast {
+    /// Most bytes that the component takes, its weights among them.
+    pub(crate) peak_bytes: f64,
+    /// Bytes that it holds afterwards.
+    pub(crate) held_bytes: f64,
+    /// Seconds to load it.
+    pub(crate) load_seconds: f64,
+    /// Seconds to run it.
+    pub(crate) seconds: f64,
+}
+
+impl Forecast {
+    /// A run of `rows` over an area of latents, from samples of one row at growing areas and perhaps one of several rows.
+    pub(crate) fn new(samples: &[Sample], rows: u64, area: f64) -> Forecast {
+        let single: Vec<&Sample> = samples.iter().filter(|sample| sample.rows == 1).collect();
+        let Some(largest) = single.last() else { return Forecast::default() };
+        let several = samples.iter().find(|sample| sample.rows > 1);
+        let points = |value: fn(&Sample) -> f64| -> Vec<[f64; 2]> {
+            single.iter().map(|sample| [sample_area(sample), value(sample)]).collect()
+        };
+        let share = if single.len() > 1 { area / sample_area(largest) } else { 1.0 };
+        let further = |value: fn(&Sample) -> f64| match several {
+            Some(several) => {
+                let each = (value(several) - value(largest)) / (several.rows - 1) as f64;
+                each.max(0.0) * (rows - 1) as f64
+            }
+            None => 0.0,
+        };
+        let peak = |sample: &Sample| sample.peak_bytes as f64;
+        let seconds = |sample: &Sample| sample.seconds;
+        let alone = seconds_at(&points(seconds), area);
+        Forecast {
+            peak_bytes: through(&points(peak), area).max(0.0) + further(peak) * share,
+            held_bytes: samples.iter().map(|sample| sample.held_bytes).max().unwrap_or(0) as f64,
+            load_seconds: largest.load_seconds,
+            seconds: alone + further(seconds) * alone / largest.seconds.max(f64::MIN_POSITIVE),
+        }
+    }
+}
+
+fn sample_area(sample: &Sample) -> f64 {
+    sample.height as f64 * sample.width as f64
+}
+
+/// The polynomial through all points (Lagrange's formula).
+fn through(points: &[[f64; 2]], x: f64) -> f64 {
+    let weight = |i: usize| {
+        let others = points.iter().enumerate().filter(|(j, _)| *j != i);
+        others.map(|(_, [xj, _])| (x - xj) / (points[i][0] - xj)).product::<f64>()
+    };
+    points.iter().enumerate().map(|(i, [_, y])| y * weight(i)).sum()
+}
+
+/// Work grows with the area, and attention's with its square.
+fn seconds_at(points: &[[f64; 2]], area: f64) -> f64 {
+    let (Some([a, ya]), Some([b, yb])) = (points.first(), points.last()) else { return 0.0 };
+    if a == b {
+        return *ya;
+    }
+    let square = ((yb / b - ya / a) / (b - a)).max(0.0);
+    area * (yb / b + square * (area - b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(rows: u64, side: u64, peak_bytes: u64, seconds: f64) -> Sample {
+        Sample { rows, height: side, width: side, peak_bytes, held_bytes: 7, load_seconds: 0.5, seconds }
+    }
+
+    #[test]
+    fn measured_runs_are_their_own_forecast() {
+        let samples = [sample(1, 4, 300, 1.0), sample(1, 8, 700, 5.0), sample(2, 8, 900, 9.0)];
+        for measured in samples {
+            let area = (measured.height * measured.width) as f64;
+            let forecast = Forecast::new(&samples, measured.rows, area);
+            assert!((forecast.peak_bytes - measured.peak_bytes as f64).abs() < 1e-6, "{forecast:?}");
+            assert!((forecast.seconds - measured.seconds).abs() < 1e-9, "{forecast:?}");
+            assert_eq!((forecast.held_bytes, forecast.load_seconds), (7.0, 0.5));
+        }
+    }
+
+    #[test]
+    fn bytes_grow_with_the_area_or_its_square() {
+        let line = [sample(1, 1, 110, 0.0), sample(1, 2, 140, 0.0)];
+        assert!((Forecast::new(&line, 1, 9.0).peak_bytes - 190.0).abs() < 1e-6);
+        let square = |side: u64| sample(1, side, 100 + side.pow(4), 0.0);
+        let parabola = [square(2), square(3), square(4)];
+        assert!((Forecast::new(&parabola, 1, 36.0).peak_bytes - 1396.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn seconds_never_shrink_with_the_area() {
+        let noisy = [sample(1, 4, 0, 2.0), sample(1, 8, 0, 4.0)];
+        let seconds: Vec<f64> =
+            [16.0, 64.0, 256.0].iter().map(|area| Forecast::new(&noisy, 1, *area).seconds).collect();
+        assert!(seconds.is_sorted(), "{seconds:?}");
+    }
+
+    #[test]
+    fn one_size_serves_every_size() {
+        let fixed = [sample(1, 8, 700, 5.0)];
+        assert_eq!(Forecast::new(&fixed, 1, 640.0).peak_bytes, 700.0);
+        assert_eq!(Forecast::new(&fixed, 1, 640.0).seconds, 5.0);
+        let rows = [sample(1, 1, 300, 1.0), sample(2, 1, 400, 2.0)];
+        assert_eq!(Forecast::new(&rows, 3, 640.0).peak_bytes, 500.0);
+    }
+}
