@@ -37,4 +37,6 @@ pub use target::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, JobFailure, Profile, Range, RtxOptions,
     TargetOptions, release_of,
 };
-pub use trace::{Progress, SEGMENT_BYTES, TraceOptions, TracedModel, trace, trace_controlnet};
+pub use trace::{
+    AUTOENCODER_SEGMENTS, Progress, SEGMENT_BYTES, TraceOptions, TracedModel, trace, trace_controlnet,
+};

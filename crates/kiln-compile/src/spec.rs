@@ -80,7 +80,7 @@ pub struct TargetSpec {
     /// Sizes that engines run at; every size on the CPU, and around the model's own on others.
     #[serde(default)]
     pub profiles: Vec<ProfileSpec>,
-    /// Most bytes of weights in a segment, as `64MiB`, for engines of the CPU.
+    /// Most bytes of weights in a segment, as `16MiB`, for engines of the CPU.
     #[serde(default)]
     pub segments: Option<Bytes>,
     /// Whether there is a second UNet, which adds the residuals of ControlNets.

@@ -49,8 +49,15 @@ impl Default for TraceOptions {
     }
 }
 
-/// Most bytes of weights in a segment of an engine for the CPU, if its blocks allow.
-pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Most bytes of weights in a segment of an engine for the CPU, if its blocks allow; see [`AUTOENCODER_SEGMENTS`].
+pub const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// How many times larger the segments of an autoencoder are: beside its activations its weights are small, and what
+/// passes from segment to segment lives longer than what stays inside.
+pub const AUTOENCODER_SEGMENTS: u64 = 4;
+
+/// How many cut points a hint names.
+const SHOWN_CUTS: usize = 8;
 
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
@@ -261,6 +268,9 @@ impl<'a, 'o> Tracer<'a, 'o> {
         let mut own_cuts = graph.cut_points();
         let cuts = match &self.policy.cuts {
             Cuts::At(names) => Cuts::At(names.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect()),
+            Cuts::Every(bytes) if matches!(role, Role::VaeEncoder | Role::VaeDecoder) => {
+                Cuts::Every(bytes.saturating_mul(AUTOENCODER_SEGMENTS))
+            }
             cuts => cuts.clone(),
         };
         self.known_cuts.append(&mut own_cuts);
@@ -291,7 +301,10 @@ impl<'a, 'o> Tracer<'a, 'o> {
         if let Cuts::At(names) = &self.policy.cuts
             && let Some(cut) = names.iter().find(|cut| !self.known_cuts.contains(cut))
         {
-            let hint = format!("cut points are {}", self.known_cuts.join(", "));
+            let (shown, n) = (self.known_cuts.len().min(SHOWN_CUTS), self.known_cuts.len());
+            let shown = self.known_cuts[..shown].join(", ");
+            let hint =
+                format!("blocks, attentions and their first halves are cut points, {n} in all: {shown}, ...");
             return Err(refuse(format!("has no cut point '{cut}'"), hint));
         }
         let mut wanted = self.policy.precision.scopes.iter().map(|(scope, _)| scope);

@@ -59,10 +59,11 @@ impl Pipeline {
         };
         for role in roles {
             progress(role);
-            self.set_memory(MemoryOptions { offload: Offload::None, ..memory })?;
-            let whole = self.samples(role)?;
+            // By segment first: that leaves the weights in the page cache and nothing in the process.
             self.set_memory(MemoryOptions { offload: Offload::Sequential, placement: None, ..memory })?;
             let segments = self.samples(role)?;
+            self.set_memory(MemoryOptions { offload: Offload::None, ..memory })?;
+            let whole = self.samples(role)?;
             figures.components.insert(role, ComponentFigures { whole, segments });
         }
         Ok(figures)

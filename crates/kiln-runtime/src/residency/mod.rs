@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kiln_bundle::{Bundle, Component, Role, TensorFile};
-use kiln_engine::{Backend, Engine, LoadOptions, Placement};
+use kiln_engine::{Backend, Engine, LoadOptions, Placement, heap};
 use kiln_lora::LoraPlan;
 
 use crate::lora::ChangedWeights;
@@ -14,7 +14,7 @@ use crate::{Error, MemoryOptions, Offload};
 pub(crate) use network::Network;
 
 /// Weights of up to so many bytes are packed where they may stay: that takes under a second.
-const PACKED_BYTES: u64 = 128 << 20;
+const PACKED_BYTES: u64 = 256 << 20;
 
 /// The engines of a bundle, segment by segment, loaded as the memory options say.
 pub(crate) struct Residency {
@@ -58,9 +58,10 @@ impl Residency {
         self.loaded.keys().any(|(loaded, _)| *loaded == role)
     }
 
-    /// Drops all engines but those of the roles that `stays` names.
+    /// Drops all engines but those of the roles that `stays` names, and gives back what they and their tensors held.
     pub(crate) fn release(&mut self, stays: impl Fn(Role) -> bool) {
         self.loaded.retain(|(role, _), _| stays(*role));
+        heap::trim();
     }
 
     /// A component to run.
@@ -83,6 +84,10 @@ impl Residency {
             self.loaded.retain(|(loaded, _), _| !twins.contains(loaded));
             let component = bundle.component(role)?;
             let segment = &component.segments[i];
+            if self.memory.offload == Offload::Sequential {
+                let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
+                heap::trim_tensors(largest - segment.weight_bytes);
+            }
             let mut options = LoadOptions { placement: self.placement(component), overrides: None };
             if let Some(changes) = self.loras.changes(owner(role)) {
                 let weights = ChangedWeights::new(bundle, component, segment, changes)?;

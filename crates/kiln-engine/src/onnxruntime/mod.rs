@@ -1,5 +1,8 @@
 //! ONNX Runtime's CPU provider.
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod allocator;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
@@ -79,18 +82,24 @@ fn environment(library: &Path, threads: Option<usize>) -> Result<Environment, St
     let pool = GlobalThreadPoolOptions::default();
     let pool = pool.with_intra_threads(threads.unwrap_or(0)).map_err(|e| e.to_string())?;
     let builder = builder.with_name("kiln").with_telemetry(false).with_global_thread_pool(pool);
-    builder.build().map_err(|e| e.to_string())
+    let environment = builder.build().map_err(|e| e.to_string())?;
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    allocator::register(&environment).map_err(|e| e.to_string())?;
+    Ok(environment)
 }
 
 /// Mapped weights stay as they lie in their file only if nothing is folded into them or packed beside them.
 fn builder(environment: &Environment, placement: Placement) -> ort::Result<SessionBuilder> {
-    let builder = Session::builder(environment)?.with_log_level(LogLevel::Fatal)?;
+    let without_arena = CPU::default().with_arena_allocator(false).build();
+    let builder = Session::builder(environment)?
+        .with_log_level(LogLevel::Fatal)?
+        .with_execution_providers([without_arena])?
+        .with_env_allocators()?;
     Ok(match placement {
         Placement::Packed => builder.with_optimization_level(GraphOptimizationLevel::All)?,
         Placement::Mapped => builder
             .with_optimization_level(GraphOptimizationLevel::Disable)?
-            .with_config_entry("session.disable_prepacking", "1")?
-            .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?,
+            .with_config_entry("session.disable_prepacking", "1")?,
     })
 }
 

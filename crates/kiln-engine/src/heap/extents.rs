@@ -1,0 +1,147 @@
+//! Which parts of an address range are taken, and which parts of it hold memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Unit in which memory is given back: that of huge pages on most processors.
+pub(super) const GRANULE: usize = 2 << 20;
+
+/// Unit in which extents are taken.
+const PAGE: usize = 4096;
+
+/// Extents of the ranges that were added, taken from the lowest address at which they fit, which keeps what is taken
+/// together and what was used in use.
+#[derive(Debug, Default)]
+pub(super) struct Extents {
+    /// Start and length of what is free, no two of them adjacent.
+    free: BTreeMap<usize, usize>,
+    taken: HashMap<usize, usize>,
+    /// Granules, by their number, that were taken since they were last given back.
+    touched: BTreeSet<usize>,
+}
+
+impl Extents {
+    /// Adds a range to take extents from; its ends lie on granules.
+    pub(super) fn add(&mut self, start: usize, len: usize) {
+        self.release(start, len);
+    }
+
+    /// The start of `len` bytes that nobody else has; `None` where no range has room for them.
+    pub(super) fn take(&mut self, len: usize) -> Option<usize> {
+        let len = len.checked_next_multiple_of(PAGE)?.max(PAGE);
+        let (&start, &room) = self.free.iter().find(|(_, room)| **room >= len)?;
+        self.free.remove(&start);
+        if room > len {
+            self.free.insert(start + len, room - len);
+        }
+        self.taken.insert(start, len);
+        self.touched.extend(start / GRANULE..(start + len).div_ceil(GRANULE));
+        Some(start)
+    }
+
+    /// Gives an extent back by its start; whether there was such a one.
+    pub(super) fn put(&mut self, start: usize) -> bool {
+        let Some(len) = self.taken.remove(&start) else { return false };
+        self.release(start, len);
+        true
+    }
+
+    fn release(&mut self, mut start: usize, mut len: usize) {
+        if let Some((&before, &its)) = self.free.range(..start).next_back()
+            && before + its == start
+        {
+            self.free.remove(&before);
+            (start, len) = (before, its + len);
+        }
+        if let Some(its) = self.free.remove(&(start + len)) {
+            len += its;
+        }
+        self.free.insert(start, len);
+    }
+
+    /// Starts and lengths of free memory to give back, so that at most `keep` bytes of it stay; the highest first.
+    pub(super) fn discard(&mut self, keep: usize) -> Vec<(usize, usize)> {
+        let idle: Vec<usize> = self.idle().collect();
+        let surplus = idle.len().saturating_sub(keep / GRANULE);
+        let mut ranges: Vec<(usize, usize)> = Vec::new();
+        for granule in idle.into_iter().rev().take(surplus) {
+            self.touched.remove(&granule);
+            let start = granule * GRANULE;
+            match ranges.last_mut() {
+                Some((first, len)) if start + GRANULE == *first => (*first, *len) = (start, *len + GRANULE),
+                _ => ranges.push((start, GRANULE)),
+            }
+        }
+        ranges
+    }
+
+    /// Granules that hold memory and that nobody has.
+    fn idle(&self) -> impl Iterator<Item = usize> {
+        self.free.iter().flat_map(|(start, len)| {
+            let (first, end) = (start.div_ceil(GRANULE), (start + len) / GRANULE);
+            self.touched.range(first..end.max(first)).copied()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: usize = 64 * GRANULE;
+
+    fn extents(granules: usize) -> Extents {
+        let mut extents = Extents::default();
+        extents.add(BASE, granules * GRANULE);
+        extents
+    }
+
+    #[test]
+    fn what_is_put_back_can_be_taken_whole() {
+        let mut extents = extents(4);
+        let parts: Vec<usize> = (0..4).filter_map(|_| extents.take(GRANULE)).collect();
+        assert_eq!(parts, [0, 1, 2, 3].map(|i| BASE + i * GRANULE));
+        assert_eq!(extents.take(1), None);
+        assert!([1, 3, 0, 2].iter().all(|&i| extents.put(parts[i])));
+        assert_eq!(extents.take(4 * GRANULE), Some(BASE));
+        assert!(!extents.put(BASE + GRANULE), "nobody took it");
+    }
+
+    #[test]
+    fn only_idle_memory_that_was_used_is_given_back() {
+        let mut extents = extents(8);
+        assert_eq!(extents.discard(0), [], "nothing was used");
+        let [low, high] = [3, 2].map(|n| extents.take(n * GRANULE).expect("room"));
+        extents.put(low);
+        assert_eq!(extents.discard(2 * GRANULE), [(BASE + 2 * GRANULE, GRANULE)]);
+        assert_eq!(extents.discard(0), [(BASE, 2 * GRANULE)]);
+        assert_eq!(extents.discard(0), []);
+        extents.put(high);
+        assert_eq!(extents.discard(0), [(BASE + 3 * GRANULE, 2 * GRANULE)]);
+    }
+
+    proptest! {
+        #[test]
+        fn extents_never_overlap(actions in prop::collection::vec((any::<bool>(), 1usize..3 * GRANULE), 1..200)) {
+            let mut extents = extents(16);
+            let mut held: Vec<(usize, usize)> = Vec::new();
+            for (takes, n) in actions {
+                if takes || held.is_empty() {
+                    let Some(start) = extents.take(n) else { continue };
+                    prop_assert!(start >= BASE && start + n <= BASE + 16 * GRANULE);
+                    prop_assert!(held.iter().all(|(at, len)| start + n <= *at || at + len <= start));
+                    held.push((start, n));
+                } else {
+                    let (start, _) = held.swap_remove(n % held.len());
+                    prop_assert!(extents.put(start));
+                }
+                for (start, len) in extents.discard(n) {
+                    prop_assert!(held.iter().all(|(at, its)| start + len <= *at || at + its <= start));
+                }
+            }
+            held.iter().for_each(|(start, _)| { extents.put(*start); });
+            prop_assert_eq!(extents.take(16 * GRANULE), Some(BASE));
+        }
+    }
+}

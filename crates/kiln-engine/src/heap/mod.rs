@@ -1,0 +1,28 @@
+//! Memory that engines freed, which matters where engines come and go.
+//!
+//! On Linux the tensors of ONNX Runtime lie in a pool of kiln's own; everything else is the C library's, whose heap keeps
+//! what was freed for each thread. Elsewhere these functions do nothing.
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod extents;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(crate) mod pool;
+
+/// Gives all memory that was freed back to the operating system.
+pub fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[expect(unsafe_code, reason = "a call into the C library")]
+    // SAFETY: `malloc_trim` has no preconditions and may run on any thread.
+    unsafe {
+        pool::trim(0);
+        libc::malloc_trim(0);
+    }
+}
+
+/// Gives memory of freed tensors back to the operating system, all but so many bytes.
+pub fn trim_tensors(keep: u64) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    pool::trim(usize::try_from(keep).unwrap_or(usize::MAX));
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = keep;
+}
