@@ -8,6 +8,7 @@ mod fixtures;
 mod generator;
 mod image;
 mod lora;
+mod memory;
 mod original;
 mod pipeline;
 mod properties;

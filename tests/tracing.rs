@@ -57,8 +57,8 @@ fn check(options: &TraceOptions, backend: &dyn Backend, tolerance: f32) -> Vec<T
 
 #[test]
 fn every_attention_policy_computes_the_same() {
-    use AttentionPolicy::{Fused, Plain, Sliced};
-    for attention in [Fused, Plain, Sliced(1), Sliced(3), Sliced(100)] {
+    use AttentionPolicy::{Fused, Halved, Plain, Sliced};
+    for attention in [Fused, Plain, Halved, Sliced(1), Sliced(3), Sliced(100)] {
         for backend in backends() {
             check(&options(EmitPolicy { attention, ..EmitPolicy::default() }), &*backend, 1e-4);
         }

@@ -71,7 +71,7 @@ fn what_is_not_understood_is_refused_with_its_place() {
     );
     check_refused(
         "checkpoint: x\ntargets:\n  cpu: {attention: flash}\n",
-        "targets.cpu: 'flash' is not fused, plain or sliced:N at line 3 column 8",
+        "targets.cpu: 'flash' is not fused, plain, sliced:auto, sliced:max or sliced:N heads at line 3 column 8",
     );
     let rtx = |text: &str| format!("checkpoint: x\ntargets:\n  tensorrt-rtx:\n    {text}\n");
     let refused = |text: &str| read(&rtx(text)).expect_err("refused");
@@ -100,6 +100,11 @@ fn what_is_not_understood_is_refused_with_its_place() {
         let found = read(&format!("checkpoint: x\ntargets:\n  cpu: {{{key}}}\n")).expect_err("refused");
         assert!(found.ends_with("has no meaning without engines for GPUs"), "{found}");
     }
+    assert!(
+        refused("segments: 16MiB").ends_with("only engines of the CPU are made of segments"),
+        "{}",
+        refused("segments: 16MiB")
+    );
     check_refused(
         "checkpoint: x\ntargets:\n  cpu: {profiles: [{height: {min: 8, opt: 8, max: 16}, width: 8}]}\n",
         "targets.cpu.profiles: without engines for GPUs, one with fixed sizes, or none and every size",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use kiln_bundle::TensorFile;
 use kiln_compile::TraceOptions;
-use kiln_graph::EmitPolicy;
+use kiln_graph::{Cuts, EmitPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
 use kiln_runtime::{Bundle, Pipeline, Request, Role};
@@ -74,6 +74,12 @@ impl Case {
 
     pub(crate) fn base(&self) -> Bundle {
         bundle(&self.checkpoint, &self.options(&[]))
+    }
+
+    /// Like the base, in segments of a few weights.
+    pub(crate) fn segmented(&self) -> Bundle {
+        let policy = EmitPolicy { cuts: Cuts::Every(64 << 10), ..EmitPolicy::default() };
+        bundle(&self.checkpoint, &TraceOptions { policy, ..self.options(&[]) })
     }
 
     fn fused(&self) -> Bundle {

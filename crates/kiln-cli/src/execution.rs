@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use kiln_engine::{Backend, OnnxRuntime, Rten};
 use kiln_native::{Found, Library, locate};
 
@@ -20,6 +21,14 @@ pub(crate) fn check(args: ExecutionArgs) -> Result<(), Failure> {
         }
         None => Ok(()),
     }
+}
+
+/// The same for another kiln's command line.
+pub(crate) fn arguments(args: ExecutionArgs) -> Vec<String> {
+    let backend = args.backend.to_possible_value().map(|value| value.get_name().to_owned());
+    let threads = args.threads.map(|n| n.to_string());
+    let named = [("--backend", backend), ("--threads", threads)];
+    named.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])).flatten().collect()
 }
 
 /// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.

@@ -22,6 +22,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     execution::check(args.execution)?;
     let files = output_files(args, &request)?;
     let loras = tasks::loras(&args.tasks.lora)?;
+    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start());
     let model = paths::model(args.model.as_ref())?;
     let models: Vec<&Path> = [&model].into_iter().chain(&args.tasks.controlnet).map(PathBuf::as_path).collect();
     refuse_unused(&args.checkpoint, &models)?;
@@ -46,7 +47,6 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if let Some(budget) = args.memory.memory_budget {
         pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
     }
-    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start());
     let output = sample(&mut pipeline, &request, &mut trace)?;
     if let (Some(trace), Some(file)) = (trace, &args.memory.memory_trace) {
         trace.finish(file)?;

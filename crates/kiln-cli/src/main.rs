@@ -1,6 +1,7 @@
 //! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
 
 mod args;
+mod bench;
 mod build;
 mod bundles;
 mod cache;
@@ -57,6 +58,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Measure(args) => measure::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Cache(args) => cache::run(args),

@@ -2,7 +2,6 @@
 
 use std::process::{Command, Stdio};
 
-use clap::ValueEnum;
 use kiln_bundle::{Bundle, Figures, Sample};
 use kiln_runtime::Pipeline;
 use serde_json::json;
@@ -42,14 +41,12 @@ pub(crate) fn record(bundle: &mut Bundle, execution: ExecutionArgs) -> Result<Fi
 }
 
 /// Figures of a process that holds nothing else; an engine that fails there takes nothing with it.
-pub(crate) fn in_another_process(bundle: &Bundle, execution: ExecutionArgs) -> Result<Figures, Failure> {
+pub(crate) fn in_another_process(bundle: &Bundle, args: ExecutionArgs) -> Result<Figures, Failure> {
     let unusable = |e: std::io::Error| Failure::unexpected(format!("can not start another kiln: {e}"));
     let program = std::env::current_exe().map_err(unusable)?;
     let mut command = Command::new(program);
-    command.arg("measure").arg(bundle.root()).args(["--no-store", "--json", "--backend"]);
-    command
-        .arg(execution.backend.to_possible_value().map_or_else(String::new, |value| value.get_name().into()));
-    command.args(execution.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]));
+    command.arg("measure").arg(bundle.root()).args(["--no-store", "--json"]);
+    command.args(execution::arguments(args));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let answer = child.spawn().and_then(|child| child.wait_with_output()).map_err(unusable)?;
     if !answer.status.success() {

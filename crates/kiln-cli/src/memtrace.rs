@@ -6,13 +6,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kiln_bundle::BundleError;
 use kiln_runtime::process_memory;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_millis(10);
+
+/// What was seen of a process's memory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Recording {
+    /// Seconds since the beginning, and bytes that were resident.
+    pub(crate) samples: Vec<(f64, u64)>,
+    /// Seconds since the beginning, and what began then.
+    pub(crate) phases: Vec<(f64, String)>,
+    /// Most bytes that were resident at any time, seen by the operating system.
+    pub(crate) peak_bytes: u64,
+}
+
+impl Recording {
+    pub(crate) fn read(file: &Path) -> Result<Recording, Failure> {
+        let bytes = std::fs::read(file).map_err(|e| Failure::from(BundleError::io(file, &e)))?;
+        serde_json::from_slice(&bytes).map_err(|e| Failure::input(file, &e.to_string()))
+    }
+
+    /// From the beginning to the last sample.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.samples.last().map_or(0.0, |(seconds, _)| *seconds)
+    }
+}
 
 /// Samples this process's resident memory until it is finished.
 pub(crate) struct MemoryTrace {
@@ -55,12 +79,13 @@ impl MemoryTrace {
             // A sampler has nothing to say that a panic could hide.
             let _ = sampler.join();
         }
-        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        let report: Value = json!({
-            "samples": *samples,
-            "phases": self.phases,
-            "peak_bytes": process_memory::peak(),
-        });
-        kiln_bundle::fs::write_atomic(file, report.to_string().as_bytes()).map_err(Failure::writing)
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let recording = Recording {
+            samples: std::mem::take(&mut samples),
+            phases: std::mem::take(&mut self.phases),
+            peak_bytes: process_memory::peak().unwrap_or(0),
+        };
+        let text = serde_json::to_vec(&recording).unwrap_or_default();
+        kiln_bundle::fs::write_atomic(file, &text).map_err(Failure::writing)
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn choose(
 }
 
 /// What the bundle's engines take with this backend; measured now if it was not.
-fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<Figures, Failure> {
+pub(crate) fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<Figures, Failure> {
     let mut bundle = pipeline.bundle().clone();
     if let Some(figures) = bundle.figures()?
         && figures.backend == pipeline.backend().name()
@@ -87,12 +87,12 @@ fn bytes(budget: Budget) -> Result<u64, Failure> {
     }
 }
 
-fn offload(memory: &MemoryOptions) -> String {
+pub(crate) fn offload(memory: &MemoryOptions) -> String {
     let choice = OffloadChoice::from(memory.offload);
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-fn tile(memory: &MemoryOptions) -> Option<u32> {
+pub(crate) fn tile(memory: &MemoryOptions) -> Option<u32> {
     memory.vae_tiling.and_then(|tiling| tiling.tile)
 }
 

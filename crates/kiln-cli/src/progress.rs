@@ -7,6 +7,7 @@ use kiln_compile::Progress as Compiling;
 use kiln_native::Progress as Installing;
 
 const BYTES: &str = "{prefix:>10} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {eta} left {msg}";
+const COUNT: &str = "{prefix:>10} [{bar:30}] {pos}/{len}, {eta} left";
 const WORK: &str = "{prefix:>10} {spinner} {msg}";
 const STEPS: &str = "{prefix:>10} [{bar:30}] step {pos}/{len}, {msg}, {eta} left";
 
@@ -26,6 +27,10 @@ impl Bar {
 
     pub(crate) fn steps(total: usize) -> Bar {
         Bar::new(STEPS, "sampling", total as u64)
+    }
+
+    pub(crate) fn count(prefix: &'static str) -> Bar {
+        Bar::new(COUNT, prefix, 0)
     }
 
     /// For work of which nobody knows how much is left.

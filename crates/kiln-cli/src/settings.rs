@@ -1,7 +1,7 @@
 //! How a picture was made, as its file and `--json` tell it.
 
 use clap::ValueEnum;
-use kiln_runtime::{Error, Pipeline, Request};
+use kiln_runtime::{Error, Pipeline, Request, VaeTiling};
 use serde_json::{Map, Value, json};
 
 use crate::args::GenerateArgs;
@@ -32,6 +32,11 @@ pub(crate) fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateAr
     settings.put_if(args.variation_seed.is_some(), "variation_seed", args.variation_seed);
     settings.put_if(args.variation_strength.is_some(), "variation_strength", args.variation_strength);
     tasks(&mut settings, pipeline, request, args)?;
+    if let Some(VaeTiling { tile, overlap }) = pipeline.memory().vae_tiling {
+        let default = pipeline.bundle().pipeline()?;
+        settings.put("vae_tile", tile.unwrap_or(default.height.max(default.width)));
+        settings.put("vae_tile_overlap", overlap);
+    }
     settings.put("model", &manifest.name);
     settings.put("model_key", &manifest.provenance.key);
     settings.put("backend", format!("{} {}", backend.name(), backend.version()));

@@ -71,7 +71,7 @@ fn one() -> f32 {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetSpec {
-    /// `fused`, `plain`, or `sliced:N` heads at a time.
+    /// `fused`, `plain`, or `sliced:N` heads at a time, where N may be `auto` for half of them and `max` for one.
     #[serde(default)]
     pub attention: Option<AttentionSpec>,
     /// Types of computation and storage.
@@ -194,13 +194,7 @@ impl std::str::FromStr for AttentionSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<AttentionSpec, String> {
-        let policy = match text.split_once(':') {
-            None if text == "fused" => Some(AttentionPolicy::Fused),
-            None if text == "plain" => Some(AttentionPolicy::Plain),
-            Some(("sliced", n)) => n.parse().ok().filter(|n| *n > 0).map(AttentionPolicy::Sliced),
-            _ => None,
-        };
-        policy.map(AttentionSpec).ok_or_else(|| format!("'{text}' is not fused, plain or sliced:N"))
+        text.parse().map(AttentionSpec)
     }
 }
 

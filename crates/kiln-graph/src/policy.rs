@@ -1,3 +1,5 @@
+use std::str::FromStr;
+
 use crate::DType;
 
 /// How an attention becomes operators.
@@ -9,8 +11,27 @@ pub enum AttentionPolicy {
     Fused,
     /// MatMul, Softmax, MatMul with the query scaled beforehand; the score matrix of all heads exists at once.
     Plain,
-    /// Like `Plain`, but at most this many heads at a time (diffusers' `enable_attention_slicing`).
+    /// Like `Plain`, but at most this many heads at a time (diffusers' `enable_attention_slicing` with a number, and with
+    /// `max` for 1).
     Sliced(u64),
+    /// Like `Plain`, but half of the heads at a time (diffusers' `enable_attention_slicing` with `auto`).
+    Halved,
+}
+
+impl FromStr for AttentionPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<AttentionPolicy, String> {
+        let policy = match text.split_once(':') {
+            None if text == "fused" => Some(AttentionPolicy::Fused),
+            None if text == "plain" => Some(AttentionPolicy::Plain),
+            Some(("sliced", "auto")) => Some(AttentionPolicy::Halved),
+            Some(("sliced", "max")) => Some(AttentionPolicy::Sliced(1)),
+            Some(("sliced", n)) => n.parse().ok().filter(|n| *n > 0).map(AttentionPolicy::Sliced),
+            _ => None,
+        };
+        policy.ok_or_else(|| format!("'{text}' is not fused, plain, sliced:auto, sliced:max or sliced:N heads"))
+    }
 }
 
 /// Whose dialect of ONNX is written.

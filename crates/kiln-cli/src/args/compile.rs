@@ -5,7 +5,7 @@ use kiln_bundle::Target;
 use kiln_compile::{Bytes, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
-use super::{CacheArgs, ExecutionArgs, Precision, PredictionChoice, attention};
+use super::{CacheArgs, ExecutionArgs, Precision, PredictionChoice};
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
@@ -91,8 +91,8 @@ pub(crate) struct CheckpointArgs {
     /// What a single-file checkpoint's UNet predicts [default: what the file or its family says].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) prediction_type: Option<PredictionChoice>,
-    /// How attention is computed: fused, plain, or sliced:N heads at a time [default: fused].
-    #[arg(long, value_name = "POLICY", value_parser = attention)]
+    /// How attention is computed: fused, plain, or sliced:N heads at a time, where auto is half and max one [default: fused].
+    #[arg(long, value_name = "POLICY")]
     pub(crate) attention: Option<AttentionPolicy>,
 }
 

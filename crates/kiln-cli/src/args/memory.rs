@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use kiln_compile::Bytes;
 use kiln_runtime::{MemoryOptions, Offload, Placement, VaeTiling};
 
@@ -159,6 +159,45 @@ pub(crate) struct MeasureArgs {
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Memory and time of every kind of offload and VAE tile: a table as Markdown and JSON, a chart as SVG, the pictures.
+    Memory(BenchMemoryArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct BenchMemoryArgs {
+    /// Bundle folders.
+    #[arg(required = true)]
+    pub(crate) bundles: Vec<PathBuf>,
+    /// Folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Denoising steps of each run.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) steps: usize,
+    /// How often everything is run, in turn.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) rounds: usize,
+    /// Width in pixels [default: the model's].
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) width: Option<u32>,
+    /// Height in pixels, like the width.
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) height: Option<u32>,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
+    /// Print one JSON object instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -7,10 +7,11 @@ mod upkeep;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kiln_graph::AttentionPolicy;
 
 pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
-pub(crate) use memory::{Budget, MeasureArgs, MemoryArgs, OffloadChoice, PlanArgs};
+pub(crate) use memory::{
+    BenchArgs, BenchCommand, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice, PlanArgs,
+};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Measure what a bundle's engines take on this machine, for `kiln plan` and --memory-budget.
     Measure(MeasureArgs),
+    /// Run every way to spend memory, each in a process of its own, and compare them.
+    Bench(BenchArgs),
     /// Tell how close two pictures are.
     Compare(CompareArgs),
     /// Write a checkpoint with random weights.
@@ -407,18 +410,6 @@ pub(crate) enum ArchitectureChoice {
     Sd15,
     /// The same structure, 32 and 64 channels wide.
     Tiny,
-}
-
-fn attention(text: &str) -> Result<AttentionPolicy, String> {
-    match text.split_once(':') {
-        None if text == "fused" => Ok(AttentionPolicy::Fused),
-        None if text == "plain" => Ok(AttentionPolicy::Plain),
-        Some(("sliced", n)) => match n.parse() {
-            Ok(n) if n > 0 => Ok(AttentionPolicy::Sliced(n)),
-            _ => Err(format!("'{n}' is not a positive number of heads")),
-        },
-        _ => Err("expected fused, plain or sliced:N".into()),
-    }
 }
 
 fn number(text: &str) -> Result<f64, String> {

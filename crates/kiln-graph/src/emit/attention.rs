@@ -15,6 +15,7 @@ impl Builder<'_> {
             AttentionPolicy::Fused => self.fused(&values, heads, scale, causal),
             AttentionPolicy::Plain => self.by_heads(tensor, &values, heads, scores)?,
             AttentionPolicy::Sliced(n) => self.by_heads(tensor, &values, n.clamp(1, heads), scores)?,
+            AttentionPolicy::Halved => self.by_heads(tensor, &values, heads.div_ceil(2), scores)?,
         };
         Ok(self.cast(&value, scores, dtype))
     }

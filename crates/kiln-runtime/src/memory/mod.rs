@@ -14,7 +14,8 @@ pub struct MemoryOptions {
     pub offload: Offload,
     /// Where the weights of loaded engines are; by default packed where they are few and stay, else mapped.
     ///
-    /// Both are the same numbers, but their products are summed in another order.
+    /// Both are the same numbers, but their products are summed in another order. With packed weights all rows of a batch
+    /// are computed at once, with mapped ones each by itself.
     pub placement: Option<Placement>,
     /// Decodes and encodes large pictures in overlapping tiles (diffusers' `enable_vae_tiling`).
     pub vae_tiling: Option<VaeTiling>,
@@ -34,10 +35,9 @@ pub enum Offload {
     /// All that were needed so far.
     #[default]
     None,
-    /// One component, which computes one row of the batch at a time; the UNet and its ControlNets stay for the whole
-    /// loop (diffusers' `enable_model_cpu_offload`).
+    /// One component; the UNet and its ControlNets stay for the whole loop (diffusers' `enable_model_cpu_offload`).
     Model,
-    /// One segment of one component, one row of the batch at a time (diffusers' `enable_sequential_cpu_offload`).
+    /// One segment of one component (diffusers' `enable_sequential_cpu_offload`).
     Sequential,
 }
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kiln_bundle::{Bundle, Role, Target};
-use kiln_engine::{Backend, HostTensor};
+use kiln_engine::{Backend, HostTensor, heap};
 use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
 
@@ -264,6 +264,8 @@ impl Pipeline {
     }
 
     fn load(&mut self, role: Role, run: &mut Run<'_, '_>) -> Result<Role, Error> {
+        // What the component before it used is of other sizes.
+        heap::trim_tensors(0);
         if self.engines.memory().offload == Offload::Model {
             self.release_but(role);
         }

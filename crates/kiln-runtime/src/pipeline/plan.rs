@@ -10,6 +10,9 @@ use crate::{Choice, Error, MemoryOptions, Offload, Plan, Request, Upscaler, VaeT
 /// Shares of the model's default size that tiles may have.
 const TILES: [u32; 3] = [1, 2, 4];
 
+/// Least side of a tile in latents: smaller ones see too little of the picture, and their seams show.
+const LEAST_TILE: u32 = 16;
+
 /// Bytes of a pixel in a picture.
 const RGB: f64 = 3.0;
 
@@ -84,7 +87,8 @@ impl Pipeline {
         let info = self.bundle.pipeline()?;
         let largest = works.iter().flat_map(|work| work.size).max().unwrap_or(0);
         let default = info.height.max(info.width);
-        let tiles = TILES.iter().map(|share| default / share).filter(|tile| *tile < largest);
+        let least = LEAST_TILE * info.vae_scale_factor;
+        let tiles = TILES.iter().map(|share| default / share).filter(|tile| (least..largest).contains(tile));
         let tilings = tiles.map(|tile| VaeTiling { tile: Some(tile), ..VaeTiling::default() });
         let fits = tilings.filter(|tiling| {
             let shape = [1, 1, largest, largest].map(|side| (side / info.vae_scale_factor) as usize);
@@ -132,11 +136,7 @@ impl Pipeline {
         let [height, width] = work.size.map(|pixels| (pixels / factor) as usize);
         let (area, runs) = ((height * width) as f64, work.runs as f64);
         if !matches!(work.role, Role::VaeDecoder | Role::VaeEncoder) {
-            let (at_once, runs) = match memory.offload {
-                Offload::Model => (1, runs * work.rows as f64),
-                Offload::None | Offload::Sequential => (work.rows, runs),
-            };
-            return Ok((Forecast::new(samples, at_once, area), runs, 0.0));
+            return Ok((Forecast::new(samples, work.rows, area), runs, 0.0));
         }
         let pixels = f64::from(work.size[0]) * f64::from(work.size[1]);
         let pictures = (runs - 1.0) * pixels * RGB;

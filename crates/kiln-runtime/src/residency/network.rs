@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::slice;
 
 use kiln_bundle::{Bundle, Component, PortInfo, Role, Segment, Size, TensorFile};
-use kiln_engine::{HostTensor, TensorView};
+use kiln_engine::{HostTensor, Placement, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
 use super::Residency;
@@ -95,15 +95,18 @@ impl<'a> Network<'a> {
         Ok(made)
     }
 
-    /// The inputs row by row under offload, else all as they are.
+    /// The inputs row by row where weights are mapped, else all as they are.
+    ///
+    /// Packed weights are few, and small products gain from more rows. Large ones do not, and a row alone gives the same
+    /// bits whatever is offloaded.
     fn parts<'v>(&self, inputs: &'v [(&'v str, TensorView<'_>)]) -> Vec<Given<'v>> {
         let is_batched = |name: &str| {
             let port = self.inputs().iter().find(|port| port.name == name);
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        match (rows, self.residency.memory.offload) {
-            (Some(rows), Offload::Model | Offload::Sequential) if rows > 1 => (0..rows)
+        match (rows, self.residency.placement(self.component)) {
+            (Some(rows), Placement::Mapped) if rows > 1 => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
                         true => (*name, row_of(view, row)),

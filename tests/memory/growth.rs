@@ -1,0 +1,124 @@
+//! Memory comes back: after pictures, swaps, cancelled runs, errors and dropped pipelines.
+
+use std::ops::ControlFlow;
+use std::process::Command;
+
+use kiln_engine::heap;
+use kiln_runtime::{Error, Event, MemoryOptions, Offload, Pipeline, Placement, Request, process_memory};
+
+use super::open_small;
+use crate::fixtures::{onnxruntime, quietly};
+
+/// What a process may keep of bookkeeping that grows to its final size.
+const SLACK: u64 = 3 << 20;
+
+/// Runs an ignored test of this binary in a process of its own, whose memory nobody else uses.
+#[track_caller]
+fn by_itself(test: &str) {
+    let program = std::env::current_exe().expect("this binary");
+    let run = Command::new(program).args(["--exact", test, "--ignored", "--nocapture"]).output();
+    let output = run.expect("another process");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+fn resident() -> u64 {
+    heap::trim();
+    process_memory::resident().expect("Linux")
+}
+
+fn request() -> Request {
+    Request { steps: Some(2), ..Request::new("a red circle") }
+}
+
+#[track_caller]
+fn assert_back(what: &str, before: u64) {
+    let now = resident();
+    assert!(now <= before + SLACK, "{what}: {before} bytes became {now}");
+}
+
+#[test]
+fn pictures_do_not_add_up() {
+    by_itself("memory::growth::a_hundred_pictures");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn a_hundred_pictures() {
+    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut draw = || drop(pipeline.generate(&request(), &mut quietly).expect("a picture"));
+    (0..5).for_each(|_| draw());
+    let before = resident();
+    (0..100).for_each(|_| draw());
+    assert_back("a hundred pictures", before);
+}
+
+#[test]
+fn swaps_do_not_add_up() {
+    by_itself("memory::growth::ten_swaps");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn ten_swaps() {
+    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut swap = || {
+        for (offload, placement) in [
+            (Offload::None, Placement::Packed),
+            (Offload::Model, Placement::Mapped),
+            (Offload::Sequential, Placement::Mapped),
+        ] {
+            let memory = MemoryOptions { offload, placement: Some(placement), ..MemoryOptions::default() };
+            pipeline.set_memory(memory).expect("options");
+            pipeline.generate(&request(), &mut quietly).expect("a picture");
+        }
+        pipeline.release();
+    };
+    (0..2).for_each(|_| swap());
+    let before = resident();
+    (0..10).for_each(|_| swap());
+    assert_back("ten swaps of all engines", before);
+}
+
+#[test]
+fn what_ends_early_leaves_nothing() {
+    by_itself("memory::growth::ending_early");
+}
+
+#[test]
+#[ignore = "runs in a process of its own"]
+fn ending_early() {
+    let open = || Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    for _ in 0..2 {
+        let mut pipeline = open();
+        pipeline.generate(&request(), &mut quietly).expect("a picture");
+    }
+    let before = resident();
+    for offload in [Offload::None, Offload::Model, Offload::Sequential] {
+        let memory = MemoryOptions { offload, ..MemoryOptions::default() };
+        let mut pipeline = open();
+        pipeline.set_memory(memory).expect("options");
+        let mut held = 0;
+        let cancelled = pipeline.generate(&request(), &mut |event| match event {
+            Event::Step { .. } => {
+                held = process_memory::resident().expect("Linux");
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+        assert!(matches!(cancelled, Err(Error::Cancelled { step: 1, .. })), "{cancelled:?}");
+        match offload {
+            Offload::None => {
+                assert!(held > before + (20 << 20), "the engines of {held} bytes are loaded, from {before}");
+                pipeline.release();
+                assert_back("released", before);
+            }
+            _ => assert_back(&format!("cancelled under {offload:?}"), before),
+        }
+        let huge = Request { guidance_scale: Some(f32::MAX), eta: 1.0, ..request() };
+        let failed = pipeline.generate(&huge, &mut quietly);
+        assert!(matches!(failed, Err(Error::NotFinite { .. })), "{failed:?}");
+        drop(pipeline);
+        assert_back("a failed pipeline was dropped", before);
+    }
+}

@@ -1,0 +1,39 @@
+//! What pipelines hold in memory, and that spending less of it changes nothing else.
+
+mod growth;
+mod plan;
+mod policies;
+mod tiling;
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use kiln_runtime::Bundle;
+use tempfile::TempDir;
+
+use crate::cli::{kiln, succeed};
+use crate::fixtures::{onnxruntime, scratch};
+use crate::support::references;
+
+/// The small model in segments of a megabyte, measured when it was compiled.
+fn small() -> PathBuf {
+    static FOLDER: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
+        onnxruntime();
+        let work = scratch();
+        let model = references().join("../../models/shapes").display().to_string();
+        let args = ["compile", &model, "--segment-size", "1MiB"];
+        let bundle = PathBuf::from(succeed(&mut kiln(&args, work.path())).trim());
+        (work, bundle)
+    });
+    FOLDER.1.clone()
+}
+
+fn open_small() -> Bundle {
+    Bundle::open(&small()).expect("a bundle")
+}
+
+/// Arguments that draw a picture of the small model.
+fn draw<'a>(model: &'a str, out: &'a Path) -> Vec<&'a str> {
+    let out = out.to_str().expect("a path of text");
+    vec!["generate", "a red circle", "--model", model, "--seed", "1", "--steps", "3", "--out", out]
+}

@@ -1,0 +1,120 @@
+//! Budgets: what is chosen, what it takes, and what is refused.
+
+use std::fs;
+
+use serde_json::Value;
+
+use super::{draw, small};
+use crate::cli::{fail, kiln, succeed};
+use crate::fixtures::scratch;
+
+const MEBIBYTE: f64 = 1048576.0;
+
+fn plan(extra: &[&str]) -> Value {
+    let (model, work) = (small().display().to_string(), scratch());
+    let args = ["plan", &model, "--steps", "3", "--json"];
+    serde_json::from_str(&succeed(&mut kiln(&[&args[..], extra].concat(), work.path()))).expect("JSON")
+}
+
+/// Peak in bytes of what is held in whole, by component, and by segment.
+fn peaks(plan: &Value) -> [f64; 3] {
+    ["none", "model", "sequential"].map(|offload| {
+        let choices = plan["choices"].as_array().expect("choices");
+        let choice = choices.iter().find(|choice| choice["offload"] == offload && choice["vae_tile"].is_null());
+        choice.expect("every kind of offload")["peak_bytes"].as_f64().expect("bytes")
+    })
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{}MiB", (bytes / MEBIBYTE).ceil())
+}
+
+#[test]
+fn the_fastest_that_fits_is_chosen_and_obeys() {
+    let (model, work) = (small().display().to_string(), scratch());
+    let peaks = peaks(&plan(&[]));
+    assert!(peaks.is_sorted_by(|more, less| more > less), "{peaks:?}");
+    for (offload, peak) in ["none", "model", "sequential"].into_iter().zip(peaks) {
+        let budget = mebibytes(peak);
+        let planned = plan(&["--memory-budget", &budget]);
+        let choices = planned["choices"].as_array().expect("choices");
+        let chosen: Vec<&Value> = choices.iter().filter(|choice| choice["chosen"] == true).collect();
+        assert_eq!(chosen.len(), 1, "{planned}");
+        assert_eq!(chosen[0]["offload"], offload, "{planned}");
+
+        let (out, trace) = (work.path().join("a.png"), work.path().join("trace.json"));
+        let trace_name = trace.display().to_string();
+        let extra = ["--memory-budget", &budget, "--memory-trace", &trace_name];
+        let output =
+            kiln(&[&draw(&model, &out)[..], &extra].concat(), work.path()).output().expect("kiln runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains(&format!("memory: --offload {offload}, predicted")), "{said}");
+        let trace: Value = serde_json::from_slice(&fs::read(&trace).expect("a trace")).expect("JSON");
+        let taken = trace["peak_bytes"].as_f64().expect("bytes");
+        assert!((0.9..1.1).contains(&(taken / peak)), "{offload} took {taken}, predicted {peak}");
+        let sampled = trace["samples"].as_array().expect("samples");
+        assert!(sampled.iter().all(|sample| sample[1].as_f64().is_some_and(|bytes| bytes <= taken * 1.01)));
+        assert!(trace["phases"].to_string().contains("steps"), "{}", trace["phases"]);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_smallest_budget_that_would() {
+    let (model, work) = (small().display().to_string(), scratch());
+    let smallest = peaks(&plan(&[]))[2];
+    let out = work.path().join("a.png");
+    let refused = [&draw(&model, &out)[..], &["--memory-budget", "20MiB"]].concat();
+    let output = fail(&mut kiln(&refused, work.path()), 7, "memory budget: 21.0 MB are too few");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let budget = mebibytes(smallest);
+    assert!(said.contains(&format!("--memory-budget {budget} is the smallest that fits")), "{said}");
+    assert!(!out.exists());
+    succeed(&mut kiln(&[&draw(&model, &out)[..], &["--memory-budget", &budget]].concat(), work.path()));
+    fail(&mut kiln(&["plan", &model, "--memory-budget", "20MiB"], work.path()), 7, "memory budget: 21.0 MB");
+    fail(&mut kiln(&["plan", &model, "--memory-budget", "lots"], work.path()), 2, "--memory-budget");
+    let both = [&draw(&model, &out)[..], &["--memory-budget", "auto", "--offload", "model"]].concat();
+    fail(&mut kiln(&both, work.path()), 2, "cannot be used with");
+}
+
+#[test]
+fn auto_takes_what_is_free() {
+    let planned = plan(&["--memory-budget", "auto"]);
+    let budget = planned["budget_bytes"].as_f64().expect("bytes");
+    let meminfo = fs::read_to_string("/proc/meminfo").expect("Linux");
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).expect("a total");
+    let total: f64 = total.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") * 1024.0;
+    assert!(budget > 0.0 && budget <= total, "{budget} of {total}");
+}
+
+#[test]
+fn larger_pictures_and_batches_take_more() {
+    let small = plan(&[]);
+    for (extra, tiles) in [(&["--width", "256", "--height", "256"][..], 3), (&["--batch-size", "4"], 0)] {
+        let large = plan(extra);
+        assert!(peaks(&small).iter().zip(peaks(&large)).all(|(small, large)| *small < large), "{large}");
+        let choices = large["choices"].as_array().expect("choices");
+        let (whole, tiled) = choices.split_at(3);
+        assert_eq!(tiled.len(), tiles, "{large}");
+        for (whole, tiled) in whole.iter().zip(tiled) {
+            assert_eq!(tiled["vae_tile"], 64, "the model's default size");
+            assert!(tiled["seconds"].as_f64() > whole["seconds"].as_f64(), "{large}");
+            assert!(tiled["peak_bytes"].as_f64() <= whole["peak_bytes"].as_f64(), "{large}");
+        }
+    }
+}
+
+#[test]
+fn a_bundle_without_figures_is_measured_when_they_are_needed() {
+    let work = scratch();
+    let model = crate::support::references().join("../../models/shapes").display().to_string();
+    let compiled = succeed(&mut kiln(&["compile", &model, "--no-figures"], work.path()));
+    let figures = std::path::Path::new(compiled.trim()).join("figures.json");
+    assert!(!figures.exists());
+    succeed(&mut kiln(&["plan", compiled.trim()], work.path()));
+    let measured = fs::read_to_string(&figures).expect("figures");
+    succeed(&mut kiln(&["inspect", compiled.trim(), "--verify"], work.path()));
+    succeed(&mut kiln(&["measure", compiled.trim(), "--no-store"], work.path()));
+    assert_eq!(fs::read_to_string(&figures).expect("figures"), measured, "what is not to be stored is not");
+    fail(&mut kiln(&["measure", &model], work.path()), 3, "is no bundle");
+}

@@ -1,0 +1,111 @@
+//! Offload changes what is loaded, and no picture.
+
+use std::ops::ControlFlow;
+
+use kiln_runtime::{MemoryOptions, Offload, Pipeline, Placement, Request, Role, VaeTiling};
+
+use super::{draw, open_small, small};
+use crate::cli::{fail, kiln};
+use crate::fixtures::{backends, onnxruntime, quietly, scratch};
+use crate::lora::Case;
+
+fn request() -> Request {
+    let mut request = Request::new("a red circle");
+    request.prompts = vec!["a red circle".into(), "a blue square".into()];
+    request.steps = Some(3);
+    request
+}
+
+#[test]
+fn pictures_do_not_depend_on_what_stays_loaded() {
+    for backend in backends() {
+        let mut pipeline = Pipeline::new(open_small(), backend).expect("a pipeline");
+        let mut draw = |offload| {
+            let memory =
+                MemoryOptions { offload, placement: Some(Placement::Mapped), ..MemoryOptions::default() };
+            pipeline.set_memory(memory).expect("options");
+            pipeline.generate(&request(), &mut quietly).expect("pictures")
+        };
+        let whole = draw(Offload::None);
+        for offload in [Offload::Model, Offload::Sequential] {
+            let other = draw(offload);
+            assert_eq!(other.latents, whole.latents, "{offload:?}");
+            assert_eq!(other.images, whole.images, "{offload:?}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_decoded_one_latent_at_a_time() {
+    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let together = pipeline.generate(&request(), &mut quietly).expect("pictures");
+    for (i, prompt) in request().prompts.into_iter().enumerate() {
+        let alone = Request { prompts: vec![prompt], seeds: vec![0], ..request() };
+        let mut decoded = 0;
+        let output = pipeline
+            .generate(&alone, &mut |event| {
+                decoded += usize::from(matches!(event, kiln_runtime::Event::Decoding { .. }));
+                ControlFlow::Continue(())
+            })
+            .expect("a picture");
+        assert_eq!(decoded, 2, "before and after the one picture");
+        // The first picture's noise is that of the batch's first row.
+        if i == 0 {
+            let (found, expected) = (&output.images[0], &together.images[0]);
+            assert!(found.compare(expected).expect("one size").max_difference <= 1);
+        }
+    }
+}
+
+#[test]
+fn loras_change_segments_as_they_change_the_whole() {
+    let case = Case::new("peft");
+    let mut pipeline = Pipeline::new(case.segmented(), onnxruntime()).expect("a pipeline");
+    let n_segments = pipeline.bundle().component(Role::Unet).expect("a UNet").segments.len();
+    assert!(n_segments > 10, "{n_segments}");
+    let mut draw = |offload| {
+        let memory = MemoryOptions { offload, placement: Some(Placement::Mapped), ..MemoryOptions::default() };
+        pipeline.set_memory(memory).expect("options");
+        pipeline.set_loras(&[]).expect("no LoRA");
+        let plain = pipeline.generate(&case.request(), &mut quietly).expect("a picture").latents;
+        pipeline.set_loras(&case.pairs()).expect("LoRAs that fit");
+        let changed = pipeline.generate(&case.request(), &mut quietly).expect("a picture").latents;
+        assert_ne!(plain, changed, "{offload:?}");
+        changed
+    };
+    let whole = draw(Offload::None);
+    assert_eq!(draw(Offload::Model), whole);
+    assert_eq!(draw(Offload::Sequential), whole);
+}
+
+#[test]
+fn options_that_contradict_themselves_are_refused() {
+    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut refuse = |memory: MemoryOptions, message: &str| {
+        let error = pipeline.set_memory(memory).expect_err(message).to_string();
+        assert!(error.contains(message), "{error}");
+    };
+    let tiled = |tile, overlap| MemoryOptions {
+        vae_tiling: Some(VaeTiling { tile, overlap }),
+        ..MemoryOptions::default()
+    };
+    refuse(tiled(Some(0), 0.25), "VAE tile: 0 is not a positive number");
+    refuse(tiled(None, f64::NAN), "VAE tile overlap: NaN is not a number from 0 to under 0.9");
+    refuse(tiled(None, 0.95), "0.95 is not a number from 0 to under 0.9");
+    refuse(MemoryOptions { prefetch: 1000, ..MemoryOptions::default() }, "prefetch: 1000");
+    let packed = Some(Placement::Packed);
+    let streamed =
+        MemoryOptions { offload: Offload::Sequential, placement: packed, ..MemoryOptions::default() };
+    refuse(streamed, "packed weights take seconds to load");
+
+    let (model, work) = (small().display().to_string(), scratch());
+    let out = work.path().join("a.png");
+    let refuse = |extra: &[&str], message: &str| {
+        drop(fail(&mut kiln(&[&draw(&model, &out)[..], extra].concat(), work.path()), 2, message));
+    };
+    refuse(&["--vae-tile", "many"], "expected a number of pixels or auto");
+    refuse(&["--vae-tile", "30", "--width", "128", "--height", "128"], "VAE tile: 30 is not a multiple of 4");
+    refuse(&["--offload", "some"], "--offload");
+    refuse(&["--vae-tile-overlap", "0.5"], "--vae-tile");
+    assert!(!out.exists());
+}
