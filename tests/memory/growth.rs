@@ -1,26 +1,15 @@
 //! Memory comes back: after pictures, swaps, cancelled runs, errors and dropped pipelines.
 
 use std::ops::ControlFlow;
-use std::process::Command;
 
 use kiln_engine::heap;
 use kiln_runtime::{Error, Event, MemoryOptions, Offload, Pipeline, Placement, Request, process_memory};
 
-use super::open_small;
+use super::{by_itself, open_small};
 use crate::fixtures::{onnxruntime, quietly};
 
 /// What a process may keep of bookkeeping that grows to its final size.
 const SLACK: u64 = 3 << 20;
-
-/// Runs an ignored test of this binary in a process of its own, whose memory nobody else uses.
-#[track_caller]
-fn by_itself(test: &str) {
-    let program = std::env::current_exe().expect("this binary");
-    let run = Command::new(program).args(["--exact", test, "--ignored", "--nocapture"]).output();
-    let output = run.expect("another process");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}
 
 fn resident() -> u64 {
     heap::trim();

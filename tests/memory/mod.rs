@@ -3,9 +3,11 @@
 mod growth;
 mod plan;
 mod policies;
+mod slicing;
 mod tiling;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::LazyLock;
 
 use kiln_runtime::Bundle;
@@ -36,4 +38,14 @@ fn open_small() -> Bundle {
 fn draw<'a>(model: &'a str, out: &'a Path) -> Vec<&'a str> {
     let out = out.to_str().expect("a path of text");
     vec!["generate", "a red circle", "--model", model, "--seed", "1", "--steps", "3", "--out", out]
+}
+
+/// Runs an ignored test of this binary in a process of its own, whose memory nobody else uses.
+#[track_caller]
+fn by_itself(test: &str) {
+    let program = std::env::current_exe().expect("this binary");
+    let run = Command::new(program).args(["--exact", test, "--ignored", "--nocapture"]).output();
+    let output = run.expect("another process");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }

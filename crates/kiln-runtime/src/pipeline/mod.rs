@@ -208,6 +208,23 @@ impl Pipeline {
         output
     }
 
+    /// Decodes latents `[B, C, H, W]` like those of [`Output::latents`], one at a time.
+    pub fn decode_latents(
+        &mut self,
+        latents: &ArrayD<f32>,
+        progress: &mut Progress<'_>,
+    ) -> Result<Vec<RgbImage>, Error> {
+        let channels = self.bundle.pipeline()?.latent_channels as usize;
+        if latents.ndim() != 4 || latents.shape()[1] != channels || latents.is_empty() {
+            return refuse("latents", format!("{:?} is not [B, {channels}, H, W]", latents.shape()));
+        }
+        let images = self.decode(latents, &mut Run { step: 0, steps: 0, progress });
+        if self.engines.memory().offload != Offload::None {
+            self.release();
+        }
+        images
+    }
+
     fn run(&mut self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let size = self.size(request)?;
         self.check(request, size)?;
