@@ -116,14 +116,24 @@ fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<C
     }
     let pipeline = Pipeline::new(Bundle::open(path)?, execution::backend(args.execution)?)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
-    let manifest = pipeline.bundle().manifest();
-    let storage = manifest.provenance.options.get("storage").filter(|storage| *storage != "as computed");
-    let model = match storage {
-        Some(storage) => format!("{} ({storage} weights)", manifest.name),
-        None => manifest.name.clone(),
-    };
+    let model = label(pipeline.bundle());
     let case = |choice| Case { bundle: path.into(), model: model.clone(), choice, runs: Vec::new() };
     Ok(plan.choices.into_iter().map(case).collect())
+}
+
+/// The model, and what is not the default about how it was compiled.
+fn label(bundle: &Bundle) -> String {
+    let manifest = bundle.manifest();
+    let option = |name: &str, default: &str| {
+        let value = manifest.provenance.options.get(name).map(String::as_str);
+        value.filter(|value| *value != default).map(|value| format!("{name} {value}"))
+    };
+    let special: Vec<String> =
+        [option("storage", "as computed"), option("attention", "fused")].into_iter().flatten().collect();
+    match special.as_slice() {
+        [] => manifest.name.clone(),
+        special => format!("{} ({})", manifest.name, special.join(", ")),
+    }
 }
 
 /// Draws a picture in another process.

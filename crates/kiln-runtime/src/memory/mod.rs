@@ -19,7 +19,8 @@ pub struct MemoryOptions {
     pub placement: Option<Placement>,
     /// Decodes and encodes large pictures in overlapping tiles (diffusers' `enable_vae_tiling`).
     pub vae_tiling: Option<VaeTiling>,
-    /// How many segments ahead the page cache is asked for weights under [`Offload::Sequential`].
+    /// How many segments ahead the page cache is asked for weights under [`Offload::Sequential`]; under any offload, whether
+    /// it is asked for the autoencoder's in the last step. 0 for not at all.
     pub prefetch: usize,
 }
 

@@ -36,6 +36,9 @@ impl Denoiser<'_> {
         let n = timesteps.len() - begin;
         sampler.start_at(begin)?;
         for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
+            if i + 1 == timesteps.len() {
+                self.unet.prefetch_next(Role::VaeDecoder);
+            }
             let input = sampler.scale_model_input(i, &latents).into_owned();
             let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
             let prediction = self.predict(&input, timestep, share, inpainting.as_ref())?;

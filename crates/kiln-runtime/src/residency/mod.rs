@@ -126,6 +126,14 @@ impl Residency {
     }
 }
 
+/// Asks for the weights of a whole component; what is wrong with them is told when they are loaded.
+fn prefetch_all(bundle: &Bundle, role: Role) {
+    let Ok(component) = bundle.component(role) else { return };
+    if let Some(file) = component.weights.as_ref().and_then(|name| TensorFile::open(&bundle.path(name)).ok()) {
+        file.prefetch(file.tensors().keys().map(String::as_str));
+    }
+}
+
 /// The component by whose name LoRAs call a role's weights.
 fn owner(role: Role) -> Role {
     match role {

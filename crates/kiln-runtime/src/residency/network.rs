@@ -7,8 +7,8 @@ use kiln_bundle::{Bundle, Component, PortInfo, Role, Segment, Size, TensorFile};
 use kiln_engine::{HostTensor, Placement, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
-use super::Residency;
-use crate::{Error, Offload};
+use super::{Residency, prefetch_all};
+use crate::{Error, MemoryOptions, Offload};
 
 /// A component whose segments are loaded when they run, if they are not loaded yet.
 pub(crate) struct Network<'a> {
@@ -74,6 +74,14 @@ impl<'a> Network<'a> {
             Offload::Sequential => made = self.run_together(&parts)?,
         }
         self.component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
+    }
+
+    /// Under offload, asks for the weights of the component that runs next while this one finishes.
+    pub(crate) fn prefetch_next(&self, role: Role) {
+        let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
+        if offload != Offload::None && prefetch > 0 {
+            prefetch_all(self.bundle, role);
+        }
     }
 
     /// Runs each segment for all parts before the next segment.
