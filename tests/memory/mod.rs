@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use kiln_runtime::Bundle;
 use tempfile::TempDir;
 
-use crate::cli::{kiln, succeed};
+use crate::cli::{measuring_kiln, succeed};
 use crate::fixtures::{onnxruntime, scratch};
 use crate::support::references;
 
@@ -24,7 +24,7 @@ fn small() -> PathBuf {
         let work = scratch();
         let model = references().join("../../models/shapes").display().to_string();
         let args = ["compile", &model, "--segment-size", "1MiB"];
-        let bundle = PathBuf::from(succeed(&mut kiln(&args, work.path())).trim());
+        let bundle = PathBuf::from(succeed(&mut measuring_kiln(&args, work.path())).trim());
         (work, bundle)
     });
     FOLDER.1.clone()

@@ -108,7 +108,7 @@ fn larger_pictures_and_batches_take_more() {
 fn a_bundle_without_figures_is_measured_when_they_are_needed() {
     let work = scratch();
     let model = crate::support::references().join("../../models/shapes").display().to_string();
-    let compiled = succeed(&mut kiln(&["compile", &model, "--no-figures"], work.path()));
+    let compiled = succeed(&mut kiln(&["compile", &model], work.path()));
     let figures = std::path::Path::new(compiled.trim()).join("figures.json");
     assert!(!figures.exists());
     succeed(&mut kiln(&["plan", compiled.trim()], work.path()));

@@ -56,9 +56,6 @@ pub const SEGMENT_BYTES: u64 = 16 << 20;
 /// passes from segment to segment lives longer than what stays inside.
 pub const AUTOENCODER_SEGMENTS: u64 = 4;
 
-/// How many cut points a hint names.
-const SHOWN_CUTS: usize = 8;
-
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
     pub fn for_bundle(policy: EmitPolicy, sizes: Sizes) -> TraceOptions {
@@ -301,10 +298,11 @@ impl<'a, 'o> Tracer<'a, 'o> {
         if let Cuts::At(names) = &self.policy.cuts
             && let Some(cut) = names.iter().find(|cut| !self.known_cuts.contains(cut))
         {
-            let (shown, n) = (self.known_cuts.len().min(SHOWN_CUTS), self.known_cuts.len());
-            let shown = self.known_cuts[..shown].join(", ");
-            let hint =
-                format!("blocks, attentions and their first halves are cut points, {n} in all: {shown}, ...");
+            let inner =
+                |cut: &&String| self.known_cuts.iter().any(|outer| *cut != outer && is_inside(cut, outer));
+            let (inner, outer): (Vec<&String>, Vec<&String>) = self.known_cuts.iter().partition(inner);
+            let outer = outer.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let hint = format!("cut points are {outer}, and {} inside of them", inner.len());
             return Err(refuse(format!("has no cut point '{cut}'"), hint));
         }
         let mut wanted = self.policy.precision.scopes.iter().map(|(scope, _)| scope);

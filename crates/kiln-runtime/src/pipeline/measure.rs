@@ -19,6 +19,9 @@ const LINEAR: &[f64] = &[0.5, 1.0];
 /// The same where it grows with the area's square, as the scores of attention do.
 const QUADRATIC: &[f64] = &[0.5, 0.75, 1.0];
 
+/// Largest side in latents that is measured: what larger ones take follows, and measuring them would take minutes.
+const MOST: u64 = 64;
+
 /// Rows of the batch and the size in latents of one run.
 #[derive(Clone, Copy, PartialEq)]
 struct Extent {
@@ -110,12 +113,14 @@ impl Pipeline {
         let full = [info.height, info.width].map(|pixels| u64::from(pixels / info.vae_scale_factor));
         let shapes = |extent: Extent| tensors(&component.inputs, extent);
         let one = Extent { rows: 1, size: full };
+        let longest = full[0].max(full[1]);
+        let largest = full.map(|side| (side * MOST.min(longest)).div_ceil(longest));
         let mut extents: Vec<Extent> = match shapes(one) == shapes(Extent { size: [1, 1], ..one }) {
             true => vec![Extent { size: [1, 1], ..one }],
             false => {
                 let shares = if self.holds_scores(component) { QUADRATIC } else { LINEAR };
                 let size =
-                    |share: &f64| full.map(|side| ((side as f64 * share / 8.0).ceil() as u64 * 8).min(side));
+                    |share: &f64| largest.map(|side| ((side as f64 * share / 8.0).ceil() as u64 * 8).min(side));
                 shares.iter().map(|share| Extent { size: size(share), ..one }).collect()
             }
         };
