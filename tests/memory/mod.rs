@@ -1,5 +1,6 @@
 //! What pipelines hold in memory, and that spending less of it changes nothing else.
 
+mod bench;
 mod growth;
 mod plan;
 mod policies;

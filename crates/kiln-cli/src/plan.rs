@@ -98,10 +98,16 @@ pub(crate) fn tile(memory: &MemoryOptions) -> Option<u32> {
 
 fn describe(memory: &MemoryOptions) -> String {
     let tile = tile(memory).map(|tile| format!(" --vae-tile {tile}"));
-    format!("--offload {}{}", offload(memory), tile.unwrap_or_default())
+    let kept = (memory.keep_bytes > 0).then(|| format!(" --keep {}MiB", memory.keep_bytes >> 20));
+    format!("--offload {}{}{}", offload(memory), kept.unwrap_or_default(), tile.unwrap_or_default())
 }
 
-fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>>) {
+/// Whether they are the same row of the table: what is kept is decided by the budget.
+fn is_same(a: &Choice, b: &Choice) -> bool {
+    (a.memory.offload, a.memory.vae_tiling) == (b.memory.offload, b.memory.vae_tiling)
+}
+
+fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) {
     output::data(&format!("{:<11} {:<9} {:>10} {:>10}", "OFFLOAD", "VAE TILE", "PEAK", "SECONDS"));
     for choice in &plan.choices {
         let tile = tile(&choice.memory).map_or_else(|| "none".into(), |tile| tile.to_string());
@@ -115,13 +121,16 @@ fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>
     }
 }
 
-fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>>) -> String {
+fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) -> String {
     let peak = format!("peak while {} runs", choice.peak_role);
     match (budget, chosen) {
         (Some(budget), _) if choice.peak_bytes > budget => {
             format!("{} too much; {peak}", output::bytes(choice.peak_bytes - budget))
         }
-        (Some(_), Some(Ok(best))) if *best == choice => format!("chosen: the fastest that fits; {peak}"),
+        (Some(_), Some(Ok(best))) if is_same(best, choice) => match best.memory.keep_bytes {
+            0 => format!("chosen: the fastest that fits; {peak}"),
+            kept => format!("chosen: the fastest that fits, keeping {} loaded; {peak}", output::bytes(kept)),
+        },
         (Some(_), Some(Ok(best))) if choice.seconds > best.seconds => {
             format!("fits, {:.0}% slower; {peak}", 100.0 * (choice.seconds / best.seconds - 1.0))
         }
@@ -130,7 +139,7 @@ fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<&Choice, 
     }
 }
 
-fn report(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<&Choice, Error>>) -> Value {
+fn report(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) -> Value {
     let choices = plan.choices.iter().map(|choice| {
         json!({
             "offload": offload(&choice.memory),
@@ -139,8 +148,9 @@ fn report(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<&Choice, Erro
             "peak_component": choice.peak_role.to_string(),
             "seconds": choice.seconds,
             "fits": budget.map(|budget| choice.peak_bytes <= budget),
-            "chosen": matches!(chosen, Some(Ok(best)) if *best == choice),
+            "chosen": matches!(chosen, Some(Ok(best)) if is_same(best, choice)),
         })
     });
-    json!({ "budget_bytes": budget, "choices": choices.collect::<Vec<_>>() })
+    let kept = chosen.and_then(|chosen| chosen.as_ref().ok()).map(|choice| choice.memory.keep_bytes);
+    json!({ "budget_bytes": budget, "keep_bytes": kept, "choices": choices.collect::<Vec<_>>() })
 }

@@ -58,9 +58,9 @@ pub(crate) struct Wheel {
     /// Version of the library.
     pub(crate) version: &'static str,
     /// Version of the package.
-    #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
     pub(crate) release: &'static str,
     /// ABI tag of the package; the libraries inside do not depend on it.
+    #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
     pub(crate) abi: &'static str,
     #[cfg_attr(not(feature = "install"), expect(dead_code, reason = "what is only looked for is not fetched"))]
     pub(crate) platforms: &'static [Platform],

@@ -11,6 +11,19 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! What a request takes is predicted from figures in the bundle, and spent as the pipeline is told:
+//!
+//! ```no_run
+//! # use kiln_runtime::{Pipeline, Request};
+//! # fn within_2_gib(pipeline: &mut Pipeline, request: &Request) -> Result<(), kiln_runtime::Error> {
+//! if let Some(figures) = pipeline.bundle().figures()? {
+//!     let plan = pipeline.plan(request, &figures)?;
+//!     pipeline.set_memory(plan.within(2 << 30)?.memory)?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
 mod backend;

@@ -11,11 +11,14 @@ use super::{CacheArgs, CheckpointArgs, ExecutionArgs};
 #[command(next_help_heading = "Memory")]
 pub(crate) struct MemoryArgs {
     /// Take the fastest way that fits into this much memory, such as 2GiB; auto for what is free.
-    #[arg(long, value_name = "SIZE", conflicts_with_all = ["offload", "weights", "vae_tile"])]
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["offload", "keep", "weights", "vae_tile"])]
     pub(crate) memory_budget: Option<Budget>,
     /// Which engines are loaded at the same time.
     #[arg(long, value_enum, default_value_t = OffloadChoice::None)]
     pub(crate) offload: OffloadChoice,
+    /// Weights of the UNet that stay loaded from step to step under --offload sequential, as 1GiB.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) keep: Option<Bytes>,
     /// Where the weights of loaded engines are [default: packed for small models that stay loaded, else mapped].
     #[arg(long, value_enum)]
     pub(crate) weights: Option<PlacementChoice>,
@@ -109,6 +112,7 @@ impl MemoryArgs {
                 PlacementChoice::Mapped => Placement::Mapped,
                 PlacementChoice::Packed => Placement::Packed,
             }),
+            keep_bytes: self.keep.map_or(0, |bytes| bytes.0),
             vae_tiling: self.vae_tile.map(|Tile(tile)| VaeTiling { tile, overlap: self.vae_tile_overlap }),
             prefetch: self.prefetch,
         }

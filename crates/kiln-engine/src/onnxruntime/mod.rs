@@ -28,11 +28,12 @@ pub struct OnnxRuntime {
     threads: Option<usize>,
 }
 
-/// What a process opened: one ONNX Runtime, which `ort` keeps open until the process ends, and its pool of threads.
-#[derive(Clone, PartialEq)]
+/// What a process opened: one ONNX Runtime, its pool of threads and its allocator, open until the process ends.
 struct Opened {
     path: PathBuf,
     threads: Option<usize>,
+    environment: Environment,
+    version: String,
 }
 
 static OPENED: OnceLock<Mutex<Option<Opened>>> = OnceLock::new();
@@ -44,16 +45,21 @@ impl OnnxRuntime {
     pub fn open(library: &Path, threads: Option<usize>) -> Result<OnnxRuntime, EngineError> {
         let refuse = |reason: String| EngineError::new(Library, library, reason);
         let path = library.canonicalize().map_err(|e| refuse(e.to_string()))?;
-        let wanted = Opened { path: path.clone(), threads };
         let mut opened = OPENED.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(other) = opened.as_ref().filter(|other| **other != wanted) {
+        if let Some(other) = opened.as_ref().filter(|other| other.path != path || other.threads != threads) {
             let threads = other.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
             return Err(refuse(format!("this process already uses {} with {threads}", other.path.display())));
         }
-        let environment = environment(&path, threads).map_err(refuse)?;
-        let version = version(&path);
-        environment.set_log_level(LogLevel::Fatal);
-        *opened = Some(wanted);
+        let opened = match &mut *opened {
+            Some(opened) => opened,
+            none => {
+                let environment = environment(&path, threads).map_err(refuse)?;
+                environment.set_log_level(LogLevel::Fatal);
+                let version = version(&path);
+                none.insert(Opened { path, threads, environment, version })
+            }
+        };
+        let (environment, version) = (opened.environment.clone(), opened.version.clone());
         Ok(OnnxRuntime { environment, version, threads })
     }
 

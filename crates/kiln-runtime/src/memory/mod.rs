@@ -17,6 +17,8 @@ pub struct MemoryOptions {
     /// Both are the same numbers, but their products are summed in another order. With packed weights all rows of a batch
     /// are computed at once, with mapped ones each by itself.
     pub placement: Option<Placement>,
+    /// Bytes of the UNet's weights whose segments stay loaded from step to step under [`Offload::Sequential`].
+    pub keep_bytes: u64,
     /// Decodes and encodes large pictures in overlapping tiles (diffusers' `enable_vae_tiling`).
     pub vae_tiling: Option<VaeTiling>,
     /// How many segments ahead the page cache is asked for weights under [`Offload::Sequential`]; under any offload, whether
@@ -26,7 +28,7 @@ pub struct MemoryOptions {
 
 impl Default for MemoryOptions {
     fn default() -> MemoryOptions {
-        MemoryOptions { offload: Offload::None, placement: None, vae_tiling: None, prefetch: 2 }
+        MemoryOptions { offload: Offload::None, placement: None, keep_bytes: 0, vae_tiling: None, prefetch: 2 }
     }
 }
 
@@ -68,6 +70,9 @@ impl MemoryOptions {
                 "placement",
                 "packed weights take seconds to load, and sequential offload loads them in every step".into(),
             );
+        }
+        if self.keep_bytes > 0 && self.offload != Offload::Sequential {
+            return refuse("keep", "only sequential offload drops segments, of which some can be kept".into());
         }
         if self.prefetch > MAX_PREFETCH {
             return refuse("prefetch", format!("{} is not a number up to {MAX_PREFETCH}", self.prefetch));

@@ -283,7 +283,7 @@ impl Pipeline {
     fn load(&mut self, role: Role, run: &mut Run<'_, '_>) -> Result<Role, Error> {
         // What the component before it used is of other sizes.
         heap::trim_tensors(0);
-        if self.engines.memory().offload == Offload::Model {
+        if self.engines.memory().offload != Offload::None {
             self.release_but(role);
         }
         if !self.engines.is_loaded(role) {

@@ -44,11 +44,15 @@ impl Pipeline {
         let mut choices = Vec::new();
         for vae_tiling in tilings {
             for offload in [Offload::None, Offload::Model, Offload::Sequential] {
-                let memory = MemoryOptions { offload, vae_tiling, placement: None, ..self.memory() };
+                let memory =
+                    MemoryOptions { offload, vae_tiling, placement: None, keep_bytes: 0, ..self.memory() };
                 choices.push(self.forecast(&works, memory, figures)?);
             }
         }
-        Ok(Plan { choices })
+        let unet_bytes = self.bundle.component(Role::Unet)?.weight_bytes;
+        let unet = figures.components.get(&Role::Unet).and_then(|unet| unet.whole.first());
+        let held = unet.map_or(0.0, |unet| unet.held_bytes as f64);
+        Ok(Plan { choices, unet_bytes, held_per_byte: (held / unet_bytes.max(1) as f64).max(1.0) })
     }
 
     /// What runs, in order.

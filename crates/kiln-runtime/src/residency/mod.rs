@@ -13,7 +13,7 @@ use crate::lora::ChangedWeights;
 use crate::{Error, MemoryOptions, Offload};
 pub(crate) use network::Network;
 
-/// Weights of up to so many bytes are packed where they may stay: that takes under a second.
+/// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.
 const PACKED_BYTES: u64 = 256 << 20;
 
 /// The engines of a bundle, segment by segment, loaded as the memory options say.
@@ -88,7 +88,7 @@ impl Residency {
                 let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
                 heap::trim_tensors(largest - segment.weight_bytes);
             }
-            let mut options = LoadOptions { placement: self.placement(component), overrides: None };
+            let mut options = LoadOptions { placement: self.placement(bundle), overrides: None };
             if let Some(changes) = self.loras.changes(owner(role)) {
                 let weights = ChangedWeights::new(bundle, component, segment, changes)?;
                 options.overrides = weights.map(|weights| Arc::new(weights) as _);
@@ -101,16 +101,27 @@ impl Residency {
         }
     }
 
-    fn placement(&self, component: &Component) -> Placement {
+    fn placement(&self, bundle: &Bundle) -> Placement {
+        let components = bundle.manifest().components.iter();
+        let own = components.filter(|(role, _)| **role != Role::UnetControlled);
+        let is_small = own.map(|(_, component)| component.weight_bytes).sum::<u64>() <= PACKED_BYTES;
         self.memory.placement.unwrap_or(match self.memory.offload {
-            Offload::None | Offload::Model if component.weight_bytes <= PACKED_BYTES => Placement::Packed,
+            Offload::None | Offload::Model if is_small => Placement::Packed,
             _ => Placement::Mapped,
         })
     }
 
-    /// Called when a segment has run: drops it if only the one that runs is to be loaded.
-    fn has_run(&mut self, role: Role, i: usize) {
-        if self.memory.offload == Offload::Sequential {
+    /// Called when a segment has run: drops it under sequential offload, unless it is one of those that stay.
+    ///
+    /// Segments run in the same order in every step; those that came first stay, for any other choice would load as much.
+    fn has_run(&mut self, component: &Component, role: Role, i: usize) {
+        if self.memory.offload != Offload::Sequential {
+            return;
+        }
+        let bytes = |(_, i): &(Role, usize)| component.segments[*i].weight_bytes;
+        let loaded: u64 = self.loaded.keys().filter(|(loaded, _)| *loaded == role).map(bytes).sum();
+        let is_in_loop = matches!(role, Role::Unet | Role::UnetControlled);
+        if !is_in_loop || loaded > self.memory.keep_bytes {
             self.loaded.remove(&(role, i));
         }
     }

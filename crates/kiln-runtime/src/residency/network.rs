@@ -98,7 +98,7 @@ impl<'a> Network<'a> {
                 made.extend(segment.makes.iter().map(String::as_str).zip(outputs));
                 made.retain(|name, _| component.is_read_after(name, i));
             }
-            self.residency.has_run(self.role, i);
+            self.residency.has_run(component, self.role, i);
         }
         Ok(made)
     }
@@ -113,7 +113,7 @@ impl<'a> Network<'a> {
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        match (rows, self.residency.placement(self.component)) {
+        match (rows, self.residency.placement(self.bundle)) {
             (Some(rows), Placement::Mapped) if rows > 1 => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
