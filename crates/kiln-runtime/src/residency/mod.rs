@@ -79,15 +79,11 @@ impl Residency {
     }
 
     fn segment(&mut self, bundle: &Bundle, role: Role, i: usize) -> Result<&mut dyn Engine, Error> {
+        let component = bundle.component(role)?;
         if !self.loaded.contains_key(&(role, i)) {
             let twins = twins(role);
             self.loaded.retain(|(loaded, _), _| !twins.contains(loaded));
-            let component = bundle.component(role)?;
             let segment = &component.segments[i];
-            if self.memory.offload == Offload::Sequential {
-                let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
-                heap::trim_tensors(largest - segment.weight_bytes);
-            }
             let mut options = LoadOptions { placement: self.placement(bundle), overrides: None };
             if let Some(changes) = self.loras.changes(owner(role)) {
                 let weights = ChangedWeights::new(bundle, component, segment, changes)?;
@@ -95,9 +91,23 @@ impl Residency {
             }
             self.loaded.insert((role, i), self.backend.load(&bundle.path(&segment.engine), &options)?);
         }
+        self.trim(component, role, i);
         match self.loaded.get_mut(&(role, i)) {
             Some(engine) => Ok(engine.as_mut()),
             None => Err(Error::Component { component: role, reason: "is not loaded".into() }),
+        }
+    }
+
+    /// Gives back memory of tensors before a segment runs.
+    ///
+    /// Under sequential offload, idle memory and weights together stay below the weights of the largest segment. An
+    /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
+    fn trim(&self, component: &Component, role: Role, i: usize) {
+        if self.memory.offload == Offload::Sequential {
+            let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
+            heap::trim_tensors(largest - component.segments[i].weight_bytes);
+        } else if matches!(role, Role::VaeDecoder | Role::VaeEncoder) {
+            heap::trim_tensors(0);
         }
     }
 
