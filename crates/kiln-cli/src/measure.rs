@@ -47,11 +47,13 @@ pub(crate) fn in_another_process(bundle: &Bundle, args: ExecutionArgs) -> Result
     let mut command = Command::new(program);
     command.arg("measure").arg(bundle.root()).args(["--no-store", "--json"]);
     command.args(execution::arguments(args));
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let answer = child.spawn().and_then(|child| child.wait_with_output()).map_err(unusable)?;
+    let _bar = Bar::spinner("measuring");
+    let answer = command.stdin(Stdio::null()).output().map_err(unusable)?;
     if !answer.status.success() {
-        let reason = format!("could not be measured ({})", answer.status);
-        return Err(Failure::input(bundle.root(), &reason).with_hint("--no-figures compiles all the same"));
+        let said = String::from_utf8_lossy(&answer.stderr);
+        let reason = said.lines().find_map(|line| line.strip_prefix("error: "));
+        let reason = reason.map_or_else(|| answer.status.to_string(), str::to_owned);
+        return Err(Failure::input(bundle.root(), &format!("could not be measured: {reason}")));
     }
     serde_json::from_slice(&answer.stdout)
         .map_err(|e| Failure::unexpected(format!("the process that measured answered nonsense: {e}")))

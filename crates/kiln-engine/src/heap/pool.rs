@@ -13,8 +13,8 @@ use super::extents::{Extents, GRANULE};
 /// Smaller blocks come from the C library's heap.
 const LEAST: usize = 64 << 10;
 
-/// Address space that is asked for at once, where it is to be had; it takes no memory before it is used.
-const REGION: usize = 1 << 30;
+/// Address space that is asked for at once: the first of these that is to be had. It takes no memory before it is used.
+const REGIONS: [usize; 2] = [64 << 30, 1 << 30];
 
 /// Alignment of every block: a cache line, and the widest vector registers.
 const ALIGNMENT: usize = 64;
@@ -36,13 +36,12 @@ pub(crate) fn allocate(len: usize) -> *mut c_void {
         return start as *mut c_void;
     }
     let Some(least) = len.checked_next_multiple_of(GRANULE) else { return ptr::null_mut() };
-    for region in [least.max(REGION), least] {
-        if let Some(start) = map(region) {
-            extents.add(start, region);
-            return extents.take(len).map_or(ptr::null_mut(), |start| start as *mut c_void);
-        }
-    }
-    ptr::null_mut()
+    let regions = REGIONS.into_iter().filter(|region| *region > least).chain([least]);
+    let Some((start, region)) = regions.into_iter().find_map(|region| Some((map(region)?, region))) else {
+        return ptr::null_mut();
+    };
+    extents.add(start, region);
+    extents.take(len).map_or(ptr::null_mut(), |start| start as *mut c_void)
 }
 
 /// Gives a block back.
