@@ -36,7 +36,7 @@ impl Forecast {
         let seconds = |sample: &Sample| sample.seconds;
         let alone = seconds_at(&points(seconds), area);
         Forecast {
-            peak_bytes: through(&points(peak), area).max(0.0) + further(peak) * share,
+            peak_bytes: through(&points(peak), area).max(at_least(&points(peak), area)) + further(peak) * share,
             held_bytes: samples.iter().map(|sample| sample.held_bytes).max().unwrap_or(0) as f64,
             load_seconds: largest.load_seconds,
             seconds: alone + further(seconds) * alone / largest.seconds.max(f64::MIN_POSITIVE),
@@ -55,6 +55,11 @@ fn through(points: &[[f64; 2]], x: f64) -> f64 {
         others.map(|(_, [xj, _])| (x - xj) / (points[i][0] - xj)).product::<f64>()
     };
     points.iter().enumerate().map(|(i, [_, y])| y * weight(i)).sum()
+}
+
+/// What smaller areas took, larger ones take too.
+fn at_least(points: &[[f64; 2]], area: f64) -> f64 {
+    points.iter().filter(|[x, _]| *x <= area).map(|[_, y]| *y).fold(0.0, f64::max)
 }
 
 /// Work grows with the area, and attention's with its square.
@@ -94,6 +99,12 @@ mod tests {
         let square = |side: u64| sample(1, side, 100 + side.pow(4), 0.0);
         let parabola = [square(2), square(3), square(4)];
         assert!((Forecast::new(&parabola, 1, 36.0).peak_bytes - 1396.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn larger_areas_never_take_less() {
+        let noisy = [sample(1, 1, 110, 0.0), sample(1, 2, 104, 0.0)];
+        assert_eq!(Forecast::new(&noisy, 1, 9.0).peak_bytes, 110.0);
     }
 
     #[test]
