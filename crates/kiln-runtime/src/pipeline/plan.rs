@@ -1,6 +1,6 @@
 //! What a request will take, from what the bundle's engines were measured to take.
 
-use kiln_bundle::{Figures, Role};
+use kiln_bundle::{BundleError, Figures, Role};
 
 use super::Pipeline;
 use crate::plan::Forecast;
@@ -130,7 +130,10 @@ impl Pipeline {
         memory: MemoryOptions,
         figures: &Figures,
     ) -> Result<(Forecast, f64, f64), Error> {
-        let missing = || Error::Component { component: work.role, reason: "was not measured".into() };
+        let missing = || {
+            let path = self.bundle.path(self.bundle.manifest().figures.as_deref().unwrap_or_default());
+            BundleError::Figures { path, reason: format!("tells nothing of the {}", work.role) }
+        };
         let component = figures.components.get(&work.role).ok_or_else(missing)?;
         let samples = match memory.offload {
             Offload::None | Offload::Model => &component.whole,
