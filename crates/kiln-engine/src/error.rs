@@ -1,6 +1,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use kiln_cuda::{CudaError, CudaErrorKind};
+
 /// What kind of thing went wrong in an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -13,22 +15,35 @@ pub enum EngineErrorKind {
     Input,
     /// The engine failed while it ran.
     Run,
+    /// The machine has no device to run it on, or one that its driver does not let it use.
+    Device,
+    /// The engine was built for other devices or by another release.
+    Incompatible,
+    /// The device has not enough memory left.
+    OutOfMemory,
+    /// The device stopped working; nothing in this process can use it any more.
+    Lost,
 }
 
 /// An error of a backend or an engine.
 #[derive(Debug, thiserror::Error)]
 pub struct EngineError {
     kind: EngineErrorKind,
-    path: PathBuf,
+    path: Option<PathBuf>,
     reason: String,
 }
 
 impl EngineError {
     pub(crate) fn new(kind: EngineErrorKind, path: &Path, reason: impl fmt::Display) -> EngineError {
+        EngineError { path: Some(path.into()), ..EngineError::unlocated(kind, reason) }
+    }
+
+    /// An error that is about no file, or whose reason names it.
+    pub(crate) fn unlocated(kind: EngineErrorKind, reason: impl fmt::Display) -> EngineError {
         let reason = reason.to_string();
         let mut lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
         let reason = lines.next().unwrap_or_default().to_owned();
-        EngineError { kind, path: path.into(), reason }
+        EngineError { kind, path: None, reason }
     }
 
     /// What kind of thing went wrong.
@@ -39,6 +54,23 @@ impl EngineError {
 
 impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.reason)
+        match &self.path {
+            Some(path) => write!(f, "{}: {}", path.display(), self.reason),
+            None => f.write_str(&self.reason),
+        }
+    }
+}
+
+impl From<CudaError> for EngineError {
+    fn from(error: CudaError) -> EngineError {
+        let kind = match error.kind() {
+            CudaErrorKind::NoDriver | CudaErrorKind::DriverTooOld | CudaErrorKind::NoDevice => {
+                EngineErrorKind::Device
+            }
+            CudaErrorKind::OutOfMemory => EngineErrorKind::OutOfMemory,
+            CudaErrorKind::Lost => EngineErrorKind::Lost,
+            _ => EngineErrorKind::Run,
+        };
+        EngineError::unlocated(kind, error)
     }
 }

@@ -2,22 +2,30 @@
 //!
 //! A [`Backend`] loads model files into [`Engine`]s; an engine maps named tensors to named tensors. Two backends run the
 //! same ONNX files on the CPU: [`OnnxRuntime`], a native library opened at run time, and [`Rten`], which is always there.
+//! [`TensorRt`] runs engines of TensorRT and TensorRT-RTX on a GPU; what they make stays there as [`DeviceTensor`]s.
 
+mod device;
 mod error;
 pub mod heap;
 mod onnxruntime;
 mod overrides;
 mod rten;
 mod tensor;
+mod tensorrt;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use kiln_cuda::Device;
+use tensor::HostView;
+
+pub use device::DeviceTensor;
 pub use error::{EngineError, EngineErrorKind};
 pub use onnxruntime::OnnxRuntime;
 pub use overrides::{Elements, WeightOverride, WeightSource};
 pub use rten::Rten;
-pub use tensor::{ElementType, ForeignTensor, HostTensor, Port, TensorView};
+pub use tensor::{ElementType, ForeignTensor, Port, Tensor, TensorView};
+pub use tensorrt::TensorRt;
 
 /// Something that can load engines.
 pub trait Backend: Send + Sync {
@@ -27,13 +35,38 @@ pub trait Backend: Send + Sync {
     /// Version of the library behind it.
     fn version(&self) -> &str;
 
+    /// What its engines are made of.
+    fn format(&self) -> Format {
+        Format::Onnx
+    }
+
     /// Whether it holds the matrix of all scores of an attention even where the model has it as one operator.
     fn holds_scores(&self) -> bool {
         false
     }
 
+    /// The device that it computes on, where that is not the host.
+    fn device(&self) -> Option<&Arc<Device>> {
+        None
+    }
+
+    /// Gives back memory of the device in which no engine computes now.
+    fn trim(&self) {}
+
     /// Loads the engine in a model file.
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError>;
+}
+
+/// What engines are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// ONNX models.
+    Onnx,
+    /// Serialized engines of TensorRT-RTX.
+    TensorRtRtx,
+    /// Serialized engines of TensorRT.
+    TensorRt,
 }
 
 /// How an engine is loaded; cheap to clone.
@@ -43,6 +76,9 @@ pub struct LoadOptions {
     pub placement: Placement,
     /// Weights that take the place of those in the model's weight file.
     pub overrides: Option<Arc<dyn WeightSource>>,
+    /// Whether its weights shall come and go while it stays loaded, on a device: they are kept in memory of the host that
+    /// the device copies from, and arrive with the first run or [`Engine::prefetch`].
+    pub swaps: bool,
 }
 
 /// Where the weights of an engine are while it is loaded.
@@ -64,7 +100,18 @@ pub trait Engine: Send {
     fn outputs(&self) -> &[Port];
 
     /// Runs once; `inputs` in any order, the results in the order of [`Engine::outputs`].
-    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, EngineError>;
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError>;
+
+    /// Frees the device's memory of its weights, which [`Engine::prefetch`] or the next run loads again; false for an
+    /// engine that has to be dropped for that.
+    fn unload(&mut self) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    /// Starts to load weights while other engines compute.
+    fn prefetch(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
 }
 
 /// The inputs in the order of the ports, after names, types and shapes were checked.
@@ -88,4 +135,15 @@ fn bind<'a, 'v>(
             None => Err(refuse(format!("input {port} is missing"))),
         })
         .collect()
+}
+
+/// The same for an engine that computes on the host.
+fn bind_on_host<'a>(
+    model: &Path,
+    ports: &[Port],
+    inputs: &'a [(&str, TensorView<'_>)],
+) -> Result<Vec<HostView<'a>>, EngineError> {
+    let bound = bind(model, ports, inputs)?.into_iter();
+    let on_host: Option<_> = bound.map(TensorView::on_host).collect();
+    on_host.ok_or_else(|| EngineError::new(EngineErrorKind::Input, model, "an input is on a device"))
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use ndarray::{ArrayD, ArrayViewD};
 use rten::{DataType, Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, ValueOrView, ValueType};
 use rten_tensor::prelude::*;
-use rten_tensor::{Tensor, TensorView as RtenView};
+use rten_tensor::{Tensor as RtenTensor, TensorView as RtenView};
 
 use crate::error::EngineErrorKind::{Load, Run};
 use crate::overrides::{WeightSource, for_each_weight};
-use crate::{Backend, ElementType, Engine, EngineError, HostTensor, LoadOptions, Port, TensorView, bind};
+use crate::tensor::HostView;
+use crate::{Backend, ElementType, Engine, EngineError, LoadOptions, Port, Tensor, TensorView, bind_on_host};
 
 /// rten; needs no native library.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,11 +89,11 @@ impl Engine for RtenEngine {
         &self.outputs
     }
 
-    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, EngineError> {
-        let bound = bind(&self.path, &self.inputs, inputs)?;
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let bound = bind_on_host(&self.path, &self.inputs, inputs)?;
         let refuse = |e: String| EngineError::new(Run, &self.path, e);
         let ids = self.model.input_ids().iter().copied();
-        let values: Vec<(NodeId, ValueOrView<'_>)> = ids.zip(bound.into_iter().map(value)).collect();
+        let values: Vec<(NodeId, ValueOrView<'_>)> = ids.zip(bound.iter().map(value)).collect();
         let results = self
             .model
             .run(values, self.model.output_ids(), Some(self.run.clone()))
@@ -100,10 +101,11 @@ impl Engine for RtenEngine {
         let ports = self.outputs.iter().zip(results);
         ports
             .map(|(port, value)| match port.element_type {
-                ElementType::F32 => value.into_tensor::<f32>().map(|t| HostTensor::F32(to_array(t))),
+                ElementType::F32 => value.into_tensor::<f32>().map(|t| Tensor::F32(to_array(t))),
                 ElementType::I64 => {
-                    value.into_tensor::<i32>().map(|t| HostTensor::I64(to_array(t).mapv(i64::from)))
+                    value.into_tensor::<i32>().map(|t| Tensor::I64(to_array(t).mapv(i64::from)))
                 }
+                ElementType::F16 => None,
             })
             .map(|value| value.ok_or_else(|| refuse("an output has another type than declared".into())))
             .collect()
@@ -111,13 +113,13 @@ impl Engine for RtenEngine {
 }
 
 /// rten computes with 32-bit integers; token ids fit.
-fn value<'a>(view: &'a TensorView<'_>) -> ValueOrView<'a> {
+fn value<'a>(view: &'a HostView<'_>) -> ValueOrView<'a> {
     match view {
-        TensorView::F32(array) => match array.as_slice() {
+        HostView::F32(array) => match array.as_slice() {
             Some(data) => RtenView::from_data(array.shape(), data).into(),
             None => from_array(array.view()).into(),
         },
-        TensorView::I64(array) => from_array(array.mapv(saturate).view()).into(),
+        HostView::I64(array) => from_array(array.mapv(saturate).view()).into(),
     }
 }
 
@@ -125,11 +127,11 @@ fn saturate(n: i64) -> i32 {
     n.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
 }
 
-fn from_array<T: Clone>(array: ArrayViewD<'_, T>) -> Tensor<T> {
-    Tensor::from_data(array.shape(), array.iter().cloned().collect::<Vec<T>>())
+fn from_array<T: Clone>(array: ArrayViewD<'_, T>) -> RtenTensor<T> {
+    RtenTensor::from_data(array.shape(), array.iter().cloned().collect::<Vec<T>>())
 }
 
-fn to_array<T: Clone>(tensor: Tensor<T>) -> ArrayD<T> {
+fn to_array<T: Clone>(tensor: RtenTensor<T>) -> ArrayD<T> {
     let shape = tensor.shape().to_vec();
     ArrayD::from_shape_vec(shape, tensor.into_data()).expect("as many elements as the shape says")
 }

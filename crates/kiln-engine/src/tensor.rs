@@ -1,20 +1,37 @@
 use std::fmt;
 
+use kiln_cuda::CudaError;
 use ndarray::{ArrayD, ArrayViewD};
+
+use crate::DeviceTensor;
 
 /// Element type of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElementType {
     /// 32-bit float.
     F32,
+    /// 16-bit float.
+    F16,
     /// 64-bit integer.
     I64,
+}
+
+impl ElementType {
+    /// Bytes of an element.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            ElementType::F16 => 2,
+            ElementType::F32 => 4,
+            ElementType::I64 => 8,
+        }
+    }
 }
 
 impl fmt::Display for ElementType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ElementType::F32 => "f32",
+            ElementType::F16 => "f16",
             ElementType::I64 => "i64",
         })
     }
@@ -54,24 +71,38 @@ pub enum TensorView<'a> {
     F32(ArrayViewD<'a, f32>),
     /// 64-bit integers.
     I64(ArrayViewD<'a, i64>),
+    /// On a device.
+    Device(&'a DeviceTensor),
+}
+
+/// A view of a tensor in memory of the host.
+#[derive(Debug)]
+pub(crate) enum HostView<'a> {
+    F32(ArrayViewD<'a, f32>),
+    I64(ArrayViewD<'a, i64>),
 }
 
 impl TensorView<'_> {
+    pub(crate) fn on_host(&self) -> Option<HostView<'_>> {
+        match self {
+            TensorView::F32(array) => Some(HostView::F32(array.view())),
+            TensorView::I64(array) => Some(HostView::I64(array.view())),
+            TensorView::Device(_) => None,
+        }
+    }
+
     /// Element type.
     pub fn element_type(&self) -> ElementType {
         match self {
             TensorView::F32(_) => ElementType::F32,
             TensorView::I64(_) => ElementType::I64,
+            TensorView::Device(tensor) => tensor.element_type(),
         }
     }
 
     /// Bytes of its elements.
     pub fn n_bytes(&self) -> u64 {
-        let size = match self {
-            TensorView::F32(_) => 4,
-            TensorView::I64(_) => 8,
-        };
-        size * self.shape().iter().map(|&n| n as u64).product::<u64>()
+        self.element_type().n_bytes() as u64 * self.shape().iter().map(|&n| n as u64).product::<u64>()
     }
 
     /// Shape.
@@ -79,22 +110,34 @@ impl TensorView<'_> {
         match self {
             TensorView::F32(array) => array.shape(),
             TensorView::I64(array) => array.shape(),
+            TensorView::Device(tensor) => tensor.shape(),
+        }
+    }
+
+    /// The same view, as long as this one is borrowed.
+    pub fn reborrow(&self) -> TensorView<'_> {
+        match self {
+            TensorView::F32(array) => TensorView::F32(array.view()),
+            TensorView::I64(array) => TensorView::I64(array.view()),
+            TensorView::Device(tensor) => TensorView::Device(tensor),
         }
     }
 }
 
-/// A tensor in host memory that an engine made.
+/// A tensor that an engine made.
 #[derive(Debug)]
-pub enum HostTensor {
+pub enum Tensor {
     /// 32-bit floats.
     F32(ArrayD<f32>),
     /// 64-bit integers.
     I64(ArrayD<i64>),
-    /// In memory that its backend manages.
+    /// In memory of the host that its backend manages.
     Foreign(Box<dyn ForeignTensor>),
+    /// On a device.
+    Device(DeviceTensor),
 }
 
-/// A tensor in memory that a backend manages.
+/// A tensor in memory of the host that a backend manages.
 pub trait ForeignTensor: Send {
     /// Its elements.
     fn view(&self) -> TensorView<'_>;
@@ -106,41 +149,50 @@ impl fmt::Debug for dyn ForeignTensor {
     }
 }
 
-impl HostTensor {
+impl Tensor {
     /// The tensor as an engine's input.
     pub fn view(&self) -> TensorView<'_> {
         match self {
-            HostTensor::F32(array) => TensorView::F32(array.view()),
-            HostTensor::I64(array) => TensorView::I64(array.view()),
-            HostTensor::Foreign(tensor) => tensor.view(),
+            Tensor::F32(array) => TensorView::F32(array.view()),
+            Tensor::I64(array) => TensorView::I64(array.view()),
+            Tensor::Foreign(tensor) => tensor.view(),
+            Tensor::Device(tensor) => TensorView::Device(tensor),
         }
     }
 
-    /// The floats, if that is what it holds.
+    /// The same tensor in memory of the host.
+    pub fn into_host(self) -> Result<Tensor, CudaError> {
+        match self {
+            Tensor::Device(tensor) => Ok(Tensor::F32(tensor.download()?)),
+            tensor => Ok(tensor),
+        }
+    }
+
+    /// The floats, if that is what it holds in memory of the host.
     pub fn into_f32(self) -> Option<ArrayD<f32>> {
         match self {
-            HostTensor::F32(array) => Some(array),
+            Tensor::F32(array) => Some(array),
             other => other.f32().map(|view| view.to_owned()),
         }
     }
 
-    /// A view of the floats, if that is what it holds.
+    /// A view of the floats, if that is what it holds in memory of the host.
     pub fn f32(&self) -> Option<ArrayViewD<'_, f32>> {
         match self.view() {
             TensorView::F32(view) => Some(view),
-            TensorView::I64(_) => None,
+            TensorView::I64(_) | TensorView::Device(_) => None,
         }
     }
 }
 
-impl From<ArrayD<f32>> for HostTensor {
-    fn from(array: ArrayD<f32>) -> HostTensor {
-        HostTensor::F32(array)
+impl From<ArrayD<f32>> for Tensor {
+    fn from(array: ArrayD<f32>) -> Tensor {
+        Tensor::F32(array)
     }
 }
 
-impl From<ArrayD<i64>> for HostTensor {
-    fn from(array: ArrayD<i64>) -> HostTensor {
-        HostTensor::I64(array)
+impl From<ArrayD<i64>> for Tensor {
+    fn from(array: ArrayD<i64>) -> Tensor {
+        Tensor::I64(array)
     }
 }

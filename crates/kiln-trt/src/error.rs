@@ -22,6 +22,8 @@ pub enum TrtErrorKind {
     Build,
     /// A serialized engine can not be loaded, or its weights not be set.
     Engine,
+    /// A serialized engine is of another release, or for other devices or drivers.
+    Incompatible,
     /// An argument can not be passed on.
     Argument,
     /// The build was stopped by its [`ProgressMonitor`](crate::ProgressMonitor).

@@ -12,13 +12,14 @@ use ort::ep::CPU;
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef};
+use ort::value::{DynValue, Outlet, Tensor as OrtTensor, TensorElementType, TensorRef};
 
 use crate::error::EngineErrorKind::{Library, Load, Run};
 use crate::overrides::{Elements, WeightOverride, for_each_weight};
+use crate::tensor::HostView;
 use crate::{
-    Backend, ElementType, Engine, EngineError, ForeignTensor, HostTensor, LoadOptions, Placement, Port,
-    TensorView, bind,
+    Backend, ElementType, Engine, EngineError, ForeignTensor, LoadOptions, Placement, Port, Tensor, TensorView,
+    bind_on_host,
 };
 
 /// ONNX Runtime, opened from a shared library.
@@ -157,19 +158,17 @@ impl Engine for OrtEngine {
         &self.outputs
     }
 
-    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, EngineError> {
-        let bound = bind(&self.model, &self.inputs, inputs)?;
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let bound = bind_on_host(&self.model, &self.inputs, inputs)?;
         let refuse = |e: ort::Error| EngineError::new(Run, &self.model, e.to_string());
-        let contiguous: Vec<Contiguous<'_>> = bound.into_iter().map(Contiguous::new).collect();
+        let contiguous: Vec<Contiguous<'_>> = bound.iter().map(Contiguous::new).collect();
         let values = contiguous.iter().map(Contiguous::value).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
         let named: Vec<_> = self.inputs.iter().map(|port| port.name.clone()).zip(values).collect();
         let mut results = self.session.run(named).map_err(refuse)?;
         self.outputs
             .iter()
             .map(|port| match results.remove(&port.name) {
-                Some(value) => {
-                    Held::new(value, port.element_type).map(|held| HostTensor::Foreign(Box::new(held)))
-                }
+                Some(value) => Held::new(value, port.element_type).map(|held| Tensor::Foreign(Box::new(held))),
                 None => Err(ort::Error::new(format!("has no output '{}'", port.name))),
             })
             .collect::<Result<_, _>>()
@@ -181,9 +180,9 @@ impl Engine for OrtEngine {
 fn initializer(weight: WeightOverride) -> ort::Result<DynValue> {
     let shape = weight.shape;
     Ok(match weight.elements {
-        Elements::F32(values) => Tensor::from_array((shape, values))?.into_dyn(),
-        Elements::F16(values) => Tensor::from_array((shape, values))?.into_dyn(),
-        Elements::BF16(values) => Tensor::from_array((shape, values))?.into_dyn(),
+        Elements::F32(values) => OrtTensor::from_array((shape, values))?.into_dyn(),
+        Elements::F16(values) => OrtTensor::from_array((shape, values))?.into_dyn(),
+        Elements::BF16(values) => OrtTensor::from_array((shape, values))?.into_dyn(),
     })
 }
 
@@ -194,10 +193,10 @@ enum Contiguous<'a> {
 }
 
 impl<'a> Contiguous<'a> {
-    fn new(view: &'a TensorView<'_>) -> Contiguous<'a> {
+    fn new(view: &'a HostView<'_>) -> Contiguous<'a> {
         match view {
-            TensorView::F32(array) => Contiguous::F32(array.as_standard_layout()),
-            TensorView::I64(array) => Contiguous::I64(array.as_standard_layout()),
+            HostView::F32(array) => Contiguous::F32(array.as_standard_layout()),
+            HostView::I64(array) => Contiguous::I64(array.as_standard_layout()),
         }
     }
 
@@ -230,6 +229,7 @@ impl Held {
         Ok(match self.element_type {
             ElementType::F32 => TensorView::F32(view(&self.value)?),
             ElementType::I64 => TensorView::I64(view(&self.value)?),
+            ElementType::F16 => return Err(ort::Error::new("an output has another type than declared")),
         })
     }
 }

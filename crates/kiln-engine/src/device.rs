@@ -1,0 +1,91 @@
+//! Tensors that stay on a device.
+
+use std::sync::Arc;
+
+use kiln_cuda::{CudaError, CudaErrorKind, Device, DeviceMemory};
+use ndarray::{ArrayD, ArrayViewD, IxDyn};
+
+use crate::ElementType;
+
+/// A tensor on a device, contiguous; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct DeviceTensor {
+    memory: Arc<DeviceMemory>,
+    element_type: ElementType,
+    shape: Vec<usize>,
+}
+
+impl DeviceTensor {
+    /// Room for a tensor, of which the content is anything.
+    pub fn new(
+        device: &Arc<Device>,
+        element_type: ElementType,
+        shape: &[usize],
+    ) -> Result<DeviceTensor, CudaError> {
+        let n_bytes = n_bytes(element_type, shape)?;
+        let memory = Arc::new(device.allocate(n_bytes)?);
+        Ok(DeviceTensor { memory, element_type, shape: shape.into() })
+    }
+
+    /// Copies 32-bit floats to a device.
+    pub fn upload(device: &Arc<Device>, values: ArrayViewD<'_, f32>) -> Result<DeviceTensor, CudaError> {
+        let memory = device.upload(&le_bytes(values.iter().map(|x| x.to_le_bytes())))?;
+        Ok(DeviceTensor {
+            memory: Arc::new(memory),
+            element_type: ElementType::F32,
+            shape: values.shape().into(),
+        })
+    }
+
+    /// Copies 32-bit floats from the device, when all work on it is done.
+    pub fn download(&self) -> Result<ArrayD<f32>, CudaError> {
+        let refuse = |reason: String| CudaError::new(CudaErrorKind::Other, reason);
+        if self.element_type != ElementType::F32 {
+            return Err(refuse(format!(
+                "a tensor of {} where floats of 32 bits are expected",
+                self.element_type
+            )));
+        }
+        let mut bytes = vec![0; n_bytes(self.element_type, &self.shape)?];
+        self.device().read(&self.memory, &mut bytes)?;
+        let (floats, _) = bytes.as_chunks();
+        let values = floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        ArrayD::from_shape_vec(IxDyn(&self.shape), values).map_err(|e| refuse(e.to_string()))
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Arc<Device> {
+        self.memory.device()
+    }
+
+    /// The memory that it begins.
+    pub fn memory(&self) -> &DeviceMemory {
+        &self.memory
+    }
+
+    /// Element type.
+    pub fn element_type(&self) -> ElementType {
+        self.element_type
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of its elements.
+    pub fn n_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Bytes of a tensor; an error where they are more than can be counted.
+pub(crate) fn n_bytes(element_type: ElementType, shape: &[usize]) -> Result<usize, CudaError> {
+    let product = shape.iter().try_fold(element_type.n_bytes(), |n, &side| n.checked_mul(side));
+    product.ok_or_else(|| CudaError::new(CudaErrorKind::Other, format!("a tensor of {shape:?} is too large")))
+}
+
+/// Elements as they lie in memory.
+pub(crate) fn le_bytes<const N: usize>(elements: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
+    elements.flatten().collect()
+}

@@ -1,0 +1,296 @@
+//! One engine of TensorRT.
+
+use std::ffi::c_void;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use kiln_cuda::{Device, Graph, Mark};
+use kiln_trt::{AllocationStrategy, CudaStream, DataType, ExecutionContext, TensorIoMode};
+
+use super::arena::{self, Arena, Place};
+use super::failure;
+use super::plan::{Plan, PlanReader};
+use super::profiles::Profiles;
+use crate::device::le_bytes;
+use crate::error::EngineErrorKind::{Load, Run};
+use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
+
+/// An engine, and where it reads and writes.
+pub(super) struct TrtEngine {
+    model: PathBuf,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    profiles: Profiles,
+    setup: Option<Setup>,
+    context: ExecutionContext,
+    engine: kiln_trt::Engine,
+    weights: Weights,
+    device: Arc<Device>,
+    arena: Arc<Mutex<Arena>>,
+}
+
+/// Where the weights are.
+enum Weights {
+    /// On the device, for as long as the engine is loaded.
+    Fixed,
+    /// Where `state` says; they come from the plan.
+    Swapped { plan: Plan, state: SwapState },
+}
+
+enum SwapState {
+    Absent,
+    Arriving(Mark),
+    Present,
+}
+
+/// What stays the same from run to run while sizes do.
+struct Setup {
+    shapes: Vec<Vec<i64>>,
+    inputs: Vec<DeviceTensor>,
+    outputs: Vec<DeviceTensor>,
+    n_arena_bytes: usize,
+    /// Where the arena was when the context was told.
+    arena: Option<Place>,
+    run: Recording,
+}
+
+/// How a run gets onto the stream.
+enum Recording {
+    /// The first time by itself: the library may still be choosing its kernels.
+    First,
+    /// The next one is recorded.
+    Due,
+    Recorded(Graph),
+    /// It can not be recorded.
+    Refused,
+}
+
+impl TrtEngine {
+    pub(super) fn new(
+        model: &Path,
+        engine: kiln_trt::Engine,
+        swapped: Option<Plan>,
+        device: Arc<Device>,
+        arena: Arc<Mutex<Arena>>,
+    ) -> Result<TrtEngine, EngineError> {
+        let refuse = |e| failure(model, &device, &e);
+        let facts = engine.facts().map_err(refuse)?;
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for port in &facts.ports {
+            if engine.is_shape_inference_io(&port.name).map_err(refuse)? {
+                let reason = format!("'{}' is a tensor of sizes, which is not supported", port.name);
+                return Err(EngineError::new(Load, model, reason));
+            }
+            let known = self::port(port).map_err(|reason| EngineError::new(Load, model, reason))?;
+            match engine.io_mode(&port.name).map_err(refuse)? {
+                TensorIoMode::Input => inputs.push(known),
+                TensorIoMode::Output => outputs.push(known),
+            }
+        }
+        let profiles = Profiles::new(&engine, facts.n_profiles, &inputs).map_err(refuse)?;
+        let context = engine.create_context(AllocationStrategy::UserManaged).map_err(refuse)?;
+        let weights = match swapped {
+            None => Weights::Fixed,
+            Some(plan) => Weights::Swapped { plan, state: SwapState::Absent },
+        };
+        let model = model.into();
+        Ok(TrtEngine { model, inputs, outputs, profiles, setup: None, context, engine, weights, device, arena })
+    }
+
+    fn stream(&self) -> CudaStream {
+        // SAFETY: the stream is the device's, which the engine keeps.
+        unsafe { CudaStream::from_raw(self.device.compute_stream()) }
+    }
+
+    /// Starts to load weights on a stream of their own.
+    fn start_loading(&mut self) -> Result<(), EngineError> {
+        let Weights::Swapped { plan, state } = &mut self.weights else { return Ok(()) };
+        if !matches!(state, SwapState::Absent) {
+            return Ok(());
+        }
+        let engine = &self.engine;
+        let load = |stream: *mut c_void| {
+            // SAFETY: runs wait for the copies, and the plan stays until the engine is gone.
+            unsafe { engine.load_weights_async(&mut PlanReader::new(plan), CudaStream::from_raw(stream)) }
+        };
+        let (loaded, copied) = self.device.copying(load)?;
+        loaded.map_err(|e| failure(&self.model, &self.device, &e))?;
+        *state = SwapState::Arriving(copied);
+        Ok(())
+    }
+
+    fn await_weights(&mut self) -> Result<(), EngineError> {
+        self.start_loading()?;
+        if let Weights::Swapped { state, .. } = &mut self.weights
+            && let SwapState::Arriving(copied) = state
+        {
+            self.device.wait_for(copied)?;
+            *state = SwapState::Present;
+        }
+        Ok(())
+    }
+
+    /// Prepares for inputs of these sizes.
+    fn set_shapes(&mut self, shapes: Vec<Vec<i64>>) -> Result<(), EngineError> {
+        if self.setup.as_ref().is_some_and(|setup| setup.shapes == shapes) {
+            return Ok(());
+        }
+        self.setup = None;
+        let refuse = |e| failure(&self.model, &self.device, &e);
+        let stream = self.stream();
+        let profile = self.profiles.choose(&self.model, &shapes)?;
+        if self.context.profile().map_err(refuse)? != Some(profile) {
+            self.context.set_profile(profile, stream).map_err(refuse)?;
+        }
+        let mut inputs = Vec::new();
+        for (port, shape) in self.inputs.iter().zip(&shapes) {
+            self.context.set_input_shape(&port.name, shape).map_err(refuse)?;
+            inputs.push(self.room(port, shape)?);
+        }
+        self.context.infer_shapes().map_err(refuse)?;
+        let mut outputs = Vec::new();
+        for port in &self.outputs {
+            outputs.push(self.room(port, &self.context.shape(&port.name).map_err(refuse)?)?);
+        }
+        let ports = self.inputs.iter().zip(&inputs).chain(self.outputs.iter().zip(&outputs));
+        for (port, tensor) in ports {
+            let address = tensor.memory().address() as *mut c_void;
+            // SAFETY: the memory has room for the tensor and stays as long as these sizes are set.
+            unsafe { self.context.set_tensor_address(&port.name, address) }.map_err(refuse)?;
+        }
+        let n_arena_bytes = self.context.update_device_memory_size().map_err(refuse)?;
+        let setup = Setup { shapes, inputs, outputs, n_arena_bytes, arena: None, run: Recording::First };
+        self.setup = Some(setup);
+        Ok(())
+    }
+
+    fn room(&self, port: &Port, shape: &[i64]) -> Result<DeviceTensor, EngineError> {
+        let sizes: Result<Vec<usize>, _> = shape.iter().map(|&n| usize::try_from(n)).collect();
+        let sizes = sizes.map_err(|_| {
+            EngineError::new(Run, &self.model, format!("'{}' has no certain sizes: {shape:?}", port.name))
+        })?;
+        Ok(DeviceTensor::new(&self.device, port.element_type, &sizes)?)
+    }
+
+    /// Puts a run onto the stream.
+    fn enqueue(&mut self) -> Result<(), EngineError> {
+        let stream = self.stream();
+        let refuse = |e| failure(&self.model, &self.device, &e);
+        let Some(setup) = &mut self.setup else { return Ok(()) };
+        let place = arena::lock(&self.arena).with(setup.n_arena_bytes)?;
+        if setup.arena != Some(place) {
+            // SAFETY: the arena is as large as the context needs; engines run one after the other on one stream.
+            unsafe { self.context.set_device_memory(place.address, place.n_bytes) }.map_err(refuse)?;
+            setup.arena = Some(place);
+            if matches!(setup.run, Recording::Recorded(_)) {
+                setup.run = Recording::Due;
+            }
+        }
+        if matches!(setup.run, Recording::Due) {
+            let context = &mut self.context;
+            let record = |stream: *mut c_void| {
+                // SAFETY: addresses were set for these sizes, and what they name stays as long as the sizes.
+                unsafe { context.enqueue(CudaStream::from_raw(stream)) }.map_err(refuse)
+            };
+            let recorded = self.device.record(record);
+            setup.run = recorded.map_or(Recording::Refused, Recording::Recorded);
+        }
+        match &mut setup.run {
+            // SAFETY: inputs, outputs and weights are where they were, or the recording would be gone.
+            Recording::Recorded(graph) => unsafe { graph.launch() }?,
+            Recording::First | Recording::Due | Recording::Refused => {
+                // SAFETY: as above.
+                unsafe { self.context.enqueue(stream) }.map_err(refuse)?;
+            }
+        }
+        if matches!(setup.run, Recording::First) {
+            // A release that does not tell is tried.
+            let can_record = self.context.is_stream_capturable(stream).unwrap_or(true);
+            setup.run = if can_record { Recording::Due } else { Recording::Refused };
+        }
+        Ok(())
+    }
+
+    fn write(&self, value: &TensorView<'_>, place: &DeviceTensor) -> Result<(), EngineError> {
+        let bytes = match value {
+            TensorView::F32(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
+            TensorView::I64(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
+            TensorView::Device(tensor) => {
+                let n_bytes = value.n_bytes() as usize;
+                return Ok(self.device.copy((tensor.memory(), 0), (place.memory(), 0), n_bytes)?);
+            }
+        };
+        Ok(self.device.write(place.memory(), &bytes)?)
+    }
+}
+
+impl Engine for TrtEngine {
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
+        let bound = bind(&self.model, &self.inputs, inputs)?;
+        self.device.bind()?;
+        self.await_weights()?;
+        self.set_shapes(bound.iter().map(|view| view.shape().iter().map(|&n| n as i64).collect()).collect())?;
+        for (i, value) in bound.into_iter().enumerate() {
+            if let Some(setup) = &self.setup {
+                self.write(value, &setup.inputs[i])?;
+            }
+        }
+        self.enqueue()?;
+        let made = self.setup.iter().flat_map(|setup| &setup.outputs);
+        made.map(|made| {
+            let own = DeviceTensor::new(&self.device, made.element_type(), made.shape())?;
+            let n_bytes = TensorView::Device(made).n_bytes() as usize;
+            self.device.copy((made.memory(), 0), (own.memory(), 0), n_bytes)?;
+            Ok(Tensor::Device(own))
+        })
+        .collect()
+    }
+
+    fn unload(&mut self) -> Result<bool, EngineError> {
+        let Weights::Swapped { state, .. } = &mut self.weights else { return Ok(false) };
+        self.setup = None;
+        if let SwapState::Arriving(copied) = state {
+            self.device.wait_for(copied)?;
+        }
+        if !matches!(std::mem::replace(state, SwapState::Absent), SwapState::Absent) {
+            self.device.synchronize()?;
+            self.engine.unload_weights().map_err(|e| failure(&self.model, &self.device, &e))?;
+        }
+        Ok(true)
+    }
+
+    fn prefetch(&mut self) -> Result<(), EngineError> {
+        self.device.bind()?;
+        self.start_loading()
+    }
+}
+
+impl Drop for TrtEngine {
+    fn drop(&mut self) {
+        if let Weights::Swapped { state: SwapState::Arriving(copied), .. } = &self.weights {
+            let _ = self.device.wait_for(copied);
+        }
+        // What fails now has failed before, and nothing is left to tell.
+        let _ = self.device.bind().and_then(|()| self.device.synchronize());
+        self.setup = None;
+    }
+}
+
+fn port(port: &kiln_trt::Port) -> Result<Port, String> {
+    let element_type = match port.dtype {
+        DataType::F32 => ElementType::F32,
+        DataType::F16 => ElementType::F16,
+        DataType::I64 => ElementType::I64,
+        other => return Err(format!("port '{}' has type {other:?}; supported: f32, f16, i64", port.name)),
+    };
+    let shape = port.shape.iter().map(|&n| usize::try_from(n).ok()).collect();
+    Ok(Port { name: port.name.clone(), element_type, shape })
+}

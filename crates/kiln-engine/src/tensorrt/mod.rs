@@ -1,0 +1,123 @@
+//! TensorRT and TensorRT-RTX.
+#![expect(unsafe_code, reason = "addresses, streams and recorded work are ours to vouch for")]
+
+mod arena;
+mod engine;
+mod plan;
+mod profiles;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use kiln_cuda::{ComputeCapability, Device, Driver};
+use kiln_trt::{Library, Product, Runtime, TrtError, TrtErrorKind};
+
+use crate::error::EngineErrorKind;
+use crate::{Backend, Engine, EngineError, Format, LoadOptions};
+use arena::Arena;
+use engine::TrtEngine;
+use plan::Plan;
+
+/// TensorRT or TensorRT-RTX on a device.
+///
+/// Engines compute one after the other and share the memory for what they compute in between. An engine's bytes are
+/// code: who loads one vouches for where it comes from.
+pub struct TensorRt {
+    library: Arc<Library>,
+    version: String,
+    device: Arc<Device>,
+    arena: Arc<Mutex<Arena>>,
+}
+
+impl TensorRt {
+    /// The version of CUDA that the driver must support for the libraries of TensorRT-RTX that kiln fetches.
+    pub const NEEDED_CUDA: [u32; 2] = [13, 0];
+
+    /// The oldest devices that TensorRT-RTX supports.
+    pub const NEEDED_COMPUTE_CAPABILITY: ComputeCapability = ComputeCapability(7, 5);
+
+    /// Opens the library, `libtensorrt_rtx.so*` or `libnvinfer.so*`, for a device.
+    pub fn open(library: &Path, driver: &Driver, device: Arc<Device>) -> Result<TensorRt, EngineError> {
+        let opened = Library::open(library)
+            .map_err(|e| EngineError::unlocated(EngineErrorKind::Library, e.to_string()))?;
+        if opened.product() == Product::Rtx {
+            driver.check_version(opened.release(), TensorRt::NEEDED_CUDA)?;
+        }
+        let version = opened.version().map(|n| n.to_string()).join(".");
+        let arena = Arc::new(Mutex::new(Arena::new(&device)));
+        Ok(TensorRt { library: opened, version, device, arena })
+    }
+
+    fn engine(&self, model: &Path, options: &LoadOptions) -> Result<TrtEngine, EngineError> {
+        let refuse = |e: TrtError| failure(model, &self.device, &e);
+        self.device.bind()?;
+        let mut runtime = Runtime::new(&self.library).map_err(refuse)?;
+        let swaps = options.swaps && runtime.set_deferred_weights_loading(true).is_ok();
+        let plan = Plan::read(model, swaps.then_some(&self.device))?;
+        runtime.check_validity(plan.bytes()?).map_err(refuse)?;
+        let engine = runtime.deserialize(plan.bytes()?).map_err(refuse)?;
+        let swapped = swaps.then_some(plan);
+        TrtEngine::new(model, engine, swapped, self.device.clone(), self.arena.clone())
+    }
+}
+
+impl Backend for TensorRt {
+    fn name(&self) -> &'static str {
+        match self.library.product() {
+            Product::Rtx => "tensorrt-rtx",
+            Product::Enterprise => "tensorrt",
+        }
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn format(&self) -> Format {
+        match self.library.product() {
+            Product::Rtx => Format::TensorRtRtx,
+            Product::Enterprise => Format::TensorRt,
+        }
+    }
+
+    fn device(&self) -> Option<&Arc<Device>> {
+        Some(&self.device)
+    }
+
+    fn trim(&self) {
+        arena::lock(&self.arena).free();
+    }
+
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
+        match options.overrides {
+            None => Ok(Box::new(self.engine(model, options)?)),
+            Some(_) => Err(EngineError::new(
+                EngineErrorKind::Load,
+                model,
+                "an engine's weights do not change; LoRAs are fused when it is compiled (kiln compile --lora)",
+            )),
+        }
+    }
+}
+
+/// What TensorRT says where memory of the device is full.
+const OUT_OF_MEMORY: [&str; 4] =
+    ["out of memory", "OutOfMemory", "cudaErrorMemoryAllocation", "insufficient device memory"];
+
+/// What TensorRT says, by what its words mean: it has no codes.
+fn failure(model: &Path, device: &Device, error: &TrtError) -> EngineError {
+    let text = error.to_string();
+    if OUT_OF_MEMORY.iter().any(|words| text.contains(words)) {
+        let left = device.memory().map_or_else(|e| e.to_string(), |memory| memory.to_string());
+        let reason = format!("cuda:{} has not enough memory left: {left}", device.info().ordinal);
+        return EngineError::new(EngineErrorKind::OutOfMemory, model, reason);
+    }
+    let kind = match error.kind() {
+        TrtErrorKind::Library => EngineErrorKind::Library,
+        TrtErrorKind::Incompatible => EngineErrorKind::Incompatible,
+        TrtErrorKind::Engine => EngineErrorKind::Load,
+        TrtErrorKind::Argument => EngineErrorKind::Input,
+        _ => EngineErrorKind::Run,
+    };
+    EngineError::new(kind, model, text)
+}
