@@ -6,6 +6,7 @@ mod compile;
 mod families;
 mod fixtures;
 mod generator;
+mod gpu;
 mod image;
 mod lora;
 mod memory;

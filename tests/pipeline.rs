@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use kiln_compile::TraceOptions;
-use kiln_engine::{Backend, HostTensor, LoadOptions, Rten, TensorView};
+use kiln_engine::{Backend, LoadOptions, Rten, Tensor, TensorView};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use kiln_runtime::{Bundle, Error, Event, Pipeline, PromptSyntax, Request, Role};
@@ -25,7 +25,7 @@ fn golden() -> (Bundle, References) {
 }
 
 #[track_caller]
-fn check_component(role: Role, inputs: &[(&str, HostTensor)], expected: &[(&str, &str)]) {
+fn check_component(role: Role, inputs: &[(&str, Tensor)], expected: &[(&str, &str)]) {
     let (bundle, references) = (bundle(&sd15(), &TraceOptions::default()), golden().1);
     let model = bundle.path(&bundle.component(role).expect("the component").segments[0].engine);
     for backend in backends() {

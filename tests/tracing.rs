@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use kiln_compile::{Checkpoint, TraceOptions, TracedModel, inspect_onnx, trace};
-use kiln_engine::{HostTensor, LoadOptions, TensorView};
+use kiln_engine::{LoadOptions, Tensor, TensorView};
 use kiln_graph::{AttentionPolicy, Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
 use kiln_nets::Sizes;
 use kiln_runtime::{Backend, Role};
@@ -28,7 +28,7 @@ fn traced(options: &TraceOptions, folder: &Path) -> Vec<TracedModel> {
 fn run_unet(backend: &dyn Backend, folder: &Path, models: &[TracedModel]) -> ArrayD<f32> {
     let references = References::open("sd15/reference.safetensors");
     let timestep = references.f32("unet.timestep").into_shape_with_order(vec![1]).expect("one timestep");
-    let mut values: HashMap<String, HostTensor> = HashMap::from([
+    let mut values: HashMap<String, Tensor> = HashMap::from([
         ("sample".into(), references.f32("unet.sample").into()),
         ("timestep".into(), timestep.into()),
         ("encoder_hidden_states".into(), references.f32("unet.encoder_hidden_states").into()),
@@ -42,7 +42,7 @@ fn run_unet(backend: &dyn Backend, folder: &Path, models: &[TracedModel]) -> Arr
         let names: Vec<String> = engine.outputs().iter().map(|port| port.name.clone()).collect();
         values.extend(names.into_iter().zip(outputs));
     }
-    values.remove("out_sample").and_then(HostTensor::into_f32).expect("the prediction")
+    values.remove("out_sample").and_then(Tensor::into_f32).expect("the prediction")
 }
 
 #[track_caller]

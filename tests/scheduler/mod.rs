@@ -1,5 +1,7 @@
 //! Samplers against diffusers, and scheduler configurations.
 
+mod linear;
+
 use kiln_runtime::generator::TorchCpuGenerator;
 use kiln_runtime::scheduler::{Sampler, SamplerOptions, SchedulerClass, SchedulerConfig, SchedulerError};
 use ndarray::{ArrayD, Axis, arr1, concatenate};
@@ -80,19 +82,18 @@ fn take(numbers: &mut &[f32], n: usize) -> Vec<f32> {
     taken.to_vec()
 }
 
-#[test]
-fn every_option_of_every_sampler_means_what_it_means_in_diffusers() {
-    let references = References::open("samplers.safetensors");
-    let [timesteps, noised, steps] = ["timesteps", "noised", "steps"].map(|name| references.f32(name));
-    let mut timesteps = timesteps.as_slice().expect("contiguous");
-    let mut noised = noised.as_slice().expect("contiguous");
-    let mut steps = steps.as_slice().expect("contiguous");
-    let mut failures = Vec::new();
-    for case in references.metadata("cases").as_array().expect("a list") {
+/// A run that `samplers.safetensors` has references of.
+struct Case {
+    sampler: Sampler,
+    start: usize,
+    shape: Vec<usize>,
+}
+
+impl Case {
+    #[track_caller]
+    fn new(case: &Value) -> Case {
         let number = |value: &Value| value.as_u64().map(|n| n as usize);
         let n_steps = number(&case["steps"]).expect("steps");
-        let start = number(&case["start"]).unwrap_or(0);
-        let shape: Vec<usize> = case["shape"].as_array().expect("shape").iter().filter_map(number).collect();
         let options = SamplerOptions {
             eta: case["eta"].as_f64().unwrap_or(0.0) as f32,
             original_inference_steps: number(&case["lcm"]["original_inference_steps"]),
@@ -102,7 +103,24 @@ fn every_option_of_every_sampler_means_what_it_means_in_diffusers() {
         if let Some(name) = case["scheduler"].as_str() {
             config = config.for_stable_diffusion().with_scheduler(name).expect("a scheduler");
         }
-        let mut sampler = config.sampler(n_steps, &options).unwrap_or_else(|e| panic!("{case}: {e}"));
+        Case {
+            sampler: config.sampler(n_steps, &options).unwrap_or_else(|e| panic!("{case}: {e}")),
+            start: number(&case["start"]).unwrap_or(0),
+            shape: case["shape"].as_array().expect("shape").iter().filter_map(number).collect(),
+        }
+    }
+}
+
+#[test]
+fn every_option_of_every_sampler_means_what_it_means_in_diffusers() {
+    let references = References::open("samplers.safetensors");
+    let [timesteps, noised, steps] = ["timesteps", "noised", "steps"].map(|name| references.f32(name));
+    let mut timesteps = timesteps.as_slice().expect("contiguous");
+    let mut noised = noised.as_slice().expect("contiguous");
+    let mut steps = steps.as_slice().expect("contiguous");
+    let mut failures = Vec::new();
+    for case in references.metadata("cases").as_array().expect("a list") {
+        let Case { mut sampler, start, shape } = Case::new(case);
 
         let found = sampler.timesteps();
         let expected = take(&mut timesteps, found.len());

@@ -107,7 +107,7 @@ impl Compiled {
 }
 
 /// Compiles a shared library with the C++ compiler of the machine.
-pub(super) fn compile(arguments: &[&str]) {
+pub(crate) fn compile(arguments: &[&str]) {
     let mut command = Command::new(std::env::var_os("CXX").unwrap_or("c++".into()));
     command.args(["-std=c++17", "-shared", "-fPIC", "-O0", "-w", "-fno-gnu-unique"]).args(arguments);
     let output = command.output().unwrap_or_else(|e| {

@@ -8,3 +8,5 @@ mod plugin;
 mod refusals;
 mod run;
 mod weights;
+
+pub(crate) use library::compile;

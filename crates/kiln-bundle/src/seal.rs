@@ -17,6 +17,9 @@ pub struct SealKey {
 }
 
 impl SealKey {
+    /// What its file is called in kiln's cache folder.
+    pub const FILE: &str = "seal.key";
+
     /// Reads the key in a file, which is made with random bytes if it is not there.
     ///
     /// A key that others could have read or written is refused.

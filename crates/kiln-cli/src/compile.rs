@@ -16,6 +16,7 @@ use crate::build::OtherProcess;
 use crate::execution::backend;
 use crate::failure::Failure;
 use crate::models::{cache, check_companions, failure, open, options, sizes};
+use crate::place::Place;
 use crate::progress::Bar;
 use crate::{measure, models, output, runtime, tasks, verify};
 
@@ -252,6 +253,22 @@ fn type_of(precision: Precision) -> Type {
         Precision::F32 => Type::F32,
         Precision::F16 => Type::F16,
     }
+}
+
+/// What engines are built with that run in a place, where nothing else is asked for.
+pub(crate) fn options_for(
+    place: &Place,
+    checkpoint: &Checkpoint,
+    args: &CheckpointArgs,
+) -> Result<BuildOptions, Failure> {
+    let target = place.target();
+    let spec = TargetSpec {
+        attention: args.attention.map(AttentionSpec),
+        compute_capabilities: place.compute_capabilities(),
+        ..TargetSpec::default()
+    };
+    let trace = spec.trace_options(target, checkpoint, Vec::new())?;
+    Ok(BuildOptions { trace, target: target_options(target, &spec, checkpoint)?, rehash: false })
 }
 
 fn target_options(

@@ -27,13 +27,13 @@ pub(crate) fn check(args: ExecutionArgs) -> Result<(), Failure> {
 pub(crate) fn arguments(args: ExecutionArgs) -> Vec<String> {
     let backend = args.backend.to_possible_value().map(|value| value.get_name().to_owned());
     let threads = args.threads.map(|n| n.to_string());
-    let named = [("--backend", backend), ("--threads", threads)];
+    let named = [("--backend", backend), ("--threads", threads), ("--device", Some(args.device.to_string()))];
     named.into_iter().filter_map(|(name, value)| Some([name.to_owned(), value?])).flatten().collect()
 }
 
 /// ONNX Runtime, fetched if need be; where it can not be had, the built-in backend takes over and says so.
 pub(crate) fn backend(args: ExecutionArgs) -> Result<Arc<dyn Backend>, Failure> {
-    let ExecutionArgs { backend: choice, threads } = args;
+    let ExecutionArgs { backend: choice, threads, .. } = args;
     check(args)?;
     if choice == BackendChoice::Rten {
         return Ok(Arc::new(Rten::new(threads)));

@@ -134,6 +134,14 @@ impl From<EngineError> for Failure {
                 (LIBRARY, Some("kiln runtime install fetches the right library; --backend rten needs none"))
             }
             EngineErrorKind::Load => (INPUT, None),
+            EngineErrorKind::Input => (USAGE, None),
+            EngineErrorKind::Device => (LIBRARY, Some("kiln devices shows what runs where")),
+            EngineErrorKind::Incompatible => {
+                (INPUT, Some("kiln compile --target tensorrt-rtx builds for this machine's devices"))
+            }
+            EngineErrorKind::OutOfMemory => {
+                (BUDGET, Some("--offload model, --offload sequential and --vae-tile take less"))
+            }
             _ => (UNEXPECTED, None),
         };
         Failure { message: error.to_string(), hint: hint.map(str::to_owned), code }

@@ -10,6 +10,7 @@ use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::failure::Failure;
 use crate::memtrace::MemoryTrace;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
+use crate::place::Place;
 use crate::progress::Bar;
 use crate::settings::{settings, text_chunks};
 use crate::{execution, output, paths, plan, tasks};
@@ -26,14 +27,16 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let model = paths::model(args.model.as_ref())?;
     let models: Vec<&Path> = [&model].into_iter().chain(&args.tasks.controlnet).map(PathBuf::as_path).collect();
     refuse_unused(&args.checkpoint, &models)?;
-    let bundle = bundle(&model, &args.checkpoint, &args.cache)?;
+    let needs_host = !args.tasks.lora.is_empty() || !args.tasks.controlnet.is_empty();
+    let place = Place::for_model(&model, args.execution, needs_host)?;
+    let bundle = bundle(&model, &args.checkpoint, &args.cache, &place)?;
     let controlnets = args
         .tasks
         .controlnet
         .iter()
         .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut pipeline = Pipeline::new(bundle, execution::backend(args.execution)?)?;
+    let mut pipeline = Pipeline::new(bundle, place.backend(args.execution)?)?;
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;

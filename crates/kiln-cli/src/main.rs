@@ -8,6 +8,7 @@ mod cache;
 mod compare;
 mod compile;
 mod convert;
+mod devices;
 mod execution;
 mod failure;
 mod generate;
@@ -19,6 +20,7 @@ mod memtrace;
 mod models;
 mod output;
 mod paths;
+mod place;
 mod plan;
 mod progress;
 mod runtime;
@@ -63,6 +65,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Synth(args) => synth::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Bundle(args) => bundles::run(args),
+        Command::Devices(args) => devices::run(args),
         Command::Runtime(args) => runtime::run(args),
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::args::{ExecutionArgs, MeasureArgs};
 use crate::failure::Failure;
 use crate::models::seal_key;
+use crate::place::Place;
 use crate::progress::Bar;
 use crate::{execution, output};
 
@@ -17,7 +18,8 @@ pub(crate) fn run(args: &MeasureArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "is no bundle").with_hint("kiln compile makes bundles"));
     }
     let mut bundle = Bundle::open(&args.bundle)?;
-    let mut pipeline = Pipeline::new(bundle.clone(), execution::backend(args.execution)?)?;
+    let mut pipeline =
+        Pipeline::new(bundle.clone(), Place::of(&bundle, args.execution)?.backend(args.execution)?)?;
     let bar = Bar::spinner("measuring");
     let figures = pipeline.measure(&mut |role| bar.message(role.to_string()))?.ok_or_else(|| {
         Failure::unexpected("this operating system does not tell how much memory a process has taken".into())

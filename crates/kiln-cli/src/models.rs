@@ -11,8 +11,9 @@ use kiln_nets::Sizes;
 
 use crate::args::{CacheArgs, CheckpointArgs, PredictionChoice, SizeArgs};
 use crate::failure::Failure;
-use crate::paths;
+use crate::place::Place;
 use crate::progress::Bar;
+use crate::{compile, paths};
 
 /// The engine cache, whose entries bear the user's seal.
 pub(crate) fn cache(args: &CacheArgs) -> Result<EngineCache, Failure> {
@@ -25,7 +26,7 @@ pub(crate) fn seal_key() -> Result<SealKey, Failure> {
 }
 
 fn seal_key_file() -> Result<PathBuf, Failure> {
-    Ok(kiln_native::cache_dir()?.join("seal.key"))
+    Ok(kiln_native::cache_dir()?.join(SealKey::FILE))
 }
 
 /// Opens a checkpoint folder or a single-file checkpoint.
@@ -44,7 +45,12 @@ pub(crate) fn open(path: &Path, args: &CheckpointArgs) -> Result<Checkpoint, Fai
 }
 
 /// The checkpoint's bundle from the engine cache, made now if need be.
-pub(crate) fn bundle(model: &Path, args: &CheckpointArgs, cache: &CacheArgs) -> Result<Bundle, Failure> {
+pub(crate) fn bundle(
+    model: &Path,
+    args: &CheckpointArgs,
+    cache: &CacheArgs,
+    place: &Place,
+) -> Result<Bundle, Failure> {
     if Bundle::is_bundle(model) {
         return Ok(Bundle::open(model)?);
     }
@@ -54,7 +60,11 @@ pub(crate) fn bundle(model: &Path, args: &CheckpointArgs, cache: &CacheArgs) -> 
     }
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
-    let compiled = cache.compile(&checkpoint, &options(args), &mut |progress| bar.compiling(progress));
+    let options = match place {
+        Place::Host => options(args),
+        Place::Gpu(_) => compile::options_for(place, &checkpoint, args)?,
+    };
+    let compiled = cache.compile(&checkpoint, &options, &mut |progress| bar.compiling(progress));
     Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
 }
 

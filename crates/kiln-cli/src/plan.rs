@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::args::{Budget, ExecutionArgs, OffloadChoice, PlanArgs};
 use crate::failure::Failure;
 use crate::models::{self, refuse_unused};
+use crate::place::Place;
 use crate::{execution, measure, output, paths};
 
 /// Share of the memory that is free which `auto` takes.
@@ -26,8 +27,9 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     execution::check(args.execution)?;
     let model = paths::model(args.model.as_ref())?;
     refuse_unused(&args.checkpoint, &[&model])?;
-    let bundle = models::bundle(&model, &args.checkpoint, &args.cache)?;
-    let pipeline = Pipeline::new(bundle, execution::backend(args.execution)?)?;
+    let place = Place::for_model(&model, args.execution, false)?;
+    let bundle = models::bundle(&model, &args.checkpoint, &args.cache, &place)?;
+    let pipeline = Pipeline::new(bundle, place.backend(args.execution)?)?;
     let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
     let budget = args.memory_budget.map(bytes).transpose()?;
     let chosen = budget.map(|budget| plan.within(budget));

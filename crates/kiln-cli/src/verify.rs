@@ -6,10 +6,10 @@ use kiln_runtime::{Error, Event, Pipeline, Reference};
 use serde_json::json;
 
 use crate::args::VerifyArgs;
-use crate::execution::backend;
 use crate::failure::Failure;
 use crate::models::seal_key;
 use crate::output;
+use crate::place::Place;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
@@ -18,8 +18,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
     let mut bundle = Bundle::open(&args.bundle)?;
     bundle.verify()?;
+    let place = Place::of(&bundle, args.execution)?;
     if args.record {
-        record(&mut bundle, backend(args.execution)?, &seal_key()?)?;
+        record(&mut bundle, place.backend(args.execution)?, &seal_key()?)?;
         output::data(&bundle.root().display().to_string());
         return Ok(());
     }
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
-    let mut pipeline = Pipeline::new(bundle, backend(args.execution)?)?;
+    let mut pipeline = Pipeline::new(bundle, place.backend(args.execution)?)?;
     let verification = watched(|progress| match pipeline.verify(&reference, progress) {
         Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite)) => {
             Err(Failure::differs(error.to_string()))

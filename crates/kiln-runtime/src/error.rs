@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::BundleError;
+use kiln_cuda::CudaError;
 use kiln_engine::EngineError;
 use kiln_lora::LoraError;
 use kiln_native::Error as NativeError;
@@ -94,7 +95,7 @@ pub enum Error {
         /// What they were built for.
         target: kiln_bundle::Target,
         /// Why they do not run.
-        reason: &'static str,
+        reason: String,
     },
     /// A ControlNet does not fit the pipeline.
     #[error("{path}: {reason}", path = path.display())]
@@ -122,6 +123,12 @@ pub enum Error {
     /// A native library that was asked for can not be used.
     #[error(transparent)]
     Native(#[from] NativeError),
+}
+
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Error {
+        Error::Engine(error.into())
+    }
 }
 
 impl Error {

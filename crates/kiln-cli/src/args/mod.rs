@@ -4,7 +4,9 @@ mod compile;
 mod memory;
 mod upkeep;
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -75,6 +77,8 @@ pub(crate) enum Command {
     Cache(CacheCommandArgs),
     /// Pack bundles into single files and unpack them.
     Bundle(BundleArgs),
+    /// Show what the machine has to run engines on, and what runs where.
+    Devices(DevicesArgs),
     /// Fetch native libraries, or show which ones are found.
     Runtime(RuntimeArgs),
 }
@@ -158,6 +162,63 @@ pub(crate) struct ExecutionArgs {
     /// Threads per operator [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Where engines run: cpu, cuda:0, or auto for what a bundle was built for, and for checkpoints a GPU that can run them.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+}
+
+/// Where engines run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceChoice {
+    Auto,
+    Cpu,
+    /// The GPU of that number.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// The number of the GPU, where it is one.
+    pub(crate) fn ordinal(self) -> usize {
+        match self {
+            DeviceChoice::Cuda(ordinal) => ordinal,
+            DeviceChoice::Auto | DeviceChoice::Cpu => 0,
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+        let ordinal = |text: &str| text.parse().ok().filter(|n: &usize| *n < 1 << 10);
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
+            text => text
+                .strip_prefix("cuda:")
+                .and_then(ordinal)
+                .map(DeviceChoice::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct DevicesArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What pictures are made from besides prompts.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::args::{BenchArgs, BenchCommand, BenchMemoryArgs};
 use crate::failure::Failure;
 use crate::memtrace::Recording;
+use crate::place::Place;
 use crate::plan::{figures, offload, tile};
 use crate::progress::Bar;
 use crate::{execution, output};
@@ -114,7 +115,9 @@ fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<C
     if !Bundle::is_bundle(path) {
         return Err(Failure::input(path, "is no bundle").with_hint("kiln compile makes bundles"));
     }
-    let pipeline = Pipeline::new(Bundle::open(path)?, execution::backend(args.execution)?)?;
+    let bundle = Bundle::open(path)?;
+    let backend = Place::of(&bundle, args.execution)?.backend(args.execution)?;
+    let pipeline = Pipeline::new(bundle, backend)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
     let model = label(pipeline.bundle());
     let case = |choice| Case { bundle: path.into(), model: model.clone(), choice, runs: Vec::new() };

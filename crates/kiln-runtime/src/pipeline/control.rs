@@ -1,7 +1,7 @@
 //! ControlNets (Zhang et al. 2023, diffusers `pipelines/controlnet`).
 
 use kiln_bundle::{Bundle, Role};
-use kiln_engine::{HostTensor, TensorView};
+use kiln_engine::{Tensor, TensorView};
 use ndarray::{Array4, ArrayD, Axis, arr1, concatenate};
 
 use super::denoise::Named;
@@ -86,10 +86,10 @@ impl<'a> Steering<'a> {
     }
 }
 
-fn add(sum: &mut Named, outputs: Vec<HostTensor>) {
+fn add(sum: &mut Named, outputs: Vec<Tensor>) {
     for ((_, sum), output) in sum.iter_mut().zip(outputs) {
         if let (Some(a), Some(b)) = (sum.f32(), output.f32()) {
-            *sum = HostTensor::F32(&a + &b);
+            *sum = Tensor::F32(&a + &b);
         }
     }
 }

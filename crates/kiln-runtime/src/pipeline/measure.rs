@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kiln_bundle::{Component, ComponentFigures, Figures, PortInfo, Role, Sample};
-use kiln_engine::{HostTensor, TensorView, heap};
+use kiln_engine::{Tensor, TensorView, heap};
 use ndarray::ArrayD;
 
 use super::Pipeline;
@@ -173,11 +173,11 @@ fn tensors(
     ports.iter().map(|port| (port.name.clone(), is_float(port), shape(port))).collect()
 }
 
-fn random(tensors: &[(String, bool, Vec<usize>)]) -> Vec<(String, HostTensor)> {
+fn random(tensors: &[(String, bool, Vec<usize>)]) -> Vec<(String, Tensor)> {
     let mut generator = TorchCpuGenerator::new(0);
     let mut make = |is_float: bool, shape: &[usize]| match is_float {
-        true => HostTensor::F32(generator.randn(shape)),
-        false => HostTensor::I64(ArrayD::zeros(shape.to_vec())),
+        true => Tensor::F32(generator.randn(shape)),
+        false => Tensor::I64(ArrayD::zeros(shape.to_vec())),
     };
     tensors.iter().map(|(name, is_float, shape)| (name.clone(), make(*is_float, shape))).collect()
 }

@@ -20,8 +20,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_bundle::{Bundle, Role, Target};
-use kiln_engine::{Backend, HostTensor, heap};
+use kiln_bundle::{Bundle, Role, SealKey, Target};
+use kiln_engine::{Backend, Format, Tensor, heap};
 use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
 
@@ -110,7 +110,7 @@ impl Pipeline {
     /// Reads the bundle's tokenizers and scheduler; engines are loaded when they are first needed.
     pub fn new(bundle: Bundle, backend: Arc<dyn Backend>) -> Result<Pipeline, Error> {
         let info = bundle.pipeline()?.clone();
-        check_target(&bundle)?;
+        check_target(&bundle, &*backend)?;
         let tokenizer = |encoder: &kiln_bundle::TextEncoderInfo| {
             let folder = bundle.path(&encoder.tokenizer);
             open_tokenizer(&folder, encoder.positions as usize, u64::from(encoder.vocabulary))
@@ -136,7 +136,7 @@ impl Pipeline {
     /// Those of the bundle come first.
     pub fn add_controlnet(&mut self, bundle: Bundle) -> Result<(), Error> {
         let (info, net) = (self.bundle.pipeline()?, bundle.controlnet()?);
-        check_target(&bundle)?;
+        check_target(&bundle, self.backend())?;
         let width: u32 = info.text_encoders.iter().map(|encoder| encoder.width).sum();
         let refuse = |reason: String| Err(Error::ControlNet { path: bundle.root().into(), reason });
         if net.cross_attention_dim != width {
@@ -202,9 +202,7 @@ impl Pipeline {
     /// Under offload no engine stays loaded afterwards, however it ends.
     pub fn generate(&mut self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let output = self.run(request, progress);
-        if self.engines.memory().offload != Offload::None {
-            self.release();
-        }
+        self.rest();
         output
     }
 
@@ -219,9 +217,7 @@ impl Pipeline {
             return refuse("latents", format!("{:?} is not [B, {channels}, H, W]", latents.shape()));
         }
         let images = self.decode(latents, &mut Run { step: 0, steps: 0, progress });
-        if self.engines.memory().offload != Offload::None {
-            self.release();
-        }
+        self.rest();
         images
     }
 
@@ -301,10 +297,18 @@ impl Pipeline {
         }
     }
 
+    /// Under offload, lets go of all weights between requests.
+    fn rest(&mut self) {
+        if self.engines.memory().offload != Offload::None {
+            self.engines.release(|_| false);
+            self.controlnets.iter_mut().for_each(|net| net.engines.release(|_| false));
+        }
+    }
+
     /// Drops all engines; they are loaded again when they are next needed.
     pub fn release(&mut self) {
-        self.engines.release(|_| false);
-        self.controlnets.iter_mut().for_each(|net| net.engines.release(|_| false));
+        self.engines.clear();
+        self.controlnets.iter_mut().for_each(|net| net.engines.clear());
     }
 
     /// How it spends memory.
@@ -357,8 +361,8 @@ struct Pass<'a> {
     conditioning: &'a Conditioning,
 }
 
-fn only_output(component: Role, outputs: Vec<HostTensor>) -> Result<ArrayD<f32>, Error> {
-    let output = outputs.into_iter().next().and_then(HostTensor::into_f32);
+fn only_output(component: Role, outputs: Vec<Tensor>) -> Result<ArrayD<f32>, Error> {
+    let output = outputs.into_iter().next().and_then(Tensor::into_f32);
     output.ok_or_else(|| Error::Component { component, reason: "has no output of floats".into() })
 }
 
@@ -377,14 +381,17 @@ impl Run<'_, '_> {
     }
 }
 
-/// Refuses engines that no backend runs.
-fn check_target(bundle: &Bundle) -> Result<(), Error> {
+/// Refuses engines that a backend does not run, and code that nobody vouches for.
+fn check_target(bundle: &Bundle, backend: &dyn Backend) -> Result<(), Error> {
     let target = bundle.manifest().target;
-    let reason = match (target, kiln_native::has_nvidia_driver()) {
-        (Target::Cpu, _) => return Ok(()),
-        (Target::Onnx, _) => "engines are built from it",
-        (Target::TensorrtRtx, false) => "this machine has no NVIDIA driver",
-        (Target::TensorrtRtx, true) => "this version builds them and does not run them yet",
-    };
-    Err(Error::Target { path: bundle.root().into(), target, reason })
+    let refuse = |reason: String| Err(Error::Target { path: bundle.root().into(), target, reason });
+    match (target, backend.format()) {
+        (Target::Cpu, Format::Onnx) => Ok(()),
+        (Target::TensorrtRtx, Format::TensorRtRtx) => {
+            let key = kiln_native::cache_dir()?.join(SealKey::FILE);
+            Ok(bundle.check_seal(&SealKey::open(&key)?)?)
+        }
+        (Target::Onnx, _) => refuse("engines are built from it".into()),
+        _ => refuse(format!("{} does not run them", backend.name())),
+    }
 }

@@ -1,7 +1,7 @@
 //! What the denoising loop starts from: noise, a picture, or a picture and a mask.
 
 use kiln_bundle::Role;
-use kiln_engine::{HostTensor, TensorView};
+use kiln_engine::{Tensor, TensorView};
 use ndarray::{Array4, ArrayD, Axis, Slice, Zip, concatenate};
 
 use super::control::repeated;
@@ -184,7 +184,7 @@ impl Pipeline {
         let mut network = self.engines.network(&self.bundle, role)?;
         let mut encode = |tile: &ArrayD<f32>| -> Result<Vec<ArrayD<f32>>, Error> {
             let outputs = network.run(&[("sample", TensorView::F32(tile.view()))])?;
-            Ok(outputs.into_iter().filter_map(HostTensor::into_f32).collect())
+            Ok(outputs.into_iter().filter_map(Tensor::into_f32).collect())
         };
         let outputs = match tiles {
             Some(tiles) => tiles.map(&picture, encode)?,

@@ -1,7 +1,7 @@
 //! Prompts to what the UNet attends to.
 
 use kiln_bundle::TextEncoderInfo;
-use kiln_engine::{HostTensor, TensorView};
+use kiln_engine::{Tensor, TensorView};
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, ArrayViewD, Axis, Slice, concatenate};
 
 use super::{Event, Pipeline, Run};
@@ -96,7 +96,7 @@ const LEARNED: &str = "learned_embeddings";
 /// The outputs of a text encoder, one row per block.
 struct Encoded {
     names: Vec<String>,
-    outputs: Vec<HostTensor>,
+    outputs: Vec<Tensor>,
 }
 
 impl Encoded {

@@ -20,8 +20,28 @@ const PACKED_BYTES: u64 = 256 << 20;
 pub(crate) struct Residency {
     backend: Arc<dyn Backend>,
     memory: MemoryOptions,
-    loaded: BTreeMap<(Role, usize), Box<dyn Engine>>,
+    loaded: BTreeMap<(Role, usize), Loaded>,
     loras: LoraPlan,
+}
+
+/// A segment's engine.
+struct Loaded {
+    engine: Box<dyn Engine>,
+    /// Whether its weights are where it runs, or on their way there.
+    is_present: bool,
+}
+
+impl Loaded {
+    /// Lets go of its weights; false where the engine has to go with them.
+    fn park(&mut self) -> bool {
+        self.is_present = false;
+        self.engine.unload().unwrap_or(false)
+    }
+
+    fn prefetch(&mut self) -> Result<(), Error> {
+        self.is_present = true;
+        Ok(self.engine.prefetch()?)
+    }
 }
 
 impl Residency {
@@ -45,7 +65,7 @@ impl Residency {
     /// Drops the engines that are loaded, which the new options may place elsewhere.
     pub(crate) fn set_memory(&mut self, memory: MemoryOptions) {
         self.memory = memory;
-        self.loaded.clear();
+        self.clear();
     }
 
     /// Drops the engines whose weights other LoRAs change from now on.
@@ -55,12 +75,21 @@ impl Residency {
     }
 
     pub(crate) fn is_loaded(&self, role: Role) -> bool {
-        self.loaded.keys().any(|(loaded, _)| *loaded == role)
+        self.loaded.iter().any(|((loaded, _), engine)| *loaded == role && engine.is_present)
     }
 
-    /// Drops all engines but those of the roles that `stays` names, and gives back what they and their tensors held.
+    /// Drops all engines, and gives back what they and their tensors held.
+    pub(crate) fn clear(&mut self) {
+        self.loaded.clear();
+        self.backend.trim();
+        heap::trim();
+    }
+
+    /// Lets go of the weights of all engines but those of the roles that `stays` names, and gives back what their tensors
+    /// held.
     pub(crate) fn release(&mut self, stays: impl Fn(Role) -> bool) {
-        self.loaded.retain(|(role, _), _| stays(*role));
+        self.loaded.retain(|(role, _), loaded| stays(*role) || loaded.park());
+        self.backend.trim();
         heap::trim();
     }
 
@@ -74,28 +103,39 @@ impl Residency {
         if self.memory.offload == Offload::Sequential {
             return Ok(());
         }
-        let n_segments = bundle.component(role)?.segments.len();
-        (0..n_segments).try_for_each(|i| self.segment(bundle, role, i).map(drop))
+        self.prefetch_component(bundle, role)
     }
 
-    fn segment(&mut self, bundle: &Bundle, role: Role, i: usize) -> Result<&mut dyn Engine, Error> {
+    /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.
+    fn prefetch_component(&mut self, bundle: &Bundle, role: Role) -> Result<(), Error> {
+        let n_segments = bundle.component(role)?.segments.len();
+        (0..n_segments).try_for_each(|i| self.segment(bundle, role, i)?.prefetch())
+    }
+
+    /// The engine of a segment that will run.
+    fn segment(&mut self, bundle: &Bundle, role: Role, i: usize) -> Result<&mut Loaded, Error> {
         let component = bundle.component(role)?;
         if !self.loaded.contains_key(&(role, i)) {
             let twins = twins(role);
             self.loaded.retain(|(loaded, _), _| !twins.contains(loaded));
-            let segment = &component.segments[i];
-            let mut options = LoadOptions { placement: self.placement(bundle), overrides: None };
-            if let Some(changes) = self.loras.changes(owner(role)) {
-                let weights = ChangedWeights::new(bundle, component, segment, changes)?;
-                options.overrides = weights.map(|weights| Arc::new(weights) as _);
-            }
-            self.loaded.insert((role, i), self.backend.load(&bundle.path(&segment.engine), &options)?);
+            let engine = self.open(bundle, role, i)?;
+            self.loaded.insert((role, i), Loaded { engine, is_present: false });
         }
         self.trim(component, role, i);
-        match self.loaded.get_mut(&(role, i)) {
-            Some(engine) => Ok(engine.as_mut()),
-            None => Err(Error::Component { component: role, reason: "is not loaded".into() }),
+        let missing = || Error::Component { component: role, reason: "is not loaded".into() };
+        self.loaded.get_mut(&(role, i)).ok_or_else(missing)
+    }
+
+    fn open(&self, bundle: &Bundle, role: Role, i: usize) -> Result<Box<dyn Engine>, Error> {
+        let component = bundle.component(role)?;
+        let segment = &component.segments[i];
+        let swaps = self.memory.offload != Offload::None;
+        let mut options = LoadOptions { placement: self.placement(bundle), overrides: None, swaps };
+        if let Some(changes) = self.loras.changes(owner(role)) {
+            let weights = ChangedWeights::new(bundle, component, segment, changes)?;
+            options.overrides = weights.map(|weights| Arc::new(weights) as _);
         }
+        Ok(self.backend.load(&bundle.path(&segment.engine), &options)?)
     }
 
     /// Gives back memory of tensors before a segment runs.
@@ -128,22 +168,37 @@ impl Residency {
         if self.memory.offload != Offload::Sequential {
             return;
         }
-        let bytes = |(_, i): &(Role, usize)| component.segments[*i].weight_bytes;
-        let loaded: u64 = self.loaded.keys().filter(|(loaded, _)| *loaded == role).map(bytes).sum();
+        let present = self.loaded.iter().filter(|((loaded, _), engine)| *loaded == role && engine.is_present);
+        let bytes: u64 = present.map(|((_, i), _)| component.segments[*i].weight_bytes).sum();
         let is_in_loop = matches!(role, Role::Unet | Role::UnetControlled);
-        if !is_in_loop || loaded > self.memory.keep_bytes {
+        if (!is_in_loop || bytes > self.memory.keep_bytes)
+            && let Some(loaded) = self.loaded.get_mut(&(role, i))
+            && !loaded.park()
+        {
             self.loaded.remove(&(role, i));
         }
     }
 
-    /// Asks for the weights of the segment that will run after `i` by as many as are prefetched.
-    fn prefetch(&self, weights: Option<&TensorFile>, component: &Component, i: usize) {
-        let ahead = i + self.memory.prefetch;
-        if let (Some(file), Some(segment)) = (weights, component.segments.get(ahead))
-            && self.memory.prefetch > 0
+    /// Asks for the weights of segments after `i`, as far ahead as is prefetched: the page cache, or the device's copies.
+    fn prefetch(
+        &mut self,
+        bundle: &Bundle,
+        weights: Option<&TensorFile>,
+        role: Role,
+        i: usize,
+    ) -> Result<(), Error> {
+        let component = bundle.component(role)?;
+        let ahead = self.memory.prefetch;
+        if self.memory.offload == Offload::Sequential && self.backend.device().is_some() {
+            let last = i.saturating_add(ahead).min(component.segments.len() - 1);
+            return (i + 1..=last).try_for_each(|i| self.segment(bundle, role, i)?.prefetch());
+        }
+        if let (Some(file), Some(segment)) = (weights, component.segments.get(i + ahead))
+            && ahead > 0
         {
             file.prefetch(segment.weights.iter().map(String::as_str));
         }
+        Ok(())
     }
 }
 

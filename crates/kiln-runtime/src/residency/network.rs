@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::slice;
+use std::sync::Arc;
 
 use kiln_bundle::{Bundle, Component, PortInfo, Role, Segment, Size, TensorFile};
-use kiln_engine::{HostTensor, Placement, TensorView};
+use kiln_cuda::Device;
+use kiln_engine::{Placement, Tensor, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
 use super::{Residency, prefetch_all};
@@ -23,7 +25,7 @@ pub(crate) struct Network<'a> {
 type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
 
 /// What the segments made for one part of the batch, as long as it is needed.
-type Made<'a> = BTreeMap<&'a str, HostTensor>;
+type Made<'a> = BTreeMap<&'a str, Tensor>;
 
 impl<'a> Network<'a> {
     pub(super) fn new(
@@ -51,13 +53,24 @@ impl<'a> Network<'a> {
         &self.component.inputs
     }
 
+    /// The device that it computes on, where that is not the host.
+    pub(crate) fn device(&self) -> Option<Arc<Device>> {
+        self.residency.backend.device().cloned()
+    }
+
     /// What it makes.
     pub(crate) fn outputs(&self) -> &'a [PortInfo] {
         &self.component.outputs
     }
 
-    /// Runs once; `inputs` in any order, the results in the order of [`Network::outputs`].
-    pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<HostTensor>, Error> {
+    /// Runs once; `inputs` in any order, the results in the order of [`Network::outputs`], in memory of the host.
+    pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Error> {
+        let made = self.run_where_it_is(inputs)?.into_iter().map(Tensor::into_host);
+        Ok(made.collect::<Result<_, _>>()?)
+    }
+
+    /// The same, with the results where the engines made them.
+    pub(crate) fn run_where_it_is(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Error> {
         if let Some((name, _)) =
             inputs.iter().find(|(name, _)| !self.inputs().iter().any(|port| port.name == *name))
         {
@@ -77,10 +90,17 @@ impl<'a> Network<'a> {
     }
 
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
-    pub(crate) fn prefetch_next(&self, role: Role) {
+    pub(crate) fn prefetch_next(&mut self, role: Role) -> Result<(), Error> {
         let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
-        if offload != Offload::None && prefetch > 0 {
-            prefetch_all(self.bundle, role);
+        let is_on_device = self.residency.backend.device().is_some();
+        match (offload, is_on_device) {
+            _ if prefetch == 0 => Ok(()),
+            (Offload::Model, true) => self.residency.prefetch_component(self.bundle, role),
+            (Offload::Model | Offload::Sequential, false) => {
+                prefetch_all(self.bundle, role);
+                Ok(())
+            }
+            (Offload::None, _) | (Offload::Sequential, true) => Ok(()),
         }
     }
 
@@ -91,10 +111,11 @@ impl<'a> Network<'a> {
         let component = self.component;
         let mut made: Vec<Made<'a>> = parts.iter().map(|_| BTreeMap::new()).collect();
         for (i, segment) in component.segments.iter().enumerate() {
-            self.residency.prefetch(self.weights.as_ref(), component, i);
-            let engine = self.residency.segment(self.bundle, self.role, i)?;
+            self.residency.prefetch(self.bundle, self.weights.as_ref(), self.role, i)?;
+            let loaded = self.residency.segment(self.bundle, self.role, i)?;
+            loaded.is_present = true;
             for (given, made) in parts.iter().zip(&mut made) {
-                let outputs = engine.run(&reads(segment, given, made))?;
+                let outputs = loaded.engine.run(&reads(segment, given, made))?;
                 made.extend(segment.makes.iter().map(String::as_str).zip(outputs));
                 made.retain(|name, _| component.is_read_after(name, i));
             }
@@ -105,35 +126,36 @@ impl<'a> Network<'a> {
 
     /// The inputs row by row where weights are mapped, else all as they are.
     ///
-    /// Packed weights are few, and small products gain from more rows. Large ones do not, and a row alone gives the same
-    /// bits whatever is offloaded.
+    /// Packed weights are few, and small products gain from more rows, as all do on a device. Large ones do not, and a row
+    /// alone gives the same bits whatever is offloaded.
     fn parts<'v>(&self, inputs: &'v [(&'v str, TensorView<'_>)]) -> Vec<Given<'v>> {
         let is_batched = |name: &str| {
             let port = self.inputs().iter().find(|port| port.name == name);
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
+        let is_on_device = self.residency.backend.device().is_some();
         match (rows, self.residency.placement(self.bundle)) {
-            (Some(rows), Placement::Mapped) if rows > 1 => (0..rows)
+            (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
                         true => (*name, row_of(view, row)),
-                        false => (*name, reborrow(view)),
+                        false => (*name, view.reborrow()),
                     });
                     of_row.collect()
                 })
                 .collect(),
-            _ => vec![inputs.iter().map(|(name, view)| (*name, reborrow(view))).collect()],
+            _ => vec![inputs.iter().map(|(name, view)| (*name, view.reborrow())).collect()],
         }
     }
 
-    fn joined(&self, name: &str, port: &PortInfo, made: &mut [Made<'a>]) -> Result<HostTensor, Error> {
-        let rows: Option<Vec<HostTensor>> = made.iter_mut().map(|made| made.remove(name)).collect();
+    fn joined(&self, name: &str, port: &PortInfo, made: &mut [Made<'a>]) -> Result<Tensor, Error> {
+        let rows: Option<Vec<Tensor>> = made.iter_mut().map(|made| made.remove(name)).collect();
         let mut rows = rows.ok_or_else(|| self.refuse(format!("made no '{name}'")))?;
         if rows.len() == 1 || !has_batch(port) {
             return Ok(rows.swap_remove(0));
         }
-        let views: Option<Vec<ArrayViewD<'_, f32>>> = rows.iter().map(HostTensor::f32).collect();
+        let views: Option<Vec<ArrayViewD<'_, f32>>> = rows.iter().map(Tensor::f32).collect();
         let views = views.ok_or_else(|| self.refuse(format!("'{name}' holds no floats")))?;
         Ok(concatenate(Axis(0), &views).map_err(|e| self.refuse(e.to_string()))?.into())
     }
@@ -150,8 +172,8 @@ fn reads<'v>(
     made: &'v Made<'_>,
 ) -> Vec<(&'v str, TensorView<'v>)> {
     let find = |name: &'v String| {
-        let given = || given.iter().find(|(given, _)| given == name).map(|(_, view)| reborrow(view));
-        made.get(name.as_str()).map(HostTensor::view).or_else(given).map(|view| (name.as_str(), view))
+        let given = || given.iter().find(|(given, _)| given == name).map(|(_, view)| view.reborrow());
+        made.get(name.as_str()).map(Tensor::view).or_else(given).map(|view| (name.as_str(), view))
     };
     segment.reads.iter().filter_map(find).collect()
 }
@@ -160,17 +182,12 @@ fn has_batch(port: &PortInfo) -> bool {
     matches!(port.shape.first(), Some(Size::Dynamic(symbol)) if symbol == "batch")
 }
 
+/// A row of a batch in memory of the host.
 fn row_of<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
     let at = Slice::from(row..=row);
     match view {
         TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),
         TensorView::I64(view) => TensorView::I64(view.slice_axis(Axis(0), at)),
-    }
-}
-
-fn reborrow<'v>(view: &'v TensorView<'_>) -> TensorView<'v> {
-    match view {
-        TensorView::F32(view) => TensorView::F32(view.view()),
-        TensorView::I64(view) => TensorView::I64(view.view()),
+        TensorView::Device(tensor) => TensorView::Device(tensor),
     }
 }

@@ -3,7 +3,8 @@ use std::borrow::Cow;
 use ndarray::{ArrayD, IxDyn, Zip};
 
 use super::alphas::Alphas;
-use super::{SchedulerClass, SchedulerConfig, SchedulerError, ddim, ddpm, dpm_multistep, dpm_singlestep};
+use super::{SchedulerClass, SchedulerConfig, SchedulerError, Thresholding};
+use super::{ddim, ddpm, dpm_multistep, dpm_singlestep};
 use super::{euler, heun, kdpm2, lcm, lms, pndm, unipc};
 
 /// Draws standard normal numbers of a shape.
@@ -35,6 +36,7 @@ pub struct Sampler {
     steps: usize,
     schedule: Schedule,
     method: Box<dyn Method>,
+    clips: bool,
     /// The call that is due, once the run has started.
     next: Option<usize>,
 }
@@ -105,7 +107,8 @@ impl SchedulerConfig {
             SchedulerClass::UniPc => unipc::plan(self, n_steps),
             SchedulerClass::Lcm => lcm::plan(self, n_steps, options),
         }?;
-        Ok(Sampler { class: self.class(), steps: n_steps, schedule, method, next: None })
+        let clips = self.thresholding != Thresholding::None;
+        Ok(Sampler { class: self.class(), steps: n_steps, schedule, method, clips, next: None })
     }
 
     /// `alphas_cumprod`: the part of the signal's variance that is left at each timestep that the model was trained with.
@@ -139,6 +142,11 @@ impl Sampler {
     /// Whether the model's output has more channels than the latents: behind the prediction comes a learned variance.
     pub fn takes_variance(&self) -> bool {
         self.method.takes_variance()
+    }
+
+    /// Whether all latents of a run are sums of the tensors that go into it.
+    pub(super) fn is_linear(&self) -> bool {
+        !self.clips && !self.takes_variance()
     }
 
     /// The call that img2img starts at, where `strength` is the part of the steps that is run, from 0 to 1 (`get_timesteps`

@@ -1,7 +1,9 @@
 //! The denoising loop.
 
+mod device;
+
 use kiln_bundle::Role;
-use kiln_engine::{HostTensor, TensorView};
+use kiln_engine::{Tensor, TensorView};
 use ndarray::{ArrayD, Axis, Slice, Zip, arr1, concatenate};
 
 use super::control::Steering;
@@ -34,10 +36,15 @@ impl Denoiser<'_> {
         let Start { mut latents, begin, inpainting } = start;
         let timesteps = sampler.timesteps().to_vec();
         let n = timesteps.len() - begin;
+        if let (Some(device), None, None) = (self.unet.device(), &self.steering, &inpainting)
+            && let Some(linear) = sampler.linear_run(begin)?
+        {
+            return self.run_on_device(&device, &linear, &timesteps[begin..], &latents, run);
+        }
         sampler.start_at(begin)?;
         for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
             if i + 1 == timesteps.len() {
-                self.unet.prefetch_next(Role::VaeDecoder);
+                self.unet.prefetch_next(Role::VaeDecoder)?;
             }
             let input = sampler.scale_model_input(i, &latents).into_owned();
             let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
@@ -117,4 +124,4 @@ impl Inpainting {
 }
 
 /// Outputs of an engine by name.
-pub(super) type Named = Vec<(String, HostTensor)>;
+pub(super) type Named = Vec<(String, Tensor)>;

@@ -1,0 +1,106 @@
+//! What the machine has to run engines on.
+
+use kiln_cuda::{CudaError, Device, DeviceInfo, Driver, MemoryInfo};
+use kiln_engine::TensorRt;
+use kiln_native::{Library, locate};
+use serde_json::{Value, json};
+
+use crate::args::DevicesArgs;
+use crate::failure::Failure;
+use crate::output;
+
+pub(crate) fn run(args: &DevicesArgs) -> Result<(), Failure> {
+    let mut devices = vec![host()?];
+    let driver = Driver::open();
+    match driver.and_then(|driver| Ok((driver, driver.devices()?))) {
+        Ok((driver, found)) => devices.extend(found.iter().map(|info| gpu(&driver, info))),
+        Err(error) => devices.push(json!({ "device": "cuda", "problem": error.to_string() })),
+    }
+    match args.json {
+        true => output::data(&json!({ "devices": devices }).to_string()),
+        false => devices.iter().for_each(show),
+    }
+    Ok(())
+}
+
+fn host() -> Result<Value, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let free = kiln_runtime::process_memory::available();
+    let library = match locate(Library::OnnxRuntimeCpu)? {
+        Some(found) => found.path.display().to_string(),
+        None => "is fetched when it is first needed".into(),
+    };
+    Ok(json!({
+        "device": "cpu",
+        "name": format!("{cores} cores"),
+        "free_bytes": free,
+        "targets": [{ "target": "cpu", "runs": true, "library": library }],
+    }))
+}
+
+fn gpu(driver: &Driver, info: &DeviceInfo) -> Value {
+    let name = format!("cuda:{}", info.ordinal);
+    let [major, minor] = driver.cuda_version();
+    let memory = Device::open(driver, info.ordinal).and_then(|device| device.memory());
+    let library = locate(Library::TensorrtRtx);
+    let problem =
+        problem(driver, info, memory.as_ref().err()).or_else(|| library.as_ref().err().map(|e| e.to_string()));
+    let library = match library {
+        Ok(Some(found)) => found.path.display().to_string(),
+        _ => "is fetched when it is first needed".into(),
+    };
+    json!({
+        "device": name,
+        "name": info.name,
+        "total_bytes": info.total_bytes,
+        "free_bytes": memory.ok().map(|MemoryInfo { free_bytes, .. }| free_bytes),
+        "cuda": format!("{major}.{minor}"),
+        "compute_capability": info.compute_capability.to_string(),
+        "targets": [{
+            "target": "tensorrt-rtx",
+            "runs": problem.is_none(),
+            "problem": problem,
+            "library": library,
+        }],
+    })
+}
+
+/// Why TensorRT-RTX does not run on a device.
+fn problem(driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Option<String> {
+    let library = Library::TensorrtRtx.to_string();
+    let (needed, found) = (TensorRt::NEEDED_COMPUTE_CAPABILITY, info.compute_capability);
+    match driver.check_version(&library, TensorRt::NEEDED_CUDA) {
+        Err(error) => Some(error.to_string()),
+        Ok(()) if found < needed => {
+            Some(format!("{library} needs compute capability {needed}, and the device has {found}"))
+        }
+        Ok(()) => unusable.map(CudaError::to_string),
+    }
+}
+
+fn show(device: &Value) {
+    let text = |key: &str| device[key].as_str().unwrap_or_default().to_owned();
+    if let Some(problem) = device["problem"].as_str() {
+        output::data(&format!("{:<8} none: {problem}", text("device")));
+        return;
+    }
+    let bytes = |key: &str, what: &str| device[key].as_u64().map(|n| format!("{} {what}", output::bytes(n)));
+    let named = |key: &str, what: &str| device[key].as_str().map(|value| format!("{what} {value}"));
+    let facts = [
+        device["name"].as_str().map(str::to_owned),
+        bytes("total_bytes", "of memory"),
+        bytes("free_bytes", "free"),
+        named("compute_capability", "compute capability"),
+        named("cuda", "driver for CUDA up to"),
+    ];
+    let facts: Vec<String> = facts.into_iter().flatten().collect();
+    output::data(&format!("{:<8} {}", text("device"), facts.join(", ")));
+    for target in device["targets"].as_array().into_iter().flatten() {
+        let name = target["target"].as_str().unwrap_or_default();
+        let state = match target["problem"].as_str() {
+            None => format!("runs; library: {}", target["library"].as_str().unwrap_or_default()),
+            Some(problem) => format!("does not run: {problem}"),
+        };
+        output::data(&format!("{:<8} {name}: {state}", ""));
+    }
+}

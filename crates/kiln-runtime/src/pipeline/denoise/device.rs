@@ -1,0 +1,163 @@
+//! The denoising loop on a device, which latents do not leave.
+
+use std::sync::Arc;
+
+use kiln_bundle::Role;
+use kiln_cuda::{Device, DeviceMemory, Mark, Term};
+use kiln_engine::{DeviceTensor, ElementType, Tensor, TensorView};
+use ndarray::{ArrayD, arr1};
+
+use super::{Denoiser, Event, Run};
+use crate::Error;
+use crate::scheduler::LinearRun;
+
+/// Steps that a device is given ahead of the one that it computes.
+const AHEAD: usize = 1;
+
+/// The tensors that a linear run has made so far.
+struct History<'a> {
+    device: &'a Arc<Device>,
+    tensors: Vec<DeviceTensor>,
+}
+
+impl<'a> History<'a> {
+    fn new(device: &'a Arc<Device>, latents: &ArrayD<f32>) -> Result<History<'a>, Error> {
+        Ok(History { device, tensors: vec![DeviceTensor::upload(device, latents.view())?] })
+    }
+
+    fn push(&mut self, tensor: DeviceTensor) {
+        self.tensors.push(tensor);
+    }
+
+    /// The sum of all tensors times their factors.
+    fn sum(&self, factors: &[f32]) -> Result<DeviceTensor, Error> {
+        let first = &self.tensors[0];
+        let sum = DeviceTensor::new(self.device, ElementType::F32, first.shape())?;
+        let terms = factors.iter().zip(&self.tensors).filter(|(factor, _)| **factor != 0.0);
+        let terms: Vec<Term<'_>> =
+            terms.map(|(&factor, tensor)| Term { factor: factor.into(), values: tensor.memory() }).collect();
+        self.device.combine(sum.memory(), &terms, first.n_elements())?;
+        Ok(sum)
+    }
+}
+
+/// One flag per step: whether a prediction left the range of numbers.
+struct Flags {
+    flags: Vec<DeviceMemory>,
+}
+
+impl Denoiser<'_> {
+    /// Takes the latents through the calls whose timesteps are given. Progress is told when the device has done a step.
+    pub(super) fn run_on_device(
+        &mut self,
+        device: &Arc<Device>,
+        linear: &LinearRun,
+        timesteps: &[f32],
+        latents: &ArrayD<f32>,
+        run: &mut Run<'_, '_>,
+    ) -> Result<ArrayD<f32>, Error> {
+        let conditions = self.conditions.iter();
+        let conditions: Vec<(&str, DeviceTensor)> = conditions
+            .map(|(name, value)| Ok((*name, DeviceTensor::upload(device, value.view())?)))
+            .collect::<Result<_, Error>>()?;
+        let mut history = History::new(device, latents)?;
+        let mut flags = Flags { flags: Vec::new() };
+        let mut marks: Vec<Mark> = Vec::new();
+        let base = run.step;
+        for (i, &timestep) in timesteps.iter().enumerate() {
+            if i + 1 == timesteps.len() {
+                self.unet.prefetch_next(Role::VaeDecoder)?;
+            }
+            let sample = self.doubled(device, history.sum(&linear.inputs[i])?)?;
+            let timestep = DeviceTensor::upload(device, arr1(&[timestep]).into_dyn().view())?;
+            let mut inputs =
+                vec![("sample", TensorView::Device(&sample)), ("timestep", TensorView::Device(&timestep))];
+            inputs.extend(conditions.iter().map(|(name, value)| (*name, TensorView::Device(value))));
+            let made = self.unet.run_where_it_is(&inputs)?.into_iter().next();
+            let Some(Tensor::Device(made)) = made else {
+                let reason = "has no output on the device".into();
+                return Err(Error::Component { component: Role::Unet, reason });
+            };
+            let prediction = self.guided(device, made, latents.shape())?;
+            flags.check(device, &prediction)?;
+            history.push(prediction);
+            for _ in 0..linear.n_draws[i] {
+                let noise = self.eta_noise.randn(latents.shape());
+                history.push(DeviceTensor::upload(device, noise.view())?);
+            }
+            marks.push(device.mark()?);
+            if i >= AHEAD {
+                tell(run, base, &marks, timesteps, i - AHEAD)?;
+            }
+        }
+        let latents = history.sum(&linear.latents)?;
+        for i in timesteps.len().saturating_sub(AHEAD)..timesteps.len() {
+            tell(run, base, &marks, timesteps, i)?;
+        }
+        flags.refuse(device, base)?;
+        Ok(latents.download()?)
+    }
+
+    /// The sample once, or twice where guidance needs both predictions.
+    fn doubled(&self, device: &Arc<Device>, sample: DeviceTensor) -> Result<DeviceTensor, Error> {
+        if !self.guidance.is_guided() {
+            return Ok(sample);
+        }
+        let mut shape = sample.shape().to_vec();
+        shape[0] *= 2;
+        let doubled = DeviceTensor::new(device, sample.element_type(), &shape)?;
+        let n_bytes = sample.memory().n_bytes();
+        for offset in [0, n_bytes] {
+            device.copy((sample.memory(), 0), (doubled.memory(), offset), n_bytes)?;
+        }
+        Ok(doubled)
+    }
+
+    /// The guided prediction.
+    fn guided(
+        &self,
+        device: &Arc<Device>,
+        prediction: DeviceTensor,
+        shape: &[usize],
+    ) -> Result<DeviceTensor, Error> {
+        if !self.guidance.is_guided() {
+            return Ok(prediction);
+        }
+        let guided = DeviceTensor::new(device, ElementType::F32, shape)?;
+        let n = guided.n_elements();
+        device.guide(guided.memory(), prediction.memory(), self.guidance.scale, n)?;
+        if self.guidance.rescale > 0.0 {
+            let rows = [shape[0], n / shape[0]];
+            device.rescale_spread(guided.memory(), prediction.memory(), self.guidance.rescale, rows)?;
+        }
+        Ok(guided)
+    }
+}
+
+/// Waits until a step is done, and tells of it.
+fn tell(run: &mut Run<'_, '_>, base: usize, marks: &[Mark], timesteps: &[f32], i: usize) -> Result<(), Error> {
+    marks[i].finish()?;
+    run.step = base + i + 1;
+    run.tell(Event::Step { step: run.step, steps: run.steps, timestep: timesteps[i] })
+}
+
+impl Flags {
+    fn check(&mut self, device: &Arc<Device>, prediction: &DeviceTensor) -> Result<(), Error> {
+        let flag = device.upload(&0_u32.to_le_bytes())?;
+        device.find_not_finite(prediction.memory(), &flag, prediction.n_elements())?;
+        self.flags.push(flag);
+        Ok(())
+    }
+
+    /// An error that names the first step whose flag is set.
+    fn refuse(&self, device: &Arc<Device>, base: usize) -> Result<(), Error> {
+        for (i, flag) in self.flags.iter().enumerate() {
+            let mut found = [0; 4];
+            device.read(flag, &mut found)?;
+            if found != [0; 4] {
+                return Err(Error::NotFinite { step: base + i + 1 });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! What is on the GPU, and when.
+
+use kiln_runtime::Role;
+use serde_json::Value;
+
+use super::{OnGpu, kiln_with_gpu};
+use crate::cli::{fail, succeed};
+
+fn number(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().expect("a number")
+}
+
+#[test]
+fn offload_takes_less_and_draws_the_same_picture() {
+    let gpu = OnGpu::new(true);
+    let run = |offload: &str| {
+        let out = format!("{offload}.png");
+        let report = gpu.generate(&out, &["--offload", offload]);
+        (number(&report, "peak"), std::fs::read(gpu.folder().join(out)).expect("a picture"), report)
+    };
+    let (none, picture, _) = run("none");
+    let (model, same, report) = run("model");
+    assert!(same == picture, "model offload draws another picture");
+    assert!(model < none, "model offload takes {model}, none {none}");
+    assert!(number(&report, "pinned_peak") > 0, "weights are copied from pinned memory");
+    let (sequential, same, _) = run("sequential");
+    assert!(same == picture, "sequential offload draws another picture");
+    assert!(2 * sequential < model, "sequential offload takes {sequential}, model offload {model}");
+}
+
+#[test]
+fn all_memory_is_given_back() {
+    let gpu = OnGpu::new(true);
+    for offload in ["none", "model", "sequential"] {
+        let report = gpu.generate("a.png", &["--offload", offload]);
+        assert_eq!((number(&report, "used"), number(&report, "pinned")), (0, 0), "{offload}: {report}");
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_that_says_what_would_fit() {
+    let gpu = OnGpu::new(false);
+    let weights: u64 = [Role::TextEncoder, Role::Unet, Role::VaeDecoder]
+        .iter()
+        .map(|role| gpu.bundle.component(*role).expect("a component").weight_bytes)
+        .sum();
+    let limited = |offload: &str| {
+        let mut command = kiln_with_gpu(&gpu.draw("b.png", &["--offload", offload]), gpu.folder());
+        command.env("FAKE_CUDA_MEMORY", weights.to_string());
+        command
+    };
+    let output = fail(&mut limited("none"), 7, "memory");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("hint: --offload model"), "{said}");
+    succeed(&mut limited("model"));
+}
