@@ -40,8 +40,9 @@ fn a_batch_of_32() {
     pipeline
         .set_memory(MemoryOptions { offload: Offload::Model, ..MemoryOptions::default() })
         .expect("options");
-    peak_of_decoding(&mut pipeline, 1, SIDE);
-    let one = peak_of_decoding(&mut pipeline, 1, SIDE);
+    // Which worker is first decides where buffers come to lie: one decode takes more than another.
+    let singles = (0..16).map(|_| peak_of_decoding(&mut pipeline, 1, SIDE));
+    let one = singles.max().expect("a decode");
     let many = peak_of_decoding(&mut pipeline, 32, SIDE);
     assert!(many <= one + one / 10 + bytes_of(32, SIDE), "{many} bytes for 32, {one} for one");
 }
