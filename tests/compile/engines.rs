@@ -1,5 +1,6 @@
 //! TensorRT-RTX engines, really built; no GPU is needed until they run.
 
+use std::path::Path;
 use std::process::Command;
 
 use kiln_bundle::{Bundle, Role, Target};
@@ -60,6 +61,23 @@ fn the_small_model_becomes_engines_with_fused_attention() {
 
     let shown = succeed(&mut kiln(&["cache", "show", "unet"], work.path()));
     assert!(shown.contains("toolkit: TensorRT-RTX 1.7.1") && shown.contains("held up to"), "{shown}");
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn segments_become_engines_that_pass_tensors_on() {
+    let work = scratch();
+    toolkit();
+    let model = references().join("../../models/shapes").display().to_string();
+    let args = ["compile", &model, "--target", "tensorrt-rtx", "--segment-size", "4MiB"];
+    let root = succeed(&mut kiln(&args, work.path()));
+    let bundle = Bundle::open(Path::new(root.trim())).expect("a bundle");
+    let unet = bundle.component(Role::Unet).expect("a UNet");
+    assert!(unet.segments.len() > 2, "{:?}", unet.segments.len());
+    for (segment, next) in unet.segments.iter().zip(&unet.segments[1..]) {
+        assert!(bundle.path(&segment.engine).is_file() && segment.weight_bytes <= 4 << 20);
+        assert!(segment.makes.iter().any(|name| next.reads.contains(name)), "{segment:?}");
+    }
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -100,10 +100,9 @@ fn what_is_not_understood_is_refused_with_its_place() {
         let found = read(&format!("checkpoint: x\ntargets:\n  cpu: {{{key}}}\n")).expect_err("refused");
         assert!(found.ends_with("has no meaning without engines for GPUs"), "{found}");
     }
-    assert!(
-        refused("segments: 16MiB").ends_with("only engines of the CPU are made of segments"),
-        "{}",
-        refused("segments: 16MiB")
+    check_refused(
+        "checkpoint: x\ntargets:\n  onnx: {segments: 16MiB}\n",
+        "targets.onnx.segments: engines are built from whole models",
     );
     check_refused(
         "checkpoint: x\ntargets:\n  cpu: {profiles: [{height: {min: 8, opt: 8, max: 16}, width: 8}]}\n",

@@ -80,7 +80,7 @@ pub struct TargetSpec {
     /// Sizes that engines run at; every size on the CPU, and around the model's own on others.
     #[serde(default)]
     pub profiles: Vec<ProfileSpec>,
-    /// Most bytes of weights in a segment, as `16MiB`, for engines of the CPU.
+    /// Most bytes of weights in a segment, as `16MiB`; engines for GPUs are whole without it.
     #[serde(default)]
     pub segments: Option<Bytes>,
     /// Whether there is a second UNet, which adds the residuals of ControlNets.
@@ -286,8 +286,8 @@ impl TargetSpec {
         for (i, profile) in self.profiles.iter().enumerate() {
             profile.check().map_err(|e| format!("profiles[{i}].{e}"))?;
         }
-        if target != Target::Cpu && self.segments.is_some() {
-            return Err("segments: only engines of the CPU are made of segments".into());
+        if target == Target::Onnx && self.segments.is_some() {
+            return Err("segments: engines are built from whole models".into());
         }
         if target == Target::TensorrtRtx {
             return Ok(());
@@ -336,7 +336,8 @@ impl TargetSpec {
             },
             cuts: match target {
                 Target::Cpu => Cuts::Every(self.segments.map_or(SEGMENT_BYTES, |bytes| bytes.0)),
-                Target::Onnx | Target::TensorrtRtx => Cuts::None,
+                Target::TensorrtRtx => self.segments.map_or(Cuts::None, |bytes| Cuts::Every(bytes.0)),
+                Target::Onnx => Cuts::None,
             },
         };
         let mut components: BTreeMap<Role, Type> = BTreeMap::new();

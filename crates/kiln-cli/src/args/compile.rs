@@ -23,7 +23,7 @@ pub(crate) struct CompileArgs {
     /// Type to store weights in [default: the type they are used in].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) storage: Option<Precision>,
-    /// Most bytes of weights in a segment of an engine for the CPU, which sequential offload loads by itself; four times as many in autoencoders [default: 16MiB].
+    /// Most bytes of weights in a segment, which sequential offload loads by itself; four times as many in autoencoders [default: 16MiB for cpu, whole engines for GPUs].
     #[arg(long, value_name = "SIZE")]
     pub(crate) segment_size: Option<Bytes>,
     /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].

@@ -153,11 +153,8 @@ impl EngineCache {
         options: &BuildOptions,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Plan<'a>, CompileError> {
-        if options.trace.policy.cuts != Cuts::None && options.target.target() != Target::Cpu {
-            return Err(CompileError::checkpoint(
-                subject.root(),
-                "only engines of the CPU are made of segments",
-            ));
+        if options.trace.policy.cuts != Cuts::None && options.target.target() == Target::Onnx {
+            return Err(CompileError::checkpoint(subject.root(), "engines are built from whole models"));
         }
         let mut digests = self.digests();
         if options.rehash {

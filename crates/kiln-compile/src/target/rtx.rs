@@ -9,6 +9,7 @@ use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Segment, Size};
 use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
 use serde::{Deserialize, Serialize};
 
+use super::ports;
 use crate::cache::{Built, Recipe};
 use crate::trace::Traced;
 use crate::{CompileError, Progress};
@@ -267,28 +268,32 @@ pub fn release_of(library: &Path) -> Result<String, CompileError> {
     }
 }
 
-/// An ONNX model with its weights beside it, to build an engine from.
+/// A component's ONNX models with their weights beside them, to build engines from.
 pub(crate) struct OnnxModel {
     pub(crate) role: Role,
-    pub(crate) path: PathBuf,
-    /// What the model says of itself.
+    folder: PathBuf,
+    /// What the models say of themselves.
     pub(crate) component: Component,
+    /// What each segment reads.
+    inputs: Vec<Vec<PortInfo>>,
 }
 
 impl OnnxModel {
     /// The only model of a component whose files lie in `folder`.
     pub(crate) fn new(role: Role, folder: &Path, component: Component) -> Result<OnnxModel, CompileError> {
         match component.segments.as_slice() {
-            [segment] => Ok(OnnxModel { role, path: folder.join(&segment.engine), component }),
+            [_] => {
+                Ok(OnnxModel { role, folder: folder.into(), inputs: vec![component.inputs.clone()], component })
+            }
             _ => Err(CompileError::checkpoint(
                 folder,
-                format!("{role} is in segments, of which no engine is built"),
+                format!("{role} is in segments, whose sizes are not known"),
             )),
         }
     }
 }
 
-/// Builds one engine per role; models and weights lie beside them while the builder reads them.
+/// Builds one engine per segment; models and weights lie beside them while the builder reads them.
 pub(crate) fn build(
     traced: &[Traced<'_>],
     options: &RtxOptions,
@@ -300,13 +305,15 @@ pub(crate) fn build(
         .tempdir_in(folder)
         .map_err(|e| CompileError::io(folder, &e))?;
     let components = super::cpu::build(traced, work.path(), progress)?.components.into_iter();
-    let models: Vec<OnnxModel> = components
-        .map(|(role, component)| OnnxModel::new(role, work.path(), component))
-        .collect::<Result<_, _>>()?;
-    build_from_onnx(&models, options, folder, progress)
+    let models = components.map(|(role, component)| {
+        let of_role = traced.iter().filter(|traced| traced.role == role).flat_map(|traced| &traced.models);
+        let inputs = of_role.map(|model| ports(&model.inputs)).collect();
+        OnnxModel { role, folder: work.path().into(), component, inputs }
+    });
+    build_from_onnx(&models.collect::<Vec<_>>(), options, folder, progress)
 }
 
-/// Builds one engine per model.
+/// Builds one engine per segment of each model.
 pub(crate) fn build_from_onnx(
     models: &[OnnxModel],
     options: &RtxOptions,
@@ -314,58 +321,61 @@ pub(crate) fn build_from_onnx(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Built, CompileError> {
     let mut built = Built { components: BTreeMap::new(), files: Vec::new(), peak_bytes: None };
-    for OnnxModel { role, path, component } in models {
-        progress(Progress::Building(*role));
-        let model = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let attention = rule(*role, options);
-        let slow = component.attention().decomposed;
-        if slow > 0 && attention == AttentionRule::Fused {
-            return Err(CompileError::SlowAttention { model, n: slow });
+    for model in models {
+        let mut segments = Vec::new();
+        for i in 0..model.component.segments.len() {
+            progress(Progress::Building(model.role));
+            let (segment, peak_bytes) = build_segment(model, i, options, folder)?;
+            built.files.push(segment.engine.clone());
+            built.peak_bytes = built.peak_bytes.max(peak_bytes);
+            segments.push(segment);
         }
-        let file = format!("{role}.engine");
-        let profiles = options.profiles.iter().map(|profile| sizes(&component.inputs, *role, profile));
-        let job = EngineJob {
-            library: options.library.clone(),
-            model: path.clone(),
-            engine: folder.join(&file),
-            profiles: profiles.collect(),
-            compute_capabilities: options.compute_capabilities.clone(),
-            workspace: options.workspace,
-            optimization_level: options.optimization_level,
-            tf32: options.tf32,
-            attention,
-        };
-        let engine = options.builder.build(&job).map_err(|failure| match failure {
-            JobFailure::Builder(reason) => CompileError::Build { role: *role, reason },
-            JobFailure::Writing(error) => {
-                CompileError::io(&job.engine, &std::io::Error::from_raw_os_error(error))
-            }
-        })?;
-        let known = engine.attention.fused + engine.attention.decomposed;
-        let lost = component.attention().fused.saturating_sub(known);
-        if lost > 0 && attention == AttentionRule::Fused {
-            return Err(CompileError::SlowAttention { model, n: lost });
-        }
-        let facts = AttentionFacts {
-            fused: engine.attention.fused,
-            decomposed: slow + lost + engine.attention.decomposed,
-        };
-        let names = |ports: &[PortInfo]| ports.iter().map(|port| port.name.clone()).collect();
-        let segment = Segment {
-            engine: file.clone(),
-            weights: Vec::new(),
-            weight_bytes: component.weight_bytes,
-            operators: engine.n_layers,
-            attention: facts,
-            reads: names(&component.inputs),
-            makes: names(&component.outputs),
-        };
-        let component = Component { segments: vec![segment], weights: None, ..component.clone() };
-        built.components.insert(*role, component);
-        built.files.push(file);
-        built.peak_bytes = built.peak_bytes.max(engine.peak_bytes);
+        let component = Component { segments, weights: None, ..model.component.clone() };
+        built.components.insert(model.role, component);
     }
     Ok(built)
+}
+
+/// Builds one engine; what the manifest says of it, and most bytes that building it held.
+fn build_segment(
+    OnnxModel { role, folder: source, component, inputs }: &OnnxModel,
+    i: usize,
+    options: &RtxOptions,
+    folder: &Path,
+) -> Result<(Segment, Option<u64>), CompileError> {
+    let segment = &component.segments[i];
+    let attention = rule(*role, options);
+    let slow = segment.attention.decomposed;
+    let refuse = |n| Err(CompileError::SlowAttention { model: segment.engine.clone(), n });
+    if slow > 0 && attention == AttentionRule::Fused {
+        return refuse(slow);
+    }
+    let file = format!("{}.engine", segment.engine.trim_end_matches(".onnx"));
+    let job = EngineJob {
+        library: options.library.clone(),
+        model: source.join(&segment.engine),
+        engine: folder.join(&file),
+        profiles: options.profiles.iter().map(|profile| sizes(&inputs[i], *role, profile)).collect(),
+        compute_capabilities: options.compute_capabilities.clone(),
+        workspace: options.workspace,
+        optimization_level: options.optimization_level,
+        tf32: options.tf32,
+        attention,
+    };
+    let engine = options.builder.build(&job).map_err(|failure| match failure {
+        JobFailure::Builder(reason) => CompileError::Build { role: *role, reason },
+        JobFailure::Writing(error) => CompileError::io(&job.engine, &std::io::Error::from_raw_os_error(error)),
+    })?;
+    let known = engine.attention.fused + engine.attention.decomposed;
+    let lost = segment.attention.fused.saturating_sub(known);
+    if lost > 0 && attention == AttentionRule::Fused {
+        return refuse(lost);
+    }
+    let attention =
+        AttentionFacts { fused: engine.attention.fused, decomposed: slow + lost + engine.attention.decomposed };
+    let segment =
+        Segment { engine: file, weights: Vec::new(), operators: engine.n_layers, attention, ..segment.clone() };
+    Ok((segment, engine.peak_bytes))
 }
 
 /// An autoencoder has one attention, with one head as wide as its channels, for which there often is no fused kernel.
