@@ -54,3 +54,30 @@ fn memory_that_is_not_there_is_an_error_that_says_what_would_fit() {
     assert!(said.contains("hint: --offload model"), "{said}");
     succeed(&mut limited("model"));
 }
+
+#[test]
+fn a_budget_is_one_of_the_gpus_memory() {
+    let gpu = OnGpu::new(true);
+    let bundle = gpu.bundle.root().display().to_string();
+    succeed(&mut kiln_with_gpu(&["measure", &bundle], gpu.folder()));
+    let plan = |more: &[&str]| -> Value {
+        let args = [&["plan", &bundle, "--steps", "4", "--json"], more].concat();
+        serde_json::from_str(&succeed(&mut kiln_with_gpu(&args, gpu.folder()))).expect("JSON")
+    };
+    for choice in plan(&[])["choices"].as_array().expect("choices") {
+        let offload = choice["offload"].as_str().expect("a name").to_owned();
+        let tile = choice["vae_tile"].as_u64().map(|tile| tile.to_string());
+        let tile: Vec<&str> = tile.iter().flat_map(|tile| ["--vae-tile", tile]).collect();
+        let found = gpu.generate("a.png", &[&["--offload", offload.as_str()], &tile[..]].concat());
+        let (found, predicted) = (number(&found, "peak") as f64, number(choice, "peak_bytes") as f64);
+        assert!((found / predicted - 1.0).abs() < 0.1, "{choice}: {found} were taken");
+    }
+    let least = plan(&[])["choices"].as_array().expect("choices").iter().map(|c| number(c, "peak_bytes")).min();
+    let least = least.expect("a choice");
+    let chosen = plan(&["--memory-budget", &format!("{}", least + least / 20)]);
+    let chosen = chosen["choices"].as_array().expect("choices").iter().find(|c| c["chosen"] == true);
+    assert_eq!(chosen.expect("a choice")["offload"], "sequential");
+    let args = gpu.draw("b.png", &["--memory-budget", "1MiB"]);
+    fail(&mut kiln_with_gpu(&args, gpu.folder()), 7, "this request takes at least");
+    succeed(&mut kiln_with_gpu(&gpu.draw("b.png", &["--memory-budget", "auto"]), gpu.folder()));
+}

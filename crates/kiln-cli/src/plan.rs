@@ -31,7 +31,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let bundle = models::bundle(&model, &args.checkpoint, &args.cache, &place)?;
     let pipeline = Pipeline::new(bundle, place.backend(args.execution)?)?;
     let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
-    let budget = args.memory_budget.map(bytes).transpose()?;
+    let budget = args.memory_budget.map(|budget| bytes(budget, &pipeline)).transpose()?;
     let chosen = budget.map(|budget| plan.within(budget));
     match args.json {
         true => output::data(&report(&plan, budget, chosen.as_ref()).to_string()),
@@ -50,7 +50,7 @@ pub(crate) fn choose(
     budget: Budget,
     execution: ExecutionArgs,
 ) -> Result<MemoryOptions, Failure> {
-    let budget = bytes(budget)?;
+    let budget = bytes(budget, pipeline)?;
     let plan = pipeline.plan(request, &figures(pipeline, execution)?)?;
     let choice = plan.within(budget)?;
     output::say(&format!(
@@ -78,10 +78,15 @@ pub(crate) fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<F
     Ok(figures)
 }
 
-fn bytes(budget: Budget) -> Result<u64, Failure> {
+/// The budget in bytes, of the memory in which the engines compute.
+fn bytes(budget: Budget, pipeline: &Pipeline) -> Result<u64, Failure> {
+    let free = || match pipeline.backend().device() {
+        Some(device) => device.memory().ok().map(|memory| memory.free_bytes),
+        None => process_memory::available(),
+    };
     match budget {
         Budget::Bytes(n) => Ok(n),
-        Budget::Auto => match process_memory::available() {
+        Budget::Auto => match free() {
             Some(free) => Ok((free as f64 * SHARE) as u64),
             None => Err(Failure::usage("memory budget: this system does not tell how much is free")
                 .with_hint("--memory-budget 2GiB says it")),

@@ -123,12 +123,14 @@ static Result allocate(Address *address, size_t n) {
     gPeak = std::max(gPeak, gUsed);
     return OK;
 }
-static void release(Address address) {
+static size_t size_of(Address address) {
     auto found = gDevice.find(address);
     if (found == gDevice.end()) die("memory is freed that is not there");
-    memset(reinterpret_cast<void *>(address), 0xff, found->second);
-    gUsed -= found->second;
-    gDevice.erase(found);
+    return found->second;
+}
+static void release(Address address) {
+    memset(reinterpret_cast<void *>(address), 0xff, size_of(address));
+    gDevice.erase(address);
     free(reinterpret_cast<void *>(address));
 }
 static void finish_all() {
@@ -187,16 +189,22 @@ Result cuMemAlloc_v2(Address *address, size_t n) { ALIVE; return allocate(addres
 Result cuMemAllocAsync(Address *address, size_t n, Stream *stream) {
     ALIVE;
     if (stream->captures) return BAD_CAPTURE;
-    Result result = allocate(address, n);
-    if (result == OUT_OF_MEMORY) {
-        // What was freed in the order of the stream is there again.
-        finish_all();
-        result = allocate(address, n);
-    }
-    return result;
+    return allocate(address, n);
 }
-Result cuMemFree_v2(Address address) { LOCKED; finish_all(); release(address); return OK; }
-Result cuMemFreeAsync(Address address, Stream *stream) { LOCKED; stream->ask([=] { release(address); }); return OK; }
+Result cuMemFree_v2(Address address) {
+    LOCKED;
+    finish_all();
+    gUsed -= size_of(address);
+    release(address);
+    return OK;
+}
+Result cuMemFreeAsync(Address address, Stream *stream) {
+    LOCKED;
+    // What is allocated later in the order of the stream may take its place.
+    gUsed -= size_of(address);
+    stream->ask([=] { release(address); });
+    return OK;
+}
 Result cuMemHostAlloc(void **memory, size_t n, unsigned) {
     ALIVE;
     *memory = malloc(n);

@@ -1,11 +1,13 @@
 //! How a pipeline spends memory.
 
+mod meter;
 pub mod process;
 
 use kiln_engine::Placement;
 
 use crate::Error;
 use crate::request::refuse;
+pub(crate) use meter::Meter;
 
 /// What stays loaded, and how much is computed at once.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use kiln_bundle::{Component, ComponentFigures, Figures, PortInfo, Role, Sample};
-use kiln_engine::{Tensor, TensorView, heap};
+use kiln_engine::{EngineErrorKind, Tensor, TensorView};
 use ndarray::ArrayD;
 
 use super::Pipeline;
 use crate::generator::TorchCpuGenerator;
-use crate::{Error, MemoryOptions, Offload, process_memory};
+use crate::memory::Meter;
+use crate::{Error, MemoryOptions, Offload};
 
 /// Text positions of one block of tokens.
 const TOKENS: u64 = 77;
@@ -35,88 +36,115 @@ struct Extent {
 }
 
 impl Pipeline {
-    /// Runs the components at several sizes and measures what they take from this process's memory and time.
+    /// Runs the components at several sizes and measures what they take: of this process's memory or of the device's, and
+    /// of time.
     ///
     /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
     /// where the operating system does not tell what a process holds.
     pub fn measure(&mut self, progress: &mut dyn FnMut(Role)) -> Result<Option<Figures>, Error> {
-        if process_memory::resident().is_none() || !process_memory::reset_peak() {
-            return Ok(None);
-        }
+        let Some(meter) = Meter::of(self.backend()) else { return Ok(None) };
         let before = self.memory();
-        let figures = self.measure_all(before, progress);
+        let figures = self.measure_all(before, &meter, progress);
         self.set_memory(before)?;
         figures.map(Some)
     }
 
-    fn measure_all(&mut self, memory: MemoryOptions, progress: &mut dyn FnMut(Role)) -> Result<Figures, Error> {
+    fn measure_all(
+        &mut self,
+        memory: MemoryOptions,
+        meter: &Meter,
+        progress: &mut dyn FnMut(Role),
+    ) -> Result<Figures, Error> {
         // The second UNet, which ControlNets steer, takes what the first one takes and little more.
         let roles = self.bundle.manifest().components.keys().copied();
         let roles: Vec<Role> = roles.filter(|role| *role != Role::UnetControlled).collect();
-        self.set_memory(MemoryOptions { offload: Offload::None, ..memory })?;
+        let whole = MemoryOptions { offload: Offload::None, ..memory };
+        let by_segment = MemoryOptions { offload: Offload::Sequential, placement: None, ..memory };
+        self.set_memory(whole)?;
         if let Some(first) = roles.first() {
-            self.samples(*first)?;
+            self.samples(*first, meter)?;
         }
         self.release();
-        heap::trim();
+        meter.settle(self.backend())?;
         let mut figures = Figures {
             backend: self.backend().name().into(),
             version: self.backend().version().into(),
-            base_bytes: resident(),
+            base_bytes: meter.base(),
             components: Default::default(),
         };
         for role in roles {
             progress(role);
             // By segment first: that leaves the weights in the page cache and nothing in the process.
-            self.set_memory(MemoryOptions { offload: Offload::Sequential, placement: None, ..memory })?;
-            let segments = self.samples(role)?;
-            self.set_memory(MemoryOptions { offload: Offload::None, ..memory })?;
-            let whole = self.samples(role)?;
+            self.set_memory(by_segment)?;
+            let segments = self.samples(role, meter)?;
+            self.set_memory(whole)?;
+            let whole = self.samples(role, meter)?;
             figures.components.insert(role, ComponentFigures { whole, segments });
         }
         Ok(figures)
     }
 
     /// Runs a component at growing sizes, so that each run finds what the one before it left, as steps of a loop do.
-    fn samples(&mut self, role: Role) -> Result<Vec<Sample>, Error> {
+    ///
+    /// Sizes that an engine was not built for are left out, unless it has no other.
+    fn samples(&mut self, role: Role, meter: &Meter) -> Result<Vec<Sample>, Error> {
         self.release();
-        heap::trim();
-        process_memory::reset_peak();
-        let before = resident();
+        meter.settle(self.backend())?;
+        meter.reset_peak();
+        let before = meter.held()?;
         let start = Instant::now();
         self.engines.load(&self.bundle, role)?;
+        meter.settle(self.backend())?;
         let load_seconds = start.elapsed().as_secs_f64();
         let mut samples = Vec::new();
-        for Extent { rows, size } in self.extents(role)? {
-            let inputs = random(&tensors(&self.bundle.component(role)?.inputs, Extent { rows, size }));
-            let views: Vec<(&str, TensorView<'_>)> =
-                inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
-            // The first run of all may wait for weights from the disk.
-            let least_runs = if samples.is_empty() { 2 } else { 1 };
-            let mut seconds = f64::INFINITY;
-            let begun = Instant::now();
-            for i in 1..=MOST_RUNS {
-                let start = Instant::now();
-                self.engines.network(&self.bundle, role)?.run(&views)?;
-                seconds = seconds.min(start.elapsed().as_secs_f64());
-                if i >= least_runs && begun.elapsed() > LONG_ENOUGH {
-                    break;
+        let mut refused = None;
+        for extent in self.extents(role)? {
+            let seconds = match self.seconds(role, extent, samples.is_empty()) {
+                Ok(seconds) => seconds,
+                Err(Error::Engine(e)) if e.kind() == EngineErrorKind::Input => {
+                    refused = Some(Error::Engine(e));
+                    continue;
                 }
-            }
-            let peak = process_memory::peak().unwrap_or(0);
-            heap::trim();
+                Err(error) => return Err(error),
+            };
+            let peak = meter.peak()?;
+            meter.settle(self.backend())?;
+            let Extent { rows, size: [height, width] } = extent;
             samples.push(Sample {
                 rows,
-                height: size[0],
-                width: size[1],
+                height,
+                width,
                 peak_bytes: peak.saturating_sub(before),
-                held_bytes: resident().saturating_sub(before),
+                held_bytes: meter.held()?.saturating_sub(before),
                 load_seconds,
                 seconds,
             });
-            process_memory::reset_peak();
+            meter.reset_peak();
         }
-        Ok(samples)
+        match refused {
+            Some(error) if samples.is_empty() => Err(error),
+            _ => Ok(samples),
+        }
+    }
+
+    /// Seconds of the fastest of several runs.
+    fn seconds(&mut self, role: Role, extent: Extent, is_first: bool) -> Result<f64, Error> {
+        let inputs = random(&tensors(&self.bundle.component(role)?.inputs, extent));
+        let views: Vec<(&str, TensorView<'_>)> =
+            inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
+        // The first run of all may wait for weights.
+        let least_runs = if is_first { 2 } else { 1 };
+        let mut seconds = f64::INFINITY;
+        let begun = Instant::now();
+        for i in 1..=MOST_RUNS {
+            let start = Instant::now();
+            self.engines.network(&self.bundle, role)?.run(&views)?;
+            seconds = seconds.min(start.elapsed().as_secs_f64());
+            if i >= least_runs && begun.elapsed() > LONG_ENOUGH {
+                break;
+            }
+        }
+        Ok(seconds)
     }
 
     /// What to run a component with: one row at several sizes, unless it takes only one, and two rows.
@@ -150,10 +178,6 @@ impl Pipeline {
     fn holds_scores(&self, component: &Component) -> bool {
         component.attention().decomposed > 0 || self.backend().holds_scores()
     }
-}
-
-fn resident() -> u64 {
-    process_memory::resident().unwrap_or(0)
 }
 
 /// Name, whether it holds floats, and shape of each input.

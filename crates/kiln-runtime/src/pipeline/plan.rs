@@ -105,12 +105,16 @@ impl Pipeline {
     fn forecast(&self, works: &[Work], memory: MemoryOptions, figures: &Figures) -> Result<Choice, Error> {
         let mut held: Vec<(Role, f64)> = Vec::new();
         let mut peak = (0.0, Role::Unet);
+        // On a device all engines compute in one memory, which stays as large as the largest needs.
+        let shares_arena = self.backend().device().is_some() && memory.offload == Offload::None;
+        let mut arena = 0.0_f64;
         let mut seconds = 0.0;
         for work in works {
             let (run, n_runs, aside) = self.run_of(work, memory, figures)?;
             held.retain(|(role, _)| memory.offload == Offload::None && *role != work.role);
             let others: f64 = held.iter().map(|(_, bytes)| bytes).sum();
-            let bytes = figures.base_bytes as f64 + others + run.peak_bytes + aside;
+            arena = if shares_arena { arena.max(run.peak_bytes - run.held_bytes) } else { 0.0 };
+            let bytes = figures.base_bytes as f64 + others + run.peak_bytes.max(run.held_bytes + arena) + aside;
             if bytes > peak.0 {
                 peak = (bytes, work.role);
             }
