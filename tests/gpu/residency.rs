@@ -81,3 +81,18 @@ fn a_budget_is_one_of_the_gpus_memory() {
     fail(&mut kiln_with_gpu(&args, gpu.folder()), 7, "this request takes at least");
     succeed(&mut kiln_with_gpu(&gpu.draw("b.png", &["--memory-budget", "auto"]), gpu.folder()));
 }
+
+#[test]
+fn every_way_to_spend_a_gpus_memory_is_measured() {
+    let gpu = OnGpu::new(true);
+    let bundle = gpu.bundle.root().display().to_string();
+    succeed(&mut kiln_with_gpu(&["measure", &bundle], gpu.folder()));
+    let args = ["bench", "memory", &bundle, "--steps", "2", "--out", "bench", "--json"];
+    let report = succeed(&mut kiln_with_gpu(&args, gpu.folder()));
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    for row in report["rows"].as_array().expect("rows") {
+        let [peak, predicted] = ["peak_bytes", "predicted_bytes"].map(|key| number(row, key) as f64);
+        assert!((0.8..1.2).contains(&(predicted / peak)), "{row}");
+        assert!(row["psnr"].as_f64().is_none_or(|psnr| psnr > 30.0), "{row}");
+    }
+}

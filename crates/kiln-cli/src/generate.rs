@@ -23,12 +23,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     execution::check(args.execution)?;
     let files = output_files(args, &request)?;
     let loras = tasks::loras(&args.tasks.lora)?;
-    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start());
     let model = paths::model(args.model.as_ref())?;
     let models: Vec<&Path> = [&model].into_iter().chain(&args.tasks.controlnet).map(PathBuf::as_path).collect();
     refuse_unused(&args.checkpoint, &models)?;
     let needs_host = !args.tasks.lora.is_empty() || !args.tasks.controlnet.is_empty();
     let place = Place::for_model(&model, args.execution, needs_host)?;
+    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start(place.device()));
     let bundle = bundle(&model, &args.checkpoint, &args.cache, &place)?;
     let controlnets = args
         .tasks

@@ -1,4 +1,4 @@
-//! Resident memory over time.
+//! Memory over time: what of the process is resident, or what it takes of a GPU.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kiln_bundle::BundleError;
+use kiln_cuda::Device;
 use kiln_runtime::process_memory;
 use serde::{Deserialize, Serialize};
 
@@ -15,14 +16,17 @@ use crate::failure::Failure;
 /// Time between two samples.
 const INTERVAL: Duration = Duration::from_millis(10);
 
+/// The same on a GPU, which does not remember how much was taken between them.
+const GPU_INTERVAL: Duration = Duration::from_millis(1);
+
 /// What was seen of a process's memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Recording {
-    /// Seconds since the beginning, and bytes that were resident.
+    /// Seconds since the beginning, and bytes that were taken.
     pub(crate) samples: Vec<(f64, u64)>,
     /// Seconds since the beginning, and what began then.
     pub(crate) phases: Vec<(f64, String)>,
-    /// Most bytes that were resident at any time, seen by the operating system.
+    /// Most bytes that were taken at any time: seen by the operating system, or the largest sample of a GPU.
     pub(crate) peak_bytes: u64,
 }
 
@@ -38,8 +42,47 @@ impl Recording {
     }
 }
 
-/// Samples this process's resident memory until it is finished.
+/// Memory that is watched.
+#[derive(Clone)]
+enum Watched {
+    Process,
+    /// A GPU, and what was taken of it before.
+    Gpu(Arc<Device>, u64),
+}
+
+impl Watched {
+    fn new(device: Option<Arc<Device>>) -> Watched {
+        match device {
+            None => Watched::Process,
+            Some(device) => {
+                let before = taken(&device).unwrap_or(0);
+                Watched::Gpu(device, before)
+            }
+        }
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        match self {
+            Watched::Process => process_memory::resident(),
+            Watched::Gpu(device, before) => Some(taken(device)?.saturating_sub(*before)),
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        match self {
+            Watched::Process => INTERVAL,
+            Watched::Gpu(..) => GPU_INTERVAL,
+        }
+    }
+}
+
+fn taken(device: &Device) -> Option<u64> {
+    device.memory().ok().map(|memory| memory.total_bytes - memory.free_bytes)
+}
+
+/// Samples memory until it is finished.
 pub(crate) struct MemoryTrace {
+    watched: Watched,
     start: Instant,
     samples: Arc<Mutex<Vec<(f64, u64)>>>,
     phases: Vec<(f64, String)>,
@@ -48,20 +91,23 @@ pub(crate) struct MemoryTrace {
 }
 
 impl MemoryTrace {
-    pub(crate) fn start() -> MemoryTrace {
+    /// Watches a GPU's memory or, without one, what of this process is resident.
+    pub(crate) fn start(device: Option<Arc<Device>>) -> MemoryTrace {
         let start = Instant::now();
+        let watched = Watched::new(device);
+        let seen = watched.clone();
         let (samples, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (taken, ends) = (samples.clone(), stop.clone());
         let sampler = thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
-                if let Some(bytes) = process_memory::resident() {
+                if let Some(bytes) = seen.bytes() {
                     let sample = (start.elapsed().as_secs_f64(), bytes);
                     taken.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                 }
-                thread::sleep(INTERVAL);
+                thread::sleep(seen.interval());
             }
         });
-        MemoryTrace { start, samples, phases: Vec::new(), stop, sampler: Some(sampler) }
+        MemoryTrace { watched, start, samples, phases: Vec::new(), stop, sampler: Some(sampler) }
     }
 
     /// Notes what begins now.
@@ -80,10 +126,14 @@ impl MemoryTrace {
             let _ = sampler.join();
         }
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let peak_bytes = match &self.watched {
+            Watched::Process => process_memory::peak().unwrap_or(0),
+            Watched::Gpu(..) => samples.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0),
+        };
         let recording = Recording {
             samples: std::mem::take(&mut samples),
             phases: std::mem::take(&mut self.phases),
-            peak_bytes: process_memory::peak().unwrap_or(0),
+            peak_bytes,
         };
         let text = serde_json::to_vec(&recording).unwrap_or_default();
         kiln_bundle::fs::write_atomic(file, &text).map_err(Failure::writing)

@@ -64,6 +64,14 @@ impl Place {
         }
     }
 
+    /// The GPU, where it is one.
+    pub(crate) fn device(&self) -> Option<Arc<Device>> {
+        match self {
+            Place::Host => None,
+            Place::Gpu(gpu) => Some(gpu.device.clone()),
+        }
+    }
+
     /// What engines are built for to run here.
     pub(crate) fn target(&self) -> Target {
         match self {

@@ -40,6 +40,9 @@ pub(crate) fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateAr
     settings.put("model", &manifest.name);
     settings.put("model_key", &manifest.provenance.key);
     settings.put("backend", format!("{} {}", backend.name(), backend.version()));
+    if let Some(device) = backend.device() {
+        settings.put("device", &device.info().name);
+    }
     settings.put("software", concat!("kiln ", env!("CARGO_PKG_VERSION")));
     Ok(settings.0.into())
 }
