@@ -8,6 +8,7 @@ mod fixtures;
 mod generator;
 mod gpu;
 mod image;
+mod ladder;
 mod lora;
 mod memory;
 mod original;

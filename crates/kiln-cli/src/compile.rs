@@ -255,18 +255,14 @@ fn type_of(precision: Precision) -> Type {
     }
 }
 
-/// What engines are built with that run in a place, where nothing else is asked for.
+/// What engines are built with that run in a place, as a specification says.
 pub(crate) fn options_for(
     place: &Place,
     checkpoint: &Checkpoint,
-    args: &CheckpointArgs,
+    spec: TargetSpec,
 ) -> Result<BuildOptions, Failure> {
     let target = place.target();
-    let spec = TargetSpec {
-        attention: args.attention.map(AttentionSpec),
-        compute_capabilities: place.compute_capabilities(),
-        ..TargetSpec::default()
-    };
+    let spec = TargetSpec { compute_capabilities: place.compute_capabilities(), ..spec };
     let trace = spec.trace_options(target, checkpoint, Vec::new())?;
     Ok(BuildOptions { trace, target: target_options(target, &spec, checkpoint)?, rehash: false })
 }

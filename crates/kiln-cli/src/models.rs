@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::{Bundle, SealKey};
 use kiln_compile::{
-    BuildOptions, Checkpoint, CompileError, ControlNetCheckpoint, EngineCache, SEGMENT_BYTES, TraceOptions,
+    AttentionSpec, BuildOptions, Checkpoint, CompileError, ControlNetCheckpoint, EngineCache, SEGMENT_BYTES,
+    TargetSpec, TraceOptions,
 };
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
@@ -62,7 +63,10 @@ pub(crate) fn bundle(
     let bar = Bar::bytes("compiling");
     let options = match place {
         Place::Host => options(args),
-        Place::Gpu(_) => compile::options_for(place, &checkpoint, args)?,
+        Place::Gpu(_) => {
+            let attention = args.attention.map(AttentionSpec);
+            compile::options_for(place, &checkpoint, TargetSpec { attention, ..TargetSpec::default() })?
+        }
     };
     let compiled = cache.compile(&checkpoint, &options, &mut |progress| bar.compiling(progress));
     Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)

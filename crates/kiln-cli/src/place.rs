@@ -93,6 +93,11 @@ impl Place {
 
     /// What runs engines here; libraries are fetched if need be.
     pub(crate) fn backend(&self, args: ExecutionArgs) -> Result<Arc<dyn Backend>, Failure> {
+        self.backend_that(args, true)
+    }
+
+    /// The same, which records runs on a GPU as CUDA graphs or not.
+    pub(crate) fn backend_that(&self, args: ExecutionArgs, records: bool) -> Result<Arc<dyn Backend>, Failure> {
         match self {
             Place::Host => execution::backend(args),
             Place::Gpu(gpu) => {
@@ -100,7 +105,8 @@ impl Place {
                     Some(found) => found,
                     None => runtime::fetch(Library::TensorrtRtx)?,
                 };
-                Ok(Arc::new(TensorRt::open(&found.path, &gpu.driver, gpu.device.clone())?))
+                let backend = TensorRt::open(&found.path, &gpu.driver, gpu.device.clone())?;
+                Ok(Arc::new(backend.with_recording(records)))
             }
         }
     }

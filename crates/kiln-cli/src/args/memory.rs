@@ -175,8 +175,38 @@ pub(crate) struct BenchArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum BenchCommand {
+    /// Speed, from everything off to everything on, a step at a time, and then memory: the figures of diffusers' "Memory and speed".
+    Ladder(BenchLadderArgs),
     /// Memory and time of every kind of offload and VAE tile: a table as Markdown and JSON, a chart as SVG, the pictures.
     Memory(BenchMemoryArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct BenchLadderArgs {
+    /// Checkpoint folder or single-file checkpoint [default: the small model models/shapes of a checkout].
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+    /// Folder to write; it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Denoising steps of each run.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) steps: usize,
+    /// How often everything is run, in turn; the fastest run counts.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) rounds: usize,
+    /// Leave memory out.
+    #[arg(long)]
+    pub(crate) speed_only: bool,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
+    #[command(flatten)]
+    pub(crate) cache: CacheArgs,
+    #[command(flatten)]
+    pub(crate) checkpoint: CheckpointArgs,
+    /// Print one JSON object instead of the tables.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]

@@ -12,7 +12,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
 pub(crate) use memory::{
-    BenchArgs, BenchCommand, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice, PlanArgs,
+    BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
+    PlanArgs,
 };
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
@@ -67,7 +68,7 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Measure what a bundle's engines take on this machine, for `kiln plan` and --memory-budget.
     Measure(MeasureArgs),
-    /// Run every way to spend memory, each in a process of its own, and compare them.
+    /// Measure what each step to faster pictures brings, and what every way to spend memory takes.
     Bench(BenchArgs),
     /// Tell how close two pictures are.
     Compare(CompareArgs),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Row;
+use super::memory::Row;
 use crate::memtrace::Recording;
 use crate::output::bytes;
 

@@ -1,224 +1,30 @@
-//! Measuring what ways to spend memory take, each in a process of its own.
+//! Benchmarks: what each step to faster pictures brings, and what ways to spend memory take.
 
 mod chart;
+mod ladder;
+mod memory;
 mod table;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use kiln_bundle::OutputFolder;
 
-use kiln_bundle::{Bundle, OutputFolder};
-use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Choice, Pipeline, Request};
-use serde::{Deserialize, Serialize};
-
-use crate::args::{BenchArgs, BenchCommand, BenchMemoryArgs};
+use crate::args::{BenchArgs, BenchCommand};
 use crate::failure::Failure;
-use crate::memtrace::Recording;
-use crate::place::Place;
-use crate::plan::{figures, offload, tile};
-use crate::progress::Bar;
-use crate::{execution, output};
-
-/// One way to spend memory, measured.
-#[derive(Serialize)]
-struct Row {
-    /// The bundle's name, and the type that its weights are stored in.
-    model: String,
-    offload: String,
-    vae_tile: Option<u32>,
-    /// Most resident memory of the process in any round.
-    peak_bytes: u64,
-    predicted_bytes: u64,
-    /// Seconds of a step in the fastest round.
-    step_seconds: f64,
-    decode_seconds: f64,
-    total_seconds: f64,
-    /// Seconds of a step over those of the first row, each in the same round; the median of all rounds.
-    step_ratio: f64,
-    /// Peak signal to noise ratio of the picture beside that of the bundle's first row, in decibels; none where all is equal.
-    psnr: Option<f64>,
-    #[serde(skip)]
-    recording: Recording,
-}
-
-/// What is measured.
-struct Case {
-    bundle: PathBuf,
-    model: String,
-    choice: Choice,
-    runs: Vec<Run>,
-}
-
-struct Run {
-    seconds: Seconds,
-    recording: Recording,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct Seconds {
-    start: f64,
-    steps: f64,
-    decode: f64,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    seconds: Seconds,
-}
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
-        BenchCommand::Memory(args) => memory(args),
+        BenchCommand::Ladder(args) => ladder::run(args),
+        BenchCommand::Memory(args) => memory::run(args),
     }
 }
 
-fn memory(args: &BenchMemoryArgs) -> Result<(), Failure> {
-    if args.rounds == 0 || args.steps == 0 {
-        return Err(Failure::usage("steps and rounds: at least one of each has to be measured"));
-    }
-    let request =
-        Request { steps: Some(args.steps), height: args.height, width: args.width, ..Request::new("") };
-    let mut cases = Vec::new();
-    for bundle in &args.bundles {
-        cases.append(&mut self::cases(bundle, &request, args)?);
-    }
-    let folder = OutputFolder::open(&args.out)?;
-    let (bar, n_cases) = (Bar::count("measuring"), cases.len());
-    for round in 0..args.rounds {
-        for (i, case) in cases.iter_mut().enumerate() {
-            bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
-            case.runs.push(generate(case, folder.path(), i, args)?);
-        }
-    }
-    drop(bar);
-    let rows = rows(cases, folder.path(), args.steps)?;
-    let report = table::json(&rows, &request, args);
-    let markdown = table::markdown(&rows);
-    let files = [
-        ("memory.md", markdown.clone()),
-        ("memory.json", report.to_string()),
-        ("memory.svg", chart::svg(&rows)),
-    ];
-    for (name, text) in files {
-        kiln_bundle::fs::write_atomic(&folder.path().join(name), text.as_bytes()).map_err(Failure::writing)?;
-    }
-    folder.publish()?;
-    match args.json {
-        true => output::data(&report.to_string()),
-        false => output::data(markdown.trim_end()),
-    }
-    Ok(())
-}
-
-/// Every way to run a bundle.
-fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<Case>, Failure> {
-    if !Bundle::is_bundle(path) {
-        return Err(Failure::input(path, "is no bundle").with_hint("kiln compile makes bundles"));
-    }
-    let bundle = Bundle::open(path)?;
-    let backend = Place::of(&bundle, args.execution)?.backend(args.execution)?;
-    let pipeline = Pipeline::new(bundle, backend)?;
-    let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
-    let model = label(pipeline.bundle());
-    let case = |choice| Case { bundle: path.into(), model: model.clone(), choice, runs: Vec::new() };
-    Ok(plan.choices.into_iter().map(case).collect())
-}
-
-/// The model, and what is not the default about how it was compiled.
-fn label(bundle: &Bundle) -> String {
-    let manifest = bundle.manifest();
-    let option = |name: &str, default: &str| {
-        let value = manifest.provenance.options.get(name).map(String::as_str);
-        value.filter(|value| *value != default).map(|value| format!("{name} {value}"))
-    };
-    let special: Vec<String> =
-        [option("storage", "as computed"), option("attention", "fused")].into_iter().flatten().collect();
-    match special.as_slice() {
-        [] => manifest.name.clone(),
-        special => format!("{} ({})", manifest.name, special.join(", ")),
+/// Refuses to measure nothing.
+fn check(steps: usize, rounds: usize) -> Result<(), Failure> {
+    match steps == 0 || rounds == 0 {
+        true => Err(Failure::usage("steps and rounds: at least one of each has to be measured")),
+        false => Ok(()),
     }
 }
 
-/// Draws a picture in another process.
-fn generate(case: &Case, folder: &Path, index: usize, args: &BenchMemoryArgs) -> Result<Run, Failure> {
-    let unusable = |e: std::io::Error| Failure::unexpected(format!("can not start another kiln: {e}"));
-    let trace = file(folder, case, index, "json");
-    let mut command = Command::new(std::env::current_exe().map_err(unusable)?);
-    command.args([
-        "generate",
-        "a photograph of an astronaut riding a horse",
-        "--seed",
-        "0",
-        "--json",
-        "--model",
-    ]);
-    command
-        .arg(&case.bundle)
-        .args(["--steps", &args.steps.to_string(), "--out"])
-        .arg(file(folder, case, index, "png"));
-    command.arg("--memory-trace").arg(&trace).args(["--offload", &offload(&case.choice.memory)]);
-    let numbers = [
-        ("--vae-tile", tile(&case.choice.memory).map(u64::from)),
-        ("--height", args.height.map(u64::from)),
-        ("--width", args.width.map(u64::from)),
-    ];
-    for (name, number) in numbers {
-        command.args(number.iter().flat_map(|n| [name.to_owned(), n.to_string()]));
-    }
-    command.args(execution::arguments(args.execution));
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let done = child.spawn().and_then(|child| child.wait_with_output()).map_err(unusable)?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', " ");
-        return Err(Failure::unexpected(format!("{}: {said}", case.bundle.display())));
-    }
-    let answer: Answer = serde_json::from_slice(&done.stdout)
-        .map_err(|e| Failure::unexpected(format!("the process that was measured answered nonsense: {e}")))?;
-    Ok(Run { seconds: answer.seconds, recording: Recording::read(&trace)? })
-}
-
-/// A file of a case, whose name tells which one.
-fn file(folder: &Path, case: &Case, index: usize, ending: &str) -> PathBuf {
-    let tile = tile(&case.choice.memory).map_or_else(String::new, |tile| format!("-tile{tile}"));
-    folder.join(format!("{:02}-{}{tile}.{ending}", index + 1, offload(&case.choice.memory)))
-}
-
-fn rows(cases: Vec<Case>, folder: &Path, steps: usize) -> Result<Vec<Row>, Failure> {
-    let per_step = |run: &Run| run.seconds.steps / steps as f64;
-    let first: Vec<f64> = cases[0].runs.iter().map(per_step).collect();
-    let mut reference: Option<(PathBuf, RgbImage)> = None;
-    let mut rows = Vec::new();
-    for (i, case) in cases.into_iter().enumerate() {
-        let image = RgbImage::open(&file(folder, &case, i, "png")).map_err(kiln_runtime::Error::from)?;
-        if reference.as_ref().is_none_or(|(bundle, _)| *bundle != case.bundle) {
-            reference = Some((case.bundle.clone(), image.clone()));
-        }
-        let psnr = match &reference {
-            Some((_, reference)) => reference.compare(&image).map_err(kiln_runtime::Error::from)?.psnr,
-            None => None,
-        };
-        let mut ratios: Vec<f64> =
-            case.runs.iter().zip(&first).map(|(run, first)| per_step(run) / first).collect();
-        ratios.sort_by(f64::total_cmp);
-        let peak_bytes = case.runs.iter().map(|run| run.recording.peak_bytes).max().unwrap_or(0);
-        let Some(fastest) =
-            case.runs.into_iter().min_by(|a, b| f64::total_cmp(&a.seconds.steps, &b.seconds.steps))
-        else {
-            continue;
-        };
-        rows.push(Row {
-            model: case.model,
-            offload: offload(&case.choice.memory),
-            vae_tile: tile(&case.choice.memory),
-            peak_bytes,
-            predicted_bytes: case.choice.peak_bytes,
-            step_seconds: per_step(&fastest),
-            decode_seconds: fastest.seconds.decode,
-            total_seconds: fastest.seconds.start + fastest.seconds.steps + fastest.seconds.decode,
-            step_ratio: ratios[ratios.len() / 2],
-            psnr,
-            recording: fastest.recording,
-        });
-    }
-    Ok(rows)
+fn write(folder: &OutputFolder, name: &str, text: &str) -> Result<(), Failure> {
+    kiln_bundle::fs::write_atomic(&folder.path().join(name), text.as_bytes()).map_err(Failure::writing)
 }

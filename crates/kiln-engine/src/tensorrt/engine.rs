@@ -27,6 +27,7 @@ pub(super) struct TrtEngine {
     weights: Weights,
     device: Arc<Device>,
     arena: Arc<Mutex<Arena>>,
+    records: bool,
 }
 
 /// Where the weights are.
@@ -94,7 +95,24 @@ impl TrtEngine {
             Some(plan) => Weights::Swapped { plan, state: SwapState::Absent },
         };
         let model = model.into();
-        Ok(TrtEngine { model, inputs, outputs, profiles, setup: None, context, engine, weights, device, arena })
+        Ok(TrtEngine {
+            model,
+            inputs,
+            outputs,
+            profiles,
+            setup: None,
+            context,
+            engine,
+            weights,
+            device,
+            arena,
+            records: true,
+        })
+    }
+
+    pub(super) fn with_recording(mut self, records: bool) -> TrtEngine {
+        self.records = records;
+        self
     }
 
     fn stream(&self) -> CudaStream {
@@ -205,7 +223,7 @@ impl TrtEngine {
         }
         if matches!(setup.run, Recording::First) {
             // A release that does not tell is tried.
-            let can_record = self.context.is_stream_capturable(stream).unwrap_or(true);
+            let can_record = self.records && self.context.is_stream_capturable(stream).unwrap_or(true);
             setup.run = if can_record { Recording::Due } else { Recording::Refused };
         }
         Ok(())

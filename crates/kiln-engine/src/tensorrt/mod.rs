@@ -27,6 +27,7 @@ pub struct TensorRt {
     version: String,
     device: Arc<Device>,
     arena: Arc<Mutex<Arena>>,
+    records: bool,
 }
 
 impl TensorRt {
@@ -45,7 +46,13 @@ impl TensorRt {
         }
         let version = opened.version().map(|n| n.to_string()).join(".");
         let arena = Arc::new(Mutex::new(Arena::new(&device)));
-        Ok(TensorRt { library: opened, version, device, arena })
+        Ok(TensorRt { library: opened, version, device, arena, records: true })
+    }
+
+    /// Whether engines that run again with the same sizes do so as recorded CUDA graphs, which they do unless told.
+    #[must_use]
+    pub fn with_recording(self, records: bool) -> TensorRt {
+        TensorRt { records, ..self }
     }
 
     fn engine(&self, model: &Path, options: &LoadOptions) -> Result<TrtEngine, EngineError> {
@@ -57,7 +64,8 @@ impl TensorRt {
         runtime.check_validity(plan.bytes()?).map_err(refuse)?;
         let engine = runtime.deserialize(plan.bytes()?).map_err(refuse)?;
         let swapped = swaps.then_some(plan);
-        TrtEngine::new(model, engine, swapped, self.device.clone(), self.arena.clone())
+        let engine = TrtEngine::new(model, engine, swapped, self.device.clone(), self.arena.clone())?;
+        Ok(engine.with_recording(self.records))
     }
 }
 

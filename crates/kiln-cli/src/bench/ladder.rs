@@ -1,0 +1,270 @@
+//! What each step to faster pictures brings, measured on top of the ones before it.
+
+use std::fmt::Write;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kiln_bundle::{Bundle, OutputFolder};
+use kiln_compile::{AttentionSpec, Bytes, Checkpoint, EngineCache, PrecisionSpec, TargetSpec, Type};
+use kiln_engine::Backend;
+use kiln_graph::AttentionPolicy;
+use kiln_runtime::image::RgbImage;
+use kiln_runtime::{MemoryOptions, Pipeline, Placement, Request};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{check, memory, write};
+use crate::args::{BenchLadderArgs, BenchMemoryArgs};
+use crate::failure::Failure;
+use crate::models::{self, check_companions, failure};
+use crate::place::Place;
+use crate::progress::Bar;
+use crate::{compile, output, paths};
+
+const PROMPT: &str = "a photograph of an astronaut riding a horse";
+
+/// Most bytes of weights in a segment of a GPU's engines, for the rows with sequential offload.
+const GPU_SEGMENTS: u64 = 256 << 20;
+
+/// One step to faster pictures.
+#[derive(Clone)]
+struct Rung {
+    name: &'static str,
+    spec: TargetSpec,
+    placement: Placement,
+    records: bool,
+}
+
+/// A rung, measured.
+#[derive(Serialize)]
+struct Row {
+    rung: &'static str,
+    /// Seconds of a picture with everything loaded, in the fastest round.
+    seconds: f64,
+    /// Steps a second in that round.
+    steps_per_second: f64,
+    /// Seconds of the first rung over those of this one, each in the same round; the median of all rounds.
+    speed_up: f64,
+    /// Peak signal to noise ratio of the picture beside the first rung's, in decibels; none where all is equal.
+    psnr: Option<f64>,
+}
+
+/// A rung whose engines are built.
+struct Case {
+    rung: Rung,
+    bundle: Bundle,
+    /// Seconds of the picture and of its steps alone, by round.
+    seconds: Vec<(f64, f64)>,
+    image: Option<RgbImage>,
+}
+
+pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
+    check(args.steps, args.rounds)?;
+    let model = paths::model(args.model.as_ref())?;
+    if Bundle::is_bundle(&model) {
+        return Err(Failure::input(&model, "is a bundle, of which no others can be compiled")
+            .with_hint("kiln bench ladder takes the checkpoint that the bundle was made of"));
+    }
+    let place = Place::for_model(&model, args.execution, false)?;
+    let checkpoint = models::open(&model, &args.checkpoint)?;
+    if checkpoint.original().is_none() {
+        check_companions(&checkpoint)?;
+    }
+    let cache = models::cache(&args.cache)?;
+    let folder = OutputFolder::open(&args.out)?;
+    let mut cases = Vec::new();
+    for rung in rungs(&place) {
+        let bundle = built(&rung.spec, &place, &checkpoint, &cache)?;
+        cases.push(Case { rung, bundle, seconds: Vec::new(), image: None });
+    }
+    measure(&mut cases, &place, args)?;
+    let rows = rows(&cases, args.steps)?;
+    for (i, case) in cases.iter().enumerate() {
+        if let Some(image) = &case.image {
+            let file = folder.path().join(format!("rung-{}.png", i + 1));
+            image.save_png(&file, &[]).map_err(kiln_runtime::Error::from)?;
+        }
+    }
+    let mut markdown = markdown(&rows);
+    let mut report = json!({
+        "device": device(&place),
+        "steps": args.steps,
+        "rounds": args.rounds,
+        "kiln": env!("CARGO_PKG_VERSION"),
+        "rungs": rows,
+    });
+    write(&folder, "ladder.md", &markdown)?;
+    if !args.speed_only {
+        let bundles = memory_specs(&place);
+        let bundles = bundles.into_iter().map(|spec| built(&spec, &place, &checkpoint, &cache));
+        let bundles = bundles.map(|bundle| Ok(bundle?.root().into())).collect::<Result<_, Failure>>()?;
+        let found = memory::measure(&memory_args(args, bundles), &folder)?;
+        markdown = format!("{markdown}\n{}", found.markdown);
+        report["memory"] = found.json;
+    }
+    write(&folder, "ladder.json", &report.to_string())?;
+    folder.publish()?;
+    match args.json {
+        true => output::data(&report.to_string()),
+        false => output::data(markdown.trim_end()),
+    }
+    Ok(())
+}
+
+/// From everything off to everything on.
+fn rungs(place: &Place) -> Vec<Rung> {
+    let plain = TargetSpec { attention: Some(AttentionSpec(AttentionPolicy::Plain)), ..TargetSpec::default() };
+    let fused = Some(AttentionSpec(AttentionPolicy::Fused));
+    let precision = |compute: Option<Type>, storage: Option<Type>| PrecisionSpec {
+        compute,
+        storage,
+        ..PrecisionSpec::default()
+    };
+    let rung = |name: &'static str, spec: &TargetSpec| Rung {
+        name,
+        spec: spec.clone(),
+        placement: Placement::Packed,
+        records: false,
+    };
+    match place {
+        Place::Host => {
+            let with_fused = TargetSpec { attention: fused, ..plain.clone() };
+            let stored = TargetSpec { precision: precision(None, Some(Type::F16)), ..with_fused.clone() };
+            vec![
+                Rung { placement: Placement::Mapped, ..rung("fp32", &plain) },
+                rung("layouts and kernels chosen for the processor", &plain),
+                rung("memory-efficient attention", &with_fused),
+                Rung { placement: Placement::Mapped, ..rung("weights mapped, rows one by one", &with_fused) },
+                Rung { placement: Placement::Mapped, ..rung("weights stored in fp16", &stored) },
+            ]
+        }
+        Place::Gpu(_) => {
+            let f32 = TargetSpec {
+                precision: precision(Some(Type::F32), None),
+                tf32: Some(false),
+                optimization_level: Some(0),
+                allow_slow_attention: true,
+                ..plain
+            };
+            let tuned = TargetSpec { optimization_level: None, ..f32.clone() };
+            let tf32 = TargetSpec { tf32: None, ..tuned.clone() };
+            let f16 = TargetSpec { precision: precision(Some(Type::F16), None), ..tf32.clone() };
+            let with_fused = TargetSpec { attention: fused, ..f16.clone() };
+            vec![
+                rung("fp32", &f32),
+                rung("autotuned kernels and layouts", &tuned),
+                rung("TF32", &tf32),
+                rung("fp16", &f16),
+                rung("memory-efficient attention", &with_fused),
+                Rung { records: true, ..rung("CUDA graph", &with_fused) },
+            ]
+        }
+    }
+}
+
+/// What memory is measured of: fused attention, and sliced attention.
+fn memory_specs(place: &Place) -> Vec<TargetSpec> {
+    let segments = match place {
+        Place::Host => None,
+        Place::Gpu(_) => Some(Bytes(GPU_SEGMENTS)),
+    };
+    let sliced = AttentionSpec(AttentionPolicy::Halved);
+    let spec =
+        |attention| TargetSpec { attention, segments, allow_slow_attention: true, ..TargetSpec::default() };
+    vec![spec(None), spec(Some(sliced))]
+}
+
+fn memory_args(args: &BenchLadderArgs, bundles: Vec<std::path::PathBuf>) -> BenchMemoryArgs {
+    BenchMemoryArgs {
+        bundles,
+        out: args.out.clone(),
+        steps: args.steps.min(4),
+        rounds: 1,
+        width: None,
+        height: None,
+        execution: args.execution,
+        json: args.json,
+    }
+}
+
+fn built(
+    spec: &TargetSpec,
+    place: &Place,
+    checkpoint: &Checkpoint,
+    cache: &EngineCache,
+) -> Result<Bundle, Failure> {
+    let options = compile::options_for(place, checkpoint, spec.clone())?;
+    let bar = Bar::bytes("compiling");
+    let compiled = cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress));
+    Ok(compiled.map_err(|e| failure(e, cache))?.bundle)
+}
+
+fn measure(cases: &mut [Case], place: &Place, args: &BenchLadderArgs) -> Result<(), Failure> {
+    let (bar, n_cases) = (Bar::count("measuring"), cases.len());
+    for round in 0..args.rounds {
+        for (i, case) in cases.iter_mut().enumerate() {
+            bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
+            let backend = place.backend_that(args.execution, case.rung.records)?;
+            let (seconds, image) = draw(case, backend, args.steps)?;
+            case.seconds.push(seconds);
+            case.image = Some(image);
+        }
+    }
+    Ok(())
+}
+
+/// Seconds of a picture and of its steps, after a short one that loads everything.
+fn draw(case: &Case, backend: Arc<dyn Backend>, steps: usize) -> Result<((f64, f64), RgbImage), Failure> {
+    let mut pipeline = Pipeline::new(case.bundle.clone(), backend)?;
+    let placement = Some(case.rung.placement);
+    pipeline.set_memory(MemoryOptions { placement, ..MemoryOptions::default() })?;
+    let request = |steps| Request { steps: Some(steps), seeds: vec![0], ..Request::new(PROMPT) };
+    pipeline.generate(&request(2), &mut |_| ControlFlow::Continue(()))?;
+    let start = Instant::now();
+    let mut output = pipeline.generate(&request(steps), &mut |_| ControlFlow::Continue(()))?;
+    let seconds = (start.elapsed().as_secs_f64(), output.timings.steps.as_secs_f64());
+    Ok((seconds, output.images.swap_remove(0)))
+}
+
+fn rows(cases: &[Case], steps: usize) -> Result<Vec<Row>, Failure> {
+    let first = &cases[0];
+    let row = |case: &Case| {
+        let pairs = case.seconds.iter().zip(&first.seconds);
+        let mut ratios: Vec<f64> = pairs.map(|((seconds, _), (base, _))| base / seconds).collect();
+        ratios.sort_by(f64::total_cmp);
+        let fastest = case.seconds.iter().copied().min_by(|a, b| f64::total_cmp(&a.0, &b.0));
+        let (seconds, in_steps) = fastest.unwrap_or((0.0, 0.0));
+        let psnr = match (&first.image, &case.image) {
+            (Some(base), Some(image)) => base.compare(image).map_err(kiln_runtime::Error::from)?.psnr,
+            _ => None,
+        };
+        Ok(Row {
+            rung: case.rung.name,
+            seconds,
+            steps_per_second: steps as f64 / in_steps,
+            speed_up: ratios[ratios.len() / 2],
+            psnr,
+        })
+    };
+    cases.iter().map(row).collect()
+}
+
+fn device(place: &Place) -> String {
+    place.device().map_or_else(|| "cpu".into(), |device| device.info().name.clone())
+}
+
+fn markdown(rows: &[Row]) -> String {
+    let mut text =
+        String::from("| rung | seconds | steps a second | speed-up | picture |\n|---|---|---|---|---|\n");
+    for row in rows {
+        let picture = row.psnr.map_or_else(|| "identical".into(), |psnr| format!("{psnr:.1} dB"));
+        // Writing to a string can not fail.
+        let _ = writeln!(
+            text,
+            "| {} | {:.3} | {:.2} | {:.2} x | {picture} |",
+            row.rung, row.seconds, row.steps_per_second, row.speed_up
+        );
+    }
+    text
+}
