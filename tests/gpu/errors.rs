@@ -106,6 +106,8 @@ fn devices_are_listed_with_what_runs_where() {
     let expected = "cuda:0   Fake GPU, 2.00 GB of memory, 2.00 GB free, compute capability 8.9, driver for CUDA up to 13.0\n";
     assert!(said.contains(expected), "{said}");
     assert!(said.contains("tensorrt-rtx: runs"), "{said}");
+    let said = succeed(&mut kiln_with_gpu(&["devices", "--check"], work.path()));
+    assert!(said.contains("from pinned memory") && said.contains("e-7 off"), "{said}");
     let said = list(&[("FAKE_CUDA_CAPABILITY", "70"), ("FAKE_CUDA_DEVICES", "2")]);
     let expected = "does not run: TensorRT-RTX 1.7.1 needs compute capability 7.5, and the device has 7.0";
     assert_eq!(said.matches(expected).count(), 2, "{said}");

@@ -1,6 +1,6 @@
 //! What the machine has to run engines on.
 
-use kiln_cuda::{CudaError, Device, DeviceInfo, Driver, MemoryInfo};
+use kiln_cuda::{Check, CudaError, Device, DeviceInfo, Driver, MemoryInfo};
 use kiln_engine::TensorRt;
 use kiln_native::{Library, locate};
 use serde_json::{Value, json};
@@ -13,14 +13,35 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<(), Failure> {
     let mut devices = vec![host()?];
     let driver = Driver::open();
     match driver.and_then(|driver| Ok((driver, driver.devices()?))) {
-        Ok((driver, found)) => devices.extend(found.iter().map(|info| gpu(&driver, info))),
+        Ok((driver, found)) => devices.extend(found.iter().map(|info| gpu(&driver, info, args.check))),
         Err(error) => devices.push(json!({ "device": "cuda", "problem": error.to_string() })),
     }
     match args.json {
         true => output::data(&json!({ "devices": devices }).to_string()),
         false => devices.iter().for_each(show),
     }
-    Ok(())
+    let failed = devices.iter().find_map(|device| device["check"]["problem"].as_str());
+    failed.map_or(Ok(()), |problem| Err(Failure::unexpected(problem.to_owned())))
+}
+
+/// What a check of a GPU found.
+fn check(driver: &Driver, info: &DeviceInfo) -> Value {
+    let checked = Device::open(driver, info.ordinal).and_then(|device| device.check());
+    let check = match checked {
+        Ok(check) => check,
+        Err(error) => return json!({ "problem": error.to_string() }),
+    };
+    let error = check.kernel_error;
+    let problem = (error > Check::TOLERANCE)
+        .then(|| format!("cuda:{} ({}) computes wrong: {error:.1e} off", info.ordinal, info.name));
+    json!({
+        "bytes_per_second_from_pageable": check.from_pageable,
+        "bytes_per_second_from_pinned": check.from_pinned,
+        "bytes_per_second_to_host": check.to_host,
+        "latency_seconds": check.latency_seconds,
+        "kernel_error": error,
+        "problem": problem,
+    })
 }
 
 fn host() -> Result<Value, Failure> {
@@ -38,7 +59,7 @@ fn host() -> Result<Value, Failure> {
     }))
 }
 
-fn gpu(driver: &Driver, info: &DeviceInfo) -> Value {
+fn gpu(driver: &Driver, info: &DeviceInfo, checks: bool) -> Value {
     let name = format!("cuda:{}", info.ordinal);
     let [major, minor] = driver.cuda_version();
     let memory = Device::open(driver, info.ordinal).and_then(|device| device.memory());
@@ -56,6 +77,7 @@ fn gpu(driver: &Driver, info: &DeviceInfo) -> Value {
         "free_bytes": memory.ok().map(|MemoryInfo { free_bytes, .. }| free_bytes),
         "cuda": format!("{major}.{minor}"),
         "compute_capability": info.compute_capability.to_string(),
+        "check": checks.then(|| check(driver, info)),
         "targets": [{
             "target": "tensorrt-rtx",
             "runs": problem.is_none(),
@@ -95,6 +117,21 @@ fn show(device: &Value) {
     ];
     let facts: Vec<String> = facts.into_iter().flatten().collect();
     output::data(&format!("{:<8} {}", text("device"), facts.join(", ")));
+    let check = &device["check"];
+    if let (Some(pageable), Some(pinned)) =
+        (check["bytes_per_second_from_pageable"].as_f64(), check["bytes_per_second_from_pinned"].as_f64())
+    {
+        let rate = |bytes: f64| format!("{}/s", output::bytes(bytes as u64));
+        output::data(&format!(
+            "{:<8} copies {} from pinned memory, {} from pageable, {} back; answers in {:.0} us; kernels {:.1e} off",
+            "",
+            rate(pinned),
+            rate(pageable),
+            rate(check["bytes_per_second_to_host"].as_f64().unwrap_or(0.0)),
+            1e6 * check["latency_seconds"].as_f64().unwrap_or(0.0),
+            check["kernel_error"].as_f64().unwrap_or(0.0),
+        ));
+    }
     for target in device["targets"].as_array().into_iter().flatten() {
         let name = target["target"].as_str().unwrap_or_default();
         let state = match target["problem"].as_str() {

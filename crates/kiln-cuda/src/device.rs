@@ -75,16 +75,26 @@ impl Device {
 
     /// Copies bytes to the beginning of memory.
     pub fn write(&self, memory: &DeviceMemory, bytes: &[u8]) -> Result<(), CudaError> {
-        self.check(memory, bytes.len())?;
+        self.check_room(memory, bytes.len())?;
         self.bind()?;
         // SAFETY: the memory has that many bytes; the driver is done with pageable memory when it returns.
         unsafe { result::memcpy_htod_async(memory.address(), bytes, self.compute.cu_stream()) }
             .map_err(|e| self.error("copying to it", e))
     }
 
+    /// Copies pinned bytes to the beginning of memory.
+    pub fn write_pinned(&self, memory: &DeviceMemory, bytes: &PinnedMemory) -> Result<(), CudaError> {
+        self.check_room(memory, bytes.n_bytes())?;
+        self.bind()?;
+        let to = memory.address() as *mut c_void;
+        // SAFETY: the memory has room; the copy is done before the bytes can be written or freed.
+        unsafe { bytes.copy_to(0..bytes.n_bytes(), to, self.compute_stream()) }?;
+        self.synchronize()
+    }
+
     /// Waits for all work and copies bytes from the beginning of memory.
     pub fn read(&self, memory: &DeviceMemory, bytes: &mut [u8]) -> Result<(), CudaError> {
-        self.check(memory, bytes.len())?;
+        self.check_room(memory, bytes.len())?;
         self.bind()?;
         // SAFETY: the memory has that many bytes, and `bytes` is not used before the stream is done.
         let copied = unsafe { result::memcpy_dtoh_async(bytes, memory.address(), self.compute.cu_stream()) };
@@ -99,8 +109,8 @@ impl Device {
         to: (&DeviceMemory, usize),
         n_bytes: usize,
     ) -> Result<(), CudaError> {
-        self.check(from.0, from.1.saturating_add(n_bytes))?;
-        self.check(to.0, to.1.saturating_add(n_bytes))?;
+        self.check_room(from.0, from.1.saturating_add(n_bytes))?;
+        self.check_room(to.0, to.1.saturating_add(n_bytes))?;
         self.bind()?;
         let [source, target] = [from, to].map(|(memory, offset)| memory.address() + offset as u64);
         // SAFETY: both have that many bytes from there on.
@@ -154,7 +164,7 @@ impl Device {
         self.context.bind_to_thread().map_err(|e| self.error("using it", e))
     }
 
-    pub(crate) fn check(&self, memory: &DeviceMemory, n_bytes: usize) -> Result<(), CudaError> {
+    pub(crate) fn check_room(&self, memory: &DeviceMemory, n_bytes: usize) -> Result<(), CudaError> {
         match n_bytes <= memory.n_bytes() {
             true => Ok(()),
             false => Err(CudaError::new(

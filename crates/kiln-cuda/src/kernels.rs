@@ -143,7 +143,7 @@ impl Device {
         n: usize,
     ) -> Result<(), CudaError> {
         self.check_floats(values, n)?;
-        self.check(found, size_of::<u32>())?;
+        self.check_room(found, size_of::<u32>())?;
         let (values, found, n) = (values.address(), found.address(), n as u64);
         let mut launch = self.stream().launch_builder(&self.kernels.find_not_finite);
         launch.arg(&values).arg(&found).arg(&n);
@@ -155,7 +155,7 @@ impl Device {
         let n_bytes = n
             .checked_mul(size_of::<f32>())
             .ok_or_else(|| CudaError::new(CudaErrorKind::Other, format!("{n} floats are too many")))?;
-        self.check(memory, n_bytes)
+        self.check_room(memory, n_bytes)
     }
 
     fn launched<T>(&self, launched: Result<T, cudarc::driver::DriverError>) -> Result<(), CudaError> {

@@ -18,6 +18,7 @@
 //! # Ok::<(), kiln_cuda::CudaError>(())
 //! ```
 
+mod check;
 mod device;
 mod driver;
 mod error;
@@ -25,6 +26,7 @@ mod graph;
 mod kernels;
 mod memory;
 
+pub use check::Check;
 pub use device::{Device, Mark, MemoryInfo};
 pub use driver::{ComputeCapability, DeviceInfo, Driver};
 pub use error::{CudaError, CudaErrorKind};

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
-use kiln_engine::{Backend, OnnxRuntime, Rten};
+use kiln_cuda::{Device, Driver};
+use kiln_engine::{Backend, EngineError, OnnxRuntime, Rten, TensorRt};
 use kiln_native::{Library, locate};
 
 use crate::Error;
@@ -26,4 +27,16 @@ pub fn cpu_backend() -> Result<CpuBackend, Error> {
         Err(e) if found.is_explicit() => Err(e.into()),
         Err(e) => Ok(built_in(e.to_string())),
     }
+}
+
+/// TensorRT-RTX on the GPU of that number, from 0.
+///
+/// Fails where the machine has no such GPU, where its driver is too old, and where the library is not found.
+pub fn gpu_backend(ordinal: usize) -> Result<Arc<dyn Backend>, Error> {
+    let driver = Driver::open()?;
+    let library = Library::TensorrtRtx;
+    let found = locate(library)?.ok_or(Error::NotInstalled(library))?;
+    driver.check_version(&library.to_string(), TensorRt::NEEDED_CUDA).map_err(EngineError::from)?;
+    let device = Device::open(&driver, ordinal)?;
+    Ok(Arc::new(TensorRt::open(&found.path, &driver, device)?))
 }

@@ -120,6 +120,9 @@ pub enum Error {
     /// A picture can not be made or written.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A native library is not on this machine.
+    #[error("{0} is not installed; kiln runtime install {name} fetches it", name = .0.name())]
+    NotInstalled(kiln_native::Library),
     /// A native library that was asked for can not be used.
     #[error(transparent)]
     Native(#[from] NativeError),

@@ -217,6 +217,9 @@ impl fmt::Display for DeviceChoice {
 
 #[derive(Args)]
 pub(crate) struct DevicesArgs {
+    /// Copy and compute on each GPU, and compare with the processor; exit code 1 where one computes wrong.
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
