@@ -1,6 +1,7 @@
 //! Pictures of the GPU against those of the CPU.
 
-use super::OnGpu;
+use super::{OnGpu, kiln_with_gpu, on_cpu};
+use crate::cli::{fail, succeed};
 
 #[track_caller]
 fn check(more: &[&str]) {
@@ -62,4 +63,17 @@ fn the_unet_is_recorded_once_and_repeated() {
     let gpu = OnGpu::new(false);
     let report = gpu.generate("a.png", &["--steps", "9"]);
     assert_eq!(report["graphs"], 8, "{report}");
+}
+
+#[test]
+fn components_are_those_of_the_cpu() {
+    let gpu = OnGpu::new(false);
+    let (bundle, cpu) = (gpu.bundle.root().display().to_string(), on_cpu(false).display().to_string());
+    let verify = |against: &str, more: &[&str]| {
+        kiln_with_gpu(&[&["verify", &bundle, "--against", against], more].concat(), gpu.folder())
+    };
+    let said = succeed(&mut verify(&cpu, &[]));
+    assert_eq!(said.lines().filter(|line| line.contains("drift")).count(), 4, "{said}");
+    fail(&mut verify(&cpu, &["--max-drift", "0"]), 6, "is over 0e0");
+    fail(&mut verify("none", &[]), 3, "none: is no bundle");
 }

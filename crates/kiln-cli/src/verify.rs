@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::sync::Arc;
 
 use kiln_bundle::{Bundle, SealKey};
@@ -5,7 +6,7 @@ use kiln_engine::Backend;
 use kiln_runtime::{Error, Event, Pipeline, Reference};
 use serde_json::json;
 
-use crate::args::VerifyArgs;
+use crate::args::{DeviceChoice, ExecutionArgs, VerifyArgs};
 use crate::failure::Failure;
 use crate::models::seal_key;
 use crate::output;
@@ -19,6 +20,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let mut bundle = Bundle::open(&args.bundle)?;
     bundle.verify()?;
     let place = Place::of(&bundle, args.execution)?;
+    if let Some(other) = &args.against {
+        return against(bundle, other, &place, args);
+    }
     if args.record {
         record(&mut bundle, place.backend(args.execution)?, &seal_key()?)?;
         output::data(&bundle.root().display().to_string());
@@ -62,6 +66,33 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
             )))
         }
         _ => Ok(()),
+    }
+}
+
+/// Compares a bundle's components with those of another.
+fn against(bundle: Bundle, other: &Path, place: &Place, args: &VerifyArgs) -> Result<(), Failure> {
+    if !Bundle::is_bundle(other) {
+        return Err(Failure::input(other, "is no bundle").with_hint("kiln compile makes bundles"));
+    }
+    let other = Bundle::open(other)?;
+    let anywhere = ExecutionArgs { device: DeviceChoice::Auto, ..args.execution };
+    let mut expected = Pipeline::new(other.clone(), Place::of(&other, anywhere)?.backend(anywhere)?)?;
+    let mut found = Pipeline::new(bundle, place.backend(args.execution)?)?;
+    let drifts = found.compare_components(&mut expected)?;
+    let worst = drifts.iter().map(|(_, drift)| *drift).fold(0.0, f64::max);
+    let passes = worst <= args.max_drift;
+    if args.json {
+        let components: serde_json::Map<_, _> =
+            drifts.iter().map(|(role, drift)| (role.to_string(), json!(drift))).collect();
+        output::data(&json!({ "components": components, "passes": passes }).to_string());
+    } else {
+        drifts
+            .iter()
+            .for_each(|(role, drift)| output::data(&format!("{:<16} drift {drift:.2e}", role.to_string())));
+    }
+    match passes {
+        true => Ok(()),
+        false => Err(Failure::differs(format!("drift {worst:.2e} is over {:e}", args.max_drift))),
     }
 }
 

@@ -358,6 +358,9 @@ pub(crate) struct VerifyArgs {
     /// Make the reference anew instead, on this machine and backend.
     #[arg(long)]
     pub(crate) record: bool,
+    /// Compare each component with that of another bundle of the same model instead, which may be for another device.
+    #[arg(long, value_name = "BUNDLE", conflicts_with = "record")]
+    pub(crate) against: Option<PathBuf>,
     /// Drift that is still allowed: root mean square of the difference over that of the reference.
     #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = number)]
     pub(crate) max_drift: f64,

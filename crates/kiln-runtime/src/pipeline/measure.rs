@@ -30,7 +30,7 @@ const LONG_ENOUGH: Duration = Duration::from_millis(200);
 
 /// Rows of the batch and the size in latents of one run.
 #[derive(Clone, Copy, PartialEq)]
-struct Extent {
+pub(super) struct Extent {
     rows: u64,
     size: [u64; 2],
 }
@@ -147,13 +147,19 @@ impl Pipeline {
         Ok(seconds)
     }
 
+    /// One row at the model's default size.
+    pub(super) fn default_extent(&self) -> Result<Extent, Error> {
+        let info = self.bundle.pipeline()?;
+        let size = [info.height, info.width].map(|pixels| u64::from(pixels / info.vae_scale_factor));
+        Ok(Extent { rows: 1, size })
+    }
+
     /// What to run a component with: one row at several sizes, unless it takes only one, and two rows.
     fn extents(&self, role: Role) -> Result<Vec<Extent>, Error> {
-        let info = self.bundle.pipeline()?;
         let component = self.bundle.component(role)?;
-        let full = [info.height, info.width].map(|pixels| u64::from(pixels / info.vae_scale_factor));
         let shapes = |extent: Extent| tensors(&component.inputs, extent);
-        let one = Extent { rows: 1, size: full };
+        let one = self.default_extent()?;
+        let full = one.size;
         let longest = full[0].max(full[1]);
         let largest = full.map(|side| (side * MOST.min(longest)).div_ceil(longest));
         let mut extents: Vec<Extent> = match shapes(one) == shapes(Extent { size: [1, 1], ..one }) {
@@ -181,7 +187,7 @@ impl Pipeline {
 }
 
 /// Name, whether it holds floats, and shape of each input.
-fn tensors(
+pub(super) fn tensors(
     ports: &[PortInfo],
     Extent { rows, size: [height, width] }: Extent,
 ) -> Vec<(String, bool, Vec<usize>)> {
@@ -197,7 +203,7 @@ fn tensors(
     ports.iter().map(|port| (port.name.clone(), is_float(port), shape(port))).collect()
 }
 
-fn random(tensors: &[(String, bool, Vec<usize>)]) -> Vec<(String, Tensor)> {
+pub(super) fn random(tensors: &[(String, bool, Vec<usize>)]) -> Vec<(String, Tensor)> {
     let mut generator = TorchCpuGenerator::new(0);
     let mut make = |is_float: bool, shape: &[usize]| match is_float {
         true => Tensor::F32(generator.randn(shape)),

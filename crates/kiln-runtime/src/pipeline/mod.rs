@@ -10,6 +10,7 @@ mod guidance;
 mod hires;
 mod measure;
 mod noise;
+mod parity;
 mod plan;
 mod start;
 mod text;
