@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Proves on a GPU what was built without one: see README.md beside this. Needs tests/gpu/inputs (tests/gpu/prepare.sh).
+#
+#     tests/gpu/check.sh [STAGE...]     stages: probe small full torch; all of them without any
+#
+# Results are JSON and pictures in $OUT (default tests/gpu/results); a stage that fails does not keep the others from running.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+export OUT=${OUT:-tests/gpu/results}
+work=$PWD/tests/gpu/work
+mkdir -p "$OUT" "$work"
+if [ ! -x "$work/tree/kiln" ]; then
+    python3 tests/gpu/pack.py --unpack tests/gpu/inputs "$work/tree" || exit 1
+fi
+export PATH=$work/tree:$PATH
+export KILN_CACHE_DIR=$work/cache KILN_ENGINE_CACHE=$work/engines
+KILN_ONNXRUNTIME=$(ls "$work"/tree/lib/libonnxruntime.so.*) && export KILN_ONNXRUNTIME
+KILN_TENSORRT_RTX=$(ls "$work"/tree/lib/libtensorrt_rtx.so.*) && export KILN_TENSORRT_RTX
+python3 tests/gpu/stages.py "$work" "$@"
+python3 tests/gpu/results.py "$OUT"
