@@ -25,10 +25,10 @@ Exit codes:
   1  an engine failed, or something unexpected happened
   2  the command line or a request's parameter is wrong
   3  a checkpoint, bundle or model file is missing, malformed or not supported
-  4  a native library can not be found, fetched or used
+  4  a native library, driver or device can not be found, fetched or used
   5  a file can not be read or written
   6  what was compared or verified differs more than allowed
-  7  what was asked for does not fit into the memory budget
+  7  what was asked for does not fit into the memory budget or a GPU
 
 Environment:
   KILN_CACHE_DIR     folder for downloads (default: kiln in the platform's cache folder)
