@@ -96,3 +96,20 @@ fn every_way_to_spend_a_gpus_memory_is_measured() {
         assert!(row["psnr"].as_f64().is_none_or(|psnr| psnr > 30.0), "{row}");
     }
 }
+
+#[test]
+fn kernels_are_compiled_once_for_a_device() {
+    let gpu = OnGpu::new(false);
+    let compiled = |more: &[&str]| number(&gpu.generate("a.png", more), "compiled");
+    assert_eq!(compiled(&[]), 3, "text encoder, UNet and decoder");
+    assert_eq!(compiled(&[]), 0);
+    assert_eq!(compiled(&["--width", "80"]), 2, "UNet and decoder for another size");
+    assert_eq!(compiled(&["--offload", "model"]), 0);
+    let kernels = std::fs::read_dir(gpu.folder().join("kernels")).expect("a folder");
+    let files: Vec<_> = kernels.map(|entry| entry.expect("an entry").path()).collect();
+    assert_eq!(files.len(), 3, "{files:?}");
+    for file in files {
+        std::fs::write(file, format!("{:0>64}[]", 0)).expect("a file");
+    }
+    assert_eq!(compiled(&[]), 3, "what bears no seal is not used");
+}

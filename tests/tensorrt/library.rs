@@ -22,7 +22,7 @@ pub(super) enum Release {
 pub(super) const RELEASES: [Release; 2] = [Release::Enterprise, Release::Rtx];
 
 /// Interfaces of which the stub implements some methods.
-const INTERFACES: [&str; 21] = [
+const INTERFACES: [&str; 23] = [
     "VHostMemory",
     "VDimensionExpr",
     "VExprBuilder",
@@ -40,6 +40,8 @@ const INTERFACES: [&str; 21] = [
     "VTimingCache",
     "VBuilderConfig",
     "VSerializationConfig",
+    "VRuntimeConfig",
+    "VRuntimeCache",
     "VBuilder",
     "IParser",
     "IParserError",
@@ -121,7 +123,8 @@ fn defaults(headers: &Path) -> String {
     let names = ["NvInferImpl.h", "NvInferRuntimeCommon.h", "NvOnnxParser.h"];
     let text: String = names.iter().map(|name| fs::read_to_string(headers.join(name)).unwrap()).collect();
     let text = without_comments(&text);
-    let classes = INTERFACES.iter().map(|interface| {
+    let declared = INTERFACES.iter().filter(|interface| text.contains(&format!("class {interface}")));
+    let classes = declared.map(|interface| {
         let methods: String =
             pure_methods(&text, interface).map(|method| default(interface, &method)).collect();
         let scope = if interface.starts_with('V') { "apiv::" } else { "" };

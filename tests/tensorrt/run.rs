@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use kiln_trt::{
     AllocationStrategy, CudaStream, DataType, Engine, Port, ProfileShape, Runtime, SerializationFlag,
-    TensorIoMode, TrtErrorKind,
+    SpecializationStrategy, TensorIoMode, TrtErrorKind,
 };
 
 use super::library::{RELEASES, Release, Stub};
@@ -158,6 +158,48 @@ fn wrong_questions_are_errors() {
         context.set_profile(1, CudaStream::DEFAULT).unwrap();
         refused(context.infer_shapes().unwrap_err(), argument, "inputs without sizes or addresses: x");
     }
+}
+
+#[test]
+fn tensorrt_rtx_keeps_the_kernels_that_it_compiles() {
+    let stub = Stub::new(Release::Rtx);
+    let engine = engine(&stub);
+    let mut config = engine.runtime_config().unwrap();
+    config.set_allocation_strategy(AllocationStrategy::UserManaged).unwrap();
+    for strategy in [SpecializationStrategy::Lazy, SpecializationStrategy::Eager, SpecializationStrategy::None]
+    {
+        config.set_specialization(strategy).unwrap();
+    }
+    let mut cache = config.create_cache().unwrap();
+    assert!(cache.deserialize(b"kernels").unwrap());
+    assert!(!cache.deserialize(b"of another device").unwrap());
+    let context = engine.create_context_with(&config).unwrap();
+    assert_eq!(cache.serialize().unwrap().as_bytes(), b"kernels");
+    drop((engine, config, cache, context));
+    let expected = "\
+ICudaEngine#1.createRuntimeConfig()
+new IRuntimeConfig#1
+IRuntimeConfig#1.setExecutionContextAllocationStrategy(kUSER_MANAGED)
+IRuntimeConfig#1.setDynamicShapesKernelSpecializationStrategy(kLAZY)
+IRuntimeConfig#1.setDynamicShapesKernelSpecializationStrategy(kEAGER)
+IRuntimeConfig#1.setDynamicShapesKernelSpecializationStrategy(kNONE)
+IRuntimeConfig#1.createRuntimeCache()
+new IRuntimeCache#1
+IRuntimeConfig#1.setRuntimeCache(IRuntimeCache#1)
+IRuntimeCache#1.deserialize(kernels)
+IRuntimeCache#1.deserialize(of another device)
+ICudaEngine#1.createExecutionContextWithRuntimeConfig(IRuntimeConfig#1)
+new IExecutionContext#1
+IRuntimeCache#1.serialize()
+delete IRuntimeConfig#1
+delete IRuntimeCache#1
+delete IExecutionContext#1
+delete ICudaEngine#1
+delete IRuntime#1
+";
+    let found: String =
+        stub.log().lines().filter(|line| !line.contains("IHostMemory")).map(|l| format!("{l}\n")).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]

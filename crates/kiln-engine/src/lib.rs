@@ -13,6 +13,7 @@ mod rten;
 mod tensor;
 mod tensorrt;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,6 +80,17 @@ pub struct LoadOptions {
     /// Whether its weights shall come and go while it stays loaded, on a device: they are kept in memory of the host that
     /// the device copies from, and arrive with the first run or [`Engine::prefetch`].
     pub swaps: bool,
+    /// Where kernels are kept that an engine's library compiles on the device, which takes seconds.
+    pub kernels: Option<Arc<dyn KernelStore>>,
+}
+
+/// Keeps what a library compiled from one process to the next. Kernels are code: a store gives back only what it was given.
+pub trait KernelStore: fmt::Debug + Send + Sync {
+    /// What was stored last, if anything.
+    fn load(&self) -> Option<Vec<u8>>;
+
+    /// Stores in place of what was there; what can not be stored is compiled again.
+    fn store(&self, kernels: &[u8]);
 }
 
 /// Where the weights of an engine are while it is loaded.

@@ -51,7 +51,7 @@ pub enum AllocationStrategy {
 }
 
 impl AllocationStrategy {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             AllocationStrategy::Static => "kSTATIC",
             AllocationStrategy::OnProfileChange => "kON_PROFILE_CHANGE",
@@ -73,11 +73,16 @@ impl Engine {
     /// Makes a context; it starts at profile 0. Errors are of kind [`Execution`].
     pub fn create_context(&self, strategy: AllocationStrategy) -> Result<ExecutionContext, TrtError> {
         let engine = self.core.alone();
-        let library = engine.library();
-        let number = library.tables().number("ExecutionContextAllocationStrategy", strategy.name())?;
+        let tables = engine.library().tables();
+        let number = tables.number("ExecutionContextAllocationStrategy", strategy.name())?;
         let context = call!(engine, VCudaEngine.createExecutionContext(number => i32) -> *mut c_void);
-        let object = Object::owned(library, context, None, Execution, "can not make a context")?;
-        let (n_tensors, n_profiles) = (n_tensors(&engine)?, n_profiles(&engine)?);
+        self.context(&engine, context)
+    }
+
+    /// Takes over a context that the engine made.
+    pub(crate) fn context(&self, engine: &Object, context: *mut c_void) -> Result<ExecutionContext, TrtError> {
+        let object = Object::owned(engine.library(), context, None, Execution, "can not make a context")?;
+        let (n_tensors, n_profiles) = (n_tensors(engine)?, n_profiles(engine)?);
         let object = Dependent::new(object, &self.core);
         Ok(ExecutionContext { object, n_tensors, n_profiles, _unshared: PhantomData })
     }

@@ -9,6 +9,7 @@ use ndarray::{ArrayD, IxDyn};
 
 use crate::cuda;
 use crate::engine::Shared;
+use crate::jit::Kernels;
 use crate::object::{self, Dims, Facade, die, free, table, text};
 
 #[repr(C)]
@@ -18,10 +19,11 @@ pub(crate) struct Context {
     shapes: HashMap<String, Vec<usize>>,
     addresses: HashMap<String, usize>,
     memory: (usize, i64),
+    kernels: Kernels,
 }
 
 impl Context {
-    pub(crate) fn facade(shared: Arc<Shared>) -> *mut c_void {
+    pub(crate) fn facade(shared: Arc<Shared>, kernels: Kernels) -> *mut c_void {
         let table = table(
             "VExecutionContext",
             &[
@@ -38,7 +40,7 @@ impl Context {
             ],
         );
         let (shapes, addresses) = (HashMap::new(), HashMap::new());
-        object::facade(Box::new(Context { table, shared, shapes, addresses, memory: (0, 0) }), delete)
+        object::facade(Box::new(Context { table, shared, shapes, addresses, memory: (0, 0), kernels }), delete)
     }
 
     fn run(&self, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
@@ -116,7 +118,13 @@ extern "C" fn enqueue(this: &Context, stream: *mut c_void) -> bool {
         shapes: this.shapes.clone(),
         addresses: this.addresses.clone(),
         memory: this.memory,
+        kernels: this.kernels.clone(),
     };
+    let mut shapes: Vec<String> = this.shapes.iter().map(|(name, shape)| format!("{name}{shape:?}")).collect();
+    shapes.sort();
+    if this.kernels.lock().expect("no panic").insert(shapes.join(" ")) {
+        cuda::count_compiled();
+    }
     cuda::on_stream(stream, Box::new(move || run.execute()))
 }
 

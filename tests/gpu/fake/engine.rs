@@ -8,7 +8,7 @@ use kiln_engine::{Backend, ElementType, LoadOptions, Port, Rten};
 use crate::context::Context;
 use crate::cuda::Memory;
 use crate::object::{Dims, Facade, Logger, facade, free, table, text};
-use crate::{Plan, cuda};
+use crate::{Plan, cuda, jit};
 
 #[repr(C)]
 pub(crate) struct Engine {
@@ -77,7 +77,8 @@ impl Engine {
                 ("getTensorIOMode", io_mode as *const c_void),
                 ("isShapeInferenceIO", is_shape as *const c_void),
                 ("getProfileShape", profile_shape as *const c_void),
-                ("createExecutionContext", create_context as *const c_void),
+                ("createRuntimeConfig", create_config as *const c_void),
+                ("createExecutionContextWithRuntimeConfig", create_context as *const c_void),
                 ("loadWeightsAsync", load_weights as *const c_void),
                 ("unloadWeights", unload_weights as *const c_void),
             ],
@@ -153,8 +154,12 @@ extern "C" fn profile_shape(this: &Engine, name: *const c_char, _profile: i32, s
     this.port(name).map_or(Dims::NONE, |port| sizes(port, open))
 }
 
-extern "C" fn create_context(this: &Engine, _strategy: i32) -> *mut c_void {
-    Context::facade(this.shared.clone())
+extern "C" fn create_config(_this: &Engine) -> *mut c_void {
+    jit::config()
+}
+
+extern "C" fn create_context(this: &Engine, config: *mut c_void) -> *mut c_void {
+    Context::facade(this.shared.clone(), jit::kernels_of(config))
 }
 
 /// Reads the whole plan to the device, in pieces and in the order of the stream.

@@ -8,6 +8,7 @@
 mod context;
 mod cuda;
 mod engine;
+mod jit;
 mod object;
 mod runtime;
 

@@ -56,6 +56,12 @@ pub(crate) fn facade<T>(implementation: Box<T>, delete: extern "C" fn(*mut Facad
     Box::into_raw(Box::new(Facade { table: destructors.as_ptr(), implementation })).cast()
 }
 
+/// What implements an object.
+pub(crate) fn implementation<T>(facade: *mut c_void) -> *mut T {
+    // SAFETY: `facade` made it around a `T`.
+    unsafe { (*facade.cast::<Facade>()).implementation.cast() }
+}
+
 /// Frees an object; its implementation was a `T`.
 pub(crate) fn free<T>(facade: *mut Facade) {
     // SAFETY: `facade` made both.

@@ -113,6 +113,15 @@ inline std::string show(DataType value)
     ONE_OF(value, DataType, kINT64);
     return "unknown";
 }
+#ifdef TRT_MAJOR_RTX
+inline std::string show(DynamicShapesKernelSpecializationStrategy value)
+{
+    ONE_OF(value, DynamicShapesKernelSpecializationStrategy, kLAZY);
+    ONE_OF(value, DynamicShapesKernelSpecializationStrategy, kEAGER);
+    ONE_OF(value, DynamicShapesKernelSpecializationStrategy, kNONE);
+    return "unknown";
+}
+#endif
 inline std::string show(LayerInformationFormat value)
 {
     ONE_OF(value, LayerInformationFormat, kJSON);

@@ -102,6 +102,47 @@ struct InspectorImpl final : DefaultVEngineInspector
 };
 using Inspector = Object<IEngineInspector, InspectorImpl>;
 
+#ifdef TRT_MAJOR_RTX
+struct RuntimeCacheImpl final : DefaultVRuntimeCache
+{
+    IHostMemory* serialize() const noexcept override
+    {
+        CALLED(serialize);
+        return new HostMemory("kernels");
+    }
+    bool deserialize(void const* blob, size_t size) noexcept override
+    {
+        std::string const bytes(static_cast<char const*>(blob), size);
+        CALLED(deserialize, bytes);
+        return bytes == "kernels";
+    }
+};
+using RuntimeCache = Object<IRuntimeCache, RuntimeCacheImpl>;
+
+struct RuntimeConfigImpl final : DefaultVRuntimeConfig
+{
+    void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy strategy) noexcept override
+    {
+        called(this, "setExecutionContextAllocationStrategy", strategy);
+    }
+    void setDynamicShapesKernelSpecializationStrategy(DynamicShapesKernelSpecializationStrategy strategy) noexcept override
+    {
+        called(this, "setDynamicShapesKernelSpecializationStrategy", strategy);
+    }
+    IRuntimeCache* createRuntimeCache() const noexcept override
+    {
+        CALLED(createRuntimeCache);
+        return new RuntimeCache("IRuntimeCache");
+    }
+    bool setRuntimeCache(IRuntimeCache const& cache) noexcept override
+    {
+        CALLED(setRuntimeCache, static_cast<void const*>(&cache));
+        return true;
+    }
+};
+using RuntimeConfig = Object<IRuntimeConfig, RuntimeConfigImpl>;
+#endif
+
 struct EngineImpl final : DefaultVCudaEngine
 {
     std::unique_ptr<IPluginV3> plugin{createForEngine()};
@@ -176,6 +217,18 @@ struct EngineImpl final : DefaultVCudaEngine
         }
         return new Context("IExecutionContext", own);
     }
+#ifdef TRT_MAJOR_RTX
+    IRuntimeConfig* createRuntimeConfig() noexcept override
+    {
+        CALLED(createRuntimeConfig);
+        return new RuntimeConfig("IRuntimeConfig");
+    }
+    IExecutionContext* createExecutionContextWithRuntimeConfig(IRuntimeConfig* runtimeConfig) noexcept override
+    {
+        CALLED(createExecutionContextWithRuntimeConfig, static_cast<void const*>(runtimeConfig));
+        return new Context("IExecutionContext", nullptr);
+    }
+#endif
     ISerializationConfig* createSerializationConfig() noexcept override
     {
         CALLED(createSerializationConfig);

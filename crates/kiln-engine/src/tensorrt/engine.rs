@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use kiln_cuda::{Device, Graph, Mark};
-use kiln_trt::{AllocationStrategy, CudaStream, DataType, ExecutionContext, TensorIoMode};
+use kiln_trt::{CudaStream, DataType, ExecutionContext, TensorIoMode};
 
 use super::arena::{self, Arena, Place};
 use super::failure;
+use super::kernels::Kernels;
 use super::plan::{Plan, PlanReader};
 use super::profiles::Profiles;
 use crate::device::le_bytes;
@@ -23,6 +24,7 @@ pub(super) struct TrtEngine {
     profiles: Profiles,
     setup: Option<Setup>,
     context: ExecutionContext,
+    kernels: Kernels,
     engine: kiln_trt::Engine,
     weights: Weights,
     device: Arc<Device>,
@@ -70,6 +72,7 @@ impl TrtEngine {
     pub(super) fn new(
         model: &Path,
         engine: kiln_trt::Engine,
+        kernels: Kernels,
         swapped: Option<Plan>,
         device: Arc<Device>,
         arena: Arc<Mutex<Arena>>,
@@ -89,7 +92,7 @@ impl TrtEngine {
             }
         }
         let profiles = Profiles::new(&engine, facts.n_profiles, &inputs).map_err(refuse)?;
-        let context = engine.create_context(AllocationStrategy::UserManaged).map_err(refuse)?;
+        let context = kernels.context(&engine).map_err(refuse)?;
         let weights = match swapped {
             None => Weights::Fixed,
             Some(plan) => Weights::Swapped { plan, state: SwapState::Absent },
@@ -102,6 +105,7 @@ impl TrtEngine {
             profiles,
             setup: None,
             context,
+            kernels,
             engine,
             weights,
             device,
@@ -222,6 +226,7 @@ impl TrtEngine {
             }
         }
         if matches!(setup.run, Recording::First) {
+            self.kernels.store().map_err(refuse)?;
             // A release that does not tell is tried.
             let can_record = self.records && self.context.is_stream_capturable(stream).unwrap_or(true);
             setup.run = if can_record { Recording::Due } else { Recording::Refused };

@@ -3,6 +3,7 @@
 
 mod arena;
 mod engine;
+mod kernels;
 mod plan;
 mod profiles;
 
@@ -16,6 +17,7 @@ use crate::error::EngineErrorKind;
 use crate::{Backend, Engine, EngineError, Format, LoadOptions};
 use arena::Arena;
 use engine::TrtEngine;
+use kernels::Kernels;
 use plan::Plan;
 
 /// TensorRT or TensorRT-RTX on a device.
@@ -64,7 +66,8 @@ impl TensorRt {
         runtime.check_validity(plan.bytes()?).map_err(refuse)?;
         let engine = runtime.deserialize(plan.bytes()?).map_err(refuse)?;
         let swapped = swaps.then_some(plan);
-        let engine = TrtEngine::new(model, engine, swapped, self.device.clone(), self.arena.clone())?;
+        let kernels = Kernels::new(&engine, self.library.product(), options.kernels.clone()).map_err(refuse)?;
+        let engine = TrtEngine::new(model, engine, kernels, swapped, self.device.clone(), self.arena.clone())?;
         Ok(engine.with_recording(self.records))
     }
 }

@@ -1,5 +1,6 @@
 //! Which engines are loaded.
 
+mod kernels;
 mod network;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use kiln_lora::LoraPlan;
 
 use crate::lora::ChangedWeights;
 use crate::{Error, MemoryOptions, Offload};
+use kernels::KernelFile;
 pub(crate) use network::Network;
 
 /// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.
@@ -130,7 +132,14 @@ impl Residency {
         let component = bundle.component(role)?;
         let segment = &component.segments[i];
         let swaps = self.memory.offload != Offload::None;
-        let mut options = LoadOptions { placement: self.placement(bundle), overrides: None, swaps };
+        let device = self.backend.device();
+        let kernels = device.and_then(|device| KernelFile::new(bundle, &segment.engine, device));
+        let mut options = LoadOptions {
+            placement: self.placement(bundle),
+            overrides: None,
+            swaps,
+            kernels: kernels.map(|kernels| Arc::new(kernels) as _),
+        };
         if let Some(changes) = self.loras.changes(owner(role)) {
             let weights = ChangedWeights::new(bundle, component, segment, changes)?;
             options.overrides = weights.map(|weights| Arc::new(weights) as _);

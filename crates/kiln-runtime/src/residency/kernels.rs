@@ -1,0 +1,53 @@
+//! Compiled kernels in kiln's cache folder, sealed: they are code.
+
+use std::fs;
+use std::path::PathBuf;
+
+use kiln_bundle::{Bundle, SealKey, fs::write_atomic};
+use kiln_cuda::Device;
+use kiln_engine::KernelStore;
+
+/// Bytes of the seal that comes before the kernels, in hexadecimal.
+const SEAL_BYTES: usize = 64;
+
+/// Most bytes that are read back.
+const MOST: u64 = 1 << 30;
+
+/// The file of one engine's kernels on one device.
+#[derive(Debug)]
+pub(super) struct KernelFile {
+    path: PathBuf,
+    key: SealKey,
+}
+
+impl KernelFile {
+    /// None where there is no cache folder or key: kernels are then compiled by every process.
+    pub(super) fn new(bundle: &Bundle, engine: &str, device: &Device) -> Option<KernelFile> {
+        let digest = &bundle.manifest().files.get(engine)?.blake3;
+        let cache = kiln_native::cache_dir().ok()?;
+        let key = SealKey::open(&cache.join(SealKey::FILE)).ok()?;
+        let device: String = device.info().name.chars().filter(char::is_ascii_alphanumeric).collect();
+        let name = format!("{}-{device}", digest.get(..16)?);
+        Some(KernelFile { path: cache.join("kernels").join(name), key })
+    }
+}
+
+impl KernelStore for KernelFile {
+    fn load(&self) -> Option<Vec<u8>> {
+        fs::metadata(&self.path).ok().filter(|metadata| metadata.len() <= MOST)?;
+        let mut bytes = fs::read(&self.path).ok()?;
+        let kernels = bytes.split_off(SEAL_BYTES.min(bytes.len()));
+        let seal = String::from_utf8(bytes).ok()?;
+        self.key.is_seal(&seal, &kernels).then_some(kernels)
+    }
+
+    fn store(&self, kernels: &[u8]) {
+        // Whatever can not be written is compiled again.
+        if let Some(folder) = self.path.parent()
+            && kiln_bundle::fs::create_folder(folder).is_ok()
+        {
+            let sealed = [self.key.seal(kernels).as_bytes(), kernels].concat();
+            let _ = write_atomic(&self.path, &sealed);
+        }
+    }
+}
