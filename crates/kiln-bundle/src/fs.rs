@@ -57,11 +57,19 @@ impl Lock {
 static PARTIALS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Removes all that this process has half-written; for a process that is about to end without running destructors.
+///
+/// From now on its threads start no other folder, and wait for the end where they would.
 pub fn abandon() {
-    for folder in PARTIALS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        // What other threads add meanwhile can keep a folder from being removed.
-        (0..10).find(|_| fs::remove_dir_all(folder).is_ok() || !folder.exists());
+    let partials = PARTIALS.lock().unwrap_or_else(PoisonError::into_inner);
+    for folder in partials.iter() {
+        // What other threads add meanwhile by its old name finds no folder.
+        let mut aside = folder.clone().into_os_string();
+        aside.push("-abandoned");
+        let aside = PathBuf::from(aside);
+        let folder = if fs::rename(folder, &aside).is_ok() { &aside } else { folder };
+        let _ = fs::remove_dir_all(folder);
     }
+    std::mem::forget(partials);
 }
 
 /// A folder under construction, removed when it is dropped or abandoned.
@@ -83,7 +91,11 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        PARTIALS.lock().unwrap_or_else(PoisonError::into_inner).remove(self.path());
+        // A process that is interrupted now waits until the folder is gone.
+        let mut partials = PARTIALS.lock().unwrap_or_else(PoisonError::into_inner);
+        partials.remove(self.path());
+        // What was published is no longer there.
+        let _ = fs::remove_dir_all(self.path());
     }
 }
 
