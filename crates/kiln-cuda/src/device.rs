@@ -30,6 +30,9 @@ pub struct MemoryInfo {
     pub total_bytes: u64,
 }
 
+/// Bytes of freed memory that a device keeps at hand: what a step of the denoising loop allocates and frees.
+const KEPT_BYTES: u64 = 64 << 20;
+
 impl Device {
     /// Opens a device.
     pub fn open(driver: &Driver, ordinal: usize) -> Result<Arc<Device>, CudaError> {
@@ -43,6 +46,9 @@ impl Device {
         let copies = context.new_stream().map_err(refuse)?;
         let recording = Mutex::new(context.new_stream().map_err(refuse)?);
         let kernels = Kernels::load(&context)?;
+        if context.has_async_alloc() {
+            keep_freed(&context, KEPT_BYTES).map_err(refuse)?;
+        }
         Ok(Arc::new(Device { info, context, compute, copies, recording, kernels }))
     }
 
@@ -55,6 +61,19 @@ impl Device {
     pub fn memory(&self) -> Result<MemoryInfo, CudaError> {
         let (free, total) = self.context.mem_get_info().map_err(|e| self.error("its memory", e))?;
         Ok(MemoryInfo { free_bytes: free as u64, total_bytes: total as u64 })
+    }
+
+    /// Waits for all work and gives memory back that was freed.
+    pub fn trim(&self) -> Result<(), CudaError> {
+        self.synchronize()?;
+        if !self.context.has_async_alloc() {
+            return Ok(());
+        }
+        let refuse = |e| self.error("giving memory back", e);
+        // SAFETY: the context's device is one, and so is its pool.
+        let pool = unsafe { result::device::get_default_mem_pool(self.context.cu_device()) }.map_err(refuse)?;
+        // SAFETY: as above.
+        unsafe { result::mem_pool::trim_to(pool, 0) }.map_err(refuse)
     }
 
     /// New memory, of which the content is anything.
@@ -198,6 +217,16 @@ impl Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.info.fmt(f)
+    }
+}
+
+/// Without it, all freed memory goes back whenever somebody waits, as happens in each step.
+fn keep_freed(context: &CudaContext, mut n_bytes: u64) -> Result<(), result::DriverError> {
+    // SAFETY: the context's device is one, and so is its pool; the attribute is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut n_bytes).cast())
     }
 }
 

@@ -77,6 +77,9 @@ static std::recursive_mutex gLock;
 static std::map<Address, size_t> gDevice, gPinned;
 static std::vector<Stream *> gStreams;
 static size_t gUsed, gPeak, gPinnedBytes, gPinnedPeak;
+// Freed bytes that the pool keeps, and how many it may keep when somebody waits.
+static size_t gKept;
+static uint64_t gThreshold;
 static long gLaunches, gGraphs, gToDevice, gFromDevice, gCompiled;
 static int gContext;
 static thread_local void *gCurrent;
@@ -114,6 +117,7 @@ static bool is_device(Address address, size_t n) {
 }
 static Result allocate(Address *address, size_t n) {
     if (gUsed + n > limit()) return OUT_OF_MEMORY;
+    gKept = std::min(gKept, limit() - gUsed - n);
     size_t const rounded = std::max<size_t>((n + 255) / 256 * 256, 256);
     void *memory = aligned_alloc(256, rounded);
     memset(memory, 0xff, rounded);
@@ -183,12 +187,13 @@ Result cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 Result cuCtxGetCurrent(void **context) { *context = gCurrent; return OK; }
 Result cuCtxSetCurrent(void *context) { gCurrent = context; return OK; }
 Result cuCtxSynchronize() { ALIVE; finish_all(); return OK; }
-Result cuMemGetInfo_v2(size_t *free, size_t *total) { ALIVE; *total = limit(); *free = limit() - gUsed; return OK; }
+Result cuMemGetInfo_v2(size_t *free, size_t *total) { ALIVE; *total = limit(); *free = limit() - gUsed - gKept; return OK; }
 
 Result cuMemAlloc_v2(Address *address, size_t n) { ALIVE; return allocate(address, n); }
 Result cuMemAllocAsync(Address *address, size_t n, Stream *stream) {
     ALIVE;
     if (stream->captures) return BAD_CAPTURE;
+    gKept -= std::min(gKept, n);
     return allocate(address, n);
 }
 Result cuMemFree_v2(Address address) {
@@ -202,7 +207,22 @@ Result cuMemFreeAsync(Address address, Stream *stream) {
     LOCKED;
     // What is allocated later in the order of the stream may take its place.
     gUsed -= size_of(address);
+    gKept += size_of(address);
     stream->ask([=] { release(address); });
+    return OK;
+}
+// The pool that allocations come from. What was freed counts as used while the pool keeps it.
+Result cuDeviceGetDefaultMemPool(void **pool, int) { *pool = &gKept; return OK; }
+Result cuMemPoolSetAttribute(void *, int attribute, void *value) {
+    LOCKED;
+    if (attribute != 4) return NOT_SUPPORTED;
+    gThreshold = *static_cast<uint64_t *>(value);
+    return OK;
+}
+Result cuMemPoolTrimTo(void *, size_t keep) {
+    LOCKED;
+    finish_all();
+    gKept = std::min(gKept, keep);
     return OK;
 }
 Result cuMemHostAlloc(void **memory, size_t n, unsigned) {
@@ -275,6 +295,7 @@ Result cuStreamSynchronize(Stream *stream) {
     ALIVE;
     if (stream->captures) return BAD_CAPTURE;
     stream->finish(stream->n_asked);
+    gKept = std::min<size_t>(gKept, gThreshold);
     return lost() ? FAILED : OK;
 }
 Result cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {

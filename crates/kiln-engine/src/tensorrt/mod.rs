@@ -97,6 +97,8 @@ impl Backend for TensorRt {
 
     fn trim(&self) {
         arena::lock(&self.arena).free();
+        // What fails now fails again where it can be told.
+        let _ = self.device.trim();
     }
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {

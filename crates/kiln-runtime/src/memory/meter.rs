@@ -92,11 +92,11 @@ impl Meter {
 
     /// Waits until work is done, and gives back what no engine needs to stay loaded.
     pub(crate) fn settle(&self, backend: &dyn Backend) -> Result<(), Error> {
-        if let Meter::Device(meter) = self {
-            meter.device.synchronize()?;
-        }
         backend.trim();
         heap::trim();
-        Ok(())
+        match self {
+            Meter::Process => Ok(()),
+            Meter::Device(meter) => Ok(meter.device.synchronize()?),
+        }
     }
 }
