@@ -87,6 +87,9 @@ fn segments_stay_loaded_as_far_as_the_budget_goes() {
     let kept = planned["keep_bytes"].as_f64().expect("bytes");
     let left = half - peaks[2];
     assert!(kept > 0.5 * left && kept < left, "{kept} of {left}");
+    let chosen = planned["choices"].as_array().expect("choices").iter().find(|choice| choice["chosen"] == true);
+    let predicted = chosen.expect("a choice")["peak_bytes"].as_f64().expect("bytes");
+    assert!(predicted > peaks[2] + 0.5 * kept && predicted <= half, "{predicted} of {half}, keeping {kept}");
     let (out, trace) = (work.path().join("a.png"), work.path().join("trace.json"));
     let trace_name = trace.display().to_string();
     let taken = |extra: &[&str]| {
@@ -99,6 +102,10 @@ fn segments_stay_loaded_as_far_as_the_budget_goes() {
     let (most, same) = taken(&["--memory-budget", &budget]);
     assert!(most > least + 0.7 * kept && most <= half, "{least} to {most}, keeping {kept} in {half}");
     assert!(picture == same);
+    let folder = work.path().display().to_string();
+    let fresh = work.path().join("fresh.png");
+    let wrong = [&draw(&model, &fresh)[..], &["--memory-trace", &folder]].concat();
+    fail(&mut kiln(&wrong, work.path()), 2, "is no regular file");
     let wrong = [&draw(&model, &out)[..], &["--offload", "model", "--keep", "1MiB"]].concat();
     fail(&mut kiln(&wrong, work.path()), 2, "keep: only sequential offload drops segments");
 }

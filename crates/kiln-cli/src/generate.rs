@@ -144,6 +144,7 @@ fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, 
     };
     let files: Vec<PathBuf> = (0..n).map(|i| numbered(&base, i, n)).collect();
     paths::check_outputs(&files)?;
+    paths::check_outputs(args.memory.memory_trace.as_slice())?;
     Ok(files)
 }
 

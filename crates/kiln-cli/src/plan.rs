@@ -119,12 +119,21 @@ fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>
     for choice in &plan.choices {
         let tile = tile(&choice.memory).map_or_else(|| "none".into(), |tile| tile.to_string());
         let reason = reason(choice, budget, chosen);
+        let choice = as_chosen(choice, chosen);
         output::data(&format!(
             "{:<11} {tile:<9} {:>10} {:>10.1}  {reason}",
             offload(&choice.memory),
             output::bytes(choice.peak_bytes),
             choice.seconds
         ));
+    }
+}
+
+/// The row itself, or what is chosen of it, which also spends the rest of the budget.
+fn as_chosen<'a>(choice: &'a Choice, chosen: Option<&'a Result<Choice, Error>>) -> &'a Choice {
+    match chosen {
+        Some(Ok(best)) if is_same(best, choice) => best,
+        _ => choice,
     }
 }
 
@@ -147,7 +156,7 @@ fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<Choice, E
 }
 
 fn report(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) -> Value {
-    let choices = plan.choices.iter().map(|choice| {
+    let choices = plan.choices.iter().map(|choice| as_chosen(choice, chosen)).map(|choice| {
         json!({
             "offload": offload(&choice.memory),
             "vae_tile": tile(&choice.memory),
