@@ -4,6 +4,7 @@ mod errors;
 mod kernels;
 mod pictures;
 mod residency;
+mod threads;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -199,7 +199,9 @@ impl TrtEngine {
         let stream = self.stream();
         let refuse = |e| failure(&self.model, &self.device, &e);
         let Some(setup) = &mut self.setup else { return Ok(()) };
-        let place = arena::lock(&self.arena).with(setup.n_arena_bytes)?;
+        // Held until the run is on the stream: what another engine frees then is freed after it.
+        let mut arena = arena::lock(&self.arena);
+        let place = arena.with(setup.n_arena_bytes)?;
         if setup.arena != Some(place) {
             // SAFETY: the arena is as large as the context needs; engines run one after the other on one stream.
             unsafe { self.context.set_device_memory(place.address, place.n_bytes) }.map_err(refuse)?;

@@ -1,0 +1,54 @@
+//! Several pipelines on one GPU at the same time.
+#![expect(unsafe_code, reason = "a library is loaded")]
+
+use std::sync::Arc;
+use std::thread;
+
+use kiln_bundle::SealKey;
+use kiln_cuda::{Device, Driver};
+use kiln_engine::TensorRt;
+use kiln_runtime::{Backend, MemoryOptions, Offload, Pipeline, Request};
+
+use super::{OnGpu, libraries};
+use crate::fixtures::quietly;
+
+/// The fake GPU in this process, whose driver is found by name once it is loaded.
+fn backend() -> Arc<dyn Backend> {
+    // SAFETY: the fake driver's initialisers have no preconditions.
+    let library = unsafe { libloading::Library::new(libraries().join("libcuda.so.1")) };
+    std::mem::forget(library.expect("the fake driver"));
+    let driver = Driver::open().expect("the fake driver");
+    let device = Device::open(&driver, 0).expect("the fake device");
+    let library = libraries().join("libtensorrt_rtx.so.1");
+    Arc::new(TensorRt::open(&library, &driver, device).expect("the fake TensorRT-RTX"))
+}
+
+#[test]
+fn pipelines_share_a_gpu() {
+    let gpu = OnGpu::new(false);
+    let cache = kiln_native::cache_dir().expect("a cache folder");
+    gpu.bundle.seal(&SealKey::open(&cache.join(SealKey::FILE)).expect("a key")).expect("a seal");
+    let backend = backend();
+    let draw = &|seed: u64, offload: Offload, side: u32| {
+        let mut pipeline = Pipeline::new(gpu.bundle.clone(), backend.clone()).expect("a pipeline");
+        pipeline.set_memory(MemoryOptions { offload, ..MemoryOptions::default() }).expect("options");
+        let request = Request {
+            seeds: vec![seed],
+            steps: Some(5),
+            width: Some(side),
+            height: Some(side),
+            ..Request::new("a red circle")
+        };
+        pipeline.generate(&request, &mut quietly).expect("a picture").latents
+    };
+    let cases =
+        [(1, Offload::None, 64), (2, Offload::Model, 96), (3, Offload::None, 48), (4, Offload::Model, 64)];
+    let alone = cases.map(|(seed, offload, side)| draw(seed, offload, side));
+    for _ in 0..3 {
+        let together = thread::scope(|scope| {
+            let threads = cases.map(|(seed, offload, side)| scope.spawn(move || draw(seed, offload, side)));
+            threads.map(|thread| thread.join().expect("a picture"))
+        });
+        assert!(alone == together);
+    }
+}
