@@ -74,7 +74,7 @@ fn a_budget_is_one_of_the_gpus_memory() {
     }
     let least = plan(&[])["choices"].as_array().expect("choices").iter().map(|c| number(c, "peak_bytes")).min();
     let least = least.expect("a choice");
-    let chosen = plan(&["--memory-budget", &format!("{}", least + least / 20)]);
+    let chosen = plan(&["--memory-budget", &format!("{}", least + least / 10)]);
     let chosen = chosen["choices"].as_array().expect("choices").iter().find(|c| c["chosen"] == true);
     assert_eq!(chosen.expect("a choice")["offload"], "sequential");
     let args = gpu.draw("b.png", &["--memory-budget", "1MiB"]);

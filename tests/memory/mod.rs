@@ -38,7 +38,7 @@ fn open_small() -> Bundle {
 /// Arguments that draw a picture of the small model.
 fn draw<'a>(model: &'a str, out: &'a Path) -> Vec<&'a str> {
     let out = out.to_str().expect("a path of text");
-    vec!["generate", "a red circle", "--model", model, "--seed", "1", "--steps", "3", "--out", out]
+    vec!["generate", "a red circle", "--model", model, "--seed", "1", "--steps", "12", "--out", out]
 }
 
 /// Runs an ignored test of this binary in a process of its own, whose memory nobody else uses.

@@ -12,7 +12,7 @@ const MEBIBYTE: f64 = 1048576.0;
 
 fn plan(extra: &[&str]) -> Value {
     let (model, work) = (small().display().to_string(), scratch());
-    let args = ["plan", &model, "--steps", "3", "--json"];
+    let args = ["plan", &model, "--steps", "12", "--json"];
     serde_json::from_str(&succeed(&mut kiln(&[&args[..], extra].concat(), work.path()))).expect("JSON")
 }
 
@@ -25,8 +25,9 @@ fn peaks(plan: &Value) -> [f64; 3] {
     })
 }
 
+/// The smallest budget that a prediction fits into, with the margin for what predictions are off.
 fn mebibytes(bytes: f64) -> String {
-    format!("{}MiB", (bytes / MEBIBYTE).ceil())
+    format!("{}MiB", (1.05 * bytes / MEBIBYTE).ceil())
 }
 
 #[test]
@@ -52,7 +53,7 @@ fn the_fastest_that_fits_is_chosen_and_obeys() {
         assert!(said.contains(&format!("memory: --offload {offload}, predicted")), "{said}");
         let trace: Value = serde_json::from_slice(&fs::read(&trace).expect("a trace")).expect("JSON");
         let taken = trace["peak_bytes"].as_f64().expect("bytes");
-        assert!((0.9..1.1).contains(&(taken / peak)), "{offload} took {taken}, predicted {peak}");
+        assert!((0.9..1.05).contains(&(taken / peak)), "{offload} took {taken}, predicted {peak}");
         let sampled = trace["samples"].as_array().expect("samples");
         assert!(sampled.iter().all(|sample| sample[1].as_f64().is_some_and(|bytes| bytes <= taken * 1.01)));
         assert!(trace["phases"].to_string().contains("steps"), "{}", trace["phases"]);
@@ -86,10 +87,13 @@ fn segments_stay_loaded_as_far_as_the_budget_goes() {
     let planned = plan(&["--memory-budget", &budget]);
     let kept = planned["keep_bytes"].as_f64().expect("bytes");
     let left = half - peaks[2];
-    assert!(kept > 0.5 * left && kept < left, "{kept} of {left}");
+    assert!(kept > 0.4 * left && kept <= left, "{kept} of {left}");
     let chosen = planned["choices"].as_array().expect("choices").iter().find(|choice| choice["chosen"] == true);
     let predicted = chosen.expect("a choice")["peak_bytes"].as_f64().expect("bytes");
-    assert!(predicted > peaks[2] + 0.5 * kept && predicted <= half, "{predicted} of {half}, keeping {kept}");
+    assert!(
+        predicted > peaks[2] + 0.5 * kept && predicted <= 1.01 * half,
+        "{predicted} of {half}, keeping {kept}"
+    );
     let (out, trace) = (work.path().join("a.png"), work.path().join("trace.json"));
     let trace_name = trace.display().to_string();
     let taken = |extra: &[&str]| {
@@ -100,7 +104,8 @@ fn segments_stay_loaded_as_far_as_the_budget_goes() {
     };
     let (least, picture) = taken(&["--offload", "sequential"]);
     let (most, same) = taken(&["--memory-budget", &budget]);
-    assert!(most > least + 0.7 * kept && most <= half, "{least} to {most}, keeping {kept} in {half}");
+    let budget = 1.05 * half + MEBIBYTE;
+    assert!(most > least + 0.7 * kept && most <= budget, "{least} to {most}, keeping {kept} in {budget}");
     assert!(picture == same);
     let folder = work.path().display().to_string();
     let fresh = work.path().join("fresh.png");
@@ -149,4 +154,70 @@ fn a_bundle_without_figures_is_measured_when_they_are_needed() {
     succeed(&mut kiln(&["measure", compiled.trim(), "--no-store"], work.path()));
     assert_eq!(fs::read_to_string(&figures).expect("figures"), measured, "what is not to be stored is not");
     fail(&mut kiln(&["measure", &model], work.path()), 3, "is no bundle");
+}
+
+/// Draws under a budget that sequential offload just fits into; what was taken, and what was predicted.
+#[track_caller]
+fn obeys(prompt: &str, extra: &[&str]) -> (f64, f64) {
+    let (model, work) = (small().display().to_string(), scratch());
+    let (out, trace) = (work.path().join("a.png"), work.path().join("trace.json"));
+    let mut args = draw(&model, &out);
+    args[1] = prompt;
+    let trace_name = trace.display().to_string();
+    let refused = [&args[..], extra, &["--memory-budget", "1MiB"]].concat();
+    let output = fail(&mut kiln(&refused, work.path()), 7, "memory budget");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let budget =
+        said.split("--memory-budget ").nth(1).and_then(|rest| rest.split_once("MiB")).expect("a budget").0;
+    let given = format!("{budget}MiB");
+    let drawn = [&args[..], extra, &["--memory-budget", &given, "--memory-trace", &trace_name]].concat();
+    succeed(&mut kiln(&drawn, work.path()));
+    let trace: Value = serde_json::from_slice(&fs::read(&trace).expect("a trace")).expect("JSON");
+    let taken = trace["peak_bytes"].as_f64().expect("bytes");
+    let budget = budget.parse::<f64>().expect("a number") * MEBIBYTE;
+    assert!(taken <= budget, "{extra:?}: {taken} of {budget}");
+    (taken, budget)
+}
+
+#[test]
+fn budgets_hold_for_other_sizes_batches_and_prompts() {
+    for side in ["128", "256", "512"] {
+        let (taken, budget) = obeys("a red circle", &["--width", side, "--height", side]);
+        assert!(taken > 0.8 * budget, "{side}: {taken} of {budget}");
+    }
+    obeys("a red circle", &["--batch-size", "3"]);
+    obeys(&"a red circle, ".repeat(100), &[]);
+    obeys("a red circle", &["--hires", "2"]);
+}
+
+#[test]
+fn predictions_are_within_a_tenth_at_four_times_the_side() {
+    let (model, work) = (small().display().to_string(), scratch());
+    for side in ["128", "256"] {
+        let args = ["bench", "memory", &model, "--steps", "1", "--width", side, "--height", side, "--json"];
+        let args = [&args[..], &["--out", side]].concat();
+        let report: Value = serde_json::from_str(&succeed(&mut kiln(&args, work.path()))).expect("JSON");
+        for row in report["rows"].as_array().expect("rows") {
+            let [peak, predicted] =
+                ["peak_bytes", "predicted_bytes"].map(|key| row[key].as_f64().expect("bytes"));
+            assert!((predicted / peak - 1.0).abs() < 0.1, "{side}: {row}");
+        }
+    }
+}
+
+#[test]
+fn tiles_are_for_what_fits_no_other_way() {
+    let planned = plan(&["--width", "256", "--height", "256", "--memory-budget", "8GiB"]);
+    let chosen = planned["choices"].as_array().expect("choices").iter().find(|choice| choice["chosen"] == true);
+    assert!(chosen.expect("a choice")["vae_tile"].is_null(), "{planned}");
+}
+
+#[test]
+fn tiles_that_can_not_be_are_refused_before_anything_runs() {
+    let (model, work) = (small().display().to_string(), scratch());
+    let out = work.path().join("a.png");
+    let wrong = [&draw(&model, &out)[..], &["--vae-tile", "4"]].concat();
+    let output = fail(&mut kiln(&wrong, work.path()), 2, "VAE tile: 4 with an overlap of 0.25");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!said.contains('%') && !out.exists(), "{said}");
 }

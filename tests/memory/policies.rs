@@ -96,7 +96,7 @@ fn options_that_contradict_themselves_are_refused() {
     let packed = Some(Placement::Packed);
     let streamed =
         MemoryOptions { offload: Offload::Sequential, placement: packed, ..MemoryOptions::default() };
-    refuse(streamed, "packed weights take seconds to load");
+    refuse(streamed, "weights: packed ones take seconds to load");
 
     let (model, work) = (small().display().to_string(), scratch());
     let out = work.path().join("a.png");

@@ -67,11 +67,12 @@ pub(crate) fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<F
     let mut bundle = pipeline.bundle().clone();
     if let Some(figures) = bundle.figures()?
         && figures.backend == pipeline.backend().name()
+        && figures.version == pipeline.backend().version()
     {
         return Ok(figures);
     }
     let figures = measure::in_another_process(&bundle, execution)?;
-    if bundle.figures()?.is_none() {
+    if bundle.figures()?.is_none_or(|stored| stored.backend == figures.backend) {
         // A bundle that can not be written is measured again the next time.
         let _ = bundle.set_figures(&figures, &models::seal_key()?);
     }
@@ -147,7 +148,7 @@ fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<Choice, E
             0 => format!("chosen: the fastest that fits; {peak}"),
             kept => format!("chosen: the fastest that fits, keeping {} loaded; {peak}", output::bytes(kept)),
         },
-        (Some(_), Some(Ok(best))) if choice.seconds > best.seconds => {
+        (Some(_), Some(Ok(best))) if choice.seconds > 1.01 * best.seconds => {
             format!("fits, {:.0}% slower; {peak}", 100.0 * (choice.seconds / best.seconds - 1.0))
         }
         (Some(_), _) => format!("fits, about as fast; {peak}"),

@@ -221,6 +221,8 @@ impl std::str::FromStr for Bytes {
             "KiB" => Some(1 << 10),
             "MiB" => Some(1 << 20),
             "GiB" => Some(1_u64 << 30),
+            "TB" => Some(1_000_000_000_000),
+            "TiB" => Some(1_u64 << 40),
             _ => None,
         };
         let number: Option<f64> = digits.trim().parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0);

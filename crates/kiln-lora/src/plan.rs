@@ -91,6 +91,11 @@ impl LoraPlan {
         Ok(LoraPlan { components: components.collect() })
     }
 
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.components.is_empty()
+    }
+
     /// The changes of a component, if it has any.
     pub fn changes(&self, role: Role) -> Option<&Arc<WeightChanges>> {
         self.components.get(&role)

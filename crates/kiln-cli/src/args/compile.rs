@@ -84,6 +84,7 @@ pub(crate) struct SizeArgs {
 }
 
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Checkpoints")]
 pub(crate) struct CheckpointArgs {
     /// Prefer weight files of this variant, such as fp16.
     #[arg(long, value_name = "NAME")]

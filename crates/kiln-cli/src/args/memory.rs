@@ -31,7 +31,7 @@ pub(crate) struct MemoryArgs {
     /// Write resident memory over time, with what began when, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) memory_trace: Option<PathBuf>,
-    /// How many segments ahead weights are read under --offload sequential.
+    /// How many segments ahead weights are read under --offload sequential; 0 also reads no component's ahead under --offload model.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) prefetch: usize,
 }

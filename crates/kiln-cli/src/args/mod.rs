@@ -333,6 +333,7 @@ pub(crate) struct ConvertArgs {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Checkpoints")]
 pub(crate) struct CacheArgs {
     /// Folder for engines.
     #[arg(long, value_name = "DIR", env = "KILN_ENGINE_CACHE", hide_env = true)]

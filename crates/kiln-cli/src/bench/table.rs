@@ -11,7 +11,7 @@ use crate::output::bytes;
 
 pub(super) fn markdown(rows: &[Row]) -> String {
     let mut text = String::from(
-        "| model | offload | VAE tile | peak | predicted | a step | beside the first row | decoding | picture |\n\
+        "| model | offload | VAE tile | peak | predicted | a step | beside the first row | decoding | picture, beside its model's first |\n\
          |---|---|---|---|---|---|---|---|---|\n",
     );
     for row in rows {
@@ -40,7 +40,7 @@ pub(super) fn json(rows: &[Row], request: &Request, args: &BenchMemoryArgs) -> V
         "width": request.width,
         "steps": request.steps,
         "rounds": args.rounds,
-        "threads": std::thread::available_parallelism().map_or(0, usize::from),
+        "threads": args.execution.threads.map_or_else(|| std::thread::available_parallelism().ok().map(usize::from), Some),
         "kiln": env!("CARGO_PKG_VERSION"),
         "rows": rows,
     })

@@ -69,8 +69,8 @@ impl MemoryOptions {
     pub fn validate(&self) -> Result<(), Error> {
         if self.offload == Offload::Sequential && self.placement == Some(Placement::Packed) {
             return refuse(
-                "placement",
-                "packed weights take seconds to load, and sequential offload loads them in every step".into(),
+                "weights",
+                "packed ones take seconds to load, and sequential offload loads them in every step".into(),
             );
         }
         if self.keep_bytes > 0 && self.offload != Offload::Sequential {

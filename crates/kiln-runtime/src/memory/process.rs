@@ -21,10 +21,26 @@ pub fn reset_peak() -> bool {
 /// Bytes that this process can hold without others giving any up: what the machine has left, or the control groups that
 /// the process is in, and what it holds already. The page cache counts as free.
 pub fn available() -> Option<u64> {
-    let free = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? + resident()?;
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = of_status("RssAnon:").unwrap_or(0);
-    Some(group_folders(&groups).iter().filter_map(|folder| left_in(folder, own)).fold(free, u64::min))
+    let free = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")? + own;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = group_folders(&groups);
+    let limits = groups.iter().filter_map(|folder| left_in(folder, own)).chain(addresses_left());
+    Some(limits.fold(free, u64::min))
+}
+
+/// What `ulimit -v` leaves.
+#[cfg(target_os = "linux")]
+fn addresses_left() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(of_status("VmSize:")?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn addresses_left() -> Option<u64> {
+    None
 }
 
 /// Folders of the memory controllers of the groups that `/proc/self/cgroup` lists, with those around them.
@@ -45,11 +61,13 @@ fn group_folders(groups: &str) -> Vec<PathBuf> {
 /// What a group's limit leaves to a process that has `own` bytes of memory that no file backs.
 fn left_in(folder: &Path, own: u64) -> Option<u64> {
     let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-    let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
+    let limits = ["memory.max", "memory.high", "memory.limit_in_bytes"];
+    let limit = limits.iter().filter_map(|name| number(name)).min()?;
     let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let of_stat = |key: &str| stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
-    let cache = of_stat("file ").or_else(|| of_stat("total_cache ")).unwrap_or(0);
+    let shared = of_stat("shmem ").or_else(|| of_stat("total_shmem ")).unwrap_or(0);
+    let cache = of_stat("file ").or_else(|| of_stat("total_cache ")).unwrap_or(0).saturating_sub(shared);
     Some(limit.saturating_sub(used.saturating_sub(cache).saturating_sub(own)))
 }
 
@@ -91,7 +109,9 @@ mod tests {
         assert_eq!(left_in(folder.path(), 0), None);
         write("memory.max", "1000\n");
         write("memory.current", "700\n");
-        write("memory.stat", "anon 300\nfile 400\nfile_mapped 200\n");
+        write("memory.stat", "anon 250\nfile 450\nshmem 50\nfile_mapped 200\n");
         assert_eq!(left_in(folder.path(), 100), Some(800));
+        write("memory.high", "900\n");
+        assert_eq!(left_in(folder.path(), 100), Some(700));
     }
 }

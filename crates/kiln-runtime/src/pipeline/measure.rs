@@ -9,15 +9,17 @@ use ndarray::ArrayD;
 use super::Pipeline;
 use crate::generator::TorchCpuGenerator;
 use crate::memory::Meter;
+use crate::plan::Growth;
 use crate::{Error, MemoryOptions, Offload};
 
 /// Text positions of one block of tokens.
 const TOKENS: u64 = 77;
 
-/// Shares of the model's default size at which components are measured whose memory grows with the area.
+/// Shares of the model's default size at which components are measured whose memory grows with the area, beside multiples
+/// of it as large as [`MOST`] allows.
 const LINEAR: &[f64] = &[0.5, 1.0];
 
-/// The same where it grows with the area's square, as the scores of attention do.
+/// The same where it grows with the area's square, as the scores of attention do; of multiples only the double.
 const QUADRATIC: &[f64] = &[0.5, 0.75, 1.0];
 
 /// Largest side in latents that is measured: what larger ones take follows, and measuring them would take minutes.
@@ -162,13 +164,24 @@ impl Pipeline {
         let full = one.size;
         let longest = full[0].max(full[1]);
         let largest = full.map(|side| (side * MOST.min(longest)).div_ceil(longest));
+        let growth = self.growth(component);
         let mut extents: Vec<Extent> = match shapes(one) == shapes(Extent { size: [1, 1], ..one }) {
             true => vec![Extent { size: [1, 1], ..one }],
             false => {
-                let shares = if self.holds_scores(component) { QUADRATIC } else { LINEAR };
+                // Engines of a device may not have been built for more than the model's own size.
+                let (shares, most_times) = match (growth, self.backend().device()) {
+                    (Growth::Linear, None) => (LINEAR, MOST),
+                    (Growth::Quadratic, None) => (QUADRATIC, 2),
+                    (Growth::Linear, Some(_)) => (LINEAR, 1),
+                    (Growth::Quadratic, Some(_)) => (QUADRATIC, 1),
+                };
                 let size =
                     |share: &f64| largest.map(|side| ((side as f64 * share / 8.0).ceil() as u64 * 8).min(side));
-                shares.iter().map(|share| Extent { size: size(share), ..one }).collect()
+                let times = (1..=most_times.ilog2()).map(|power| 1 << power);
+                let larger = times.take_while(|times| longest * times <= MOST);
+                let larger = larger.map(|times| largest.map(|side| side * times));
+                let sizes = shares.iter().map(size).chain(larger);
+                sizes.map(|size| Extent { size, ..one }).collect()
             }
         };
         extents.dedup();
@@ -181,8 +194,12 @@ impl Pipeline {
         Ok(extents)
     }
 
-    fn holds_scores(&self, component: &Component) -> bool {
-        component.attention().decomposed > 0 || self.backend().holds_scores()
+    /// How a component's bytes grow with the area.
+    pub(super) fn growth(&self, component: &Component) -> Growth {
+        match component.attention().decomposed > 0 || self.backend().holds_scores() {
+            true => Growth::Quadratic,
+            false => Growth::Linear,
+        }
     }
 }
 

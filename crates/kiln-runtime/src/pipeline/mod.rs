@@ -331,6 +331,9 @@ impl Pipeline {
         check_side("height", Some(height), factor)?;
         check_side("width", Some(width), factor)?;
         self.check_fixed(request, [height, width])?;
+        let latents = self.latent_shape(1, [height, width])?;
+        self.decoding_tiles(self.memory().vae_tiling, &latents)?;
+        self.encoding_tiles(self.memory().vae_tiling, &[1, 3, height as usize, width as usize])?;
         if self.bundle.pipeline()?.time_ids.is_none()
             && request.micro_conditioning != MicroConditioning::default()
         {

@@ -3,7 +3,7 @@
 use kiln_bundle::{BundleError, Figures, Role};
 
 use super::Pipeline;
-use crate::plan::Forecast;
+use crate::plan::{FAR_MARGIN, Forecast, MARGIN};
 use crate::request::refuse;
 use crate::{Choice, Error, MemoryOptions, Offload, Plan, Request, Upscaler, VaeTiling};
 
@@ -13,8 +13,15 @@ const TILES: [u32; 3] = [1, 2, 4];
 /// Least side of a tile in latents: smaller ones see too little of the picture, and their seams show.
 const LEAST_TILE: u32 = 16;
 
+/// How much larger than the largest measured area one may be to be like it.
+const FAR: f64 = 1.5;
+
 /// Bytes of a pixel in a picture.
 const RGB: f64 = 3.0;
+
+/// Bytes for each element of text states beyond the first block: those of the prompt and of the batch, and what a segment
+/// makes of them.
+const TEXT_BYTES: f64 = 40.0;
 
 /// Bytes of a pixel in what a decoder makes.
 const PLANES: f64 = 12.0;
@@ -27,6 +34,8 @@ struct Work {
     /// Height and width in pixels.
     size: [u32; 2],
     runs: u64,
+    /// Blocks of tokens of the longest prompt.
+    blocks: u64,
 }
 
 impl Pipeline {
@@ -39,7 +48,14 @@ impl Pipeline {
         if !request.controls.is_empty() {
             return refuse("memory budget", "what ControlNets take is not measured".into());
         }
-        let works = self.works(request, size)?;
+        if self.engines.has_loras() {
+            return refuse(
+                "memory budget",
+                "what LoRAs take that are swapped in is not measured; kiln compile --lora fuses them".into(),
+            );
+        }
+        let blocks = self.n_blocks(request)?;
+        let works = self.works(request, size, blocks)?;
         let tilings = self.tilings(&works)?;
         let mut choices = Vec::new();
         for vae_tiling in tilings {
@@ -49,14 +65,24 @@ impl Pipeline {
                 choices.push(self.forecast(&works, memory, figures)?);
             }
         }
-        let unet_bytes = self.bundle.component(Role::Unet)?.weight_bytes;
-        let unet = figures.components.get(&Role::Unet).and_then(|unet| unet.whole.first());
-        let held = unet.map_or(0.0, |unet| unet.held_bytes as f64);
-        Ok(Plan { choices, unet_bytes, held_per_byte: (held / unet_bytes.max(1) as f64).max(1.0) })
+        let segments = self.bundle.component(Role::Unet)?.segments.iter();
+        let unet_segments = segments.map(|segment| segment.weight_bytes).collect();
+        Ok(Plan { choices, unet_segments, margin: self.margin(&works, figures)? })
+    }
+
+    /// By how much predictions may be off.
+    fn margin(&self, works: &[Work], figures: &Figures) -> Result<f64, Error> {
+        let factor = u64::from(self.bundle.pipeline()?.vae_scale_factor);
+        let samples = figures.components.get(&Role::Unet).map_or(&[][..], |unet| &unet.whole);
+        let measured = samples.iter().map(|sample| sample.height * sample.width).max().unwrap_or(0);
+        let asked = works.iter().map(|work| work.size.map(|side| u64::from(side) / factor));
+        let asked = asked.map(|[height, width]| height * width).max().unwrap_or(0);
+        let is_fixed = self.is_fixed()?;
+        Ok(if asked as f64 > FAR * measured as f64 && !is_fixed { FAR_MARGIN } else { MARGIN })
     }
 
     /// What runs, in order.
-    fn works(&self, request: &Request, size: [u32; 2]) -> Result<Vec<Work>, Error> {
+    fn works(&self, request: &Request, size: [u32; 2], blocks: u64) -> Result<Vec<Work>, Error> {
         let info = self.bundle.pipeline()?;
         // Engines of a fixed size were measured with all their rows, and run with them.
         let batch = if self.is_fixed()? { 1 } else { request.prompts.len() as u64 };
@@ -65,10 +91,10 @@ impl Pipeline {
         let steps = self.steps(request)?;
         let strength = self.strength(request)?.map(|strength| ("strength", strength));
         let (sampler, begin) = self.sampler(request, steps, strength)?;
-        let work = |role: Role, rows: u64, size: [u32; 2], runs: u64| Work { role, rows, size, runs };
+        let work = |role: Role, rows: u64, size: [u32; 2], runs: u64| Work { role, rows, size, runs, blocks };
 
         let mut works: Vec<Work> =
-            info.text_encoders.iter().map(|encoder| work(encoder.role, rows, size, 1)).collect();
+            info.text_encoders.iter().map(|encoder| work(encoder.role, rows * blocks, size, 1)).collect();
         if let Some(init) = &request.init {
             works.push(work(Role::VaeEncoder, 1, size, if init.mask.is_some() { 2 } else { 1 }));
         }
@@ -84,6 +110,17 @@ impl Pipeline {
         }
         works.push(work(Role::VaeDecoder, 1, last, batch));
         Ok(works)
+    }
+
+    /// Bytes that the UNet takes for text beyond one block of tokens, at most: states, and keys and values in each segment.
+    fn longer_text(&self, work: &Work) -> Result<f64, Error> {
+        if work.role != Role::Unet {
+            return Ok(0.0);
+        }
+        let encoders = &self.bundle.pipeline()?.text_encoders;
+        let width: u64 = encoders.iter().map(|encoder| u64::from(encoder.width)).sum();
+        let positions = encoders.first().map_or(0, |encoder| u64::from(encoder.positions));
+        Ok((work.rows * (work.blocks - 1) * positions * width) as f64 * TEXT_BYTES)
     }
 
     /// None, and those whose tiles are smaller than the largest picture.
@@ -143,21 +180,22 @@ impl Pipeline {
             Offload::None | Offload::Model => &component.whole,
             Offload::Sequential => &component.segments,
         };
+        let growth = self.growth(self.bundle.component(work.role)?);
         let factor = self.bundle.pipeline()?.vae_scale_factor;
         let [height, width] = work.size.map(|pixels| (pixels / factor) as usize);
         let (area, runs) = ((height * width) as f64, work.runs as f64);
         if !matches!(work.role, Role::VaeDecoder | Role::VaeEncoder) {
-            return Ok((Forecast::new(samples, work.rows, area), runs, 0.0));
+            return Ok((Forecast::new(samples, work.rows, area, growth), runs, self.longer_text(work)?));
         }
         let pixels = f64::from(work.size[0]) * f64::from(work.size[1]);
         let pictures = (runs - 1.0) * pixels * RGB;
         let shape = [1, 1, height, width];
         Ok(match self.decoding_tiles(memory.vae_tiling, &shape)? {
-            None => (Forecast::new(samples, 1, area), runs, pictures),
+            None => (Forecast::new(samples, 1, area, growth), runs, pictures),
             Some(tiles) => {
                 let (tile, total) = (tiles.largest_area(&shape), tiles.total_area(&shape));
                 let joined = pixels * PLANES * (1.0 + tiles.waiting_area(&shape) / area);
-                (Forecast::new(samples, 1, tile), runs * total / tile, pictures + joined)
+                (Forecast::new(samples, 1, tile, growth), runs * total / tile, pictures + joined)
             }
         })
     }

@@ -55,6 +55,14 @@ impl Pipeline {
         Ok(Conditioning { states, pooled })
     }
 
+    /// Blocks of tokens that the longest text of a request takes.
+    pub(super) fn n_blocks(&self, request: &Request) -> Result<u64, Error> {
+        let texts: Vec<&str> =
+            request.prompts.iter().chain(&request.negative_prompts).map(String::as_str).collect();
+        let blocks = self.blocks(0, &texts, request)?;
+        Ok(blocks.first().map_or(1, |blocks| blocks.ids.len() as u64).max(1))
+    }
+
     /// The texts as blocks of tokens, as many for each.
     fn blocks(&self, encoder: usize, texts: &[&str], request: &Request) -> Result<Vec<Blocks>, Error> {
         let tokenizer = &self.tokenizers[encoder];

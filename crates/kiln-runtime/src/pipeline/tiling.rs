@@ -57,19 +57,16 @@ impl Pipeline {
             return refuse("VAE tile", format!("{pixels} is not a multiple of {}", info.vae_scale_factor));
         }
         let tile = read(pixels as usize);
-        if shape[2] <= tile && shape[3] <= tile {
-            return Ok(None);
-        }
         let part = |side: usize, share: f64| (side as f64 * share) as usize;
         let blend = part(made(tile), overlap);
         let tiles = Tiles { tile, stride: part(tile, 1.0 - overlap), made_stride: made(tile) - blend, blend };
-        match tiles.stride > 0 && made(tiles.stride) == tiles.made_stride {
-            true => Ok(Some(tiles)),
-            false => refuse(
+        if tiles.stride == 0 || made(tiles.stride) != tiles.made_stride {
+            return refuse(
                 "VAE tile",
                 format!("{pixels} with an overlap of {overlap} does not lie on whole latents"),
-            ),
+            );
         }
+        Ok((shape[2] > tile || shape[3] > tile).then_some(tiles))
     }
 }
 

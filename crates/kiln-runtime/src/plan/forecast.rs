@@ -16,32 +16,57 @@ pub(crate) struct Forecast {
 }
 
 impl Forecast {
-    /// A run of `rows` over an area of latents, from samples of one row at growing areas and perhaps one of several rows.
-    pub(crate) fn new(samples: &[Sample], rows: u64, area: f64) -> Forecast {
+    /// A run of `rows` over an area of latents, from samples of one row at growing areas and perhaps one of several rows at
+    /// one of these areas; `growth` says how bytes grow.
+    pub(crate) fn new(samples: &[Sample], rows: u64, area: f64, growth: Growth) -> Forecast {
         let single: Vec<&Sample> = samples.iter().filter(|sample| sample.rows == 1).collect();
         let Some(largest) = single.last() else { return Forecast::default() };
         let several = samples.iter().find(|sample| sample.rows > 1);
+        let of_area = |several: &Sample| single.iter().find(|one| sample_area(one) == sample_area(several));
+        let base = several.and_then(of_area).unwrap_or(largest);
         let points = |value: fn(&Sample) -> f64| -> Vec<[f64; 2]> {
             single.iter().map(|sample| [sample_area(sample), value(sample)]).collect()
         };
-        let share = if single.len() > 1 { area / sample_area(largest) } else { 1.0 };
+        let share = if single.len() > 1 { area / sample_area(base) } else { 1.0 };
         let further = |value: fn(&Sample) -> f64| match several {
             Some(several) => {
-                let each = (value(several) - value(largest)) / (several.rows - 1) as f64;
+                let each = (value(several) - value(base)) / (several.rows - 1) as f64;
                 each.max(0.0) * (rows - 1) as f64
             }
             None => 0.0,
         };
         let peak = |sample: &Sample| sample.peak_bytes as f64;
+        let held = |sample: &Sample| sample.held_bytes as f64;
         let seconds = |sample: &Sample| sample.seconds;
         let alone = seconds_at(&points(seconds), area);
         Forecast {
-            peak_bytes: through(&points(peak), area).max(at_least(&points(peak), area)) + further(peak) * share,
-            held_bytes: samples.iter().map(|sample| sample.held_bytes).max().unwrap_or(0) as f64,
+            peak_bytes: peak_at(&points(peak), area, growth) + further(peak) * share,
+            held_bytes: peak_at(&points(held), area, Growth::Linear) + further(held) * share,
             load_seconds: largest.load_seconds,
-            seconds: alone + further(seconds) * alone / largest.seconds.max(f64::MIN_POSITIVE),
+            seconds: alone + further(seconds) * alone / base.seconds.max(f64::MIN_POSITIVE),
         }
     }
+}
+
+/// How bytes grow with the area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Growth {
+    /// Like the area.
+    Linear,
+    /// Like its square, as the scores of attention do.
+    Quadratic,
+}
+
+/// By the line or parabola through the samples next to an area.
+fn peak_at(points: &[[f64; 2]], area: f64, growth: Growth) -> f64 {
+    let degree = match growth {
+        Growth::Linear => 1,
+        Growth::Quadratic => 2,
+    };
+    let n = (degree + 1).min(points.len());
+    let above = points.iter().position(|[x, _]| *x >= area).unwrap_or(points.len() - 1);
+    let end = (above + 1).clamp(n, points.len());
+    through(&points[end - n..end], area).max(at_least(points, area))
 }
 
 fn sample_area(sample: &Sample) -> f64 {
@@ -85,7 +110,7 @@ mod tests {
         let samples = [sample(1, 4, 300, 1.0), sample(1, 8, 700, 5.0), sample(2, 8, 900, 9.0)];
         for measured in samples {
             let area = (measured.height * measured.width) as f64;
-            let forecast = Forecast::new(&samples, measured.rows, area);
+            let forecast = Forecast::new(&samples, measured.rows, area, Growth::Linear);
             assert!((forecast.peak_bytes - measured.peak_bytes as f64).abs() < 1e-6, "{forecast:?}");
             assert!((forecast.seconds - measured.seconds).abs() < 1e-9, "{forecast:?}");
             assert_eq!((forecast.held_bytes, forecast.load_seconds), (7.0, 0.5));
@@ -95,32 +120,45 @@ mod tests {
     #[test]
     fn bytes_grow_with_the_area_or_its_square() {
         let line = [sample(1, 1, 110, 0.0), sample(1, 2, 140, 0.0)];
-        assert!((Forecast::new(&line, 1, 9.0).peak_bytes - 190.0).abs() < 1e-6);
+        assert!((Forecast::new(&line, 1, 9.0, Growth::Linear).peak_bytes - 190.0).abs() < 1e-6);
         let square = |side: u64| sample(1, side, 100 + side.pow(4), 0.0);
         let parabola = [square(2), square(3), square(4)];
-        assert!((Forecast::new(&parabola, 1, 36.0).peak_bytes - 1396.0).abs() < 1e-6);
+        assert!((Forecast::new(&parabola, 1, 36.0, Growth::Quadratic).peak_bytes - 1396.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn another_segment_may_need_most_at_larger_areas() {
+        let bend = [sample(1, 1, 110, 0.0), sample(1, 2, 140, 0.0), sample(1, 4, 380, 0.0)];
+        let peak = |area: f64| Forecast::new(&bend, 1, area, Growth::Linear).peak_bytes;
+        assert!(
+            (peak(2.5) - 125.0).abs() < 1e-6 && (peak(10.0) - 260.0).abs() < 1e-6,
+            "between its neighbours"
+        );
+        assert!((peak(64.0) - 1340.0).abs() < 1e-6, "by the last two");
     }
 
     #[test]
     fn larger_areas_never_take_less() {
         let noisy = [sample(1, 1, 110, 0.0), sample(1, 2, 104, 0.0)];
-        assert_eq!(Forecast::new(&noisy, 1, 9.0).peak_bytes, 110.0);
+        assert_eq!(Forecast::new(&noisy, 1, 9.0, Growth::Linear).peak_bytes, 110.0);
     }
 
     #[test]
     fn seconds_never_shrink_with_the_area() {
         let noisy = [sample(1, 4, 0, 2.0), sample(1, 8, 0, 4.0)];
-        let seconds: Vec<f64> =
-            [16.0, 64.0, 256.0].iter().map(|area| Forecast::new(&noisy, 1, *area).seconds).collect();
+        let seconds: Vec<f64> = [16.0, 64.0, 256.0]
+            .iter()
+            .map(|area| Forecast::new(&noisy, 1, *area, Growth::Linear).seconds)
+            .collect();
         assert!(seconds.is_sorted(), "{seconds:?}");
     }
 
     #[test]
     fn one_size_serves_every_size() {
         let fixed = [sample(1, 8, 700, 5.0)];
-        assert_eq!(Forecast::new(&fixed, 1, 640.0).peak_bytes, 700.0);
-        assert_eq!(Forecast::new(&fixed, 1, 640.0).seconds, 5.0);
+        assert_eq!(Forecast::new(&fixed, 1, 640.0, Growth::Linear).peak_bytes, 700.0);
+        assert_eq!(Forecast::new(&fixed, 1, 640.0, Growth::Linear).seconds, 5.0);
         let rows = [sample(1, 1, 300, 1.0), sample(2, 1, 400, 2.0)];
-        assert_eq!(Forecast::new(&rows, 3, 640.0).peak_bytes, 500.0);
+        assert_eq!(Forecast::new(&rows, 3, 640.0, Growth::Linear).peak_bytes, 500.0);
     }
 }

@@ -3,17 +3,17 @@
 mod forecast;
 
 use crate::{Error, MemoryOptions, Offload, Role};
-pub(crate) use forecast::Forecast;
+pub(crate) use forecast::{Forecast, Growth};
 
 /// Ways to spend memory on one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// From the one that holds most to the one that holds least; what is computed in tiles comes after what is not.
     pub choices: Vec<Choice>,
-    /// Bytes of the UNet's weights.
-    pub unet_bytes: u64,
-    /// Bytes that the process holds for each byte of weights that stays loaded: a little more than one.
-    pub held_per_byte: f64,
+    /// Bytes of the weights of the UNet's segments, in the order in which they run.
+    pub unet_segments: Vec<u64>,
+    /// Share by which predictions may be off, which has to fit into a budget too.
+    pub margin: f64,
 }
 
 /// One way to spend memory, and what it is predicted to take.
@@ -32,28 +32,56 @@ pub struct Choice {
 /// Predictions that differ by less are taken for equally fast.
 const SAME_SPEED: f64 = 1.05;
 
-/// Share of what is left of a budget that is given to segments which stay loaded.
-const KEPT_SHARE: f64 = 0.9;
+/// Bytes that a loaded segment holds beside its weights, at most: its graph, and what its library needs for one.
+const BESIDE_WEIGHTS: u64 = 384 << 10;
 
-/// What is kept is a whole number of these.
-const MEBIBYTE: u64 = 1 << 20;
+/// Share by which predictions may be off for sizes like those that were measured.
+pub(crate) const MARGIN: f64 = 0.05;
+
+/// The same for sizes that are larger.
+pub(crate) const FAR_MARGIN: f64 = 0.15;
+
+/// How much slower a choice may be that computes nothing in tiles, which change the picture.
+const FOR_THE_SAME_PICTURE: f64 = 1.25;
 
 impl Plan {
-    /// The fastest choice of at most so many bytes; of several that are about equally fast the first.
+    /// The fastest choice that fits into so many bytes, with a margin for what predictions are off; of several that are
+    /// about equally fast the first. Tiles are chosen where nothing else fits that is not much slower.
     ///
     /// Under sequential offload, as many segments stay loaded as the rest of the budget holds.
     pub fn within(&self, budget: u64) -> Result<Choice, Error> {
-        let fits = || self.choices.iter().filter(|choice| choice.peak_bytes <= budget);
-        let fastest = fits().map(|choice| choice.seconds).fold(f64::INFINITY, f64::min);
-        let smallest = self.choices.iter().map(|choice| choice.peak_bytes).min().unwrap_or(0);
-        let mut choice = *fits()
-            .find(|choice| choice.seconds <= fastest * SAME_SPEED)
-            .ok_or(Error::Budget { budget, smallest })?;
+        let usable = (budget as f64 / (1.0 + self.margin)) as u64;
+        let fits = || self.choices.iter().filter(|choice| choice.peak_bytes <= usable);
+        let untiled = || fits().filter(|choice| choice.memory.vae_tiling.is_none());
+        let fastest = |choices: &mut dyn Iterator<Item = &Choice>| {
+            choices.map(|choice| choice.seconds).fold(f64::INFINITY, f64::min)
+        };
+        let (best, best_untiled) = (fastest(&mut fits()), fastest(&mut untiled()));
+        let chosen = match best_untiled <= best * FOR_THE_SAME_PICTURE {
+            true => untiled().find(|choice| choice.seconds <= best_untiled * SAME_SPEED),
+            false => fits().find(|choice| choice.seconds <= best * SAME_SPEED),
+        };
+        let mut choice = *chosen.ok_or_else(|| Error::Budget { budget, smallest: self.smallest_budget() })?;
         if choice.memory.offload == Offload::Sequential {
-            let left = (budget - choice.peak_bytes) as f64 * KEPT_SHARE / self.held_per_byte;
-            choice.memory.keep_bytes = (left as u64).min(self.unet_bytes) & !(MEBIBYTE - 1);
-            choice.peak_bytes += (choice.memory.keep_bytes as f64 * self.held_per_byte) as u64;
+            let (keep_bytes, held_bytes) = self.kept_within(usable - choice.peak_bytes);
+            choice.memory.keep_bytes = keep_bytes;
+            choice.peak_bytes += held_bytes;
         }
         Ok(choice)
+    }
+
+    fn smallest_budget(&self) -> u64 {
+        let smallest = self.choices.iter().map(|choice| choice.peak_bytes).min().unwrap_or(0);
+        (smallest as f64 * (1.0 + self.margin)).ceil() as u64
+    }
+
+    /// Bytes of weights of the first segments, as many as so many bytes hold, and what these segments hold.
+    fn kept_within(&self, bytes: u64) -> (u64, u64) {
+        let sums = self.unet_segments.iter().scan((0, 0), |(kept, held), segment| {
+            *kept += segment;
+            *held += segment + BESIDE_WEIGHTS;
+            Some((*kept, *held))
+        });
+        sums.take_while(|(_, held)| *held <= bytes).last().unwrap_or_default()
     }
 }

@@ -76,6 +76,11 @@ impl Residency {
         self.loaded.retain(|(role, _), _| before.changes(owner(*role)) == self.loras.changes(owner(*role)));
     }
 
+    /// Whether weights differ from the bundle's.
+    pub(crate) fn has_loras(&self) -> bool {
+        !self.loras.is_empty()
+    }
+
     pub(crate) fn is_loaded(&self, role: Role) -> bool {
         self.loaded.iter().any(|((loaded, _), engine)| *loaded == role && engine.is_present)
     }
