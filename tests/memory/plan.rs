@@ -41,7 +41,15 @@ fn the_fastest_that_fits_is_chosen_and_obeys() {
         let choices = planned["choices"].as_array().expect("choices");
         let chosen: Vec<&Value> = choices.iter().filter(|choice| choice["chosen"] == true).collect();
         assert_eq!(chosen.len(), 1, "{planned}");
-        assert_eq!(chosen[0]["offload"], offload, "{planned}");
+        let seconds = |choice: &&Value| choice["seconds"].as_f64().expect("seconds");
+        let fitting = choices.iter().filter(|choice| choice["fits"] == true && choice["vae_tile"].is_null());
+        let fastest = fitting.map(|choice| seconds(&choice)).fold(f64::INFINITY, f64::min);
+        assert!(seconds(&chosen[0]) <= fastest, "{planned}");
+        let untiled =
+            choices.iter().find(|choice| choice["offload"] == offload && choice["vae_tile"].is_null());
+        assert_eq!(untiled.expect("every kind of offload")["fits"], true, "{planned}");
+        let (offload, peak) = (&chosen[0]["offload"], chosen[0]["peak_bytes"].as_f64().expect("bytes"));
+        let offload = offload.as_str().expect("a kind of offload");
 
         let (out, trace) = (work.path().join("a.png"), work.path().join("trace.json"));
         let trace_name = trace.display().to_string();
