@@ -58,7 +58,7 @@ fn the_fastest_that_fits_is_chosen_and_obeys() {
             kiln(&[&draw(&model, &out)[..], &extra].concat(), work.path()).output().expect("kiln runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}");
-        assert!(said.contains(&format!("memory: --offload {offload}, predicted")), "{said}");
+        assert!(said.contains(&format!("memory: --offload {offload}")), "{said}");
         let trace: Value = serde_json::from_slice(&fs::read(&trace).expect("a trace")).expect("JSON");
         let taken = trace["peak_bytes"].as_f64().expect("bytes");
         assert!((0.9..1.05).contains(&(taken / peak)), "{offload} took {taken}, predicted {peak}");
