@@ -95,10 +95,15 @@ fn what_is_not_understood_is_refused_with_its_place() {
         let found = refused(text);
         assert!(found.contains(message), "{text}: {found}");
     }
-    for key in ["compute_capabilities: ['8.9']", "workspace: 1GiB", "tf32: true", "allow_slow_attention: true"]
-    {
+    for key in [
+        "compute_capabilities: ['8.9']",
+        "workspace: 1GiB",
+        "tf32: true",
+        "channels_last: true",
+        "allow_slow_attention: true",
+    ] {
         let found = read(&format!("checkpoint: x\ntargets:\n  cpu: {{{key}}}\n")).expect_err("refused");
-        assert!(found.ends_with("has no meaning without engines for GPUs"), "{found}");
+        assert!(found.contains("has a meaning for ") && found.ends_with("alone"), "{found}");
     }
     check_refused(
         "checkpoint: x\ntargets:\n  onnx: {segments: 16MiB}\n",

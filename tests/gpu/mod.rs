@@ -1,5 +1,6 @@
-//! Engines on a GPU, against a fake driver and a fake TensorRT-RTX that compute on the processor.
+//! Engines on a GPU, against a fake driver, a fake TensorRT-RTX and a fake ONNX Runtime that compute on the processor.
 
+mod cuda;
 mod errors;
 mod kernels;
 mod pictures;
@@ -23,7 +24,7 @@ use crate::fixtures::{copy_folder, onnxruntime, scratch};
 use crate::support::references;
 use crate::tensorrt::compile;
 
-/// Where the fake libraries lie: `libcuda.so.1` and `libtensorrt_rtx.so.1`.
+/// Where the fake libraries lie: those of CUDA's driver, of TensorRT-RTX and of ONNX Runtime.
 fn libraries() -> &'static Path {
     static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
         let folder = scratch();
@@ -41,8 +42,14 @@ fn libraries() -> &'static Path {
             &source.display().to_string(),
         ]);
         let program = std::env::current_exe().expect("this binary");
-        let built = program.with_file_name("libfake_tensorrt.so");
-        fs::copy(&built, folder.path().join("libtensorrt_rtx.so.1")).expect("the fake TensorRT-RTX");
+        let fakes = [
+            ("libfake_tensorrt.so", "libtensorrt_rtx.so.1"),
+            ("libfake_onnxruntime.so", "libonnxruntime.so.1.31.1"),
+        ];
+        for (built, name) in fakes {
+            fs::copy(program.with_file_name(built), folder.path().join(name)).expect("a fake library");
+        }
+        fs::write(folder.path().join("libonnxruntime_providers_cuda.so"), "").expect("a file");
         folder
     });
     FOLDER.path()
@@ -54,6 +61,7 @@ fn kiln_with_gpu(args: &[&str], folder: &Path) -> Command {
     command
         .env("LD_LIBRARY_PATH", libraries())
         .env("KILN_TENSORRT_RTX", libraries().join("libtensorrt_rtx.so.1"))
+        .env("KILN_ONNXRUNTIME_CUDA", libraries().join("libonnxruntime.so.1.31.1"))
         .env("KILN_CACHE_DIR", folder)
         .env("FAKE_CUDA_REPORT", folder.join("report.json"));
     command

@@ -23,7 +23,7 @@ pub use figures::{ComponentFigures, Figures, Sample};
 pub use fs::{OutputFolder, Staging};
 pub use manifest::{
     Content, ControlNetInfo, FileEntry, FusedLora, Manifest, PipelineInfo, Provenance, Role, Target,
-    TextEncoderInfo,
+    TextEncoderInfo, Tuning,
 };
 pub use pack::{pack, unpack};
 pub use seal::SealKey;

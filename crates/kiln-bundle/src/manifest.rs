@@ -29,6 +29,9 @@ pub struct Manifest {
     pub content: Content,
     /// The engines.
     pub components: BTreeMap<Role, Component>,
+    /// How its models run, where that is not in them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<Tuning>,
     /// What it made where it was compiled, to compare with elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
@@ -41,12 +44,26 @@ pub struct Manifest {
     pub provenance: Provenance,
 }
 
+/// How ONNX Runtime's CUDA provider runs a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuning {
+    /// Whether products of 32-bit floats may have 10 bits of mantissa.
+    pub tf32: bool,
+    /// Whether convolutions run over channels that lie last.
+    pub channels_last: bool,
+    /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs.
+    pub search: bool,
+}
+
 /// What engines are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// ONNX for a CPU.
     Cpu,
+    /// ONNX for NVIDIA GPUs, run by ONNX Runtime.
+    Cuda,
     /// TensorRT-RTX engines for NVIDIA GPUs.
     TensorrtRtx,
     /// ONNX of the `ai.onnx` domain, to build engines from on another machine.
@@ -55,7 +72,7 @@ pub enum Target {
 
 impl Target {
     /// All of them.
-    pub const ALL: [Target; 3] = [Target::Cpu, Target::TensorrtRtx, Target::Onnx];
+    pub const ALL: [Target; 4] = [Target::Cpu, Target::Cuda, Target::TensorrtRtx, Target::Onnx];
 }
 
 impl FromStr for Target {
@@ -73,6 +90,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Target::Cpu => "cpu",
+            Target::Cuda => "cuda",
             Target::TensorrtRtx => "tensorrt-rtx",
             Target::Onnx => "onnx",
         })
@@ -244,6 +262,7 @@ impl Manifest {
             target,
             content,
             components: BTreeMap::new(),
+            tuning: None,
             reference: None,
             figures: None,
             files: BTreeMap::new(),

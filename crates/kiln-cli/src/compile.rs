@@ -210,7 +210,7 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
     if spec.targets.is_empty() {
         spec.targets = BTreeMap::from([(Target::Cpu, TargetSpec::default())]);
     }
-    if spec.targets.keys().all(|target| *target != Target::TensorrtRtx) {
+    if !spec.targets.contains_key(&Target::TensorrtRtx) {
         let foreign = [
             ("--compute-capability", !args.compute_capabilities.is_empty()),
             ("--allow-slow-attention", args.allow_slow_attention),
@@ -238,7 +238,7 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
         if let Some(storage) = args.storage {
             spec.precision.storage = Some(type_of(storage));
         }
-        if *target != Target::Cpu {
+        if matches!(target, Target::Onnx | Target::TensorrtRtx) {
             if !args.compute_capabilities.is_empty() {
                 spec.compute_capabilities.clone_from(&args.compute_capabilities);
             }
@@ -274,6 +274,7 @@ fn target_options(
 ) -> Result<TargetOptions, Failure> {
     Ok(match target {
         Target::Cpu => TargetOptions::Cpu,
+        Target::Cuda => TargetOptions::Cuda(spec.tuning()),
         Target::Onnx => TargetOptions::Onnx,
         Target::TensorrtRtx => TargetOptions::TensorrtRtx(rtx_options(spec, spec.profiles(checkpoint)?)?),
     })

@@ -1,13 +1,15 @@
 //! What the machine has to run engines on.
 
+use kiln_bundle::Target;
 use kiln_cuda::{Check, CudaError, Device, DeviceInfo, Driver, MemoryInfo};
-use kiln_engine::TensorRt;
+use kiln_engine::{OnnxRuntimeCuda, TensorRt};
 use kiln_native::{Library, locate};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
 use crate::failure::Failure;
 use crate::output;
+use crate::place::{library, needed_cuda};
 
 pub(crate) fn run(args: &DevicesArgs) -> Result<(), Failure> {
     let mut devices = vec![host()?];
@@ -63,13 +65,8 @@ fn gpu(driver: &Driver, info: &DeviceInfo, checks: bool) -> Value {
     let name = format!("cuda:{}", info.ordinal);
     let [major, minor] = driver.cuda_version();
     let memory = Device::open(driver, info.ordinal).and_then(|device| device.memory());
-    let library = locate(Library::TensorrtRtx);
-    let problem =
-        problem(driver, info, memory.as_ref().err()).or_else(|| library.as_ref().err().map(|e| e.to_string()));
-    let library = match library {
-        Ok(Some(found)) => found.path.display().to_string(),
-        _ => "is fetched when it is first needed".into(),
-    };
+    let targets = [Target::TensorrtRtx, Target::Cuda];
+    let targets = targets.map(|target| runs(target, driver, info, memory.as_ref().err()));
     json!({
         "device": name,
         "name": info.name,
@@ -78,20 +75,32 @@ fn gpu(driver: &Driver, info: &DeviceInfo, checks: bool) -> Value {
         "cuda": format!("{major}.{minor}"),
         "compute_capability": info.compute_capability.to_string(),
         "check": checks.then(|| check(driver, info)),
-        "targets": [{
-            "target": "tensorrt-rtx",
-            "runs": problem.is_none(),
-            "problem": problem,
-            "library": library,
-        }],
+        "targets": targets,
     })
 }
 
-/// Why TensorRT-RTX does not run on a device.
-fn problem(driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Option<String> {
-    let library = Library::TensorrtRtx.to_string();
-    let (needed, found) = (TensorRt::NEEDED_COMPUTE_CAPABILITY, info.compute_capability);
-    match driver.check_version(&library, TensorRt::NEEDED_CUDA) {
+/// Whether engines of a target run on a device, and why not.
+fn runs(target: Target, driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Value {
+    let library = library(target);
+    let found = locate(library);
+    let problem =
+        problem(target, driver, info, unusable).or_else(|| found.as_ref().err().map(|e| e.to_string()));
+    let path = match found {
+        Ok(Some(found)) => found.path.display().to_string(),
+        _ => "is fetched when it is first needed".into(),
+    };
+    json!({ "target": target.to_string(), "runs": problem.is_none(), "problem": problem, "library": path })
+}
+
+/// Why engines of a target do not run on a device.
+fn problem(target: Target, driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Option<String> {
+    let library = library(target).to_string();
+    let needed = match target {
+        Target::Cuda => OnnxRuntimeCuda::NEEDED_COMPUTE_CAPABILITY,
+        _ => TensorRt::NEEDED_COMPUTE_CAPABILITY,
+    };
+    let found = info.compute_capability;
+    match driver.check_version(&library, needed_cuda(target)) {
         Err(error) => Some(error.to_string()),
         Ok(()) if found < needed => {
             Some(format!("{library} needs compute capability {needed}, and the device has {found}"))

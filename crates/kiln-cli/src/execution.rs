@@ -38,6 +38,9 @@ pub(crate) fn backend(args: ExecutionArgs) -> Result<Arc<dyn Backend>, Failure> 
     if choice == BackendChoice::Rten {
         return Ok(Arc::new(Rten::new(threads)));
     }
+    if let Some(runtime) = OnnxRuntime::in_use().filter(|_| threads.is_none()) {
+        return Ok(Arc::new(runtime));
+    }
     let named = locate(Library::OnnxRuntimeCpu)?;
     let may_fall_back = choice == BackendChoice::Auto && !named.as_ref().is_some_and(Found::is_explicit);
     let found = named.map_or_else(|| runtime::fetch(Library::OnnxRuntimeCpu), Ok);

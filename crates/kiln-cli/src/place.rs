@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kiln_bundle::{Bundle, Target};
 use kiln_compile::ComputeCapability;
 use kiln_cuda::{Device, Driver};
-use kiln_engine::{Backend, EngineError, TensorRt};
+use kiln_engine::{Backend, EngineError, OnnxRuntimeCuda, TensorRt};
 use kiln_native::{Library, locate};
 
 use crate::args::{BackendChoice, DeviceChoice, ExecutionArgs};
@@ -14,6 +14,7 @@ use crate::failure::Failure;
 use crate::{execution, runtime};
 
 /// Where engines run.
+#[derive(Clone)]
 pub(crate) enum Place {
     /// On the processor.
     Host,
@@ -22,9 +23,12 @@ pub(crate) enum Place {
 }
 
 /// A GPU that is in use.
+#[derive(Clone)]
 pub(crate) struct Gpu {
     driver: Driver,
     device: Arc<Device>,
+    /// What engines are built for, where nothing else says so.
+    target: Target,
 }
 
 impl Place {
@@ -39,12 +43,12 @@ impl Place {
             ))
         };
         match (target, args.device) {
-            (Target::TensorrtRtx, DeviceChoice::Cpu) => Err(refuse("a GPU")),
-            (Target::TensorrtRtx, device) => Ok(Place::Gpu(Gpu::open(device.ordinal(), args)?)),
-            (Target::Cpu, DeviceChoice::Cuda(_)) => {
-                Err(refuse("the processor")
-                    .with_hint("kiln compile --target tensorrt-rtx makes engines for GPUs"))
+            (Target::Cuda | Target::TensorrtRtx, DeviceChoice::Cpu) => Err(refuse("a GPU")),
+            (Target::Cuda | Target::TensorrtRtx, device) => {
+                Ok(Place::Gpu(Gpu::open(device.ordinal(), target, args)?))
             }
+            (Target::Cpu, DeviceChoice::Cuda(_)) => Err(refuse("the processor")
+                .with_hint("kiln compile --target tensorrt-rtx, or cuda, makes engines for GPUs")),
             (Target::Cpu | Target::Onnx, _) => Ok(Place::Host),
         }
     }
@@ -56,9 +60,15 @@ impl Place {
             return Place::of(&Bundle::open(model)?, args);
         }
         match args.device {
-            DeviceChoice::Cuda(ordinal) => Ok(Place::Gpu(Gpu::open(ordinal, args)?)),
+            DeviceChoice::Cuda(ordinal) => {
+                let target = match args.backend {
+                    BackendChoice::Onnxruntime => Target::Cuda,
+                    BackendChoice::Auto | BackendChoice::Rten => Target::TensorrtRtx,
+                };
+                Ok(Place::Gpu(Gpu::open(ordinal, target, args)?))
+            }
             DeviceChoice::Auto if !needs_host && args.backend == BackendChoice::Auto => {
-                Ok(Gpu::open(0, args).map_or(Place::Host, Place::Gpu))
+                Ok(Gpu::open(0, Target::TensorrtRtx, args).map_or(Place::Host, Place::Gpu))
             }
             DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Place::Host),
         }
@@ -76,18 +86,18 @@ impl Place {
     pub(crate) fn target(&self) -> Target {
         match self {
             Place::Host => Target::Cpu,
-            Place::Gpu(_) => Target::TensorrtRtx,
+            Place::Gpu(gpu) => gpu.target,
         }
     }
 
     /// The devices that engines are built for to run here.
     pub(crate) fn compute_capabilities(&self) -> Vec<ComputeCapability> {
         match self {
-            Place::Host => Vec::new(),
-            Place::Gpu(gpu) => {
+            Place::Gpu(gpu) if gpu.target == Target::TensorrtRtx => {
                 let kiln_cuda::ComputeCapability(major, minor) = gpu.device.info().compute_capability;
                 vec![ComputeCapability([major, minor])]
             }
+            Place::Host | Place::Gpu(_) => Vec::new(),
         }
     }
 
@@ -101,27 +111,61 @@ impl Place {
         match self {
             Place::Host => execution::backend(args),
             Place::Gpu(gpu) => {
-                let found = match locate(Library::TensorrtRtx)? {
-                    Some(found) => found,
-                    None => runtime::fetch(Library::TensorrtRtx)?,
-                };
-                let backend = TensorRt::open(&found.path, &gpu.driver, gpu.device.clone())?;
-                Ok(Arc::new(backend.with_recording(records)))
+                let library = library(gpu.target);
+                let found = locate(library)?.map_or_else(|| runtime::fetch(library), Ok)?;
+                let (driver, device) = (&gpu.driver, gpu.device.clone());
+                Ok(match gpu.target {
+                    Target::Cuda => {
+                        let backend = OnnxRuntimeCuda::open(&found.path, driver, device)?;
+                        Arc::new(backend.with_recording(records))
+                    }
+                    _ => Arc::new(TensorRt::open(&found.path, driver, device)?.with_recording(records)),
+                })
             }
+        }
+    }
+
+    /// The same place for engines of another target.
+    pub(crate) fn with_target(&self, target: Target) -> Place {
+        match self {
+            Place::Host => Place::Host,
+            Place::Gpu(gpu) => Place::Gpu(Gpu { target, ..gpu.clone() }),
         }
     }
 }
 
 impl Gpu {
-    fn open(ordinal: usize, args: ExecutionArgs) -> Result<Gpu, Failure> {
-        if args.backend != BackendChoice::Auto {
-            return Err(Failure::usage("--backend chooses among those of the processor, and a GPU has one")
-                .with_hint("--device cpu runs a checkpoint on the processor"));
+    fn open(ordinal: usize, target: Target, args: ExecutionArgs) -> Result<Gpu, Failure> {
+        match (args.backend, target) {
+            (BackendChoice::Auto, _) | (BackendChoice::Onnxruntime, Target::Cuda) => {}
+            (BackendChoice::Onnxruntime, _) => {
+                return Err(Failure::usage(format!("--backend onnxruntime does not run engines for {target}")));
+            }
+            (BackendChoice::Rten, _) => {
+                return Err(Failure::usage("--backend rten runs on the processor alone")
+                    .with_hint("--device cpu runs a checkpoint on the processor"));
+            }
         }
         let driver = Driver::open().map_err(EngineError::from)?;
-        let library = Library::TensorrtRtx;
-        driver.check_version(&library.to_string(), TensorRt::NEEDED_CUDA).map_err(EngineError::from)?;
+        let library = library(target).to_string();
+        driver.check_version(&library, needed_cuda(target)).map_err(EngineError::from)?;
         let device = Device::open(&driver, ordinal).map_err(EngineError::from)?;
-        Ok(Gpu { driver, device })
+        Ok(Gpu { driver, device, target })
+    }
+}
+
+/// What runs engines of a target on a GPU.
+pub(crate) fn library(target: Target) -> Library {
+    match target {
+        Target::Cuda => Library::OnnxRuntimeCuda,
+        _ => Library::TensorrtRtx,
+    }
+}
+
+/// The version of CUDA that it needs the driver to support.
+pub(crate) fn needed_cuda(target: Target) -> [u32; 2] {
+    match target {
+        Target::Cuda => OnnxRuntimeCuda::NEEDED_CUDA,
+        _ => TensorRt::NEEDED_CUDA,
     }
 }

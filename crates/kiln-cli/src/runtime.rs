@@ -11,6 +11,7 @@ pub(crate) fn run(args: &RuntimeArgs) -> Result<(), Failure> {
         RuntimeCommand::Install { library } => {
             let found = fetch(match library {
                 LibraryChoice::Cpu => Library::OnnxRuntimeCpu,
+                LibraryChoice::Cuda => Library::OnnxRuntimeCuda,
                 LibraryChoice::TensorrtRtx => Library::TensorrtRtx,
             })?;
             output::data(&found.path.display().to_string());

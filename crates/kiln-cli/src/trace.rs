@@ -49,6 +49,7 @@ fn policy(args: &TraceArgs) -> EmitPolicy {
         flavor: match args.flavor {
             FlavorChoice::Standard => Flavor::Standard,
             FlavorChoice::Onnxruntime => Flavor::OnnxRuntime,
+            FlavorChoice::OnnxruntimeCuda => Flavor::OnnxRuntimeCuda,
         },
         cuts: if args.cut.is_empty() { Cuts::None } else { Cuts::At(args.cut.clone()) },
     }

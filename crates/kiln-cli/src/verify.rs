@@ -76,8 +76,19 @@ fn against(bundle: Bundle, other: &Path, place: &Place, args: &VerifyArgs) -> Re
     }
     let other = Bundle::open(other)?;
     let anywhere = ExecutionArgs { device: DeviceChoice::Auto, ..args.execution };
-    let mut expected = Pipeline::new(other.clone(), Place::of(&other, anywhere)?.backend(anywhere)?)?;
-    let mut found = Pipeline::new(bundle, place.backend(args.execution)?)?;
+    let elsewhere = Place::of(&other, anywhere)?;
+    let found = || place.backend(args.execution);
+    let expected = || elsewhere.backend(anywhere);
+    // A process has one ONNX Runtime; that of a GPU runs the processor's models too.
+    let (found, expected) = match place {
+        Place::Gpu(_) => (found()?, expected()?),
+        Place::Host => {
+            let expected = expected()?;
+            (found()?, expected)
+        }
+    };
+    let mut found = Pipeline::new(bundle, found)?;
+    let mut expected = Pipeline::new(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;
     let worst = drifts.iter().map(|(_, drift)| *drift).fold(0.0, f64::max);
     let passes = worst <= args.max_drift;

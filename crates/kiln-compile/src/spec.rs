@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{Role, Target};
+use kiln_bundle::{Role, Target, Tuning};
 use kiln_graph::{AttentionPolicy, Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
@@ -92,12 +92,15 @@ pub struct TargetSpec {
     /// Most bytes of device memory that a layer may take while it runs, as `4GiB`.
     #[serde(default)]
     pub workspace: Option<Bytes>,
-    /// How long tactics are searched for, from 0 to 5.
+    /// How long tactics are searched for, from 0 to 5; for cuda, 0 tries none and all else each.
     #[serde(default)]
     pub optimization_level: Option<u8>,
     /// Whether products of 32-bit floats may have 10 bits of mantissa.
     #[serde(default)]
     pub tf32: Option<bool>,
+    /// Whether convolutions run over channels that lie last (cuda).
+    #[serde(default)]
+    pub channels_last: Option<bool>,
     /// Whether an attention may become several kernels.
     #[serde(default)]
     pub allow_slow_attention: bool,
@@ -291,20 +294,23 @@ impl TargetSpec {
         if target == Target::Onnx && self.segments.is_some() {
             return Err("segments: engines are built from whole models".into());
         }
-        if target == Target::TensorrtRtx {
-            return Ok(());
-        }
-        let foreign = [
-            ("compute_capabilities", !self.compute_capabilities.is_empty()),
-            ("workspace", self.workspace.is_some()),
-            ("optimization_level", self.optimization_level.is_some()),
-            ("tf32", self.tf32.is_some()),
-            ("allow_slow_attention", self.allow_slow_attention),
+        let (gpus, engines) = ([Target::Cuda, Target::TensorrtRtx], [Target::TensorrtRtx]);
+        let keys = [
+            ("compute_capabilities", !self.compute_capabilities.is_empty(), &engines[..]),
+            ("workspace", self.workspace.is_some(), &engines),
+            ("optimization_level", self.optimization_level.is_some(), &gpus),
+            ("tf32", self.tf32.is_some(), &gpus),
+            ("channels_last", self.channels_last.is_some(), &gpus[..1]),
+            ("allow_slow_attention", self.allow_slow_attention, &engines),
         ];
-        if let Some((key, _)) = foreign.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(format!("{key}: has no meaning without engines for GPUs"));
+        let is_foreign =
+            |(_, is_given, targets): &(_, bool, &[Target])| *is_given && !targets.contains(&target);
+        if let Some((key, _, targets)) = keys.into_iter().find(is_foreign) {
+            let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
+            return Err(format!("{key}: has a meaning for {} alone", targets.join(" and ")));
         }
         match self.profiles.as_slice() {
+            _ if engines.contains(&target) => Ok(()),
             [] => Ok(()),
             [one] if one.fixed().is_some() => Ok(()),
             _ => Err("profiles: without engines for GPUs, one with fixed sizes, or none and every size".into()),
@@ -320,11 +326,13 @@ impl TargetSpec {
     ) -> Result<TraceOptions, CompileError> {
         let default = match target {
             Target::Cpu => DType::F32,
-            Target::Onnx | Target::TensorrtRtx => DType::F16,
+            Target::Cuda | Target::Onnx | Target::TensorrtRtx => DType::F16,
         };
         let keep: Vec<(String, DType)> =
             self.precision.keep_f32.iter().map(|s| (s.clone(), DType::F32)).collect();
         let of = |compute: DType| PrecisionPolicy {
+            // Its kernels sum in f32 whatever they read.
+            norms: if target == Target::Cuda { compute } else { DType::F32 },
             scopes: keep.clone(),
             storage: self.precision.storage.map(Type::dtype),
             ..PrecisionPolicy::uniform(compute)
@@ -334,11 +342,15 @@ impl TargetSpec {
             precision: of(self.precision.compute.map_or(default, Type::dtype)),
             flavor: match target {
                 Target::Cpu => Flavor::OnnxRuntime,
+                Target::Cuda if self.tuning().channels_last => Flavor::OnnxRuntimeCuda,
+                Target::Cuda => Flavor::OnnxRuntime,
                 Target::Onnx | Target::TensorrtRtx => Flavor::Standard,
             },
             cuts: match target {
                 Target::Cpu => Cuts::Every(self.segments.map_or(SEGMENT_BYTES, |bytes| bytes.0)),
-                Target::TensorrtRtx => self.segments.map_or(Cuts::None, |bytes| Cuts::Every(bytes.0)),
+                Target::Cuda | Target::TensorrtRtx => {
+                    self.segments.map_or(Cuts::None, |bytes| Cuts::Every(bytes.0))
+                }
                 Target::Onnx => Cuts::None,
             },
         };
@@ -354,6 +366,15 @@ impl TargetSpec {
             loras,
             ..TraceOptions::for_bundle(policy, self.sizes(checkpoint)?)
         })
+    }
+
+    /// How ONNX Runtime's CUDA provider runs the models: as fast as it can, unless told.
+    pub fn tuning(&self) -> Tuning {
+        Tuning {
+            tf32: self.tf32.unwrap_or(true),
+            channels_last: self.channels_last.unwrap_or(true),
+            search: self.optimization_level != Some(0),
+        }
     }
 
     /// The sizes that the networks are traced with: those of the one profile whose sizes are fixed, or any.

@@ -137,6 +137,19 @@ impl Device {
             .map_err(|e| self.error("copying on it", e))
     }
 
+    /// Copies bytes from an address of the device that others manage.
+    ///
+    /// # Safety
+    ///
+    /// There are that many bytes from `address` on, until work is done that is on the compute stream now.
+    pub unsafe fn copy_from(&self, address: u64, to: &DeviceMemory, n_bytes: usize) -> Result<(), CudaError> {
+        self.check_room(to, n_bytes)?;
+        self.bind()?;
+        // SAFETY: the caller's, and there is room.
+        unsafe { result::memcpy_dtod_async(to.address(), address, n_bytes, self.compute.cu_stream()) }
+            .map_err(|e| self.error("copying on it", e))
+    }
+
     /// Memory of the host to copy from.
     pub fn pin(&self, n_bytes: usize) -> Result<PinnedMemory, CudaError> {
         // SAFETY: bytes have no invalid values.

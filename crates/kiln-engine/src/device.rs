@@ -1,11 +1,13 @@
 //! Tensors that stay on a device.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kiln_cuda::{CudaError, CudaErrorKind, Device, DeviceMemory};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
-use crate::ElementType;
+use crate::error::EngineErrorKind;
+use crate::{ElementType, EngineError, TensorView};
 
 /// A tensor on a device, contiguous; cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,6 +37,25 @@ impl DeviceTensor {
             element_type: ElementType::F32,
             shape: values.shape().into(),
         })
+    }
+
+    /// Copies a tensor of the same type and shape to it.
+    pub(crate) fn fill(&self, value: &TensorView<'_>) -> Result<(), CudaError> {
+        let bytes = match value {
+            TensorView::F32(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
+            TensorView::I64(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
+            TensorView::Device(tensor) => {
+                return self.device().copy((&tensor.memory, 0), (&self.memory, 0), self.n_bytes());
+            }
+        };
+        self.device().write(&self.memory, &bytes)
+    }
+
+    /// A copy in memory of its own.
+    pub(crate) fn duplicate(&self) -> Result<DeviceTensor, CudaError> {
+        let own = DeviceTensor::new(self.device(), self.element_type, &self.shape)?;
+        self.device().copy((&self.memory, 0), (&own.memory, 0), self.n_bytes())?;
+        Ok(own)
     }
 
     /// Copies 32-bit floats from the device, when all work on it is done.
@@ -77,6 +98,11 @@ impl DeviceTensor {
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Bytes of its elements.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.element_type.n_bytes() * self.n_elements()
+    }
 }
 
 /// Bytes of a tensor; an error where they are more than can be counted.
@@ -88,4 +114,24 @@ pub(crate) fn n_bytes(element_type: ElementType, shape: &[usize]) -> Result<usiz
 /// Elements as they lie in memory.
 pub(crate) fn le_bytes<const N: usize>(elements: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
     elements.flatten().collect()
+}
+
+/// What libraries say where memory of the device is full; they have no codes for it.
+const OUT_OF_MEMORY: [&str; 6] = [
+    "out of memory",
+    "OutOfMemory",
+    "cudaErrorMemoryAllocation",
+    "insufficient device memory",
+    "Failed to allocate memory",
+    "ALLOC_FAILED",
+];
+
+/// What a library says of a model on a device, which is an error of the kind unless it says that memory is full.
+pub(crate) fn failure(kind: EngineErrorKind, model: &Path, device: &Device, text: &str) -> EngineError {
+    if OUT_OF_MEMORY.iter().any(|words| text.contains(words)) {
+        let left = device.memory().map_or_else(|e| e.to_string(), |memory| memory.to_string());
+        let reason = format!("cuda:{} has not enough memory left: {left}", device.info().ordinal);
+        return EngineError::new(EngineErrorKind::OutOfMemory, model, reason);
+    }
+    EngineError::new(kind, model, text)
 }

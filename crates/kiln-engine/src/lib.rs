@@ -2,7 +2,8 @@
 //!
 //! A [`Backend`] loads model files into [`Engine`]s; an engine maps named tensors to named tensors. Two backends run the
 //! same ONNX files on the CPU: [`OnnxRuntime`], a native library opened at run time, and [`Rten`], which is always there.
-//! [`TensorRt`] runs engines of TensorRT and TensorRT-RTX on a GPU; what they make stays there as [`DeviceTensor`]s.
+//! On a GPU, [`TensorRt`] runs engines of TensorRT and TensorRT-RTX, and [`OnnxRuntimeCuda`] ONNX files; what they make
+//! stays there as [`DeviceTensor`]s.
 
 mod device;
 mod error;
@@ -22,7 +23,7 @@ use tensor::HostView;
 
 pub use device::DeviceTensor;
 pub use error::{EngineError, EngineErrorKind};
-pub use onnxruntime::OnnxRuntime;
+pub use onnxruntime::{CudaTuning, OnnxRuntime, OnnxRuntimeCuda};
 pub use overrides::{Elements, WeightOverride, WeightSource};
 pub use rten::Rten;
 pub use tensor::{ElementType, ForeignTensor, Port, Tensor, TensorView};
@@ -64,6 +65,8 @@ pub trait Backend: Send + Sync {
 pub enum Format {
     /// ONNX models.
     Onnx,
+    /// ONNX models for ONNX Runtime's CUDA provider.
+    OnnxForCuda,
     /// Serialized engines of TensorRT-RTX.
     TensorRtRtx,
     /// Serialized engines of TensorRT.
@@ -80,6 +83,8 @@ pub struct LoadOptions {
     /// Whether its weights shall come and go while it stays loaded, on a device: they are kept in memory of the host that
     /// the device copies from, and arrive with the first run or [`Engine::prefetch`].
     pub swaps: bool,
+    /// How ONNX Runtime's CUDA provider runs the model.
+    pub tuning: CudaTuning,
     /// Where kernels are kept that an engine's library compiles on the device, which takes seconds.
     pub kernels: Option<Arc<dyn KernelStore>>,
 }

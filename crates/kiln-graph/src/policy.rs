@@ -42,6 +42,15 @@ pub enum Flavor {
     /// Contrib operators of ONNX Runtime where they are faster; rten reads them too.
     #[default]
     OnnxRuntime,
+    /// Also those that ONNX Runtime's CUDA provider alone has: group norms of channels that lie last, with their activation.
+    OnnxRuntimeCuda,
+}
+
+impl Flavor {
+    /// Whether there are contrib operators of ONNX Runtime.
+    pub(crate) fn has_contrib(self) -> bool {
+        self != Flavor::Standard
+    }
 }
 
 /// Which type each part of the network computes in.

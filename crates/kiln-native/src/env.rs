@@ -6,6 +6,9 @@ pub const KILN_CACHE_DIR: &str = "KILN_CACHE_DIR";
 /// ONNX Runtime's shared library, or the folder that holds it.
 pub const KILN_ONNXRUNTIME: &str = "KILN_ONNXRUNTIME";
 
+/// ONNX Runtime's shared library with its CUDA provider beside it, or the folder that holds them.
+pub const KILN_ONNXRUNTIME_CUDA: &str = "KILN_ONNXRUNTIME_CUDA";
+
 /// TensorRT-RTX's shared library, or the folder that holds it.
 pub const KILN_TENSORRT_RTX: &str = "KILN_TENSORRT_RTX";
 
@@ -21,5 +24,13 @@ pub const LOCALAPPDATA: &str = "LOCALAPPDATA";
 /// Folders in which Python and pip are looked for.
 pub const PATH: &str = "PATH";
 
-pub(crate) const ALL: [&str; 7] =
-    [KILN_CACHE_DIR, KILN_ONNXRUNTIME, KILN_TENSORRT_RTX, HOME, XDG_CACHE_HOME, LOCALAPPDATA, PATH];
+pub(crate) const ALL: [&str; 8] = [
+    KILN_CACHE_DIR,
+    KILN_ONNXRUNTIME,
+    KILN_ONNXRUNTIME_CUDA,
+    KILN_TENSORRT_RTX,
+    HOME,
+    XDG_CACHE_HOME,
+    LOCALAPPDATA,
+    PATH,
+];

@@ -21,11 +21,11 @@ use crate::wheel::{Library, Platform, Wheel};
 pub enum Progress {
     /// Other installations are waited for and pip is looked for.
     Locating,
-    /// pip is fetching the wheel.
+    /// pip is fetching wheels.
     Fetching {
         /// Bytes so far.
         done: u64,
-        /// Bytes of the wheel.
+        /// Bytes of all wheels.
         total: u64,
     },
     /// The wheel's hash is checked.
@@ -34,7 +34,7 @@ pub enum Progress {
     Unpacking,
 }
 
-/// Fetches a library as its pinned wheel with pip, checks the hash and unpacks it into kiln's cache folder.
+/// Fetches a library as its pinned wheels with pip, checks their hashes and unpacks them into kiln's cache folder.
 ///
 /// A library that is already there is returned at once; one that a variable names or that lies beside the program does
 /// not count. Processes that install at once fetch it once; an interrupted installation leaves nothing that would be
@@ -49,7 +49,8 @@ impl Environment {
         if let Some(found) = self.installed(wheel) {
             return Ok(found);
         }
-        let platform = wheel.for_this_platform().ok_or_else(|| no_wheel(wheel))?;
+        let wheels: Option<Vec<(&Wheel, &Platform)>> = wheel.with_companions().collect();
+        let wheels = wheels.ok_or_else(|| no_wheel(wheel))?;
         progress(Progress::Locating);
         let native = self.native_dir()?;
         create_folder(&native).map_err(cache)?;
@@ -58,7 +59,10 @@ impl Environment {
             return Ok(found);
         }
         let staging = Staging::new(&target).map_err(cache)?;
-        self.fill(staging.path(), wheel, platform, progress)?;
+        self.fill(staging.path(), &wheels, progress)?;
+        let library = file_in(staging.path(), wheel)
+            .ok_or_else(|| Error::at(ErrorKind::Wheel, &target, "holds no library for this platform"))?;
+        format::check(&library).map_err(|reason| Error::at(ErrorKind::Wheel, &library, reason))?;
         staging.publish().map_err(cache)?;
         self.installed(wheel).ok_or_else(|| Error::at(ErrorKind::Wheel, &target, "holds no usable library"))
     }
@@ -66,24 +70,27 @@ impl Environment {
     fn fill(
         &self,
         folder: &Path,
-        wheel: &Wheel,
-        platform: &Platform,
+        wheels: &[(&Wheel, &Platform)],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Error> {
-        let download = folder.join("download");
-        fs::create_dir(&download).map_err(|e| Error::io(&download, &e))?;
-        let file = Pip::find(self, &download, wheel)?.download(wheel, platform, &mut |done| {
-            progress(Progress::Fetching { done, total: platform.bytes });
-        })?;
-        progress(Progress::Verifying);
-        verify(&file, platform.sha256)?;
-        progress(Progress::Unpacking);
-        unpack(&file, platform.members, folder)?;
-        let library = file_in(folder, wheel)
-            .ok_or_else(|| Error::at(ErrorKind::Wheel, &file, "holds no library for this platform"))?;
-        format::check(&library).map_err(|reason| Error::at(ErrorKind::Wheel, &library, reason))?;
-        fs::remove_dir_all(&download).map_err(|e| Error::io(&download, &e))?;
-        record(&folder.join("ORIGIN.txt"), wheel, platform)
+        let total = wheels.iter().map(|(_, platform)| platform.bytes).sum();
+        let (mut before, mut origin) = (0, String::new());
+        for (wheel, platform) in wheels {
+            let download = folder.join("download");
+            fs::create_dir(&download).map_err(|e| Error::io(&download, &e))?;
+            let file = Pip::find(self, &download, wheel)?.download(wheel, platform, &mut |done| {
+                progress(Progress::Fetching { done: before + done, total });
+            })?;
+            before += platform.bytes;
+            progress(Progress::Verifying);
+            verify(&file, platform.sha256)?;
+            progress(Progress::Unpacking);
+            unpack(&file, platform.members, folder)?;
+            fs::remove_dir_all(&download).map_err(|e| Error::io(&download, &e))?;
+            let Wheel { package, release, .. } = wheel;
+            origin += &format!("{package} {release} ({})\nsha256 {}\n", platform.tag, platform.sha256);
+        }
+        record(&folder.join("ORIGIN.txt"), &origin)
     }
 }
 
@@ -115,9 +122,7 @@ fn verify(file: &Path, sha256: &str) -> Result<(), Error> {
     }
 }
 
-fn record(path: &Path, wheel: &Wheel, platform: &Platform) -> Result<(), Error> {
-    let Wheel { package, release, .. } = wheel;
-    let text = format!("{package} {release} ({})\nsha256 {}\n", platform.tag, platform.sha256);
+fn record(path: &Path, text: &str) -> Result<(), Error> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(text.as_bytes())?;

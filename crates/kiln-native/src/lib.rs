@@ -21,6 +21,7 @@ mod format;
 #[cfg(feature = "install")]
 mod install;
 mod locate;
+mod pins;
 #[cfg(feature = "install")]
 mod pip;
 #[cfg(feature = "install")]

@@ -80,6 +80,9 @@ fn named(wheel: &Wheel, path: &Path) -> Result<Found, Error> {
         false => path.into(),
     };
     format::check(&file).map_err(refuse)?;
+    if let Some(missing) = wheel.beside.iter().find(|name| !file.with_file_name(name).is_file()) {
+        return Err(refuse(format!("has no {missing} beside it")));
+    }
     // A loader searches the system's folders for a bare file name, so the path has to be absolute.
     let path = absolute(&file).map_err(|e| refuse(io_reason(&e)))?;
     Ok(Found { path, origin: Origin::Variable(wheel.variable) })
@@ -90,7 +93,8 @@ pub(crate) fn file_in(folder: &Path, wheel: &Wheel) -> Option<PathBuf> {
 }
 
 fn usable_in(folder: &Path, wheel: &Wheel) -> Option<PathBuf> {
-    file_in(folder, wheel).filter(|path| format::check(path).is_ok())
+    let file = file_in(folder, wheel).filter(|path| format::check(path).is_ok())?;
+    wheel.beside.iter().all(|name| file.with_file_name(name).is_file()).then_some(file)
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [bundle, n_pictures] = arguments.as_slice() else {
         return Err("usage: swaps BUNDLE PICTURES".into());
     };
-    let backend = gpu_backend(0)?;
-    let mut pipeline = Pipeline::new(Bundle::open(bundle.as_ref())?, backend.clone())?;
+    let bundle = Bundle::open(bundle.as_ref())?;
+    let backend = gpu_backend(&bundle, 0)?;
+    let mut pipeline = Pipeline::new(bundle, backend.clone())?;
     pipeline.set_memory(MemoryOptions { offload: Offload::Model, ..MemoryOptions::default() })?;
     let free = || backend.device().map_or(Ok(0), |device| device.memory().map(|memory| memory.free_bytes));
     println!("before: {} bytes are free", free()?);

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
+use kiln_bundle::{Bundle, Target};
 use kiln_cuda::{Device, Driver};
-use kiln_engine::{Backend, EngineError, OnnxRuntime, Rten, TensorRt};
+use kiln_engine::{Backend, OnnxRuntime, OnnxRuntimeCuda, Rten, TensorRt};
 use kiln_native::{Library, locate};
 
 use crate::Error;
@@ -29,14 +30,25 @@ pub fn cpu_backend() -> Result<CpuBackend, Error> {
     }
 }
 
-/// TensorRT-RTX on the GPU of that number, from 0.
+/// What runs the engines of a bundle on the GPU of that number, from 0: TensorRT-RTX, or ONNX Runtime's CUDA provider.
 ///
-/// Fails where the machine has no such GPU, where its driver is too old, and where the library is not found.
-pub fn gpu_backend(ordinal: usize) -> Result<Arc<dyn Backend>, Error> {
+/// Fails where the machine has no such GPU, where its driver is too old, where the library is not found, and for bundles
+/// whose engines do not run on a GPU.
+pub fn gpu_backend(bundle: &Bundle, ordinal: usize) -> Result<Arc<dyn Backend>, Error> {
+    let target = bundle.manifest().target;
+    let library = match target {
+        Target::TensorrtRtx => Library::TensorrtRtx,
+        Target::Cuda => Library::OnnxRuntimeCuda,
+        Target::Cpu | Target::Onnx => {
+            let reason = "its engines do not run on a GPU".into();
+            return Err(Error::Target { path: bundle.root().into(), target, reason });
+        }
+    };
     let driver = Driver::open()?;
-    let library = Library::TensorrtRtx;
     let found = locate(library)?.ok_or(Error::NotInstalled(library))?;
-    driver.check_version(&library.to_string(), TensorRt::NEEDED_CUDA).map_err(EngineError::from)?;
     let device = Device::open(&driver, ordinal)?;
-    Ok(Arc::new(TensorRt::open(&found.path, &driver, device)?))
+    Ok(match library {
+        Library::OnnxRuntimeCuda => Arc::new(OnnxRuntimeCuda::open(&found.path, &driver, device)?),
+        _ => Arc::new(TensorRt::open(&found.path, &driver, device)?),
+    })
 }

@@ -3,7 +3,8 @@
 // kernels are `kernels.cu`, compiled for the processor.
 //
 // Environment: FAKE_CUDA_MEMORY (bytes), FAKE_CUDA_VERSION (13000), FAKE_CUDA_CAPABILITY (89), FAKE_CUDA_DEVICES (1),
-// FAKE_CUDA_LOST_AFTER (launches after which the device is gone), FAKE_CUDA_REPORT (file for what was counted).
+// FAKE_CUDA_LOST_AFTER (launches after which the device is gone), FAKE_CUDA_REPORT (file for what was counted),
+// FAKE_CUDA_FOREIGN (set where others have memory of the device that the driver does not know).
 
 #include <algorithm>
 #include <cmath>
@@ -279,7 +280,8 @@ Result cuMemcpyDtoHAsync_v2(void *to, Address from, size_t n, Stream *stream) {
 }
 Result cuMemcpyDtoDAsync_v2(Address to, Address from, size_t n, Stream *stream) {
     ALIVE;
-    if (!is_device(from, n) || !is_device(to, n)) die("a copy within the device leaves it");
+    bool is_foreign = getenv("FAKE_CUDA_FOREIGN") != nullptr;
+    if ((!is_device(from, n) && !is_foreign) || !is_device(to, n)) die("a copy within the device leaves it");
     stream->ask([=] { memmove(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), n); });
     return OK;
 }

@@ -454,6 +454,8 @@ pub(crate) enum FlavorChoice {
     Standard,
     /// Contrib operators of ONNX Runtime where they are faster.
     Onnxruntime,
+    /// Those of ONNX Runtime's CUDA provider.
+    OnnxruntimeCuda,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

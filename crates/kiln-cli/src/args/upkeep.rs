@@ -31,6 +31,8 @@ pub(crate) enum RuntimeCommand {
 pub(crate) enum LibraryChoice {
     /// ONNX Runtime for the CPU.
     Cpu,
+    /// ONNX Runtime for NVIDIA GPUs, with the libraries of CUDA and cuDNN that it needs: 1.2 GB.
+    Cuda,
     /// TensorRT-RTX and its ONNX parser, which build engines for NVIDIA GPUs.
     TensorrtRtx,
 }

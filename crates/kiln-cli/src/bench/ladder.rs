@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_bundle::{Bundle, OutputFolder};
+use kiln_bundle::{Bundle, OutputFolder, Target};
 use kiln_compile::{AttentionSpec, Bytes, Checkpoint, EngineCache, PrecisionSpec, TargetSpec, Type};
 use kiln_engine::Backend;
 use kiln_graph::AttentionPolicy;
@@ -31,6 +31,7 @@ const GPU_SEGMENTS: u64 = 256 << 20;
 #[derive(Clone)]
 struct Rung {
     name: &'static str,
+    place: Place,
     spec: TargetSpec,
     placement: Placement,
     records: bool,
@@ -74,11 +75,11 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
     let cache = models::cache(&args.cache)?;
     let folder = OutputFolder::open(&args.out)?;
     let mut cases = Vec::new();
-    for rung in rungs(&place) {
-        let bundle = built(&rung.spec, &place, &checkpoint, &cache)?;
+    for rung in rungs(&place, args)? {
+        let bundle = built(&rung.spec, &rung.place, &checkpoint, &cache)?;
         cases.push(Case { rung, bundle, seconds: Vec::new(), image: None });
     }
-    measure(&mut cases, &place, args)?;
+    measure(&mut cases, args)?;
     let rows = rows(&cases, args.steps)?;
     for (i, case) in cases.iter().enumerate() {
         if let Some(image) = &case.image {
@@ -113,54 +114,87 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
 }
 
 /// From everything off to everything on.
-fn rungs(place: &Place) -> Vec<Rung> {
-    let plain = TargetSpec { attention: Some(AttentionSpec(AttentionPolicy::Plain)), ..TargetSpec::default() };
-    let fused = Some(AttentionSpec(AttentionPolicy::Fused));
-    let precision = |compute: Option<Type>, storage: Option<Type>| PrecisionSpec {
-        compute,
-        storage,
-        ..PrecisionSpec::default()
-    };
-    let rung = |name: &'static str, spec: &TargetSpec| Rung {
-        name,
-        spec: spec.clone(),
-        placement: Placement::Packed,
-        records: false,
-    };
-    match place {
-        Place::Host => {
-            let with_fused = TargetSpec { attention: fused, ..plain.clone() };
-            let stored = TargetSpec { precision: precision(None, Some(Type::F16)), ..with_fused.clone() };
-            vec![
-                Rung { placement: Placement::Mapped, ..rung("fp32", &plain) },
-                rung("layouts and kernels chosen for the processor", &plain),
-                rung("memory-efficient attention", &with_fused),
-                Rung { placement: Placement::Mapped, ..rung("weights mapped, rows one by one", &with_fused) },
-                Rung { placement: Placement::Mapped, ..rung("weights stored in fp16", &stored) },
-            ]
-        }
-        Place::Gpu(_) => {
-            let f32 = TargetSpec {
-                precision: precision(Some(Type::F32), None),
-                tf32: Some(false),
-                optimization_level: Some(0),
-                allow_slow_attention: true,
-                ..plain
-            };
-            let tuned = TargetSpec { optimization_level: None, ..f32.clone() };
-            let tf32 = TargetSpec { tf32: None, ..tuned.clone() };
-            let f16 = TargetSpec { precision: precision(Some(Type::F16), None), ..tf32.clone() };
-            let with_fused = TargetSpec { attention: fused, ..f16.clone() };
-            vec![
-                rung("fp32", &f32),
-                rung("autotuned kernels and layouts", &tuned),
-                rung("TF32", &tf32),
-                rung("fp16", &f16),
-                rung("memory-efficient attention", &with_fused),
-                Rung { records: true, ..rung("CUDA graph", &with_fused) },
-            ]
+fn rungs(place: &Place, args: &BenchLadderArgs) -> Result<Vec<Rung>, Failure> {
+    let Place::Gpu(_) = place else { return Ok(rungs_of_host(place)) };
+    let mut targets = vec![place.target()];
+    if targets == [Target::TensorrtRtx] {
+        targets.insert(0, Target::Cuda);
+    }
+    let n_targets = targets.len();
+    let mut rungs = Vec::new();
+    for target in targets {
+        let place = place.with_target(target);
+        match (place.backend(args.execution), target) {
+            (Ok(_), Target::Cuda) => rungs.extend(rungs_of_onnxruntime(&place)),
+            (Ok(_), _) => rungs.extend(rungs_of_tensorrt(&place)),
+            (Err(failure), Target::Cuda) if n_targets > 1 => {
+                output::say(&format!("without {target}: {}", failure.message()));
+            }
+            (Err(failure), _) => return Err(failure),
         }
     }
+    Ok(rungs)
+}
+
+fn rung(name: &'static str, place: &Place, spec: &TargetSpec) -> Rung {
+    let (place, spec) = (place.clone(), spec.clone());
+    Rung { name, place, spec, placement: Placement::Packed, records: false }
+}
+
+fn plain() -> TargetSpec {
+    TargetSpec { attention: Some(AttentionSpec(AttentionPolicy::Plain)), ..TargetSpec::default() }
+}
+
+fn fused(spec: &TargetSpec) -> TargetSpec {
+    TargetSpec { attention: Some(AttentionSpec(AttentionPolicy::Fused)), ..spec.clone() }
+}
+
+fn rungs_of_host(place: &Place) -> Vec<Rung> {
+    let (plain, fused) = (plain(), fused(&plain()));
+    let precision = PrecisionSpec { storage: Some(Type::F16), ..PrecisionSpec::default() };
+    let stored = TargetSpec { precision, ..fused.clone() };
+    let mapped = |name, spec| Rung { placement: Placement::Mapped, ..rung(name, place, spec) };
+    vec![
+        mapped("fp32", &plain),
+        rung("layouts and kernels chosen for the processor", place, &plain),
+        rung("memory-efficient attention", place, &fused),
+        mapped("weights mapped, rows one by one", &fused),
+        mapped("weights stored in fp16", &stored),
+    ]
+}
+
+/// The steps of diffusers' page, one on top of the other.
+fn rungs_of_onnxruntime(place: &Place) -> Vec<Rung> {
+    let computed_in = |compute| PrecisionSpec { compute: Some(compute), ..PrecisionSpec::default() };
+    let f32 = TargetSpec {
+        precision: computed_in(Type::F32),
+        tf32: Some(false),
+        channels_last: Some(false),
+        optimization_level: Some(0),
+        ..plain()
+    };
+    let tuned = TargetSpec { optimization_level: None, ..f32.clone() };
+    let tf32 = TargetSpec { tf32: None, ..tuned.clone() };
+    let f16 = TargetSpec { precision: computed_in(Type::F16), ..tf32.clone() };
+    let channels_last = TargetSpec { channels_last: None, ..f16.clone() };
+    let fused = fused(&channels_last);
+    vec![
+        rung("fp32", place, &f32),
+        rung("autotuned convolutions", place, &tuned),
+        rung("TF32", place, &tf32),
+        rung("fp16", place, &f16),
+        rung("channels last", place, &channels_last),
+        rung("memory-efficient attention", place, &fused),
+        Rung { records: true, ..rung("CUDA graph", place, &fused) },
+    ]
+}
+
+fn rungs_of_tensorrt(place: &Place) -> Vec<Rung> {
+    let spec = TargetSpec { allow_slow_attention: true, ..fused(&TargetSpec::default()) };
+    vec![
+        rung("compiled by TensorRT-RTX", place, &spec),
+        Rung { records: true, ..rung("compiled by TensorRT-RTX, CUDA graph", place, &spec) },
+    ]
 }
 
 /// What memory is measured of: fused attention, and sliced attention.
@@ -170,8 +204,8 @@ fn memory_specs(place: &Place) -> Vec<TargetSpec> {
         Place::Gpu(_) => Some(Bytes(GPU_SEGMENTS)),
     };
     let sliced = AttentionSpec(AttentionPolicy::Halved);
-    let spec =
-        |attention| TargetSpec { attention, segments, allow_slow_attention: true, ..TargetSpec::default() };
+    let allow_slow_attention = place.target() == Target::TensorrtRtx;
+    let spec = |attention| TargetSpec { attention, segments, allow_slow_attention, ..TargetSpec::default() };
     vec![spec(None), spec(Some(sliced))]
 }
 
@@ -200,12 +234,12 @@ fn built(
     Ok(compiled.map_err(|e| failure(e, cache))?.bundle)
 }
 
-fn measure(cases: &mut [Case], place: &Place, args: &BenchLadderArgs) -> Result<(), Failure> {
+fn measure(cases: &mut [Case], args: &BenchLadderArgs) -> Result<(), Failure> {
     let (bar, n_cases) = (Bar::count("measuring"), cases.len());
     for round in 0..args.rounds {
         for (i, case) in cases.iter_mut().enumerate() {
             bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
-            let backend = place.backend_that(args.execution, case.rung.records)?;
+            let backend = case.rung.place.backend_that(args.execution, case.rung.records)?;
             let (seconds, image) = draw(case, backend, args.steps)?;
             case.seconds.push(seconds);
             case.image = Some(image);

@@ -352,6 +352,7 @@ impl<'a> Plan<'a> {
             self.content.clone(),
             self.provenance.clone(),
         );
+        manifest.tuning = self.target.tuning();
         let unread: BTreeMap<Role, Vec<String>> =
             self.parts.iter().flat_map(|part| part.models.unread()).collect();
         for part in &self.parts {
@@ -399,7 +400,7 @@ impl Part<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Entry, CompileError> {
         cache.find_or_build(&self.recipe, |folder| match (target, &self.models) {
-            (TargetOptions::Cpu | TargetOptions::Onnx, Models::Traced(traced)) => {
+            (TargetOptions::Cpu | TargetOptions::Cuda(_) | TargetOptions::Onnx, Models::Traced(traced)) => {
                 build_onnx(traced, folder, progress)
             }
             (TargetOptions::TensorrtRtx(options), Models::Traced(traced)) => {
@@ -408,7 +409,7 @@ impl Part<'_> {
             (TargetOptions::TensorrtRtx(options), Models::Onnx(models)) => {
                 build_from_onnx(models, options, folder, progress)
             }
-            (TargetOptions::Cpu | TargetOptions::Onnx, Models::Onnx(_)) => {
+            (TargetOptions::Cpu | TargetOptions::Cuda(_) | TargetOptions::Onnx, Models::Onnx(_)) => {
                 Err(CompileError::FromOnnx(target.target()))
             }
         })

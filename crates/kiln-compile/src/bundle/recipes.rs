@@ -86,16 +86,10 @@ pub(super) fn provenance(
         kiln: env!("CARGO_PKG_VERSION").into(),
         key: String::new(),
         toolkit: match &options.target {
-            TargetOptions::Cpu | TargetOptions::Onnx => None,
+            TargetOptions::Cpu | TargetOptions::Cuda(_) | TargetOptions::Onnx => None,
             TargetOptions::TensorrtRtx(options) => Some(options.release.clone()),
         },
-        options: {
-            let mut named = named_options(&options.trace);
-            if let TargetOptions::TensorrtRtx(options) = &options.target {
-                named.extend(options.named());
-            }
-            named
-        },
+        options: named_options(&options.trace).into_iter().chain(options.target.named()).collect(),
         checkpoint,
         loras: fused_loras(&options.trace.loras),
     };

@@ -3,7 +3,9 @@
 mod cpu;
 mod rtx;
 
-use kiln_bundle::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size, Target};
+use std::collections::BTreeMap;
+
+use kiln_bundle::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size, Target, Tuning};
 use kiln_graph::{DType, Dim, ModelPort};
 
 use crate::TracedModel;
@@ -21,6 +23,8 @@ pub(crate) use rtx::{OnnxModel, build as build_for_rtx, build_from_onnx};
 pub enum TargetOptions {
     /// ONNX for a CPU.
     Cpu,
+    /// ONNX for ONNX Runtime's CUDA provider.
+    Cuda(Tuning),
     /// ONNX to build engines from.
     Onnx,
     /// TensorRT-RTX engines.
@@ -32,8 +36,30 @@ impl TargetOptions {
     pub fn target(&self) -> Target {
         match self {
             TargetOptions::Cpu => Target::Cpu,
+            TargetOptions::Cuda(_) => Target::Cuda,
             TargetOptions::Onnx => Target::Onnx,
             TargetOptions::TensorrtRtx(_) => Target::TensorrtRtx,
+        }
+    }
+
+    /// How the models run, where that is not in them.
+    pub(crate) fn tuning(&self) -> Option<Tuning> {
+        match self {
+            TargetOptions::Cuda(tuning) => Some(*tuning),
+            TargetOptions::Cpu | TargetOptions::Onnx | TargetOptions::TensorrtRtx(_) => None,
+        }
+    }
+
+    /// What a bundle says of how its engines were built.
+    pub(crate) fn named(&self) -> BTreeMap<String, String> {
+        match self {
+            TargetOptions::Cpu | TargetOptions::Onnx => BTreeMap::new(),
+            TargetOptions::Cuda(tuning) => BTreeMap::from([
+                ("tf32".into(), tuning.tf32.to_string()),
+                ("channels last".into(), tuning.channels_last.to_string()),
+                ("search".into(), tuning.search.to_string()),
+            ]),
+            TargetOptions::TensorrtRtx(options) => options.named(),
         }
     }
 }

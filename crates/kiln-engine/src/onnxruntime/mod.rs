@@ -1,7 +1,8 @@
-//! ONNX Runtime's CPU provider.
+//! ONNX Runtime's CPU and CUDA providers.
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod allocator;
+mod cuda;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -15,14 +16,16 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, Outlet, Tensor as OrtTensor, TensorElementType, TensorRef};
 
 use crate::error::EngineErrorKind::{Library, Load, Run};
-use crate::overrides::{Elements, WeightOverride, for_each_weight};
+use crate::overrides::{Elements, WeightOverride, WeightSource, for_each_weight};
 use crate::tensor::HostView;
 use crate::{
     Backend, ElementType, Engine, EngineError, ForeignTensor, LoadOptions, Placement, Port, Tensor, TensorView,
     bind_on_host,
 };
 
-/// ONNX Runtime, opened from a shared library.
+pub use cuda::{CudaTuning, OnnxRuntimeCuda};
+
+/// ONNX Runtime, opened from a shared library, with its CPU provider.
 pub struct OnnxRuntime {
     environment: Environment,
     version: String,
@@ -64,11 +67,23 @@ impl OnnxRuntime {
         Ok(OnnxRuntime { environment, version, threads })
     }
 
-    fn session(&self, model: &Path, options: &LoadOptions) -> Result<Session, String> {
-        let mut builder = builder(&self.environment, options.placement).map_err(|e| e.to_string())?;
-        if let Some(source) = &options.overrides {
+    /// The one that this process has opened, if any: there is no second.
+    pub fn in_use() -> Option<OnnxRuntime> {
+        let opened = OPENED.get()?.lock().unwrap_or_else(|e| e.into_inner());
+        let Opened { environment, version, threads, .. } = opened.as_ref()?;
+        Some(OnnxRuntime { environment: environment.clone(), version: version.clone(), threads: *threads })
+    }
+
+    /// A session with weights in place of the model's, where there are some.
+    fn session(
+        &self,
+        mut builder: SessionBuilder,
+        model: &Path,
+        overrides: Option<&dyn WeightSource>,
+    ) -> Result<Session, String> {
+        if let Some(source) = overrides {
             let mut values = Vec::new();
-            for_each_weight(&**source, self.threads, |name, weight| {
+            for_each_weight(source, self.threads, |name, weight| {
                 let value = initializer(weight).map_err(|e| format!("weight '{name}': {e}"))?;
                 values.push((name.to_owned(), value));
                 Ok(())
@@ -135,9 +150,11 @@ impl Backend for OnnxRuntime {
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
-        let session = self.session(model, options).map_err(refuse)?;
-        let inputs = session.inputs().iter().map(port).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
-        let outputs = session.outputs().iter().map(port).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
+        let builder = builder(&self.environment, options.placement).map_err(|e| refuse(e.to_string()))?;
+        let session = self.session(builder, model, options.overrides.as_deref()).map_err(refuse)?;
+        let [inputs, outputs] = [session.inputs(), session.outputs()]
+            .map(|outlets| outlets.iter().map(port).collect::<Result<Vec<Port>, _>>().map_err(refuse));
+        let (inputs, outputs) = (inputs?, outputs?);
         Ok(Box::new(OrtEngine { model: model.into(), session, inputs, outputs }))
     }
 }
@@ -249,8 +266,9 @@ fn view<T: ort::value::PrimitiveTensorElementType>(value: &DynValue) -> ort::Res
 fn port(outlet: &Outlet) -> Result<Port, String> {
     let element_type = match outlet.dtype().tensor_type() {
         Some(TensorElementType::Float32) => ElementType::F32,
+        Some(TensorElementType::Float16) => ElementType::F16,
         Some(TensorElementType::Int64) => ElementType::I64,
-        other => return Err(format!("port '{}' has type {other:?}; supported: f32, i64", outlet.name())),
+        other => return Err(format!("port '{}' has type {other:?}; supported: f32, f16, i64", outlet.name())),
     };
     let shape = outlet.dtype().tensor_shape().map(|shape| shape.to_vec()).unwrap_or_default();
     let shape = shape.into_iter().map(|n| usize::try_from(n).ok()).collect();

@@ -12,7 +12,6 @@ use super::failure;
 use super::kernels::Kernels;
 use super::plan::{Plan, PlanReader};
 use super::profiles::Profiles;
-use crate::device::le_bytes;
 use crate::error::EngineErrorKind::{Load, Run};
 use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
 
@@ -235,18 +234,6 @@ impl TrtEngine {
         }
         Ok(())
     }
-
-    fn write(&self, value: &TensorView<'_>, place: &DeviceTensor) -> Result<(), EngineError> {
-        let bytes = match value {
-            TensorView::F32(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
-            TensorView::I64(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
-            TensorView::Device(tensor) => {
-                let n_bytes = value.n_bytes() as usize;
-                return Ok(self.device.copy((tensor.memory(), 0), (place.memory(), 0), n_bytes)?);
-            }
-        };
-        Ok(self.device.write(place.memory(), &bytes)?)
-    }
 }
 
 impl Engine for TrtEngine {
@@ -265,18 +252,12 @@ impl Engine for TrtEngine {
         self.set_shapes(bound.iter().map(|view| view.shape().iter().map(|&n| n as i64).collect()).collect())?;
         for (i, value) in bound.into_iter().enumerate() {
             if let Some(setup) = &self.setup {
-                self.write(value, &setup.inputs[i])?;
+                setup.inputs[i].fill(value)?;
             }
         }
         self.enqueue()?;
         let made = self.setup.iter().flat_map(|setup| &setup.outputs);
-        made.map(|made| {
-            let own = DeviceTensor::new(&self.device, made.element_type(), made.shape())?;
-            let n_bytes = TensorView::Device(made).n_bytes() as usize;
-            self.device.copy((made.memory(), 0), (own.memory(), 0), n_bytes)?;
-            Ok(Tensor::Device(own))
-        })
-        .collect()
+        made.map(|made| Ok(Tensor::Device(made.duplicate()?))).collect()
     }
 
     fn unload(&mut self) -> Result<bool, EngineError> {

@@ -14,7 +14,7 @@ use kiln_cuda::{ComputeCapability, Device, Driver};
 use kiln_trt::{Library, Product, Runtime, TrtError, TrtErrorKind};
 
 use crate::error::EngineErrorKind;
-use crate::{Backend, Engine, EngineError, Format, LoadOptions};
+use crate::{Backend, Engine, EngineError, Format, LoadOptions, device};
 use arena::Arena;
 use engine::TrtEngine;
 use kernels::Kernels;
@@ -113,18 +113,8 @@ impl Backend for TensorRt {
     }
 }
 
-/// What TensorRT says where memory of the device is full.
-const OUT_OF_MEMORY: [&str; 4] =
-    ["out of memory", "OutOfMemory", "cudaErrorMemoryAllocation", "insufficient device memory"];
-
 /// What TensorRT says, by what its words mean: it has no codes.
 fn failure(model: &Path, device: &Device, error: &TrtError) -> EngineError {
-    let text = error.to_string();
-    if OUT_OF_MEMORY.iter().any(|words| text.contains(words)) {
-        let left = device.memory().map_or_else(|e| e.to_string(), |memory| memory.to_string());
-        let reason = format!("cuda:{} has not enough memory left: {left}", device.info().ordinal);
-        return EngineError::new(EngineErrorKind::OutOfMemory, model, reason);
-    }
     let kind = match error.kind() {
         TrtErrorKind::Library => EngineErrorKind::Library,
         TrtErrorKind::Incompatible => EngineErrorKind::Incompatible,
@@ -132,5 +122,5 @@ fn failure(model: &Path, device: &Device, error: &TrtError) -> EngineError {
         TrtErrorKind::Argument => EngineErrorKind::Input,
         _ => EngineErrorKind::Run,
     };
-    EngineError::new(kind, model, text)
+    device::failure(kind, model, device, &error.to_string())
 }

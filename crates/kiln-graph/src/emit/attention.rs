@@ -23,7 +23,7 @@ impl Builder<'_> {
     fn fused(&mut self, [q, k, v]: &[Value; 3], heads: u64, scale: f32, causal: bool) -> Value {
         let scale = AttributeProto::float("scale", scale);
         match self.policy.flavor {
-            Flavor::OnnxRuntime => {
+            Flavor::OnnxRuntime | Flavor::OnnxRuntimeCuda => {
                 let mut attributes = vec![AttributeProto::int("num_heads", heads as i64), scale];
                 if causal {
                     attributes.push(AttributeProto::int("unidirectional", 1));

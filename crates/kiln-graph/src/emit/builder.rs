@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{EmittedModel, ModelPort, StoredWeight, model_proto};
+use super::{EmittedModel, ModelPort, StoredWeight, fuse, model_proto};
 use crate::dim::Atom;
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use crate::tensor::Op;
@@ -76,7 +76,8 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn finish(mut self) -> EmittedModel {
-        self.drop_identities();
+        fuse::drop_identities(&mut self.nodes);
+        fuse::activate_group_norms(&mut self.nodes, &self.outputs);
         let n_nodes = self.nodes.len();
         let is_attention =
             |node: &&NodeProto| matches!(node.op_type.as_str(), "Attention" | "MultiHeadAttention");
@@ -91,25 +92,6 @@ impl<'a> Builder<'a> {
             n_nodes,
             n_fused_attentions,
             n_decomposed_attentions: self.n_attentions - n_fused_attentions,
-        }
-    }
-
-    /// Lets the producer of an output write it under the output's name.
-    fn drop_identities(&mut self) {
-        let producers: HashMap<Value, usize> =
-            self.nodes.iter().enumerate().map(|(i, node)| (node.output[0].clone(), i)).collect();
-        let mut renamed: HashMap<Value, Value> = HashMap::new();
-        let is_renaming = |node: &NodeProto| node.op_type == "Identity";
-        for node in self.nodes.iter().filter(|n| is_renaming(n)) {
-            if producers.contains_key(&node.input[0]) && !renamed.contains_key(&node.input[0]) {
-                renamed.insert(node.input[0].clone(), node.output[0].clone());
-            }
-        }
-        self.nodes.retain(|node| !(is_renaming(node) && renamed.get(&node.input[0]) == Some(&node.output[0])));
-        for value in self.nodes.iter_mut().flat_map(|node| node.input.iter_mut().chain(&mut node.output)) {
-            if let Some(name) = renamed.get(value) {
-                value.clone_from(name);
-            }
         }
     }
 

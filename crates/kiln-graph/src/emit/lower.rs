@@ -3,6 +3,7 @@
 use std::f32::consts::SQRT_2;
 
 use super::builder::{Builder, Value};
+use super::fuse::ACTIVATION;
 use crate::proto::AttributeProto;
 use crate::tensor::{Binary, Op, Unary};
 use crate::{DType, Dim, Flavor, Tensor, TraceError};
@@ -87,7 +88,7 @@ impl Builder<'_> {
     }
 
     fn unary(&mut self, op: Unary, x: &str, dtype: DType) -> Value {
-        let contrib = self.policy.flavor == Flavor::OnnxRuntime;
+        let contrib = self.policy.flavor.has_contrib();
         let alpha = |alpha| vec![AttributeProto::float("alpha", alpha)];
         match op {
             Unary::Relu => self.op("Relu", &[x], vec![]),
@@ -213,8 +214,45 @@ impl Builder<'_> {
         self.reshape(&product, &flat, tensor.shape())
     }
 
-    /// Instance normalisation of `[B, groups, rest]`, then the per-channel affine map.
     fn group_norm(
+        &mut self,
+        tensor: &Tensor,
+        groups: u64,
+        epsilon: f32,
+        dtype: DType,
+    ) -> Result<Value, TraceError> {
+        match (self.policy.flavor, tensor.shape().len()) {
+            (Flavor::OnnxRuntimeCuda, 4) => self.group_norm_of_last(tensor, groups, epsilon, dtype),
+            _ => self.group_norm_by_instance(tensor, groups, epsilon, dtype),
+        }
+    }
+
+    /// ONNX Runtime's operator for channels that lie last, whose parameters are 32-bit floats.
+    fn group_norm_of_last(
+        &mut self,
+        tensor: &Tensor,
+        groups: u64,
+        epsilon: f32,
+        dtype: DType,
+    ) -> Result<Value, TraceError> {
+        let [x, weight, bias] = [&tensor.0.inputs[0], &tensor.0.inputs[1], &tensor.0.inputs[2]];
+        let value = self.value(x, dtype)?;
+        let channels = [x.shape()[1].fixed().unwrap_or_default()];
+        let weight = self.weight_as(weight, &channels, DType::F32)?;
+        let bias = self.weight_as(bias, &channels, DType::F32)?;
+        let attributes = vec![
+            AttributeProto::float("epsilon", epsilon),
+            AttributeProto::int("groups", groups as i64),
+            AttributeProto::int(ACTIVATION, 0),
+            AttributeProto::int("channels_last", 1),
+        ];
+        let last = self.transpose(&value, &[0, 2, 3, 1]);
+        let normal = self.contrib("GroupNorm", &[&last, &weight, &bias], attributes);
+        Ok(self.transpose(&normal, &[0, 3, 1, 2]))
+    }
+
+    /// Instance normalisation of `[B, groups, rest]`, then the per-channel affine map.
+    fn group_norm_by_instance(
         &mut self,
         tensor: &Tensor,
         groups: u64,

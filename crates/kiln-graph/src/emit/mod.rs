@@ -2,6 +2,7 @@
 
 mod attention;
 mod builder;
+mod fuse;
 mod lower;
 mod segments;
 
@@ -11,7 +12,7 @@ use crate::proto::{
     DimensionProto, DimensionValue, GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto,
     TensorTypeProto, TypeProto, ValueInfoProto,
 };
-use crate::{DType, EmitPolicy, Flavor, Shape, Tensor, TraceError};
+use crate::{DType, EmitPolicy, Shape, Tensor, TraceError};
 
 use crate::tensor::Op;
 use builder::Builder;
@@ -131,7 +132,7 @@ fn emit_segment(
 fn model_proto(name: &str, policy: &EmitPolicy, mut graph: GraphProto, ports: [&[ModelPort]; 2]) -> ModelProto {
     let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
     let mut opset_import = vec![opset("", policy.opset())];
-    if policy.flavor == Flavor::OnnxRuntime {
+    if policy.flavor.has_contrib() {
         opset_import.push(opset("com.microsoft", 1));
     }
     let [inputs, outputs] = ports.map(|ports| ports.iter().map(value_info).collect());

@@ -81,10 +81,12 @@ impl Machine {
             variable: KILN_ONNXRUNTIME,
             stem: "some",
             package: "some",
+            beside: &[],
             version: "1.0",
             release: "1.0",
             abi: "none",
             platforms: Box::leak(Box::new([platform])),
+            companions: &[],
         };
         let mut path = OsString::from(root.join("bin"));
         path.push(":");

@@ -390,7 +390,7 @@ fn check_target(bundle: &Bundle, backend: &dyn Backend) -> Result<(), Error> {
     let target = bundle.manifest().target;
     let refuse = |reason: String| Err(Error::Target { path: bundle.root().into(), target, reason });
     match (target, backend.format()) {
-        (Target::Cpu, Format::Onnx) => Ok(()),
+        (Target::Cpu, Format::Onnx) | (Target::Cuda, Format::OnnxForCuda) => Ok(()),
         (Target::TensorrtRtx, Format::TensorRtRtx) => {
             let key = kiln_native::cache_dir()?.join(SealKey::FILE);
             Ok(bundle.check_seal(&SealKey::open(&key)?)?)

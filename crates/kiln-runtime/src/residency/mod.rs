@@ -6,8 +6,8 @@ mod network;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, Role, TensorFile};
-use kiln_engine::{Backend, Engine, LoadOptions, Placement, heap};
+use kiln_bundle::{Bundle, Component, Role, TensorFile, Tuning};
+use kiln_engine::{Backend, CudaTuning, Engine, Format, LoadOptions, Placement, heap};
 use kiln_lora::LoraPlan;
 
 use crate::lora::ChangedWeights;
@@ -137,12 +137,13 @@ impl Residency {
         let component = bundle.component(role)?;
         let segment = &component.segments[i];
         let swaps = self.memory.offload != Offload::None;
-        let device = self.backend.device();
+        let device = self.backend.device().filter(|_| self.backend.format() == Format::TensorRtRtx);
         let kernels = device.and_then(|device| KernelFile::new(bundle, &segment.engine, device));
         let mut options = LoadOptions {
             placement: self.placement(bundle),
             overrides: None,
             swaps,
+            tuning: bundle.manifest().tuning.map(tuning).unwrap_or_default(),
             kernels: kernels.map(|kernels| Arc::new(kernels) as _),
         };
         if let Some(changes) = self.loras.changes(owner(role)) {
@@ -230,6 +231,10 @@ fn owner(role: Role) -> Role {
         Role::UnetControlled => Role::Unet,
         role => role,
     }
+}
+
+fn tuning(Tuning { tf32, channels_last, search }: Tuning) -> CudaTuning {
+    CudaTuning { tf32, channels_last, search }
 }
 
 /// Engines over the same weights, of which one at a time is enough.

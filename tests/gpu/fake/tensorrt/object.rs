@@ -14,7 +14,7 @@ struct Family {
 fn order(class: &str) -> &'static [String] {
     static FAMILY: OnceLock<Family> = OnceLock::new();
     let family = FAMILY.get_or_init(|| {
-        let text = include_str!("../../../crates/kiln-trt/vtables.json");
+        let text = include_str!("../../../../crates/kiln-trt/vtables.json");
         let mut families: HashMap<String, serde_json::Value> = serde_json::from_str(text).expect("tables");
         serde_json::from_value(families.remove("rtx 1").expect("a family")).expect("a family")
     });

@@ -1,0 +1,165 @@
+//! ONNX Runtime's CUDA provider, which works on the device's own stream and memory.
+#![expect(unsafe_code, reason = "addresses and streams of the device are ours to vouch for")]
+
+mod engine;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kiln_cuda::{ComputeCapability, Device, Driver};
+use ort::ep::cuda::ConvAlgorithmSearch;
+use ort::ep::{ArenaExtendStrategy, CUDA, ExecutionProvider};
+use ort::logging::LogLevel;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+
+use super::OnnxRuntime;
+use crate::device::failure;
+use crate::error::EngineErrorKind::{Library, Load};
+use crate::{Backend, Engine, EngineError, Format, LoadOptions};
+use engine::CudaEngine;
+
+/// ONNX Runtime with its CUDA provider on a device.
+///
+/// Each engine has memory of its own to compute in; all are put onto the device's one stream, one after the other.
+pub struct OnnxRuntimeCuda {
+    runtime: OnnxRuntime,
+    device: Arc<Device>,
+    records: bool,
+}
+
+/// How the CUDA provider runs a model; all of it by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaTuning {
+    /// Whether products of 32-bit floats may have 10 bits of mantissa.
+    pub tf32: bool,
+    /// Whether convolutions run over channels that lie last.
+    pub channels_last: bool,
+    /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs, which takes seconds.
+    pub search: bool,
+}
+
+impl Default for CudaTuning {
+    fn default() -> CudaTuning {
+        CudaTuning { tf32: true, channels_last: true, search: true }
+    }
+}
+
+impl OnnxRuntimeCuda {
+    /// The version of CUDA that the driver must support for the libraries that kiln fetches.
+    pub const NEEDED_CUDA: [u32; 2] = [13, 0];
+
+    /// The oldest devices that the provider has kernels for.
+    pub const NEEDED_COMPUTE_CAPABILITY: ComputeCapability = ComputeCapability(7, 5);
+
+    /// CUDA's and cuDNN's libraries that the provider opens, in an order in which each finds those it needs.
+    pub const NEEDED_LIBRARIES: [&str; 14] = [
+        "libcudart.so.13",
+        "libnvrtc.so.13",
+        "libnvJitLink.so.13",
+        "libcublasLt.so.13",
+        "libcublas.so.13",
+        "libcurand.so.10",
+        "libcudnn_graph.so.9",
+        "libcudnn_ops.so.9",
+        "libcudnn_engines_runtime_compiled.so.9",
+        "libcudnn_engines_precompiled.so.9",
+        "libcudnn_heuristic.so.9",
+        "libcudnn_cnn.so.9",
+        "libcudnn_adv.so.9",
+        "libcudnn.so.9",
+    ];
+
+    /// Opens the library, with its provider beside it, for a device.
+    ///
+    /// CUDA's libraries are taken from the same folder, and those that are not there from where the system finds them.
+    pub fn open(library: &Path, driver: &Driver, device: Arc<Device>) -> Result<OnnxRuntimeCuda, EngineError> {
+        driver.check_version("ONNX Runtime's CUDA provider", OnnxRuntimeCuda::NEEDED_CUDA)?;
+        device.bind()?;
+        let refuse = |reason: String| EngineError::new(Library, library, reason);
+        for name in OnnxRuntimeCuda::NEEDED_LIBRARIES {
+            let beside = library.with_file_name(name);
+            if beside.is_file() {
+                ort::util::preload_dylib(&beside).map_err(|e| EngineError::new(Library, &beside, e))?;
+            }
+        }
+        let backend = OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, None)?, device, records: true };
+        // What the provider lacks is told now, not when the first engine is loaded.
+        backend.builder(CudaTuning::default(), false).map_err(|e| refuse(e.to_string()))?;
+        Ok(backend)
+    }
+
+    /// Whether engines that run again with the same sizes do so as recorded CUDA graphs, which they do unless told.
+    #[must_use]
+    pub fn with_recording(self, records: bool) -> OnnxRuntimeCuda {
+        OnnxRuntimeCuda { records, ..self }
+    }
+
+    fn builder(&self, tuning: CudaTuning, records: bool) -> ort::Result<SessionBuilder> {
+        let mut builder = Session::builder(&self.runtime.environment)?
+            .with_log_level(LogLevel::Fatal)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_config_entry("session.use_device_allocator_for_initializers", "1")?;
+        let search = match tuning.search {
+            true => ConvAlgorithmSearch::Exhaustive,
+            false => ConvAlgorithmSearch::Heuristic,
+        };
+        let provider = CUDA::default()
+            .with_device_id(i32::try_from(self.device.info().ordinal).unwrap_or(i32::MAX))
+            .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+            .with_conv_algorithm_search(search)
+            .with_conv_max_workspace(true)
+            .with_tf32(tuning.tf32)
+            .with_prefer_nhwc(tuning.channels_last)
+            .with_cuda_graph(records);
+        // SAFETY: the stream is the device's, which every engine keeps.
+        let provider = unsafe { provider.with_compute_stream(self.device.compute_stream().cast()) };
+        provider.register(&mut builder)?;
+        Ok(builder)
+    }
+
+    /// A session, and whether its runs can be recorded; those of models with operators that only the processor has can not.
+    fn session(&self, model: &Path, options: &LoadOptions) -> Result<(Session, bool), EngineError> {
+        let open = |records: bool| {
+            let builder = self.builder(options.tuning, records).map_err(|e| e.to_string())?;
+            self.runtime.session(builder, model, options.overrides.as_deref())
+        };
+        let recorded = if self.records { open(true).ok() } else { None };
+        match recorded {
+            Some(session) => Ok((session, true)),
+            None => {
+                let session = open(false).map_err(|reason| failure(Load, model, &self.device, &reason))?;
+                Ok((session, false))
+            }
+        }
+    }
+}
+
+impl Backend for OnnxRuntimeCuda {
+    fn name(&self) -> &'static str {
+        "onnxruntime-cuda"
+    }
+
+    fn version(&self) -> &str {
+        self.runtime.version()
+    }
+
+    fn format(&self) -> Format {
+        Format::OnnxForCuda
+    }
+
+    fn device(&self) -> Option<&Arc<Device>> {
+        Some(&self.device)
+    }
+
+    fn trim(&self) {
+        // What fails now fails again where it can be told.
+        let _ = self.device.trim();
+    }
+
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
+        self.device.bind()?;
+        let (session, records) = self.session(model, options)?;
+        Ok(Box::new(CudaEngine::new(model, session, self.device.clone(), records)?))
+    }
+}

@@ -1,0 +1,306 @@
+//! ONNX Runtime for tests: the real one, whose CUDA provider is its processor's, on memory of a fake CUDA driver.
+//!
+//! All calls go to the library that `FAKE_ONNXRUNTIME` names but those about the provider. It is strict where the real one
+//! is silent or crashes: a recorded run whose tensors have moved ends the process. What it is asked for is written to the
+//! file that `FAKE_ONNXRUNTIME_REPORT` names, one line of JSON for each provider and each run.
+#![allow(unsafe_code, reason = "a C library in all but name")]
+
+mod cuda;
+mod model;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::Write;
+use std::ptr;
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+
+use libloading::Library;
+use ort_sys::{
+    OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv, OrtErrorCode, OrtIoBinding,
+    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtSessionOptions, OrtStatusPtr, OrtValue, os_char,
+};
+use serde_json::json;
+
+/// What the CUDA provider knows, of what kiln asks for.
+const KNOWN: [&str; 9] = [
+    "arena_extend_strategy",
+    "cudnn_conv_algo_search",
+    "cudnn_conv_use_max_workspace",
+    "device_id",
+    "enable_cuda_graph",
+    "has_user_compute_stream",
+    "prefer_nhwc",
+    "use_tf32",
+    "user_compute_stream",
+];
+
+type Options = BTreeMap<String, String>;
+
+#[derive(Default)]
+struct State {
+    /// The provider's options, by session options and later by session.
+    providers: HashMap<usize, Options>,
+    /// Where bindings have their tensors, by name.
+    bound: HashMap<usize, BTreeMap<String, usize>>,
+    /// Where the tensors of recorded runs were, by session and number.
+    recorded: HashMap<(usize, String), BTreeMap<String, usize>>,
+}
+
+static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
+
+fn state<T>(change: impl FnOnce(&mut State) -> T) -> T {
+    change(&mut STATE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The base of the real library, which stays open.
+fn real_base() -> &'static OrtApiBase {
+    static BASE: OnceLock<usize> = OnceLock::new();
+    let address = *BASE.get_or_init(|| {
+        let path = std::env::var_os("FAKE_ONNXRUNTIME").expect("FAKE_ONNXRUNTIME names the real library");
+        // SAFETY: ONNX Runtime's initialisers have no preconditions.
+        let library = Box::leak(Box::new(unsafe { Library::new(path) }.expect("the real library")));
+        // SAFETY: the header declares it so.
+        let base = unsafe { library.get::<unsafe extern "system" fn() -> *const OrtApiBase>(b"OrtGetApiBase") };
+        // SAFETY: as above.
+        unsafe { base.expect("ONNX Runtime's entry point")() as usize }
+    });
+    // SAFETY: the base is static in the real library.
+    unsafe { &*(address as *const OrtApiBase) }
+}
+
+fn real() -> &'static OrtApi {
+    // SAFETY: the release knows the version of the binding, or the process could not have come here.
+    unsafe { &*(real_base().GetApi)(ort_sys::ORT_API_VERSION) }
+}
+
+/// ONNX Runtime's entry point.
+#[unsafe(no_mangle)]
+pub extern "system" fn OrtGetApiBase() -> *const OrtApiBase {
+    static BASE: LazyLock<OrtApiBase> =
+        LazyLock::new(|| OrtApiBase { GetApi: get_api, GetVersionString: real_base().GetVersionString });
+    &raw const *BASE
+}
+
+unsafe extern "system" fn get_api(version: u32) -> *const OrtApi {
+    static API: OnceLock<usize> = OnceLock::new();
+    // SAFETY: the real call has no preconditions.
+    let real = unsafe { (real_base().GetApi)(version) };
+    if real.is_null() {
+        return real;
+    }
+    let address = API.get_or_init(|| {
+        // SAFETY: it has at least the functions that the binding knows.
+        let mut api = unsafe { ptr::read(real) };
+        api.CreateCUDAProviderOptions = create_options;
+        api.UpdateCUDAProviderOptions = update_options;
+        api.ReleaseCUDAProviderOptions = release_options;
+        api.SessionOptionsAppendExecutionProvider_CUDA_V2 = append_provider;
+        api.CreateMemoryInfo = create_memory_info;
+        api.CreateSession = create_session;
+        api.BindInput = bind_input;
+        api.BindOutput = bind_output;
+        api.RunWithBinding = run_with_binding;
+        api.ReleaseSession = release_session;
+        api.ReleaseIoBinding = release_binding;
+        Box::leak(Box::new(api)) as *const OrtApi as usize
+    });
+    *address as *const OrtApi
+}
+
+const OK: OrtStatusPtr = OrtStatusPtr(ptr::null_mut());
+
+fn refuse(reason: &str) -> OrtStatusPtr {
+    let reason = CString::new(reason).unwrap_or_default();
+    // SAFETY: the text is valid for the call.
+    unsafe { (real().CreateStatus)(OrtErrorCode::ORT_INVALID_ARGUMENT, reason.as_ptr()) }
+}
+
+/// # Safety
+///
+/// The text ends with a zero and is valid for the call.
+unsafe fn text(value: *const c_char) -> String {
+    // SAFETY: the caller's.
+    unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned()
+}
+
+fn records(provider: &Options) -> bool {
+    provider.get("enable_cuda_graph").is_some_and(|on| matches!(on.as_str(), "1" | "true"))
+}
+
+fn report(line: &serde_json::Value) {
+    if let Some(path) = std::env::var_os("FAKE_ONNXRUNTIME_REPORT") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        writeln!(file.expect("a report"), "{line}").expect("a line");
+    }
+}
+
+unsafe extern "system" fn create_options(out: *mut *mut OrtCUDAProviderOptionsV2) -> OrtStatusPtr {
+    // SAFETY: the caller has room for a pointer.
+    unsafe { *out = Box::into_raw(Box::<Options>::default()).cast() };
+    OK
+}
+
+unsafe extern "system" fn update_options(
+    options: *mut OrtCUDAProviderOptionsV2,
+    keys: *const *const c_char,
+    values: *const *const c_char,
+    n: usize,
+) -> OrtStatusPtr {
+    for i in 0..n {
+        // SAFETY: both lists have as many texts.
+        let (key, value) = unsafe { (text(*keys.add(i)), text(*values.add(i))) };
+        if !KNOWN.contains(&key.as_str()) {
+            return refuse(&format!("Unknown provider option: \"{key}\"."));
+        }
+        // SAFETY: the options are those of `create_options`.
+        unsafe { &mut *options.cast::<Options>() }.insert(key, value);
+    }
+    OK
+}
+
+unsafe extern "system" fn release_options(options: *mut OrtCUDAProviderOptionsV2) {
+    // SAFETY: as above, and they are released once.
+    drop(unsafe { Box::from_raw(options.cast::<Options>()) });
+}
+
+unsafe extern "system" fn append_provider(
+    session_options: *mut OrtSessionOptions,
+    options: *const OrtCUDAProviderOptionsV2,
+) -> OrtStatusPtr {
+    // SAFETY: the options are those of `create_options`.
+    let options = unsafe { &*options.cast::<Options>() }.clone();
+    report(&json!({ "provider": options }));
+    state(|state| state.providers.insert(session_options as usize, options));
+    OK
+}
+
+unsafe extern "system" fn create_memory_info(
+    name: *const c_char,
+    kind: OrtAllocatorType,
+    id: c_int,
+    memory: OrtMemType,
+    out: *mut *mut OrtMemoryInfo,
+) -> OrtStatusPtr {
+    // SAFETY: the caller's.
+    let is_device = unsafe { text(name) } == "Cuda";
+    let name = if is_device { c"Cpu".as_ptr() } else { name };
+    // SAFETY: the caller's.
+    unsafe { (real().CreateMemoryInfo)(name, kind, id, memory, out) }
+}
+
+unsafe extern "system" fn create_session(
+    environment: *const OrtEnv,
+    path: *const os_char,
+    options: *const OrtSessionOptions,
+    out: *mut *mut OrtSession,
+) -> OrtStatusPtr {
+    let Some(provider) = state(|state| state.providers.remove(&(options as usize))) else {
+        // SAFETY: the caller's.
+        return unsafe { (real().CreateSession)(environment, path, options, out) };
+    };
+    // SAFETY: paths are texts but on Windows.
+    let path = unsafe { text(path.cast()) };
+    let Ok(bytes) = std::fs::read(&path) else { return refuse("no such model") };
+    if records(&provider) && !model::is_for_device_alone(&bytes) {
+        return refuse("This session cannot use the graph capture feature as requested by the user");
+    }
+    let bytes = model::for_processor(bytes);
+    let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
+    let folder = CString::new(folder).unwrap_or_default();
+    let key = c"session.model_external_initializers_file_folder_path";
+    // SAFETY: the session options are the caller's alone, and the texts are valid for the call.
+    let status = unsafe { (real().AddSessionConfigEntry)(options.cast_mut(), key.as_ptr(), folder.as_ptr()) };
+    if !status.0.is_null() {
+        return status;
+    }
+    // SAFETY: the caller's, and the bytes are read before the call returns.
+    let status = unsafe {
+        (real().CreateSessionFromArray)(environment, bytes.as_ptr().cast(), bytes.len(), options, out)
+    };
+    if status.0.is_null() {
+        // SAFETY: the call succeeded.
+        state(|state| state.providers.insert(unsafe { *out } as usize, provider));
+    }
+    status
+}
+
+/// Notes where a binding has a tensor.
+unsafe fn note(binding: *mut OrtIoBinding, name: *const c_char, value: *const OrtValue) {
+    let mut address: *mut c_void = ptr::null_mut();
+    // SAFETY: the value is a tensor.
+    let status = unsafe { (real().GetTensorMutableData)(value.cast_mut(), &raw mut address) };
+    assert!(status.0.is_null(), "a tensor");
+    // SAFETY: the caller's.
+    let name = unsafe { text(name) };
+    state(|state| state.bound.entry(binding as usize).or_default().insert(name, address as usize));
+}
+
+unsafe extern "system" fn bind_input(
+    binding: *mut OrtIoBinding,
+    name: *const c_char,
+    value: *const OrtValue,
+) -> OrtStatusPtr {
+    // SAFETY: the caller's.
+    unsafe {
+        note(binding, name, value);
+        (real().BindInput)(binding, name, value)
+    }
+}
+
+unsafe extern "system" fn bind_output(
+    binding: *mut OrtIoBinding,
+    name: *const c_char,
+    value: *const OrtValue,
+) -> OrtStatusPtr {
+    // SAFETY: the caller's.
+    unsafe {
+        note(binding, name, value);
+        (real().BindOutput)(binding, name, value)
+    }
+}
+
+unsafe extern "system" fn run_with_binding(
+    session: *mut OrtSession,
+    options: *const OrtRunOptions,
+    binding: *const OrtIoBinding,
+) -> OrtStatusPtr {
+    let Some(provider) = state(|state| state.providers.get(&(session as usize)).cloned()) else {
+        // SAFETY: the caller's.
+        return unsafe { (real().RunWithBinding)(session, options, binding) };
+    };
+    // SAFETY: the text is the options', and is copied at once.
+    let id = unsafe {
+        let id = (real().GetRunConfigEntry)(options, c"gpu_graph_id".as_ptr());
+        if id.is_null() { "0".to_owned() } else { text(id) }
+    };
+    if records(&provider) && id != "-1" {
+        state(|state| {
+            let now = state.bound.get(&(binding as usize)).cloned().unwrap_or_default();
+            let then = state.recorded.entry((session as usize, id.clone())).or_insert_with(|| now.clone());
+            if *then != now {
+                eprintln!("tensors of a recorded run have moved");
+                std::process::abort();
+            }
+        });
+    }
+    report(&json!({ "run": id }));
+    let stream = provider.get("user_compute_stream").and_then(|stream| stream.parse::<usize>().ok());
+    cuda::finish(stream.expect("a stream of the caller's"));
+    // SAFETY: the caller's.
+    unsafe { (real().RunWithBinding)(session, options, binding) }
+}
+
+unsafe extern "system" fn release_session(session: *mut OrtSession) {
+    state(|state| {
+        state.providers.remove(&(session as usize));
+        state.recorded.retain(|(recorded, _), _| *recorded != session as usize);
+    });
+    // SAFETY: the caller's.
+    unsafe { (real().ReleaseSession)(session) }
+}
+
+unsafe extern "system" fn release_binding(binding: *mut OrtIoBinding) {
+    state(|state| state.bound.remove(&(binding as usize)));
+    // SAFETY: the caller's.
+    unsafe { (real().ReleaseIoBinding)(binding) }
+}
