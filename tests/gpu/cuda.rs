@@ -106,7 +106,6 @@ fn a_picture_is_that_of_the_cpu_and_the_provider_is_tuned() {
     let provider = asked.iter().rev().find(|line| line["provider"].is_object()).expect("a provider");
     let expected = [
         ("cudnn_conv_algo_search", "EXHAUSTIVE"),
-        ("prefer_nhwc", "true"),
         ("use_tf32", "true"),
         ("has_user_compute_stream", "1"),
         ("device_id", "0"),
@@ -121,9 +120,7 @@ fn a_specification_turns_what_is_tuned_off() {
     let plain = Cuda::specified("channels_last: false, tf32: false, optimization_level: 0");
     let asked = check(&plain, &["--scheduler", "euler-a"]);
     let provider = asked.iter().rev().find(|line| line["provider"].is_object()).expect("a provider");
-    for (key, value) in
-        [("cudnn_conv_algo_search", "HEURISTIC"), ("prefer_nhwc", "false"), ("use_tf32", "false")]
-    {
+    for (key, value) in [("cudnn_conv_algo_search", "HEURISTIC"), ("use_tf32", "false")] {
         assert_eq!(provider["provider"][key], value, "{key}");
     }
 }

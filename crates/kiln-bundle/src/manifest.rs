@@ -50,8 +50,6 @@ pub struct Manifest {
 pub struct Tuning {
     /// Whether products of 32-bit floats may have 10 bits of mantissa.
     pub tf32: bool,
-    /// Whether convolutions run over channels that lie last.
-    pub channels_last: bool,
     /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs.
     pub search: bool,
 }

@@ -98,7 +98,7 @@ pub struct TargetSpec {
     /// Whether products of 32-bit floats may have 10 bits of mantissa.
     #[serde(default)]
     pub tf32: Option<bool>,
-    /// Whether convolutions run over channels that lie last (cuda).
+    /// Whether convolutions and group norms run over channels that lie last (cuda).
     #[serde(default)]
     pub channels_last: Option<bool>,
     /// Whether an attention may become several kernels.
@@ -342,8 +342,8 @@ impl TargetSpec {
             precision: of(self.precision.compute.map_or(default, Type::dtype)),
             flavor: match target {
                 Target::Cpu => Flavor::OnnxRuntime,
-                Target::Cuda if self.tuning().channels_last => Flavor::OnnxRuntimeCuda,
-                Target::Cuda => Flavor::OnnxRuntime,
+                Target::Cuda if self.channels_last == Some(false) => Flavor::OnnxRuntime,
+                Target::Cuda => Flavor::OnnxRuntimeCuda,
                 Target::Onnx | Target::TensorrtRtx => Flavor::Standard,
             },
             cuts: match target {
@@ -370,11 +370,7 @@ impl TargetSpec {
 
     /// How ONNX Runtime's CUDA provider runs the models: as fast as it can, unless told.
     pub fn tuning(&self) -> Tuning {
-        Tuning {
-            tf32: self.tf32.unwrap_or(true),
-            channels_last: self.channels_last.unwrap_or(true),
-            search: self.optimization_level != Some(0),
-        }
+        Tuning { tf32: self.tf32.unwrap_or(true), search: self.optimization_level != Some(0) }
     }
 
     /// The sizes that the networks are traced with: those of the one profile whose sizes are fixed, or any.

@@ -42,7 +42,8 @@ pub enum Flavor {
     /// Contrib operators of ONNX Runtime where they are faster; rten reads them too.
     #[default]
     OnnxRuntime,
-    /// Also those that ONNX Runtime's CUDA provider alone has: group norms of channels that lie last, with their activation.
+    /// Also those that ONNX Runtime's CUDA provider alone has: convolutions and group norms of channels that lie last, and
+    /// the norms' activations with them.
     OnnxRuntimeCuda,
 }
 

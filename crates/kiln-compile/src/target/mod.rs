@@ -56,7 +56,6 @@ impl TargetOptions {
             TargetOptions::Cpu | TargetOptions::Onnx => BTreeMap::new(),
             TargetOptions::Cuda(tuning) => BTreeMap::from([
                 ("tf32".into(), tuning.tf32.to_string()),
-                ("channels last".into(), tuning.channels_last.to_string()),
                 ("search".into(), tuning.search.to_string()),
             ]),
             TargetOptions::TensorrtRtx(options) => options.named(),

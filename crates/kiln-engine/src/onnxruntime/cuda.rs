@@ -33,15 +33,13 @@ pub struct OnnxRuntimeCuda {
 pub struct CudaTuning {
     /// Whether products of 32-bit floats may have 10 bits of mantissa.
     pub tf32: bool,
-    /// Whether convolutions run over channels that lie last.
-    pub channels_last: bool,
     /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs, which takes seconds.
     pub search: bool,
 }
 
 impl Default for CudaTuning {
     fn default() -> CudaTuning {
-        CudaTuning { tf32: true, channels_last: true, search: true }
+        CudaTuning { tf32: true, search: true }
     }
 }
 
@@ -110,7 +108,8 @@ impl OnnxRuntimeCuda {
             .with_conv_algorithm_search(search)
             .with_conv_max_workspace(true)
             .with_tf32(tuning.tf32)
-            .with_prefer_nhwc(tuning.channels_last)
+            // Models say it themselves: what the provider rearranges computes sizes on the device, and can not be recorded.
+            .with_prefer_nhwc(false)
             .with_cuda_graph(records);
         // SAFETY: the stream is the device's, which every engine keeps.
         let provider = unsafe { provider.with_compute_stream(self.device.compute_stream().cast()) };

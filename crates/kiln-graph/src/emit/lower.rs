@@ -8,6 +8,12 @@ use crate::proto::AttributeProto;
 use crate::tensor::{Binary, Op, Unary};
 use crate::{DType, Dim, Flavor, Tensor, TraceError};
 
+/// Axes of NCHW in the order of NHWC.
+const CHANNELS_LAST: [usize; 4] = [0, 2, 3, 1];
+
+/// Axes of NHWC in the order of NCHW.
+const CHANNELS_FIRST: [usize; 4] = [0, 3, 1, 2];
+
 impl Builder<'_> {
     /// Emits one node whose inputs have been emitted.
     pub(super) fn lower(&mut self, tensor: &Tensor) -> Result<(), TraceError> {
@@ -194,7 +200,16 @@ impl Builder<'_> {
             AttributeProto::ints("strides", vec![stride as i64; 2]),
             AttributeProto::ints("pads", padding.iter().map(|&n| n as i64).collect()),
         ];
-        Ok(self.op("Conv", &values, attributes))
+        match self.policy.flavor {
+            Flavor::Standard | Flavor::OnnxRuntime => Ok(self.op("Conv", &values, attributes)),
+            Flavor::OnnxRuntimeCuda => {
+                // What transposes back and forth is cancelled, and what transposes weights is done, when a model is loaded.
+                let [x, weight] = [values[0], values[1]].map(|value| self.transpose(value, &CHANNELS_LAST));
+                let operands = [&[x.as_str(), &weight], &values[2..]].concat();
+                let made = self.contrib("NhwcConv", &operands, attributes);
+                Ok(self.transpose(&made, &CHANNELS_FIRST))
+            }
+        }
     }
 
     /// `Gemm` reads the weight as the checkpoint stores it; `MatMul` would need a transposed copy.
@@ -246,9 +261,9 @@ impl Builder<'_> {
             AttributeProto::int(ACTIVATION, 0),
             AttributeProto::int("channels_last", 1),
         ];
-        let last = self.transpose(&value, &[0, 2, 3, 1]);
+        let last = self.transpose(&value, &CHANNELS_LAST);
         let normal = self.contrib("GroupNorm", &[&last, &weight, &bias], attributes);
-        Ok(self.transpose(&normal, &[0, 3, 1, 2]))
+        Ok(self.transpose(&normal, &CHANNELS_FIRST))
     }
 
     /// Instance normalisation of `[B, groups, rest]`, then the per-channel affine map.

@@ -233,8 +233,8 @@ fn owner(role: Role) -> Role {
     }
 }
 
-fn tuning(Tuning { tf32, channels_last, search }: Tuning) -> CudaTuning {
-    CudaTuning { tf32, channels_last, search }
+fn tuning(Tuning { tf32, search }: Tuning) -> CudaTuning {
+    CudaTuning { tf32, search }
 }
 
 /// Engines over the same weights, of which one at a time is enough.

@@ -1,29 +1,35 @@
 //! Models for the CUDA provider as models for the processor.
 
-/// `GroupNorm` as a function of the processor's operators, by another name; `group_norm.py` makes it.
-const FUNCTION: &[u8] = include_bytes!("group_norm.bin");
+/// Operators that the processor does not have as functions of those it has, by other names; `functions.py` makes them.
+const FUNCTIONS: &[u8] = include_bytes!("functions.bin");
 
-/// What comes before an operator's name of nine letters in a model.
-const OP_TYPE: [u8; 2] = [0x22, 9];
+/// The names of the operators, and those of the functions.
+const NAMES: [(&str, &str); 2] = [("GroupNorm", "GroupNrmX"), ("NhwcConv", "NhwcCnvX")];
 
-/// A model that the processor runs: `GroupNorm`, which it does not have, becomes a function.
+/// A model that the processor runs.
 pub(crate) fn for_processor(mut model: Vec<u8>) -> Vec<u8> {
-    let (name, function) = (b"GroupNorm", b"GroupNrmX");
-    let places: Vec<usize> = model
-        .windows(OP_TYPE.len() + name.len())
-        .enumerate()
-        .filter(|(_, window)| window.starts_with(&OP_TYPE) && window.ends_with(name))
-        .map(|(at, _)| at + OP_TYPE.len())
-        .collect();
-    for at in places {
-        model[at..at + name.len()].copy_from_slice(function);
+    for (operator, function) in NAMES {
+        let field = op_type(operator);
+        let places: Vec<usize> = places(&model, &field).collect();
+        for at in places {
+            model[at + field.len() - function.len()..at + field.len()].copy_from_slice(function.as_bytes());
+        }
     }
-    model.extend_from_slice(FUNCTION);
+    model.extend_from_slice(FUNCTIONS);
     model
 }
 
 /// Whether all its operators run on the device: the CUDA provider finds no largest integer.
 pub(crate) fn is_for_device_alone(model: &[u8]) -> bool {
-    let op = [&[0x22, 6][..], b"ArgMax"].concat();
-    !model.windows(op.len()).any(|window| window == op)
+    places(model, &op_type("ArgMax")).next().is_none()
+}
+
+/// A node's field with the name of its operator.
+fn op_type(name: &str) -> Vec<u8> {
+    [&[0x22, name.len() as u8], name.as_bytes()].concat()
+}
+
+fn places(model: &[u8], field: &[u8]) -> impl Iterator<Item = usize> {
+    let windows = model.windows(field.len()).enumerate();
+    windows.filter(move |(_, window)| *window == field).map(|(at, _)| at)
 }

@@ -1,6 +1,6 @@
-"""ONNX Runtime's GroupNorm as a function of the processor's operators, for tests.
+"""Operators of ONNX Runtime's CUDA provider as functions of the processor's, for tests.
 
-    python group_norm.py    # writes group_norm.bin, which makes a model define it when it is appended
+    python functions.py    # writes functions.bin, which makes a model define them when it is appended
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import parser
 
-FUNCTION = """
+GROUP_NORM = """
 <domain: "com.microsoft", opset_import: ["" : 18]>
 GroupNrmX <groups, activation, epsilon: float = 1e-5, channels_last: int = 1> (x, gamma, beta) => (y) {
   n_groups = Constant <value_int: int = @groups> ()
@@ -44,6 +44,15 @@ GroupNrmX <groups, activation, epsilon: float = 1e-5, channels_last: int = 1> (x
   y = CastLike (chosen, x)
 }"""
 
+CONV = """
+<domain: "com.microsoft", opset_import: ["" : 18]>
+NhwcCnvX <kernel_shape, strides, pads> (x, weight, bias) => (y) {
+  first = Transpose <perm = [0, 3, 1, 2]> (x)
+  weight_first = Transpose <perm = [0, 3, 1, 2]> (weight)
+  made = Conv <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads> (first, weight_first, bias)
+  y = Transpose <perm = [0, 2, 3, 1]> (made)
+}"""
+
 model = onnx.ModelProto()
-model.functions.append(parser.parse_function(FUNCTION))
-Path(__file__).with_name("group_norm.bin").write_bytes(model.SerializeToString())
+model.functions.extend(parser.parse_function(text) for text in [GROUP_NORM, CONV])
+Path(__file__).with_name("functions.bin").write_bytes(model.SerializeToString())
