@@ -131,7 +131,7 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Failure {
         let (code, hint) = match error.kind() {
             EngineErrorKind::Library => {
-                (LIBRARY, Some("kiln runtime install fetches the right library; --backend rten needs none"))
+                (LIBRARY, Some("kiln runtime install fetches the right libraries; --backend rten needs none"))
             }
             EngineErrorKind::Load => (INPUT, None),
             EngineErrorKind::Input => (USAGE, None),

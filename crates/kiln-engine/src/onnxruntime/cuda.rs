@@ -74,7 +74,7 @@ impl OnnxRuntimeCuda {
     pub fn open(library: &Path, driver: &Driver, device: Arc<Device>) -> Result<OnnxRuntimeCuda, EngineError> {
         driver.check_version("ONNX Runtime's CUDA provider", OnnxRuntimeCuda::NEEDED_CUDA)?;
         device.bind()?;
-        let refuse = |reason: String| EngineError::new(Library, library, reason);
+        let refuse = |reason: &str| EngineError::new(Library, library, reason);
         for name in OnnxRuntimeCuda::NEEDED_LIBRARIES {
             let beside = library.with_file_name(name);
             if beside.is_file() {
@@ -83,7 +83,7 @@ impl OnnxRuntimeCuda {
         }
         let backend = OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, None)?, device, records: true };
         // What the provider lacks is told now, not when the first engine is loaded.
-        backend.builder(CudaTuning::default(), false).map_err(|e| refuse(e.to_string()))?;
+        backend.builder(CudaTuning::default(), false).map_err(|e| refuse(in_short(&e.to_string())))?;
         Ok(backend)
     }
 
@@ -127,8 +127,8 @@ impl OnnxRuntimeCuda {
         match recorded {
             Some(session) => Ok((session, true)),
             None => {
-                let session = open(false).map_err(|reason| failure(Load, model, &self.device, &reason))?;
-                Ok((session, false))
+                let session = open(false);
+                Ok((session.map_err(|said| failure(Load, model, &self.device, in_short(&said)))?, false))
             }
         }
     }
@@ -160,5 +160,33 @@ impl Backend for OnnxRuntimeCuda {
         self.device.bind()?;
         let (session, records) = self.session(model, options)?;
         Ok(Box::new(CudaEngine::new(model, session, self.device.clone(), records)?))
+    }
+}
+
+/// What ONNX Runtime says without where in its source it says so, and on which host.
+fn in_short(said: &str) -> &str {
+    let said = match said.rsplit_once("[ONNXRuntimeError] : ") {
+        Some((_, coded)) => coded.splitn(3, " : ").last().unwrap_or(coded),
+        None => said,
+    };
+    let failed = ["CUDA failure", "CUDNN failure", "CUBLAS failure"].iter().find_map(|what| said.find(what));
+    let said = &said[failed.unwrap_or(0)..];
+    said.split_once(" ; GPU=").map_or(said, |(reason, _)| reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_short;
+
+    #[test]
+    fn failures_are_told_without_where_they_happened() {
+        let missing = "/src/provider_bridge_ort.cc:2043 Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library a.so \
+                       with error: b.so: cannot open shared object file";
+        let short = "Failed to load library a.so with error: b.so: cannot open shared object file";
+        assert_eq!(in_short(missing), short);
+        let failed = "Exception: /src/cuda_call.cc:154 CudaCall [with T = int] CUDA failure 2: out of memory ; GPU=0 ; \
+                      hostname=h ; expr=cudaMalloc(&p, n);";
+        assert_eq!(in_short(failed), "CUDA failure 2: out of memory");
+        assert_eq!(in_short("no such model"), "no such model");
     }
 }

@@ -12,6 +12,7 @@ use ort::session::{IoBinding, RunOptions, Session};
 use ort::value::{DynTensorValueType, DynValue, TensorElementType};
 
 use super::super::port;
+use super::in_short;
 use crate::device::failure;
 use crate::error::EngineErrorKind::{Load, Run};
 use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
@@ -48,7 +49,7 @@ impl CudaEngine {
         device: Arc<Device>,
         records: bool,
     ) -> Result<CudaEngine, EngineError> {
-        let refuse = |reason: String| failure(Load, model, &device, &reason);
+        let refuse = |reason: String| failure(Load, model, &device, in_short(&reason));
         let [inputs, outputs] = [session.inputs(), session.outputs()]
             .map(|outlets| outlets.iter().map(port).collect::<Result<Vec<Port>, _>>().map_err(refuse));
         let allocator = memory(&device).and_then(|memory| Allocator::new(&session, memory));
@@ -71,7 +72,7 @@ impl CudaEngine {
             self.device.synchronize()?;
             self.setups.clear();
         }
-        let refuse = |e: ort::Error| failure(Run, &self.model, &self.device, &e.to_string());
+        let refuse = |e: ort::Error| failure(Run, &self.model, &self.device, in_short(&e.to_string()));
         let mut binding = self.session.create_binding().map_err(refuse)?;
         let mut inputs = Vec::new();
         for (port, shape) in self.inputs.iter().zip(shapes) {
@@ -86,7 +87,7 @@ impl CudaEngine {
 
     /// Runs where ONNX Runtime puts what it makes, which tells its sizes; from then on it goes where the setup says.
     fn run_first(&mut self, setup: &mut Setup) -> Result<(), EngineError> {
-        let refuse = |e: ort::Error| failure(Run, &self.model, &self.device, &e.to_string());
+        let refuse = |e: ort::Error| failure(Run, &self.model, &self.device, in_short(&e.to_string()));
         let memory = memory(&self.device).map_err(refuse)?;
         for port in &self.outputs {
             setup.binding.bind_output_to_device(&port.name, &memory).map_err(refuse)?;
@@ -145,7 +146,7 @@ impl Engine for CudaEngine {
             true => self.run_first(&mut setup)?,
             false => {
                 let run = self.session.run_binding_with_options(&setup.binding, &setup.options);
-                run.map_err(|e| failure(Run, &self.model, &self.device, &e.to_string()))?;
+                run.map_err(|e| failure(Run, &self.model, &self.device, in_short(&e.to_string())))?;
             }
         }
         let made = setup.outputs.iter().map(|made| Ok(Tensor::Device(made.duplicate()?))).collect();
