@@ -10,12 +10,14 @@ mod spec;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_compile::{InProcess, Profile, Range, RtxOptions};
+use kiln_bundle::Target;
+use kiln_compile::{EngineOptions, InProcess, Profile, Range};
 
 /// Options of a toolkit that nothing is built with.
-fn rtx() -> RtxOptions {
+fn rtx() -> EngineOptions {
     let size = Range { min: 8, opt: 16, max: 32 };
-    RtxOptions {
+    EngineOptions {
+        target: Target::TensorrtRtx,
         library: PathBuf::from("libtensorrt_rtx.so"),
         release: "TensorRT-RTX 1.7.1".into(),
         compute_capabilities: vec![[8, 9]],

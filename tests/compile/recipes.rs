@@ -26,7 +26,7 @@ fn cpu() -> BuildOptions {
 }
 
 fn gpu() -> BuildOptions {
-    BuildOptions { target: TargetOptions::TensorrtRtx(rtx()), ..cpu() }
+    BuildOptions { target: TargetOptions::Engines(rtx()), ..cpu() }
 }
 
 fn steps(checkpoint: &Path, options: &BuildOptions, cache: &EngineCache) -> Vec<Step> {
@@ -56,9 +56,9 @@ fn check_options(what: &str, options: BuildOptions, change: impl FnOnce(&mut Bui
     assert_eq!(changed(&keys(model.path(), &options), &keys(model.path(), &after)), expected, "{what}");
 }
 
-fn rtx_of(options: &mut BuildOptions) -> &mut kiln_compile::RtxOptions {
+fn rtx_of(options: &mut BuildOptions) -> &mut kiln_compile::EngineOptions {
     match &mut options.target {
-        TargetOptions::TensorrtRtx(rtx) => rtx,
+        TargetOptions::Engines(rtx) => rtx,
         _ => unreachable!("the options are for GPUs"),
     }
 }
@@ -68,7 +68,7 @@ fn every_option_changes_the_parts_that_depend_on_it_and_no_other() {
     let with_attention = ["text_encoder", "unet", "vae_decoder", "vae_encoder"];
     check_options("nothing", cpu(), |_| {}, &[]);
     check_options("rehash", cpu(), |o| o.rehash = true, &[]);
-    check_options("the target", cpu(), |o| o.target = TargetOptions::TensorrtRtx(rtx()), &ALL);
+    check_options("the target", cpu(), |o| o.target = TargetOptions::Engines(rtx()), &ALL);
     check_options("attention", cpu(), |o| o.trace.policy.attention = AttentionPolicy::Plain, &with_attention);
     check_options(
         "precision",

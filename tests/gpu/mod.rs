@@ -5,6 +5,7 @@ mod errors;
 mod kernels;
 mod pictures;
 mod residency;
+mod tensorrt;
 mod threads;
 
 use std::fs;
@@ -44,6 +45,7 @@ fn libraries() -> &'static Path {
         let program = std::env::current_exe().expect("this binary");
         let fakes = [
             ("libfake_tensorrt.so", "libtensorrt_rtx.so.1"),
+            ("libfake_tensorrt.so", "libnvinfer.so.11"),
             ("libfake_onnxruntime.so", "libonnxruntime.so.1.31.1"),
         ];
         for (built, name) in fakes {
@@ -103,12 +105,17 @@ impl OnGpu {
 
     /// With plans that are changed before they are written.
     fn with(segmented: bool, change: impl Fn(Role, Plan) -> Plan) -> OnGpu {
+        OnGpu::of(Target::TensorrtRtx, segmented, change)
+    }
+
+    /// Of one of NVIDIA's two products.
+    fn of(target: Target, segmented: bool, change: impl Fn(Role, Plan) -> Plan) -> OnGpu {
         let work = scratch();
         let source = Bundle::open(on_cpu(segmented)).expect("a bundle");
         let root = work.path().join("bundle");
         copy_folder(source.root(), &root);
         let mut manifest = source.manifest().clone();
-        manifest.target = Target::TensorrtRtx;
+        manifest.target = target;
         for (role, component) in &mut manifest.components {
             for segment in &mut component.segments {
                 let plan = change(*role, Plan::new(&source.path(&segment.engine)));

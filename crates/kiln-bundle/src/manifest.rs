@@ -64,13 +64,26 @@ pub enum Target {
     Cuda,
     /// TensorRT-RTX engines for NVIDIA GPUs.
     TensorrtRtx,
+    /// TensorRT engines for the NVIDIA GPU that they were built on.
+    Tensorrt,
     /// ONNX of the `ai.onnx` domain, to build engines from on another machine.
     Onnx,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Target; 4] = [Target::Cpu, Target::Cuda, Target::TensorrtRtx, Target::Onnx];
+    pub const ALL: [Target; 5] =
+        [Target::Cpu, Target::Cuda, Target::TensorrtRtx, Target::Tensorrt, Target::Onnx];
+
+    /// Whether it is made of engines of TensorRT or TensorRT-RTX, which are code.
+    pub fn has_engines(self) -> bool {
+        matches!(self, Target::TensorrtRtx | Target::Tensorrt)
+    }
+
+    /// Whether it runs on GPUs.
+    pub fn is_for_gpus(self) -> bool {
+        self == Target::Cuda || self.has_engines()
+    }
 }
 
 impl FromStr for Target {
@@ -90,6 +103,7 @@ impl fmt::Display for Target {
             Target::Cpu => "cpu",
             Target::Cuda => "cuda",
             Target::TensorrtRtx => "tensorrt-rtx",
+            Target::Tensorrt => "tensorrt",
             Target::Onnx => "onnx",
         })
     }

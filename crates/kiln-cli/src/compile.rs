@@ -5,10 +5,9 @@ use std::time::Instant;
 
 use kiln_bundle::{Bundle, Content, Target};
 use kiln_compile::{
-    AttentionSpec, BuildOptions, Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, Plan, Profile,
-    ProfileSpec, RangeSpec, RtxOptions, Specification, Step, TargetOptions, TargetSpec, Type,
+    AttentionSpec, BuildOptions, Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, EngineOptions, Plan,
+    Profile, ProfileSpec, RangeSpec, Specification, Step, TargetOptions, TargetSpec, Type,
 };
-use kiln_native::{Library, locate};
 use serde_json::{Value, json};
 
 use crate::args::{CheckpointArgs, CompileArgs, Precision};
@@ -16,7 +15,7 @@ use crate::build::OtherProcess;
 use crate::execution::backend;
 use crate::failure::Failure;
 use crate::models::{cache, check_companions, failure, open, options, sizes};
-use crate::place::Place;
+use crate::place::{Place, library};
 use crate::progress::Bar;
 use crate::{measure, models, output, runtime, tasks, verify};
 
@@ -118,7 +117,7 @@ fn execute(
 fn warn_of_slow_attention(bundle: &Bundle) {
     for (role, component) in &bundle.manifest().components {
         let n = component.attention().decomposed;
-        if n > 0 && bundle.manifest().target == Target::TensorrtRtx {
+        if n > 0 && bundle.manifest().target.has_engines() {
             output::say(&format!(
                 "{role}: TensorRT has no fused kernel for {n} of its attentions, which take several"
             ));
@@ -176,8 +175,11 @@ fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
     if let Some((option, _)) = unused.into_iter().find(|(_, is_given)| *is_given) {
         return Err(Failure::usage(format!("{option}: a bundle of ONNX was decided when it was traced")));
     }
-    if args.targets != [Target::TensorrtRtx] {
-        return Err(Failure::usage("a bundle can only be compiled with --target tensorrt-rtx"));
+    let [target] = args.targets.as_slice() else {
+        return Err(Failure::usage("a bundle can only be compiled with --target tensorrt-rtx, or tensorrt"));
+    };
+    if !target.has_engines() {
+        return Err(Failure::usage("a bundle can only be compiled with --target tensorrt-rtx, or tensorrt"));
     }
     let source = Bundle::open(&args.source)?;
     let spec = TargetSpec {
@@ -185,7 +187,7 @@ fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
         allow_slow_attention: args.allow_slow_attention,
         ..TargetSpec::default()
     };
-    let options = rtx_options(&spec, vec![profile_of(&source)?])?;
+    let options = engine_options(*target, &spec, vec![profile_of(&source)?])?;
     let cache = cache(&args.cache)?;
     let plan = cache.plan_from_onnx(&source, &options).map_err(|e| failure(e, &cache))?;
     let reports = execute(vec![plan], &cache, args, Bar::bytes("compiling"))?;
@@ -210,7 +212,7 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
     if spec.targets.is_empty() {
         spec.targets = BTreeMap::from([(Target::Cpu, TargetSpec::default())]);
     }
-    if !spec.targets.contains_key(&Target::TensorrtRtx) {
+    if !spec.targets.keys().any(|target| target.has_engines()) {
         let foreign = [
             ("--compute-capability", !args.compute_capabilities.is_empty()),
             ("--allow-slow-attention", args.allow_slow_attention),
@@ -238,8 +240,8 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
         if let Some(storage) = args.storage {
             spec.precision.storage = Some(type_of(storage));
         }
-        if matches!(target, Target::Onnx | Target::TensorrtRtx) {
-            if !args.compute_capabilities.is_empty() {
+        if target.has_engines() {
+            if *target == Target::TensorrtRtx && !args.compute_capabilities.is_empty() {
                 spec.compute_capabilities.clone_from(&args.compute_capabilities);
             }
             spec.allow_slow_attention |= args.allow_slow_attention;
@@ -276,16 +278,16 @@ fn target_options(
         Target::Cpu => TargetOptions::Cpu,
         Target::Cuda => TargetOptions::Cuda(spec.tuning()),
         Target::Onnx => TargetOptions::Onnx,
-        Target::TensorrtRtx => TargetOptions::TensorrtRtx(rtx_options(spec, spec.profiles(checkpoint)?)?),
+        Target::TensorrtRtx | Target::Tensorrt => {
+            TargetOptions::Engines(engine_options(target, spec, spec.profiles(checkpoint)?)?)
+        }
     })
 }
 
-fn rtx_options(spec: &TargetSpec, profiles: Vec<Profile>) -> Result<RtxOptions, Failure> {
-    let found = match locate(Library::TensorrtRtx)? {
-        Some(found) => found,
-        None => runtime::fetch(Library::TensorrtRtx)?,
-    };
-    Ok(RtxOptions {
+fn engine_options(target: Target, spec: &TargetSpec, profiles: Vec<Profile>) -> Result<EngineOptions, Failure> {
+    let found = runtime::find(library(target))?;
+    Ok(EngineOptions {
+        target,
         release: kiln_compile::release_of(&found.path)?,
         library: found.path,
         compute_capabilities: spec.compute_capabilities.iter().map(|c| c.0).collect(),

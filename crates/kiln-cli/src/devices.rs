@@ -65,7 +65,7 @@ fn gpu(driver: &Driver, info: &DeviceInfo, checks: bool) -> Value {
     let name = format!("cuda:{}", info.ordinal);
     let [major, minor] = driver.cuda_version();
     let memory = Device::open(driver, info.ordinal).and_then(|device| device.memory());
-    let targets = [Target::TensorrtRtx, Target::Cuda];
+    let targets = [Target::TensorrtRtx, Target::Cuda, Target::Tensorrt];
     let targets = targets.map(|target| runs(target, driver, info, memory.as_ref().err()));
     json!({
         "device": name,
@@ -83,8 +83,14 @@ fn gpu(driver: &Driver, info: &DeviceInfo, checks: bool) -> Value {
 fn runs(target: Target, driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Value {
     let library = library(target);
     let found = locate(library);
-    let problem =
-        problem(target, driver, info, unusable).or_else(|| found.as_ref().err().map(|e| e.to_string()));
+    let missing = match &found {
+        Ok(None) if !library.can_be_fetched() => {
+            Some(format!("{library} is not found; {} names it", library.variable()))
+        }
+        Ok(_) => None,
+        Err(e) => Some(e.to_string()),
+    };
+    let problem = problem(target, driver, info, unusable).or(missing);
     let path = match found {
         Ok(Some(found)) => found.path.display().to_string(),
         _ => "is fetched when it is first needed".into(),

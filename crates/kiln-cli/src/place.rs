@@ -7,7 +7,7 @@ use kiln_bundle::{Bundle, Target};
 use kiln_compile::ComputeCapability;
 use kiln_cuda::{Device, Driver};
 use kiln_engine::{Backend, EngineError, OnnxRuntimeCuda, TensorRt};
-use kiln_native::{Library, locate};
+use kiln_native::Library;
 
 use crate::args::{BackendChoice, DeviceChoice, ExecutionArgs};
 use crate::failure::Failure;
@@ -43,13 +43,11 @@ impl Place {
             ))
         };
         match (target, args.device) {
-            (Target::Cuda | Target::TensorrtRtx, DeviceChoice::Cpu) => Err(refuse("a GPU")),
-            (Target::Cuda | Target::TensorrtRtx, device) => {
-                Ok(Place::Gpu(Gpu::open(device.ordinal(), target, args)?))
-            }
+            (_, DeviceChoice::Cpu) if target.is_for_gpus() => Err(refuse("a GPU")),
+            (_, device) if target.is_for_gpus() => Ok(Place::Gpu(Gpu::open(device.ordinal(), target, args)?)),
             (Target::Cpu, DeviceChoice::Cuda(_)) => Err(refuse("the processor")
                 .with_hint("kiln compile --target tensorrt-rtx, or cuda, makes engines for GPUs")),
-            (Target::Cpu | Target::Onnx, _) => Ok(Place::Host),
+            _ => Ok(Place::Host),
         }
     }
 
@@ -112,7 +110,7 @@ impl Place {
             Place::Host => execution::backend(args),
             Place::Gpu(gpu) => {
                 let library = library(gpu.target);
-                let found = locate(library)?.map_or_else(|| runtime::fetch(library), Ok)?;
+                let found = runtime::find(library)?;
                 let (driver, device) = (&gpu.driver, gpu.device.clone());
                 Ok(match gpu.target {
                     Target::Cuda => {
@@ -158,14 +156,16 @@ impl Gpu {
 pub(crate) fn library(target: Target) -> Library {
     match target {
         Target::Cuda => Library::OnnxRuntimeCuda,
+        Target::Tensorrt => Library::Tensorrt,
         _ => Library::TensorrtRtx,
     }
 }
 
-/// The version of CUDA that it needs the driver to support.
+/// The version of CUDA that it needs the driver to support; TensorRT says itself what it needs.
 pub(crate) fn needed_cuda(target: Target) -> [u32; 2] {
     match target {
         Target::Cuda => OnnxRuntimeCuda::NEEDED_CUDA,
+        Target::Tensorrt => [0, 0],
         _ => TensorRt::NEEDED_CUDA,
     }
 }

@@ -21,9 +21,17 @@ pub(crate) fn run(args: &RuntimeArgs) -> Result<(), Failure> {
     }
 }
 
+/// A library, fetched if need be.
+pub(crate) fn find(library: Library) -> Result<kiln_native::Found, Failure> {
+    match locate(library)? {
+        Some(found) => Ok(found),
+        None => fetch(library),
+    }
+}
+
 /// Fetches a library unless it is there, saying so in one line.
 pub(crate) fn fetch(library: Library) -> Result<kiln_native::Found, Failure> {
-    if kiln_native::install_dir(library).is_ok_and(|folder| !folder.exists()) {
+    if library.can_be_fetched() && kiln_native::install_dir(library).is_ok_and(|folder| !folder.exists()) {
         let cache = kiln_native::cache_dir()?;
         output::say(&format!("fetching {library} with pip into {}", cache.display()));
     }
@@ -44,7 +52,10 @@ fn list(as_json: bool) -> Result<(), Failure> {
         if !as_json {
             let place = match (&path, &origin) {
                 (Some(path), Some(origin)) => format!("{path} ({origin})"),
-                _ => format!("not found; kiln runtime install {} fetches it", library.name()),
+                _ if library.can_be_fetched() => {
+                    format!("not found; kiln runtime install {} fetches it", library.name())
+                }
+                _ => format!("not found; {} names it", library.variable()),
             };
             output::data(&format!("{:<14}{library}: {place}", library.name()));
         }

@@ -34,7 +34,7 @@ pub use spec::{
 };
 pub use synth::{Architecture, synthesize};
 pub use target::{
-    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, JobFailure, Profile, Range, RtxOptions,
+    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
     TargetOptions, release_of,
 };
 pub use trace::{

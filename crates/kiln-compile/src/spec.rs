@@ -294,14 +294,15 @@ impl TargetSpec {
         if target == Target::Onnx && self.segments.is_some() {
             return Err("segments: engines are built from whole models".into());
         }
-        let (gpus, engines) = ([Target::Cuda, Target::TensorrtRtx], [Target::TensorrtRtx]);
+        let gpus = [Target::Cuda, Target::TensorrtRtx, Target::Tensorrt];
+        let (cuda, engines) = gpus.split_at(1);
         let keys = [
-            ("compute_capabilities", !self.compute_capabilities.is_empty(), &engines[..]),
-            ("workspace", self.workspace.is_some(), &engines),
+            ("compute_capabilities", !self.compute_capabilities.is_empty(), &engines[..1]),
+            ("workspace", self.workspace.is_some(), engines),
             ("optimization_level", self.optimization_level.is_some(), &gpus),
             ("tf32", self.tf32.is_some(), &gpus),
-            ("channels_last", self.channels_last.is_some(), &gpus[..1]),
-            ("allow_slow_attention", self.allow_slow_attention, &engines),
+            ("channels_last", self.channels_last.is_some(), cuda),
+            ("allow_slow_attention", self.allow_slow_attention, engines),
         ];
         let is_foreign =
             |(_, is_given, targets): &(_, bool, &[Target])| *is_given && !targets.contains(&target);
@@ -310,7 +311,7 @@ impl TargetSpec {
             return Err(format!("{key}: has a meaning for {} alone", targets.join(" and ")));
         }
         match self.profiles.as_slice() {
-            _ if engines.contains(&target) => Ok(()),
+            _ if target.has_engines() => Ok(()),
             [] => Ok(()),
             [one] if one.fixed().is_some() => Ok(()),
             _ => Err("profiles: without engines for GPUs, one with fixed sizes, or none and every size".into()),
@@ -326,7 +327,7 @@ impl TargetSpec {
     ) -> Result<TraceOptions, CompileError> {
         let default = match target {
             Target::Cpu => DType::F32,
-            Target::Cuda | Target::Onnx | Target::TensorrtRtx => DType::F16,
+            Target::Cuda | Target::Onnx | Target::TensorrtRtx | Target::Tensorrt => DType::F16,
         };
         let keep: Vec<(String, DType)> =
             self.precision.keep_f32.iter().map(|s| (s.clone(), DType::F32)).collect();
@@ -344,11 +345,11 @@ impl TargetSpec {
                 Target::Cpu => Flavor::OnnxRuntime,
                 Target::Cuda if self.channels_last == Some(false) => Flavor::OnnxRuntime,
                 Target::Cuda => Flavor::OnnxRuntimeCuda,
-                Target::Onnx | Target::TensorrtRtx => Flavor::Standard,
+                Target::Onnx | Target::TensorrtRtx | Target::Tensorrt => Flavor::Standard,
             },
             cuts: match target {
                 Target::Cpu => Cuts::Every(self.segments.map_or(SEGMENT_BYTES, |bytes| bytes.0)),
-                Target::Cuda | Target::TensorrtRtx => {
+                Target::Cuda | Target::TensorrtRtx | Target::Tensorrt => {
                     self.segments.map_or(Cuts::None, |bytes| Cuts::Every(bytes.0))
                 }
                 Target::Onnx => Cuts::None,

@@ -83,6 +83,9 @@ pub struct LoadOptions {
     /// Whether its weights shall come and go while it stays loaded, on a device: they are kept in memory of the host that
     /// the device copies from, and arrive with the first run or [`Engine::prefetch`].
     pub swaps: bool,
+    /// Most bytes of weights on a device, where the rest can stream to it from the host's memory in each run; all of them
+    /// without a number.
+    pub streaming: Option<u64>,
     /// How ONNX Runtime's CUDA provider runs the model.
     pub tuning: CudaTuning,
     /// Where kernels are kept that an engine's library compiles on the device, which takes seconds.

@@ -9,6 +9,9 @@ pub const KILN_ONNXRUNTIME: &str = "KILN_ONNXRUNTIME";
 /// ONNX Runtime's shared library with its CUDA provider beside it, or the folder that holds them.
 pub const KILN_ONNXRUNTIME_CUDA: &str = "KILN_ONNXRUNTIME_CUDA";
 
+/// TensorRT's shared library, `libnvinfer`, or the folder that holds it.
+pub const KILN_TENSORRT: &str = "KILN_TENSORRT";
+
 /// TensorRT-RTX's shared library, or the folder that holds it.
 pub const KILN_TENSORRT_RTX: &str = "KILN_TENSORRT_RTX";
 
@@ -24,10 +27,11 @@ pub const LOCALAPPDATA: &str = "LOCALAPPDATA";
 /// Folders in which Python and pip are looked for.
 pub const PATH: &str = "PATH";
 
-pub(crate) const ALL: [&str; 8] = [
+pub(crate) const ALL: [&str; 9] = [
     KILN_CACHE_DIR,
     KILN_ONNXRUNTIME,
     KILN_ONNXRUNTIME_CUDA,
+    KILN_TENSORRT,
     KILN_TENSORRT_RTX,
     HOME,
     XDG_CACHE_HOME,

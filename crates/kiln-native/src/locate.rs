@@ -60,6 +60,9 @@ impl Environment {
     }
 
     pub(crate) fn installed(&self, wheel: &Wheel) -> Option<Found> {
+        if wheel.package.is_empty() {
+            return None;
+        }
         let path = usable_in(&self.install_dir(wheel).ok()?, wheel)?;
         Some(Found { path, origin: Origin::Installed })
     }

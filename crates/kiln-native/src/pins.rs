@@ -231,3 +231,17 @@ static CUDA: [Wheel; 5] = [
         companions: &[],
     },
 ];
+
+/// Its makers hand it out themselves.
+pub(crate) static TENSORRT: Wheel = Wheel {
+    title: "TensorRT",
+    variable: crate::env::KILN_TENSORRT,
+    stem: "nvinfer",
+    package: "",
+    beside: &[],
+    version: "11",
+    release: "",
+    abi: "none",
+    platforms: &[],
+    companions: &[],
+};

@@ -5,7 +5,7 @@ use std::env::consts::ARCH;
 use std::env::consts::OS;
 use std::fmt;
 
-use crate::pins::{ONNXRUNTIME, ONNXRUNTIME_CUDA, TENSORRT_RTX};
+use crate::pins::{ONNXRUNTIME, ONNXRUNTIME_CUDA, TENSORRT, TENSORRT_RTX};
 
 /// A native library that kiln can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,19 +17,33 @@ pub enum Library {
     OnnxRuntimeCuda,
     /// TensorRT-RTX and its ONNX parser.
     TensorrtRtx,
+    /// TensorRT and its ONNX parser, which are not fetched.
+    Tensorrt,
 }
 
 impl Library {
     /// Every library.
-    pub const ALL: [Library; 3] = [Library::OnnxRuntimeCpu, Library::OnnxRuntimeCuda, Library::TensorrtRtx];
+    pub const ALL: [Library; 4] =
+        [Library::OnnxRuntimeCpu, Library::OnnxRuntimeCuda, Library::TensorrtRtx, Library::Tensorrt];
 
-    /// Name for `kiln runtime install`.
+    /// Whether there are wheels of it to fetch, if not for every platform.
+    pub fn can_be_fetched(self) -> bool {
+        !self.wheel().package.is_empty()
+    }
+
+    /// Name, as for `kiln runtime install`.
     pub fn name(self) -> &'static str {
         match self {
             Library::OnnxRuntimeCpu => "cpu",
             Library::OnnxRuntimeCuda => "cuda",
             Library::TensorrtRtx => "tensorrt-rtx",
+            Library::Tensorrt => "tensorrt",
         }
+    }
+
+    /// Environment variable that names another copy of it.
+    pub fn variable(self) -> &'static str {
+        self.wheel().variable
     }
 
     /// Version that is fetched.
@@ -42,6 +56,7 @@ impl Library {
             Library::OnnxRuntimeCpu => &ONNXRUNTIME,
             Library::OnnxRuntimeCuda => &ONNXRUNTIME_CUDA,
             Library::TensorrtRtx => &TENSORRT_RTX,
+            Library::Tensorrt => &TENSORRT,
         }
     }
 }

@@ -30,7 +30,8 @@ pub fn cpu_backend() -> Result<CpuBackend, Error> {
     }
 }
 
-/// What runs the engines of a bundle on the GPU of that number, from 0: TensorRT-RTX, or ONNX Runtime's CUDA provider.
+/// What runs the engines of a bundle on the GPU of that number, from 0: TensorRT-RTX, TensorRT, or ONNX Runtime's CUDA
+/// provider.
 ///
 /// Fails where the machine has no such GPU, where its driver is too old, where the library is not found, and for bundles
 /// whose engines do not run on a GPU.
@@ -38,6 +39,7 @@ pub fn gpu_backend(bundle: &Bundle, ordinal: usize) -> Result<Arc<dyn Backend>, 
     let target = bundle.manifest().target;
     let library = match target {
         Target::TensorrtRtx => Library::TensorrtRtx,
+        Target::Tensorrt => Library::Tensorrt,
         Target::Cuda => Library::OnnxRuntimeCuda,
         Target::Cpu | Target::Onnx => {
             let reason = "its engines do not run on a GPU".into();

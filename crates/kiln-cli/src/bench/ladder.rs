@@ -204,7 +204,7 @@ fn memory_specs(place: &Place) -> Vec<TargetSpec> {
         Place::Gpu(_) => Some(Bytes(GPU_SEGMENTS)),
     };
     let sliced = AttentionSpec(AttentionPolicy::Halved);
-    let allow_slow_attention = place.target() == Target::TensorrtRtx;
+    let allow_slow_attention = place.target().has_engines();
     let spec = |attention| TargetSpec { attention, segments, allow_slow_attention, ..TargetSpec::default() };
     vec![spec(None), spec(Some(sliced))]
 }

@@ -22,7 +22,7 @@ use subject::Subject;
 
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
-use crate::target::{OnnxModel, RtxOptions, TargetOptions, build_for_rtx, build_from_onnx, build_onnx};
+use crate::target::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
 use crate::trace::{Traced, n_bytes};
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 
@@ -143,7 +143,11 @@ impl EngineCache {
     }
 
     /// What a bundle of engines needs that is built from one of ONNX, which another machine may have traced.
-    pub fn plan_from_onnx(&self, source: &Bundle, options: &RtxOptions) -> Result<Plan<'static>, CompileError> {
+    pub fn plan_from_onnx(
+        &self,
+        source: &Bundle,
+        options: &EngineOptions,
+    ) -> Result<Plan<'static>, CompileError> {
         relay::plan(source, options)
     }
 
@@ -403,10 +407,10 @@ impl Part<'_> {
             (TargetOptions::Cpu | TargetOptions::Cuda(_) | TargetOptions::Onnx, Models::Traced(traced)) => {
                 build_onnx(traced, folder, progress)
             }
-            (TargetOptions::TensorrtRtx(options), Models::Traced(traced)) => {
-                build_for_rtx(traced, options, folder, progress)
+            (TargetOptions::Engines(options), Models::Traced(traced)) => {
+                build_engines(traced, options, folder, progress)
             }
-            (TargetOptions::TensorrtRtx(options), Models::Onnx(models)) => {
+            (TargetOptions::Engines(options), Models::Onnx(models)) => {
                 build_from_onnx(models, options, folder, progress)
             }
             (TargetOptions::Cpu | TargetOptions::Cuda(_) | TargetOptions::Onnx, Models::Onnx(_)) => {

@@ -37,7 +37,7 @@ pub(super) fn recipe(
             recipe.add(format!("lora {i}"), format!("{} times {}", lora.blake3, lora.weight));
         }
     }
-    if let TargetOptions::TensorrtRtx(options) = &options.target {
+    if let TargetOptions::Engines(options) = &options.target {
         options.add_to(&mut recipe);
         for component in traced {
             options.add_sizes_to(&mut recipe, component.role, &ports(&component.inputs));
@@ -87,7 +87,7 @@ pub(super) fn provenance(
         key: String::new(),
         toolkit: match &options.target {
             TargetOptions::Cpu | TargetOptions::Cuda(_) | TargetOptions::Onnx => None,
-            TargetOptions::TensorrtRtx(options) => Some(options.release.clone()),
+            TargetOptions::Engines(options) => Some(options.release.clone()),
         },
         options: named_options(&options.trace).into_iter().chain(options.target.named()).collect(),
         checkpoint,

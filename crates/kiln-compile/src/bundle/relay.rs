@@ -6,17 +6,17 @@ use kiln_bundle::{Bundle, MANIFEST, Target};
 
 use super::{Models, Part, Plan, recipes};
 use crate::checkpoint::Source;
-use crate::target::{OnnxModel, RtxOptions, TargetOptions};
+use crate::target::{EngineOptions, OnnxModel, TargetOptions};
 use crate::{CompileError, Recipe};
 
-pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static>, CompileError> {
+pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'static>, CompileError> {
     let manifest = source.manifest();
     if manifest.target != Target::Onnx {
         let reason = format!("is a bundle for {}", manifest.target);
         return Err(CompileError::checkpoint(source.root(), reason)
             .with_hint("engines are built from a checkpoint, or from what --target onnx makes of one"));
     }
-    let target = TargetOptions::TensorrtRtx(options.clone());
+    let target = TargetOptions::Engines(options.clone());
     let mut groups: BTreeMap<&str, Vec<OnnxModel>> = BTreeMap::new();
     for (role, component) in &manifest.components {
         let weights = component.weights.as_deref().unwrap_or_default();
@@ -24,7 +24,7 @@ pub(super) fn plan(source: &Bundle, options: &RtxOptions) -> Result<Plan<'static
         groups.entry(part).or_default().push(OnnxModel::new(*role, source.root(), component.clone())?);
     }
     let parts = groups.into_iter().map(|(name, models)| {
-        let mut recipe = Recipe::new(name, Target::TensorrtRtx);
+        let mut recipe = Recipe::new(name, options.target);
         recipe.add("kiln", env!("CARGO_PKG_VERSION"));
         recipe.add("builder", recipes::BUILDER);
         for model in &models {

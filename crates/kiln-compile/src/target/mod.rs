@@ -1,7 +1,7 @@
 //! What parts are built into, by target.
 
 mod cpu;
-mod rtx;
+mod engines;
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::TracedModel;
 use crate::trace::{Traced, n_bytes};
 
 pub(crate) use cpu::build as build_onnx;
-pub use rtx::{
-    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, InProcess, JobFailure, Profile, Range, RtxOptions,
+pub use engines::{
+    AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
     release_of,
 };
-pub(crate) use rtx::{OnnxModel, build as build_for_rtx, build_from_onnx};
+pub(crate) use engines::{OnnxModel, build as build_engines, build_from_onnx};
 
 /// What engines are built for, and how.
 #[derive(Clone, Debug)]
@@ -27,8 +27,8 @@ pub enum TargetOptions {
     Cuda(Tuning),
     /// ONNX to build engines from.
     Onnx,
-    /// TensorRT-RTX engines.
-    TensorrtRtx(RtxOptions),
+    /// Engines of TensorRT-RTX or TensorRT.
+    Engines(EngineOptions),
 }
 
 impl TargetOptions {
@@ -38,7 +38,7 @@ impl TargetOptions {
             TargetOptions::Cpu => Target::Cpu,
             TargetOptions::Cuda(_) => Target::Cuda,
             TargetOptions::Onnx => Target::Onnx,
-            TargetOptions::TensorrtRtx(_) => Target::TensorrtRtx,
+            TargetOptions::Engines(options) => options.target,
         }
     }
 
@@ -46,7 +46,7 @@ impl TargetOptions {
     pub(crate) fn tuning(&self) -> Option<Tuning> {
         match self {
             TargetOptions::Cuda(tuning) => Some(*tuning),
-            TargetOptions::Cpu | TargetOptions::Onnx | TargetOptions::TensorrtRtx(_) => None,
+            TargetOptions::Cpu | TargetOptions::Onnx | TargetOptions::Engines(_) => None,
         }
     }
 
@@ -58,7 +58,7 @@ impl TargetOptions {
                 ("tf32".into(), tuning.tf32.to_string()),
                 ("search".into(), tuning.search.to_string()),
             ]),
-            TargetOptions::TensorrtRtx(options) => options.named(),
+            TargetOptions::Engines(options) => options.named(),
         }
     }
 }

@@ -32,14 +32,26 @@ pub(super) struct TrtEngine {
 }
 
 /// Where the weights are.
-enum Weights {
+pub(super) enum Weights {
     /// On the device, for as long as the engine is loaded.
     Fixed,
+    /// In the host's memory, but for those that stay on the device.
+    Streamed,
     /// Where `state` says; they come from the plan.
     Swapped { plan: Plan, state: SwapState },
 }
 
-enum SwapState {
+impl Weights {
+    pub(super) fn new(swapped: Option<Plan>, streams: bool) -> Weights {
+        match (swapped, streams) {
+            (Some(plan), _) => Weights::Swapped { plan, state: SwapState::Absent },
+            (None, true) => Weights::Streamed,
+            (None, false) => Weights::Fixed,
+        }
+    }
+}
+
+pub(super) enum SwapState {
     Absent,
     Arriving(Mark),
     Present,
@@ -72,7 +84,7 @@ impl TrtEngine {
         model: &Path,
         engine: kiln_trt::Engine,
         kernels: Kernels,
-        swapped: Option<Plan>,
+        weights: Weights,
         device: Arc<Device>,
         arena: Arc<Mutex<Arena>>,
     ) -> Result<TrtEngine, EngineError> {
@@ -92,10 +104,6 @@ impl TrtEngine {
         }
         let profiles = Profiles::new(&engine, facts.n_profiles, &inputs).map_err(refuse)?;
         let context = kernels.context(&engine).map_err(refuse)?;
-        let weights = match swapped {
-            None => Weights::Fixed,
-            Some(plan) => Weights::Swapped { plan, state: SwapState::Absent },
-        };
         let model = model.into();
         Ok(TrtEngine {
             model,
@@ -261,7 +269,11 @@ impl Engine for TrtEngine {
     }
 
     fn unload(&mut self) -> Result<bool, EngineError> {
-        let Weights::Swapped { state, .. } = &mut self.weights else { return Ok(false) };
+        let state = match &mut self.weights {
+            Weights::Fixed => return Ok(false),
+            Weights::Streamed => return Ok(true),
+            Weights::Swapped { state, .. } => state,
+        };
         self.setup = None;
         if let SwapState::Arriving(copied) = state {
             self.device.wait_for(copied)?;

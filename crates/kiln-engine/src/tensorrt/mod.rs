@@ -16,7 +16,7 @@ use kiln_trt::{Library, Product, Runtime, TrtError, TrtErrorKind};
 use crate::error::EngineErrorKind;
 use crate::{Backend, Engine, EngineError, Format, LoadOptions, device};
 use arena::Arena;
-use engine::TrtEngine;
+use engine::{TrtEngine, Weights};
 use kernels::Kernels;
 use plan::Plan;
 
@@ -66,9 +66,24 @@ impl TensorRt {
         runtime.check_validity(plan.bytes()?).map_err(refuse)?;
         let engine = runtime.deserialize(plan.bytes()?).map_err(refuse)?;
         let swapped = swaps.then_some(plan);
+        let streams = self.stream_weights(&engine, options.streaming).map_err(refuse)?;
         let kernels = Kernels::new(&engine, self.library.product(), options.kernels.clone()).map_err(refuse)?;
-        let engine = TrtEngine::new(model, engine, kernels, swapped, self.device.clone(), self.arena.clone())?;
+        let weights = Weights::new(swapped, streams);
+        let engine = TrtEngine::new(model, engine, kernels, weights, self.device.clone(), self.arena.clone())?;
         Ok(engine.with_recording(self.records))
+    }
+
+    /// Sets how much of the weights is on the device, before there is a context; whether some are not.
+    fn stream_weights(&self, engine: &kiln_trt::Engine, most: Option<u64>) -> Result<bool, TrtError> {
+        if self.library.product() == Product::Rtx {
+            return Ok(false);
+        }
+        let streamable = engine.streamable_weights_size()?;
+        let most = most.map_or(streamable, |most| usize::try_from(most).unwrap_or(usize::MAX).min(streamable));
+        if streamable > 0 {
+            engine.set_weight_streaming_budget(most)?;
+        }
+        Ok(most < streamable)
     }
 }
 

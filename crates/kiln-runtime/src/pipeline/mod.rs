@@ -391,7 +391,7 @@ fn check_target(bundle: &Bundle, backend: &dyn Backend) -> Result<(), Error> {
     let refuse = |reason: String| Err(Error::Target { path: bundle.root().into(), target, reason });
     match (target, backend.format()) {
         (Target::Cpu, Format::Onnx) | (Target::Cuda, Format::OnnxForCuda) => Ok(()),
-        (Target::TensorrtRtx, Format::TensorRtRtx) => {
+        (Target::TensorrtRtx, Format::TensorRtRtx) | (Target::Tensorrt, Format::TensorRt) => {
             let key = kiln_native::cache_dir()?.join(SealKey::FILE);
             Ok(bundle.check_seal(&SealKey::open(&key)?)?)
         }

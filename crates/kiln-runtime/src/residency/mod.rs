@@ -143,6 +143,7 @@ impl Residency {
             placement: self.placement(bundle),
             overrides: None,
             swaps,
+            streaming: self.streaming(role),
             tuning: bundle.manifest().tuning.map(tuning).unwrap_or_default(),
             kernels: kernels.map(|kernels| Arc::new(kernels) as _),
         };
@@ -151,6 +152,15 @@ impl Residency {
             options.overrides = weights.map(|weights| Arc::new(weights) as _);
         }
         Ok(self.backend.load(&bundle.path(&segment.engine), &options)?)
+    }
+
+    /// Most bytes of a component's weights on the device, where weights stream.
+    fn streaming(&self, role: Role) -> Option<u64> {
+        match (self.memory.offload, role) {
+            (Offload::None | Offload::Model, _) => None,
+            (Offload::Sequential, Role::Unet | Role::UnetControlled) => Some(self.memory.keep_bytes),
+            (Offload::Sequential, _) => Some(0),
+        }
     }
 
     /// Gives back memory of tensors before a segment runs.

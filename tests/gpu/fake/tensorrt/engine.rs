@@ -7,7 +7,7 @@ use kiln_engine::{Backend, ElementType, LoadOptions, Port, Rten};
 
 use crate::context::Context;
 use crate::cuda::Memory;
-use crate::object::{Dims, Facade, Logger, facade, free, table, text};
+use crate::object::{Dims, Facade, Logger, facade, free, is_rtx, table, text};
 use crate::{Plan, cuda, jit};
 
 #[repr(C)]
@@ -36,6 +36,22 @@ struct Weights {
     defers: bool,
     memory: Option<Memory>,
     bytes: Vec<u8>,
+    /// Whether some of them stream from the host's memory.
+    streams: bool,
+}
+
+impl Weights {
+    /// Puts as many bytes onto the device; false where it has not enough memory.
+    fn place(&mut self, n_bytes: usize) -> bool {
+        self.memory = None;
+        self.streams = n_bytes < self.bytes.len();
+        let memory = Memory::new(n_bytes.max(1));
+        if let Some(memory) = &memory {
+            cuda::bytes(memory.address(), n_bytes).copy_from_slice(&self.bytes[..n_bytes]);
+        }
+        self.memory = memory;
+        self.memory.is_some()
+    }
 }
 
 impl Shared {
@@ -46,9 +62,10 @@ impl Shared {
     /// Whether all bytes of the plan have arrived on the device.
     pub(crate) fn has_weights(&self) -> bool {
         let weights = self.weights.lock().expect("no panic");
-        weights.memory.as_ref().is_some_and(|memory| {
-            cuda::bytes(memory.address(), weights.bytes.len()) == weights.bytes.as_slice()
-        })
+        weights.streams
+            || weights.memory.as_ref().is_some_and(|memory| {
+                cuda::bytes(memory.address(), weights.bytes.len()) == weights.bytes.as_slice()
+            })
     }
 }
 
@@ -57,11 +74,10 @@ impl Engine {
         let plan = Plan::from_bytes(bytes).ok_or("IRuntime::deserializeCudaEngine: Error Code 1: malformed")?;
         let model = Rten::new(Some(1)).load(&plan.model, &LoadOptions::default()).map_err(|e| e.to_string())?;
         let (inputs, outputs) = (model.inputs().to_vec(), model.outputs().to_vec());
-        let mut weights = Weights { defers, memory: None, bytes: bytes.to_vec() };
-        if !defers {
-            let memory = Memory::new(bytes.len()).ok_or("[defaultAllocator.cpp] Error Code 2: OutOfMemory")?;
-            cuda::bytes(memory.address(), bytes.len()).copy_from_slice(bytes);
-            weights.memory = Some(memory);
+        let mut weights = Weights { defers, memory: None, bytes: bytes.to_vec(), streams: false };
+        // TensorRT waits for a budget.
+        if !defers && is_rtx() && !weights.place(bytes.len()) {
+            return Err("[defaultAllocator.cpp] Error Code 2: OutOfMemory".into());
         }
         let names = inputs.iter().chain(&outputs);
         let names = names.map(|port| CString::new(port.name.as_str()).unwrap_or_default()).collect();
@@ -79,6 +95,9 @@ impl Engine {
                 ("getProfileShape", profile_shape as *const c_void),
                 ("createRuntimeConfig", create_config as *const c_void),
                 ("createExecutionContextWithRuntimeConfig", create_context as *const c_void),
+                ("createExecutionContext", create_plain_context as *const c_void),
+                ("getStreamableWeightsSize", streamable as *const c_void),
+                ("setWeightStreamingBudgetV2", set_budget as *const c_void),
                 ("loadWeightsAsync", load_weights as *const c_void),
                 ("unloadWeights", unload_weights as *const c_void),
             ],
@@ -160,6 +179,22 @@ extern "C" fn create_config(_this: &Engine) -> *mut c_void {
 
 extern "C" fn create_context(this: &Engine, config: *mut c_void) -> *mut c_void {
     Context::facade(this.shared.clone(), jit::kernels_of(config))
+}
+
+extern "C" fn create_plain_context(this: &Engine, _strategy: i32) -> *mut c_void {
+    Context::facade(this.shared.clone(), jit::Kernels::default())
+}
+
+extern "C" fn streamable(this: &Engine) -> i64 {
+    this.shared.weights.lock().expect("no panic").bytes.len() as i64
+}
+
+extern "C" fn set_budget(this: &Engine, n_bytes: i64) -> bool {
+    let is_placed = this.shared.weights.lock().expect("no panic").place(n_bytes as usize);
+    if !is_placed {
+        this.shared.logger.error("ICudaEngine::setWeightStreamingBudgetV2: Error Code 2: OutOfMemory");
+    }
+    is_placed
 }
 
 /// Reads the whole plan to the device, in pieces and in the order of the stream.

@@ -1,4 +1,4 @@
-//! A TensorRT-RTX for tests: its engines are ONNX models that rten runs, on memory of a fake CUDA driver and in the order
+//! A TensorRT-RTX for tests, or a TensorRT where `FAKE_TENSORRT` is set: its engines are ONNX models that rten runs, on memory of a fake CUDA driver and in the order
 //! of its streams.
 //!
 //! It is strict where the real one is silent or crashes: a run without weights, without its memory or with a tensor that

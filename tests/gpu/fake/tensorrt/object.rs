@@ -1,4 +1,4 @@
-//! Objects with virtual tables in the order of TensorRT-RTX 1.7.
+//! Objects with virtual tables in the order of TensorRT-RTX 1.7 or TensorRT 11.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
@@ -16,18 +16,24 @@ fn order(class: &str) -> &'static [String] {
     let family = FAMILY.get_or_init(|| {
         let text = include_str!("../../../../crates/kiln-trt/vtables.json");
         let mut families: HashMap<String, serde_json::Value> = serde_json::from_str(text).expect("tables");
-        serde_json::from_value(families.remove("rtx 1").expect("a family")).expect("a family")
+        let family = if is_rtx() { "rtx 1" } else { "enterprise 11" };
+        serde_json::from_value(families.remove(family).expect("a family")).expect("a family")
     });
     &family.order[class]
 }
 
-/// A virtual table of a class, leaked; methods that are not given end the process.
+/// Whether it is TensorRT-RTX; `FAKE_TENSORRT` is set where it is TensorRT.
+pub(crate) fn is_rtx() -> bool {
+    std::env::var_os("FAKE_TENSORRT").is_none()
+}
+
+/// A virtual table of a class, leaked; methods that are not given end the process, those of the other product are left out.
 pub(crate) fn table(class: &str, methods: &[(&str, *const c_void)]) -> *const *const c_void {
     let find = |name: &String| {
         methods.iter().find(|(known, _)| known == name).map_or(unexpected as *const c_void, |(_, f)| *f)
     };
     let entries: Vec<*const c_void> = order(class).iter().map(find).collect();
-    for (name, _) in methods {
+    for (name, _) in methods.iter().filter(|_| is_rtx()) {
         assert!(order(class).iter().any(|known| known == name), "{class} has no {name}");
     }
     Box::leak(entries.into_boxed_slice()).as_ptr()

@@ -3,22 +3,22 @@
 use std::ffi::c_void;
 
 use crate::engine::Engine;
-use crate::object::{Facade, Logger, facade, free, table};
+use crate::object::{Facade, Logger, facade, free, is_rtx, table};
 use crate::{Plan, RELEASE, cuda};
 
 #[unsafe(no_mangle)]
 extern "C" fn getInferLibMajorVersion() -> i32 {
-    1
+    if is_rtx() { 1 } else { 11 }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn getInferLibMinorVersion() -> i32 {
-    7
+    if is_rtx() { 7 } else { 4 }
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn getInferLibPatchVersion() -> i32 {
-    1
+    if is_rtx() { 1 } else { 0 }
 }
 
 #[repr(C)]

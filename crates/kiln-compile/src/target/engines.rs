@@ -1,11 +1,11 @@
-//! TensorRT-RTX engines, built without the device that they are for.
+//! Engines of TensorRT-RTX, built without the device that they are for, and of TensorRT, built on it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Segment, Size};
+use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Segment, Size, Target};
 use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
 use serde::{Deserialize, Serialize};
 
@@ -14,10 +14,12 @@ use crate::cache::{Built, Recipe};
 use crate::trace::Traced;
 use crate::{CompileError, Progress};
 
-/// How TensorRT-RTX builds.
+/// How TensorRT-RTX or TensorRT builds.
 #[derive(Clone, Debug)]
-pub struct RtxOptions {
-    /// `libtensorrt_rtx`, with its ONNX parser beside it.
+pub struct EngineOptions {
+    /// Which of the two.
+    pub target: Target,
+    /// `libtensorrt_rtx` or `libnvinfer`, with its ONNX parser beside it.
     pub library: PathBuf,
     /// Product and version of the library.
     pub release: String,
@@ -119,6 +121,8 @@ pub struct EngineJob {
     pub tf32: bool,
     /// Whether its attentions may become several kernels.
     pub attention: AttentionRule,
+    /// Whether its weights can stay in the host's memory and stream to the device.
+    pub streams_weights: bool,
 }
 
 /// Whether attentions may become several kernels with the matrix of all scores between them.
@@ -187,6 +191,9 @@ impl EngineJob {
         let network = builder.parse(&self.model)?;
         let mut config = builder.config()?;
         config.set_flag(BuilderFlag::Tf32, self.tf32)?;
+        if self.streams_weights {
+            config.set_flag(BuilderFlag::WeightStreaming, true)?;
+        }
         config.set_profiling_verbosity(ProfilingVerbosity::Detailed)?;
         if !self.compute_capabilities.is_empty() {
             config.set_compute_capabilities(&self.compute_capabilities)?;
@@ -217,7 +224,7 @@ impl EngineJob {
     }
 }
 
-impl RtxOptions {
+impl EngineOptions {
     /// What can change an engine, besides its graph, weights and sizes, by name.
     fn choices(&self) -> BTreeMap<String, String> {
         let mut capabilities = self.compute_capabilities.clone();
@@ -296,7 +303,7 @@ impl OnnxModel {
 /// Builds one engine per segment; models and weights lie beside them while the builder reads them.
 pub(crate) fn build(
     traced: &[Traced<'_>],
-    options: &RtxOptions,
+    options: &EngineOptions,
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Built, CompileError> {
@@ -316,7 +323,7 @@ pub(crate) fn build(
 /// Builds one engine per segment of each model.
 pub(crate) fn build_from_onnx(
     models: &[OnnxModel],
-    options: &RtxOptions,
+    options: &EngineOptions,
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Built, CompileError> {
@@ -340,7 +347,7 @@ pub(crate) fn build_from_onnx(
 fn build_segment(
     OnnxModel { role, folder: source, component, inputs }: &OnnxModel,
     i: usize,
-    options: &RtxOptions,
+    options: &EngineOptions,
     folder: &Path,
 ) -> Result<(Segment, Option<u64>), CompileError> {
     let segment = &component.segments[i];
@@ -361,6 +368,8 @@ fn build_segment(
         optimization_level: options.optimization_level,
         tf32: options.tf32,
         attention,
+        // Those of TensorRT-RTX are unloaded and loaded instead.
+        streams_weights: options.target == Target::Tensorrt,
     };
     let engine = options.builder.build(&job).map_err(|failure| match failure {
         JobFailure::Builder(reason) => CompileError::Build { role: *role, reason },
@@ -379,7 +388,7 @@ fn build_segment(
 }
 
 /// An autoencoder has one attention, with one head as wide as its channels, for which there often is no fused kernel.
-fn rule(role: Role, options: &RtxOptions) -> AttentionRule {
+fn rule(role: Role, options: &EngineOptions) -> AttentionRule {
     match role {
         _ if options.allow_slow_attention => AttentionRule::FusedIfPossible,
         Role::VaeEncoder | Role::VaeDecoder => AttentionRule::FusedIfPossible,
