@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes tests/gpu/inputs: all that tests/gpu/check.sh needs on a machine with an NVIDIA driver, Python and PyTorch that can
-# not reach anything, in pieces of at most 60 MiB. Needs Rust, pip and a network.
+# not reach anything, in pieces of at most 60 MiB, for GPUs of one architecture (ARCHITECTURE, 90 without it). Needs Rust,
+# pip and a network.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,9 +18,12 @@ for program in kiln examples/swaps; do
     cp "$target/release/$program" "$work/tree/"
     strip "$work/tree/$(basename "$program")"
 done
-for library in cpu tensorrt-rtx; do
-    cp "$(dirname "$("$target/release/kiln" runtime install "$library")")"/*.so* "$work/tree/lib/"
+for library in cuda tensorrt-rtx; do
+    cp "$(dirname "$("$target/release/kiln" runtime install "$library")")"/lib{onnxruntime,tensorrt}*.so* "$work/tree/lib/" 2>/dev/null || true
 done
+# CUDA's own libraries come with PyTorch; the provider's code for other GPUs stays here.
+provider=$work/tree/lib/libonnxruntime_providers_cuda.so
+python3 tests/gpu/thin.py "$provider" "$provider" "${ARCHITECTURE:-90}"
 # What diffusers needs beside PyTorch to run a UNet and a VAE; wheels for any Python from 3.11 on.
 python3 -m pip download --quiet --no-deps --only-binary :all: --python-version 3.11 --abi abi3 --abi none \
     --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 --platform any --dest "$work/tree/wheels" \

@@ -1,4 +1,4 @@
-"""The stages of check.sh: python stages.py WORK [STAGE...]. Each writes STAGE.json to $OUT, whatever happens."""
+"""The stages of check.sh: python stages.py WORK [STAGE...]. Each adds to results.json in $OUT, whatever happens."""
 
 import json
 import os
@@ -50,34 +50,47 @@ def probe():
     }
 
 
-def engine(capability, cpu):
-    """The small model's engines for one compute capability: do they load, and are components and pictures the CPU's?"""
-    found = {}
-    args = ["kiln", "compile", "models/shapes", "--target", "tensorrt-rtx", "--json"]
-    found["compile"] = run(*args, "--compute-capability", capability)
+def engines(name, cpu, *options):
+    """The small model for one library: does it load, and are components and pictures the CPU's?"""
+    found = {"compile": run("kiln", "compile", "models/shapes", "--json", *options)}
     bundle = bundle_of(found["compile"])
     if bundle is None:
         return found
     found["components"] = run("kiln", "verify", bundle, "--against", cpu, "--max-drift", "0.02", "--json")
     found["pictures"] = []
     for seed, prompt in enumerate(PROMPTS):
-        gpu, host = OUT / f"small-{capability}-{seed}.png", OUT / f"small-cpu-{seed}.png"
+        gpu, host = OUT / f"small-{name}-{seed}.png", WORK / f"small-cpu-{seed}.png"
         drawn = run("kiln", "generate", prompt, "--model", bundle, "--seed", seed, "--out", gpu, "--json")
         if not host.exists():
             run("kiln", "generate", prompt, "--model", cpu, "--seed", seed, "--out", host)
         compared = run("kiln", "compare", gpu, host, "--min-psnr", "30", "--json")
         found["pictures"].append({"drawn": drawn, "compared": compared})
+        if seed:
+            gpu.unlink(missing_ok=True)
     found["swaps"] = run("swaps", bundle, 10)
     found["measure"] = run("kiln", "measure", bundle, "--json")
-    shutil.rmtree(OUT / f"memory-{capability}", ignore_errors=True)
-    found["memory"] = run("kiln", "bench", "memory", bundle, "--out", OUT / f"memory-{capability}", "--json")
+    found["memory"] = memory_of(bundle, f"small-{name}")
     return found
+
+
+def memory_of(bundle, name, *more):
+    return run("kiln", "bench", "memory", bundle, "--out", fresh(WORK / f"memory-{name}"), "--json", *more)
+
+
+def fresh(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def small():
     capability = run("kiln", "devices", "--json")["answer"]["devices"][1]["compute_capability"]
     cpu = bundle_of(run("kiln", "compile", "models/shapes", "--no-figures", "--json"))
-    return {"own": capability, "engines": {name: engine(name, cpu) for name in dict.fromkeys([capability, "8.0"])}}
+    found = {}
+    for built_for in dict.fromkeys([capability, "8.0"]):
+        options = ["--target", "tensorrt-rtx", "--compute-capability", built_for]
+        found[f"tensorrt-rtx-{built_for}"] = engines(f"rtx-{built_for}", cpu, *options)
+    found["cuda"] = engines("cuda", cpu, "--target", "cuda")
+    return {"own": capability, "engines": found}
 
 
 def checkpoint():
@@ -89,16 +102,29 @@ def checkpoint():
 
 
 def full():
-    """Stable Diffusion 1.5 with random weights: the ladder, the memory table, and the picture of the processor."""
+    """Stable Diffusion 1.5 with random weights: the ladder, and the picture beside the processor's."""
     model, found = checkpoint(), {}
-    shutil.rmtree(OUT / "ladder", ignore_errors=True)
-    args = ["kiln", "bench", "ladder", model, "--steps", "50", "--rounds", "3", "--device", "cuda:0"]
-    found["ladder"] = run(*args, "--out", OUT / "ladder", "--json")
+    args = ["kiln", "bench", "ladder", model, "--steps", "50", "--rounds", "2", "--device", "cuda:0", "--speed-only"]
+    found["ladder"] = run(*args, "--out", fresh(WORK / "ladder"), "--json")
     prompt = "a photograph of an astronaut riding a horse"
     drawn = ["kiln", "generate", prompt, "--model", model, "--seed", "0", "--steps", "20", "--json"]
     found["gpu"] = run(*drawn, "--device", "cuda:0", "--out", OUT / "full-gpu.png")
-    found["cpu"] = run(*drawn, "--device", "cpu", "--out", OUT / "full-cpu.png")
-    found["compared"] = run("kiln", "compare", OUT / "full-gpu.png", OUT / "full-cpu.png", "--json")
+    found["cpu"] = run(*drawn, "--device", "cpu", "--out", WORK / "full-cpu.png", timeout=300)
+    found["compared"] = run("kiln", "compare", OUT / "full-gpu.png", WORK / "full-cpu.png", "--json")
+    return found
+
+
+def memory():
+    """What Stable Diffusion 1.5 takes: engines in segments, which can be swapped one by one, and ONNX Runtime."""
+    model, found = checkpoint(), {}
+    capability = run("kiln", "devices", "--json")["answer"]["devices"][1]["compute_capability"]
+    options = ["--target", "tensorrt-rtx", "--compute-capability", capability, "--segment-size", "256MiB"]
+    found["compile"] = run("kiln", "compile", model, *options, "--no-figures", "--json")
+    found["compile cuda"] = run("kiln", "compile", model, "--target", "cuda", "--no-figures", "--json")
+    for name in ["compile", "compile cuda"]:
+        bundle = bundle_of(found[name])
+        if bundle is not None:
+            found[name.replace("compile", "memory")] = memory_of(bundle, "full", "--steps", "4", "--rounds", "1")
     return found
 
 
@@ -114,12 +140,14 @@ def torch():
     return {"torch": run("env", environment, sys.executable, "tests/gpu/torch_baseline.py", checkpoint())}
 
 
-STAGES = {"probe": probe, "small": small, "full": full, "torch": torch}
+STAGES = {"probe": probe, "small": small, "full": full, "memory": memory, "torch": torch}
 
 for name in sys.argv[2:] or STAGES:
     try:
         found = STAGES[name]()
     except Exception:
         found = {"failed": traceback.format_exc()}
-    (OUT / f"{name}.json").write_text(json.dumps(found, indent=1))
+    path = OUT / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**results, name: found}, indent=1))
     print(f"{name}: done", flush=True)

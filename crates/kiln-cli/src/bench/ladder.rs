@@ -190,7 +190,7 @@ fn rungs_of_onnxruntime(place: &Place) -> Vec<Rung> {
 }
 
 fn rungs_of_tensorrt(place: &Place) -> Vec<Rung> {
-    let spec = TargetSpec { allow_slow_attention: true, ..fused(&TargetSpec::default()) };
+    let spec = fused(&TargetSpec::default());
     vec![
         rung("compiled by TensorRT-RTX", place, &spec),
         Rung { records: true, ..rung("compiled by TensorRT-RTX, CUDA graph", place, &spec) },
