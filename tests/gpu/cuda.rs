@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::{draw, kiln_with_gpu, libraries, on_cpu, report};
 use crate::cli::{fail, kiln, succeed};
 use crate::fixtures::{onnxruntime, scratch};
+use crate::lora;
 use crate::support::references;
 
 /// The small model for the CUDA provider, in 32-bit floats, which the processor has all kernels for.
@@ -26,9 +27,12 @@ impl Cuda {
 
     /// From arguments of the compiler.
     fn of(more: &[&str]) -> Cuda {
+        Cuda::of_model(&references().join("../../models/shapes"), more)
+    }
+
+    fn of_model(model: &Path, more: &[&str]) -> Cuda {
         onnxruntime();
-        let work = scratch();
-        let model = references().join("../../models/shapes").display().to_string();
+        let (model, work) = (model.display().to_string(), scratch());
         let args = ["compile", &model, "--target", "cuda"];
         let bundle = succeed(&mut kiln(&[&args, more].concat(), work.path()));
         Cuda { bundle: PathBuf::from(bundle.trim()), work }
@@ -157,6 +161,19 @@ fn half_precision_is_the_default_and_close() {
     let bundle = on_cpu(false).to_str().expect("a path of text");
     succeed(&mut kiln(&[&draw(bundle, "cpu.png")[..], &["--steps", "4"]].concat(), cuda.folder()));
     succeed(&mut kiln(&["compare", "gpu.png", "cpu.png", "--min-psnr", "45"], cuda.folder()));
+}
+
+#[test]
+fn loras_change_its_weights_when_it_is_loaded() {
+    let case = lora::Case::new("kohya");
+    let cuda = Cuda::of_model(&case.checkpoint, &["--precision", "f32"]);
+    let (lora, model) = (case.path().display().to_string(), case.checkpoint.display().to_string());
+    let more = ["--lora", &lora, "--height", "64", "--width", "64"];
+    cuda.generate("gpu.png", &more);
+    cuda.generate("plain.png", &more[2..]);
+    succeed(&mut kiln(&[&draw(&model, "cpu.png")[..], &["--steps", "4"], &more].concat(), cuda.folder()));
+    succeed(&mut kiln(&["compare", "gpu.png", "cpu.png", "--max-difference", "1"], cuda.folder()));
+    assert!(cuda.bytes("gpu.png") != cuda.bytes("plain.png"), "the LoRA changes nothing");
 }
 
 #[test]

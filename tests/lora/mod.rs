@@ -33,7 +33,7 @@ const PROBES: usize = 8;
 pub(crate) struct Case {
     name: String,
     description: Value,
-    checkpoint: PathBuf,
+    pub(crate) checkpoint: PathBuf,
     pub(crate) loras: Vec<Lora>,
     _folders: Vec<TempDir>,
 }
