@@ -14,7 +14,7 @@ pub(crate) struct CompileArgs {
     /// Refuse anything but a bundle made with --target onnx.
     #[arg(long)]
     pub(crate) from_onnx: bool,
-    /// What to build for: cpu, tensorrt-rtx, onnx (to build from elsewhere); may be given several times [default: those of the specification, or cpu].
+    /// What to build for: cpu, tensorrt-rtx, cuda, tensorrt, onnx (to build from elsewhere); may be given several times [default: those of the specification, or cpu].
     #[arg(long = "target", value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
     /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
