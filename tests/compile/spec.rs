@@ -67,7 +67,7 @@ fn what_is_not_understood_is_refused_with_its_place() {
     );
     check_refused(
         "checkpoint: x\ntargets:\n  tpu: {}\n",
-        "targets: unknown variant `tpu`, expected one of `cpu`, `tensorrt-rtx`, `onnx` at line 3 column 3",
+        "targets: unknown variant `tpu`, expected one of `cpu`, `cuda`, `tensorrt-rtx`, `tensorrt`, `onnx` at line 3 column 3",
     );
     check_refused(
         "checkpoint: x\ntargets:\n  cpu: {attention: flash}\n",
@@ -148,7 +148,7 @@ fn the_command_builds_what_a_specification_says() {
     fail(
         &mut kiln(&["compile", "model.yaml", "--target", "tpu"], work.path()),
         2,
-        "targets: cpu, tensorrt-rtx, onnx",
+        "targets: cpu, cuda, tensorrt-rtx, tensorrt, onnx",
     );
 }
 
