@@ -223,3 +223,21 @@ fn what_is_missing_is_named() {
     let text = succeed(&mut cuda.command(&["devices"]));
     assert!(text.contains("cuda: runs; library: "), "{text}");
 }
+
+#[test]
+fn failures_are_what_they_mean() {
+    let cuda = Cuda::new(&[]);
+    let failing = |reason: &str| {
+        let mut command = cuda.draw("a.png", &[]);
+        command.env("FAKE_ONNXRUNTIME_FAILURE", reason);
+        command
+    };
+    let full = "bfc_arena.cc:359 Failed to allocate memory for requested buffer of size 1048576";
+    let output = fail(&mut failing(full), 7, "cuda:0 has not enough memory left: ");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("hint: --offload model"), "{said}");
+    let said = "Non-zero status code returned while running Conv node";
+    fail(&mut failing(said), 1, &format!("text_encoder.onnx: {said}\n"));
+    fail(cuda.draw("a.png", &[]).env("FAKE_CUDA_LOST_AFTER", "9"), 1, "unspecified launch failure");
+    assert!(!cuda.folder().join("a.png").exists());
+}

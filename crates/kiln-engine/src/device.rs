@@ -126,10 +126,14 @@ const OUT_OF_MEMORY: [&str; 6] = [
     "ALLOC_FAILED",
 ];
 
-/// What a library says of a model on a device, which is an error of the kind unless it says that memory is full.
+/// What a library says of a model on a device: an error of the kind, unless memory is full or the device is gone.
 pub(crate) fn failure(kind: EngineErrorKind, model: &Path, device: &Device, text: &str) -> EngineError {
+    let left = match device.memory() {
+        Err(error) if error.kind() == CudaErrorKind::Lost => return error.into(),
+        Err(error) => error.to_string(),
+        Ok(memory) => memory.to_string(),
+    };
     if OUT_OF_MEMORY.iter().any(|words| text.contains(words)) {
-        let left = device.memory().map_or_else(|e| e.to_string(), |memory| memory.to_string());
         let reason = format!("cuda:{} has not enough memory left: {left}", device.info().ordinal);
         return EngineError::new(EngineErrorKind::OutOfMemory, model, reason);
     }

@@ -2,7 +2,8 @@
 //!
 //! All calls go to the library that `FAKE_ONNXRUNTIME` names but those about the provider. It is strict where the real one
 //! is silent or crashes: a recorded run whose tensors have moved ends the process. What it is asked for is written to the
-//! file that `FAKE_ONNXRUNTIME_REPORT` names, one line of JSON for each provider and each run.
+//! file that `FAKE_ONNXRUNTIME_REPORT` names, one line of JSON for each provider and each run. Runs fail with what
+//! `FAKE_ONNXRUNTIME_FAILURE` says, where it is set.
 #![allow(unsafe_code, reason = "a C library in all but name")]
 
 mod cuda;
@@ -284,6 +285,9 @@ unsafe extern "system" fn run_with_binding(
         });
     }
     report(&json!({ "run": id }));
+    if let Ok(reason) = std::env::var("FAKE_ONNXRUNTIME_FAILURE") {
+        return refuse(&reason);
+    }
     let stream = provider.get("user_compute_stream").and_then(|stream| stream.parse::<usize>().ok());
     cuda::finish(stream.expect("a stream of the caller's"));
     // SAFETY: the caller's.
