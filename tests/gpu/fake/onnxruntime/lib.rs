@@ -289,7 +289,10 @@ unsafe extern "system" fn run_with_binding(
         return refuse(&reason);
     }
     let stream = provider.get("user_compute_stream").and_then(|stream| stream.parse::<usize>().ok());
-    cuda::finish(stream.expect("a stream of the caller's"));
+    let code = cuda::finish(stream.expect("a stream of the caller's"));
+    if code != 0 {
+        return refuse(&format!("CUDA failure {code}: it failed ; GPU=0 ; hostname=host"));
+    }
     // SAFETY: the caller's.
     unsafe { (real().RunWithBinding)(session, options, binding) }
 }
