@@ -99,11 +99,6 @@ fn check(cuda: &Cuda, more: &[&str]) -> Vec<Value> {
     asked
 }
 
-/// How often runs were recorded or repeated under a number.
-fn runs(asked: &[Value], id: &str) -> usize {
-    asked.iter().filter(|line| line["run"] == id).count()
-}
-
 #[test]
 fn a_picture_is_that_of_the_cpu_and_the_provider_is_tuned() {
     let asked = check(&Cuda::new(&[]), &[]);
@@ -132,14 +127,17 @@ fn a_specification_turns_what_is_tuned_off() {
 #[test]
 fn the_unet_is_recorded_and_latents_stay_on_the_device() {
     let cuda = Cuda::new(&[]);
+    let number = |report: &Value, key: &str| report[key].as_u64().expect("a number");
     let of = |steps: &str| {
         let asked = cuda.generate("a.png", &["--steps", steps]);
-        (runs(&asked, "0"), report(cuda.folder())["from_device"].as_u64().expect("a number"))
+        let report = report(cuda.folder());
+        (asked.len(), number(&report, "graphs"), number(&report, "from_device"))
     };
-    let ((few, less), (many, more)) = (of("3"), of("9"));
-    assert_eq!((few, many), (2, 8), "runs of the UNet after its first");
+    let ((calls, few, less), (more_calls, many, more)) = (of("5"), of("11"));
+    assert_eq!((few, many), (2, 8), "runs of the UNet after the third");
     // A flag of four bytes per step says whether its prediction was finite.
     assert_eq!(more - less, 6 * 4, "bytes that were copied from the device");
+    assert_eq!(calls, more_calls, "calls of ONNX Runtime, which more steps do not take");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 
@@ -16,8 +16,8 @@ pub struct Device {
     context: Arc<CudaContext>,
     compute: Arc<CudaStream>,
     copies: Arc<CudaStream>,
-    /// The stream on which one thread at a time records work.
-    pub(crate) recording: Mutex<Arc<CudaStream>>,
+    /// The stream on which one thread at a time works beside the others, or records work.
+    pub(crate) aside: Mutex<Arc<CudaStream>>,
     pub(crate) kernels: Kernels,
 }
 
@@ -44,12 +44,12 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         let compute = context.new_stream().map_err(refuse)?;
         let copies = context.new_stream().map_err(refuse)?;
-        let recording = Mutex::new(context.new_stream().map_err(refuse)?);
+        let aside = Mutex::new(context.new_stream().map_err(refuse)?);
         let kernels = Kernels::load(&context)?;
         if context.has_async_alloc() {
             keep_freed(&context, KEPT_BYTES).map_err(refuse)?;
         }
-        Ok(Arc::new(Device { info, context, compute, copies, recording, kernels }))
+        Ok(Arc::new(Device { info, context, compute, copies, aside, kernels }))
     }
 
     /// What it is.
@@ -167,6 +167,26 @@ impl Device {
     /// The stream on which all work happens, `cudaStream_t`.
     pub fn compute_stream(&self) -> *mut c_void {
         self.compute.cu_stream().cast()
+    }
+
+    /// The stream of [`Device::aside`] and [`Device::record`], `cudaStream_t`, for libraries that have one for good.
+    pub fn side_stream(&self) -> *mut c_void {
+        self.side().cu_stream().cast()
+    }
+
+    /// Lets `work` use the stream beside the others in their order: after all work that was asked for so far, and before
+    /// all that is asked for from then on. One thread at a time does.
+    pub fn aside<T, E: From<CudaError>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let refuse = |e| self.error("working aside", e);
+        let stream = self.side();
+        stream.join(&self.compute).map_err(refuse)?;
+        let done = work();
+        self.compute.join(&stream).map_err(refuse)?;
+        done
+    }
+
+    pub(crate) fn side(&self) -> MutexGuard<'_, Arc<CudaStream>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts copies beside all other work, without an order among the two: `work` gets the stream for them, `cudaStream_t`.

@@ -1,7 +1,7 @@
 //! Work that is recorded once and repeated with one call.
 
 use std::ffi::c_void;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, result};
@@ -26,7 +26,7 @@ impl Device {
         work: impl FnOnce(*mut c_void) -> Result<(), E>,
     ) -> Result<Graph, E> {
         let refuse = |e| self.error("recording its work", e);
-        let stream = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = self.side();
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(refuse)?;
         let done = work(stream.cu_stream().cast());
         let graph = stream.end_capture(CUgraphInstantiate_flags(0));

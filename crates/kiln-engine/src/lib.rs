@@ -10,6 +10,7 @@ mod error;
 pub mod heap;
 mod onnxruntime;
 mod overrides;
+mod recording;
 mod rten;
 mod tensor;
 mod tensorrt;

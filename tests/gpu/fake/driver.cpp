@@ -39,6 +39,7 @@ static long number(char const *name, long otherwise) {
 }
 
 using Work = std::function<void()>;
+static bool lost();
 
 struct Event {
     // The stream's count of work that it was recorded after.
@@ -62,7 +63,7 @@ struct Stream {
         while (n_done < position) {
             Work work = std::move(queue.front());
             queue.pop_front();
-            work();
+            if (!lost()) work();
             n_done++;
         }
     }

@@ -21,7 +21,8 @@ use engine::CudaEngine;
 
 /// ONNX Runtime with its CUDA provider on a device.
 ///
-/// Each engine has memory of its own to compute in; all are put onto the device's one stream, one after the other.
+/// Each engine has memory of its own to compute in. All run on a stream beside the device's others, one after the other:
+/// what a run puts there can be recorded without what other threads ask for.
 pub struct OnnxRuntimeCuda {
     runtime: OnnxRuntime,
     device: Arc<Device>,
@@ -93,6 +94,7 @@ impl OnnxRuntimeCuda {
         OnnxRuntimeCuda { records, ..self }
     }
 
+    /// Options of a session, which does not open where its runs shall be recorded and can not be.
     fn builder(&self, tuning: CudaTuning, records: bool) -> ort::Result<SessionBuilder> {
         let mut builder = Session::builder(&self.runtime.environment)?
             .with_log_level(LogLevel::Fatal)?
@@ -112,7 +114,7 @@ impl OnnxRuntimeCuda {
             .with_prefer_nhwc(false)
             .with_cuda_graph(records);
         // SAFETY: the stream is the device's, which every engine keeps.
-        let provider = unsafe { provider.with_compute_stream(self.device.compute_stream().cast()) };
+        let provider = unsafe { provider.with_compute_stream(self.device.side_stream().cast()) };
         provider.register(&mut builder)?;
         Ok(builder)
     }

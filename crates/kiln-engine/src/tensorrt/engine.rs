@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use kiln_cuda::{Device, Graph, Mark};
+use kiln_cuda::{Device, Mark};
 use kiln_trt::{CudaStream, DataType, ExecutionContext, TensorIoMode};
 
 use super::arena::{self, Arena, Place};
@@ -13,6 +13,7 @@ use super::kernels::Kernels;
 use super::plan::{Plan, PlanReader};
 use super::profiles::Profiles;
 use crate::error::EngineErrorKind::{Load, Run};
+use crate::recording::Recording;
 use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
 
 /// An engine, and where it reads and writes.
@@ -66,17 +67,6 @@ struct Setup {
     /// Where the arena was when the context was told.
     arena: Option<Place>,
     run: Recording,
-}
-
-/// How a run gets onto the stream.
-enum Recording {
-    /// The first time by itself: the library may still be choosing its kernels.
-    First,
-    /// The next one is recorded.
-    Due,
-    Recorded(Graph),
-    /// It can not be recorded.
-    Refused,
 }
 
 impl TrtEngine {
@@ -217,15 +207,11 @@ impl TrtEngine {
                 setup.run = Recording::Due;
             }
         }
-        if matches!(setup.run, Recording::Due) {
-            let context = &mut self.context;
-            let record = |stream: *mut c_void| {
-                // SAFETY: addresses were set for these sizes, and what they name stays as long as the sizes.
-                unsafe { context.enqueue(CudaStream::from_raw(stream)) }.map_err(refuse)
-            };
-            let recorded = self.device.record(record);
-            setup.run = recorded.map_or(Recording::Refused, Recording::Recorded);
-        }
+        let context = &mut self.context;
+        setup.run.record(&self.device, |stream| {
+            // SAFETY: addresses were set for these sizes, and what they name stays as long as the sizes.
+            unsafe { context.enqueue(CudaStream::from_raw(stream)) }.map_err(refuse)
+        });
         match &mut setup.run {
             // SAFETY: inputs, outputs and weights are where they were, or the recording would be gone.
             Recording::Recorded(graph) => unsafe { graph.launch() }?,
@@ -238,7 +224,7 @@ impl TrtEngine {
             self.kernels.store().map_err(refuse)?;
             // A release that does not tell is tried.
             let can_record = self.records && self.context.is_stream_capturable(stream).unwrap_or(true);
-            setup.run = if can_record { Recording::Due } else { Recording::Refused };
+            setup.run = Recording::after_first(can_record);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! ONNX Runtime for tests: the real one, whose CUDA provider is its processor's, on memory of a fake CUDA driver.
 //!
-//! All calls go to the library that `FAKE_ONNXRUNTIME` names but those about the provider. It is strict where the real one
-//! is silent or crashes: a recorded run whose tensors have moved ends the process. What it is asked for is written to the
+//! All calls go to the library that `FAKE_ONNXRUNTIME` names but those about the provider, whose runs happen when their
+//! stream does them. What it is asked for is written to the
 //! file that `FAKE_ONNXRUNTIME_REPORT` names, one line of JSON for each provider and each run. Runs fail with what
 //! `FAKE_ONNXRUNTIME_FAILURE` says, where it is set.
 #![allow(unsafe_code, reason = "a C library in all but name")]
@@ -9,8 +9,8 @@
 mod cuda;
 mod model;
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::io::Write;
 use std::ptr;
 use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
@@ -18,7 +18,7 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use libloading::Library;
 use ort_sys::{
     OrtAllocatorType, OrtApi, OrtApiBase, OrtCUDAProviderOptionsV2, OrtEnv, OrtErrorCode, OrtIoBinding,
-    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtSessionOptions, OrtStatusPtr, OrtValue, os_char,
+    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtSessionOptions, OrtStatusPtr, os_char,
 };
 use serde_json::json;
 
@@ -41,10 +41,8 @@ type Options = BTreeMap<String, String>;
 struct State {
     /// The provider's options, by session options and later by session.
     providers: HashMap<usize, Options>,
-    /// Where bindings have their tensors, by name.
-    bound: HashMap<usize, BTreeMap<String, usize>>,
-    /// Where the tensors of recorded runs were, by session and number.
-    recorded: HashMap<(usize, String), BTreeMap<String, usize>>,
+    /// Bindings whose outputs have no place yet.
+    unplaced: HashSet<usize>,
 }
 
 static STATE: LazyLock<Mutex<State>> = LazyLock::new(Mutex::default);
@@ -98,8 +96,8 @@ unsafe extern "system" fn get_api(version: u32) -> *const OrtApi {
         api.SessionOptionsAppendExecutionProvider_CUDA_V2 = append_provider;
         api.CreateMemoryInfo = create_memory_info;
         api.CreateSession = create_session;
-        api.BindInput = bind_input;
-        api.BindOutput = bind_output;
+        api.BindOutputToDevice = bind_output_to_device;
+        api.ClearBoundOutputs = clear_outputs;
         api.RunWithBinding = run_with_binding;
         api.ReleaseSession = release_session;
         api.ReleaseIoBinding = release_binding;
@@ -225,39 +223,20 @@ unsafe extern "system" fn create_session(
     status
 }
 
-/// Notes where a binding has a tensor.
-unsafe fn note(binding: *mut OrtIoBinding, name: *const c_char, value: *const OrtValue) {
-    let mut address: *mut c_void = ptr::null_mut();
-    // SAFETY: the value is a tensor.
-    let status = unsafe { (real().GetTensorMutableData)(value.cast_mut(), &raw mut address) };
-    assert!(status.0.is_null(), "a tensor");
-    // SAFETY: the caller's.
-    let name = unsafe { text(name) };
-    state(|state| state.bound.entry(binding as usize).or_default().insert(name, address as usize));
-}
-
-unsafe extern "system" fn bind_input(
+unsafe extern "system" fn bind_output_to_device(
     binding: *mut OrtIoBinding,
     name: *const c_char,
-    value: *const OrtValue,
+    memory: *const OrtMemoryInfo,
 ) -> OrtStatusPtr {
+    state(|state| state.unplaced.insert(binding as usize));
     // SAFETY: the caller's.
-    unsafe {
-        note(binding, name, value);
-        (real().BindInput)(binding, name, value)
-    }
+    unsafe { (real().BindOutputToDevice)(binding, name, memory) }
 }
 
-unsafe extern "system" fn bind_output(
-    binding: *mut OrtIoBinding,
-    name: *const c_char,
-    value: *const OrtValue,
-) -> OrtStatusPtr {
+unsafe extern "system" fn clear_outputs(binding: *mut OrtIoBinding) {
+    state(|state| state.unplaced.remove(&(binding as usize)));
     // SAFETY: the caller's.
-    unsafe {
-        note(binding, name, value);
-        (real().BindOutput)(binding, name, value)
-    }
+    unsafe { (real().ClearBoundOutputs)(binding) }
 }
 
 unsafe extern "system" fn run_with_binding(
@@ -274,40 +253,47 @@ unsafe extern "system" fn run_with_binding(
         let id = (real().GetRunConfigEntry)(options, c"gpu_graph_id".as_ptr());
         if id.is_null() { "0".to_owned() } else { text(id) }
     };
-    if records(&provider) && id != "-1" {
-        state(|state| {
-            let now = state.bound.get(&(binding as usize)).cloned().unwrap_or_default();
-            let then = state.recorded.entry((session as usize, id.clone())).or_insert_with(|| now.clone());
-            if *then != now {
-                eprintln!("tensors of a recorded run have moved");
-                std::process::abort();
-            }
-        });
-    }
     report(&json!({ "run": id }));
     if let Ok(reason) = std::env::var("FAKE_ONNXRUNTIME_FAILURE") {
         return refuse(&reason);
     }
     let stream = provider.get("user_compute_stream").and_then(|stream| stream.parse::<usize>().ok());
-    let code = cuda::finish(stream.expect("a stream of the caller's"));
-    if code != 0 {
-        return refuse(&format!("CUDA failure {code}: it failed ; GPU=0 ; hostname=host"));
+    let stream = stream.expect("a stream of the caller's");
+    // What is made has a size when the call returns.
+    if state(|state| state.unplaced.contains(&(binding as usize))) {
+        let code = cuda::finish(stream);
+        if code != 0 {
+            return refuse(&format!("CUDA failure {code}: it failed ; GPU=0 ; hostname=host"));
+        }
+        // SAFETY: the caller's.
+        return unsafe { (real().RunWithBinding)(session, options, binding) };
     }
-    // SAFETY: the caller's.
-    unsafe { (real().RunWithBinding)(session, options, binding) }
+    let (session, options, binding) = (session as usize, options as usize, binding as usize);
+    let run = move || {
+        // SAFETY: what a stream has not done yet stays, as it does for the real one.
+        let status =
+            unsafe { (real().RunWithBinding)(session as *mut _, options as *const _, binding as *const _) };
+        if !status.0.is_null() {
+            eprintln!("fake ONNX Runtime: a run failed on its stream");
+            std::process::abort();
+        }
+    };
+    match cuda::on_stream(stream, Box::new(run)) {
+        0 => OK,
+        code => refuse(&format!("CUDA failure {code}: it failed ; GPU=0 ; hostname=host")),
+    }
 }
 
 unsafe extern "system" fn release_session(session: *mut OrtSession) {
     state(|state| {
         state.providers.remove(&(session as usize));
-        state.recorded.retain(|(recorded, _), _| *recorded != session as usize);
     });
     // SAFETY: the caller's.
     unsafe { (real().ReleaseSession)(session) }
 }
 
 unsafe extern "system" fn release_binding(binding: *mut OrtIoBinding) {
-    state(|state| state.bound.remove(&(binding as usize)));
+    state(|state| state.unplaced.remove(&(binding as usize)));
     // SAFETY: the caller's.
     unsafe { (real().ReleaseIoBinding)(binding) }
 }

@@ -15,10 +15,15 @@ use super::super::port;
 use super::in_short;
 use crate::device::failure;
 use crate::error::EngineErrorKind::{Load, Run};
+use crate::recording::Recording;
 use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
 
-/// Recordings stay with a session for as long as it is loaded: those of so many sizes are made.
-const MOST_RECORDINGS: usize = 8;
+/// Sizes whose tensors and recordings are kept.
+const MOST_SETUPS: usize = 8;
+
+/// Runs of the same sizes before one is recorded. The first tells how large the outputs are, the second what memory a run
+/// takes, and the third takes it: memory can not be allocated while a run is recorded.
+const WARM_UPS: usize = 3;
 
 /// A session, and where it reads and writes.
 pub(super) struct CudaEngine {
@@ -26,7 +31,7 @@ pub(super) struct CudaEngine {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     setups: HashMap<Vec<Vec<usize>>, Setup>,
-    n_recordings: usize,
+    options: RunOptions,
     allocator: Allocator,
     session: Session,
     device: Arc<Device>,
@@ -39,7 +44,8 @@ struct Setup {
     /// Known when it has run once.
     outputs: Vec<DeviceTensor>,
     binding: IoBinding,
-    options: RunOptions,
+    n_runs: usize,
+    run: Recording,
 }
 
 impl CudaEngine {
@@ -58,7 +64,7 @@ impl CudaEngine {
             inputs: inputs?,
             outputs: outputs?,
             setups: HashMap::new(),
-            n_recordings: 0,
+            options: options().map_err(|e| refuse(e.to_string()))?,
             allocator: allocator.map_err(|e| refuse(e.to_string()))?,
             session,
             records,
@@ -68,7 +74,7 @@ impl CudaEngine {
 
     /// Makes room for inputs of these sizes.
     fn prepare(&mut self, shapes: &[Vec<usize>]) -> Result<Setup, EngineError> {
-        if self.setups.len() == MOST_RECORDINGS {
+        if self.setups.len() == MOST_SETUPS {
             self.device.synchronize()?;
             self.setups.clear();
         }
@@ -82,7 +88,7 @@ impl CudaEngine {
             binding.bind_input(&port.name, &value).map_err(refuse)?;
             inputs.push(tensor);
         }
-        Ok(Setup { inputs, outputs: Vec::new(), binding, options: options(None).map_err(refuse)? })
+        Ok(Setup { inputs, outputs: Vec::new(), binding, n_runs: 0, run: Recording::First })
     }
 
     /// Runs where ONNX Runtime puts what it makes, which tells its sizes; from then on it goes where the setup says.
@@ -92,33 +98,53 @@ impl CudaEngine {
         for port in &self.outputs {
             setup.binding.bind_output_to_device(&port.name, &memory).map_err(refuse)?;
         }
-        let made = self.session.run_binding_with_options(&setup.binding, &setup.options).map_err(refuse)?;
-        for port in &self.outputs {
-            let Some(value) = made.get(&port.name) else {
+        let session = &mut self.session;
+        let mut run = || {
+            let mut made = session.run_binding_with_options(&setup.binding, &self.options)?;
+            Ok::<Vec<Option<DynValue>>, ort::Error>(
+                self.outputs.iter().map(|port| made.remove(&port.name)).collect(),
+            )
+        };
+        let made = self.device.aside(|| run().map_err(refuse))?;
+        for (port, value) in self.outputs.iter().zip(made) {
+            let Some(value) = value else {
                 return Err(EngineError::new(Run, &self.model, format!("has no output '{}'", port.name)));
             };
-            let (element_type, shape, address) = describe(value).map_err(refuse)?;
+            let (element_type, shape, address) = describe(&value).map_err(refuse)?;
             if element_type != port.element_type {
                 let reason = format!("output {port} is made of {element_type}");
                 return Err(EngineError::new(Run, &self.model, reason));
             }
             let tensor = DeviceTensor::new(&self.device, element_type, &shape)?;
-            // SAFETY: ONNX Runtime reuses the memory in the order of the stream.
+            // SAFETY: ONNX Runtime reuses the memory in the order of its stream, which waits for this one.
             unsafe { self.device.copy_from(address, tensor.memory(), tensor.n_bytes()) }?;
             setup.outputs.push(tensor);
         }
-        drop(made);
         setup.binding.clear_outputs();
         for (port, tensor) in self.outputs.iter().zip(&setup.outputs) {
             // SAFETY: the setup keeps the tensor as long as the binding.
             let value = unsafe { value(tensor, &self.allocator) }.map_err(refuse)?;
             setup.binding.bind_output(&port.name, value).map_err(refuse)?;
         }
-        if self.records && self.n_recordings < MOST_RECORDINGS {
-            setup.options = options(Some(self.n_recordings)).map_err(refuse)?;
-            self.n_recordings += 1;
-        }
         Ok(())
+    }
+
+    fn enqueue(&mut self, binding: &IoBinding) -> Result<(), EngineError> {
+        let run = self.session.run_binding_with_options(binding, &self.options);
+        run.map(drop).map_err(|e| failure(Run, &self.model, &self.device, in_short(&e.to_string())))
+    }
+
+    fn run_again(&mut self, Setup { binding, n_runs, run, .. }: &mut Setup) -> Result<(), EngineError> {
+        let device = self.device.clone();
+        if *n_runs == WARM_UPS {
+            *run = Recording::after_first(self.records);
+        }
+        run.record(&device, |_side_stream| self.enqueue(binding));
+        match run {
+            // SAFETY: the setup keeps inputs and outputs, and the session the memory between them.
+            Recording::Recorded(graph) => Ok(unsafe { graph.launch() }?),
+            Recording::First | Recording::Due | Recording::Refused => device.aside(|| self.enqueue(binding)),
+        }
     }
 }
 
@@ -142,13 +168,11 @@ impl Engine for CudaEngine {
         for (place, value) in setup.inputs.iter().zip(bound) {
             place.fill(value)?;
         }
-        match setup.outputs.is_empty() {
-            true => self.run_first(&mut setup)?,
-            false => {
-                let run = self.session.run_binding_with_options(&setup.binding, &setup.options);
-                run.map_err(|e| failure(Run, &self.model, &self.device, in_short(&e.to_string())))?;
-            }
+        match setup.n_runs {
+            0 => self.run_first(&mut setup)?,
+            _ => self.run_again(&mut setup)?,
         }
+        setup.n_runs += 1;
         let made = setup.outputs.iter().map(|made| Ok(Tensor::Device(made.duplicate()?))).collect();
         self.setups.insert(shapes, setup);
         made
@@ -168,11 +192,12 @@ fn memory(device: &Device) -> ort::Result<MemoryInfo<'static>> {
     MemoryInfo::new(AllocationDevice::CUDA, ordinal, AllocatorType::Device, MemoryType::Default)
 }
 
-/// Options of runs that are not waited for, and are recorded under a number if they are given one.
-fn options(recording: Option<usize>) -> ort::Result<RunOptions> {
+/// Options of runs that are not waited for, and that ONNX Runtime does not record itself: it would record the work of all
+/// threads.
+fn options() -> ort::Result<RunOptions> {
     let mut options = RunOptions::new()?;
     options.disable_device_sync()?;
-    options.set("gpu_graph_id", recording.map_or_else(|| "-1".into(), |n| n.to_string()))?;
+    options.set("gpu_graph_id", "-1")?;
     Ok(options)
 }
 
