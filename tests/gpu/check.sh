@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves on a GPU what was built without one: see README.md beside this. Needs tests/gpu/inputs (tests/gpu/prepare.sh).
 #
-#     tests/gpu/check.sh [STAGE...]     stages: probe small full memory torch; all of them without any
+#     tests/gpu/check.sh [STAGE...]     stages: probe small full picture memory torch; all of them without any
 #
 # Results are JSON, pictures and RESULTS.md in $OUT (default tests/gpu/results), of this run and those before it; a stage that
 # fails does not keep the others from running.

@@ -141,11 +141,22 @@ fn the_unet_is_recorded_and_latents_stay_on_the_device() {
 }
 
 #[test]
+fn a_warmed_up_run_starts_with_what_was_recorded() {
+    let cuda = Cuda::new(&[]);
+    cuda.generate("cold.png", &[]);
+    cuda.generate("warm.png", &["--warm-up", "3"]);
+    assert_eq!(report(cuda.folder())["graphs"], 4, "runs of the UNet after the third");
+    assert!(cuda.bytes("warm.png") == cuda.bytes("cold.png"), "another picture");
+}
+
+#[test]
 fn offload_draws_the_same_picture() {
     let cuda = Cuda::new(&["--segment-size", "1MiB"]);
     cuda.generate("none.png", &[]);
     for offload in ["model", "sequential"] {
-        cuda.generate("other.png", &["--offload", offload]);
+        let asked = cuda.generate("other.png", &["--offload", offload]);
+        let provider = asked.iter().rev().find(|line| line["provider"].is_object()).expect("a provider");
+        assert_eq!(provider["provider"]["cudnn_conv_algo_search"], "HEURISTIC", "what is dropped soon");
         assert!(cuda.bytes("other.png") == cuda.bytes("none.png"), "{offload} offload draws another picture");
         let left = report(cuda.folder());
         assert_eq!(left["used"], 0, "{offload}: {left}");

@@ -28,7 +28,7 @@ def state(found):
 
 
 def answer(found):
-    return found["answer"] if found and found["code"] == 0 and isinstance(found["answer"], dict) else {}
+    return found["answer"] if found and isinstance(found["answer"], dict) else {}
 
 
 def gigabytes(n):
@@ -137,7 +137,7 @@ def full(bars):
     best = max((way["steps_per_second"] for way in ways.values() if "seconds" in way), default=None)
     faster = steps / best if steps and best else None
     bars.check("times as fast as the best PyTorch", faster, "at least 1.3", lambda x: x >= 1.3)
-    bars.check("picture beside the CPU's, dB", psnr(found.get("compared")), "at least 40", lambda x: x >= 40)
+    bars.check("picture beside the CPU's, dB", psnr(read("picture").get("compared")), "at least 40", lambda x: x >= 40)
 
 
 def full_memory(bars):

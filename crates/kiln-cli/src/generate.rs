@@ -50,6 +50,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if let Some(budget) = args.memory.memory_budget {
         pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
     }
+    if let Some(steps) = args.warm_up {
+        let request = Request { steps: Some(steps as usize), ..request.clone() };
+        sample(&mut pipeline, &request, &mut None)?;
+    }
     let output = sample(&mut pipeline, &request, &mut trace)?;
     if let (Some(trace), Some(file)) = (trace, &args.memory.memory_trace) {
         trace.finish(file)?;

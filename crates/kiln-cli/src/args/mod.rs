@@ -141,6 +141,9 @@ pub(crate) struct GenerateArgs {
     /// Pictures at once.
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<usize>,
+    /// Steps of the same pictures to draw first and throw away, which makes times those of a process that has long run.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) warm_up: Option<u32>,
     #[command(flatten)]
     pub(crate) tasks: TaskArgs,
     /// PNG file to write; with several pictures, a number is put before the extension [default: kiln-SEED.png].

@@ -14,7 +14,7 @@ use kiln_runtime::{MemoryOptions, Pipeline, Placement, Request};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{check, memory, write};
+use super::{check, memory, warm_up_steps, write};
 use crate::args::{BenchLadderArgs, BenchMemoryArgs};
 use crate::failure::Failure;
 use crate::models::{self, check_companions, failure};
@@ -248,13 +248,14 @@ fn measure(cases: &mut [Case], args: &BenchLadderArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Seconds of a picture and of its steps, after a short one that loads everything.
+/// Seconds of a picture and of its steps, after a short one.
 fn draw(case: &Case, backend: Arc<dyn Backend>, steps: usize) -> Result<((f64, f64), RgbImage), Failure> {
     let mut pipeline = Pipeline::new(case.bundle.clone(), backend)?;
     let placement = Some(case.rung.placement);
     pipeline.set_memory(MemoryOptions { placement, ..MemoryOptions::default() })?;
     let request = |steps| Request { steps: Some(steps), seeds: vec![0], ..Request::new(PROMPT) };
-    pipeline.generate(&request(2), &mut |_| ControlFlow::Continue(()))?;
+    pipeline
+        .generate(&request(warm_up_steps(&case.rung.place) as usize), &mut |_| ControlFlow::Continue(()))?;
     let start = Instant::now();
     let mut output = pipeline.generate(&request(steps), &mut |_| ControlFlow::Continue(()))?;
     let seconds = (start.elapsed().as_secs_f64(), output.timings.steps.as_secs_f64());

@@ -9,7 +9,7 @@ use kiln_runtime::{Choice, Pipeline, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{chart, check, table, write};
+use super::{chart, check, table, warm_up_steps, write};
 use crate::args::BenchMemoryArgs;
 use crate::failure::Failure;
 use crate::memtrace::Recording;
@@ -45,6 +45,8 @@ struct Case {
     bundle: PathBuf,
     model: String,
     choice: Choice,
+    /// Steps to draw before what is timed.
+    warm_up: Option<u32>,
     runs: Vec<Run>,
 }
 
@@ -113,11 +115,13 @@ fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<C
         return Err(Failure::input(path, "is no bundle").with_hint("kiln compile makes bundles"));
     }
     let bundle = Bundle::open(path)?;
-    let backend = Place::of(&bundle, args.execution)?.backend(args.execution)?;
+    let place = Place::of(&bundle, args.execution)?;
+    let backend = place.backend(args.execution)?;
     let pipeline = Pipeline::new(bundle, backend)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
     let model = label(pipeline.bundle());
-    let case = |choice| Case { bundle: path.into(), model: model.clone(), choice, runs: Vec::new() };
+    let warm_up = place.device().map(|_| warm_up_steps(&place));
+    let case = |choice| Case { bundle: path.into(), model: model.clone(), choice, warm_up, runs: Vec::new() };
     Ok(plan.choices.into_iter().map(case).collect())
 }
 
@@ -156,6 +160,7 @@ fn generate(case: &Case, folder: &Path, index: usize, args: &BenchMemoryArgs) ->
     command.arg("--memory-trace").arg(&trace).args(["--offload", &offload(&case.choice.memory)]);
     let numbers = [
         ("--vae-tile", tile(&case.choice.memory).map(u64::from)),
+        ("--warm-up", case.warm_up.map(u64::from)),
         ("--height", args.height.map(u64::from)),
         ("--width", args.width.map(u64::from)),
     ];

@@ -9,6 +9,7 @@ use kiln_bundle::OutputFolder;
 
 use crate::args::{BenchArgs, BenchCommand};
 use crate::failure::Failure;
+use crate::place::Place;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
@@ -22,6 +23,14 @@ fn check(steps: usize, rounds: usize) -> Result<(), Failure> {
     match steps == 0 || rounds == 0 {
         true => Err(Failure::usage("steps and rounds: at least one of each has to be measured")),
         false => Ok(()),
+    }
+}
+
+/// Steps to draw before what is timed: until all is loaded, and on a GPU until kernels are chosen and runs are recorded.
+fn warm_up_steps(place: &Place) -> u32 {
+    match place {
+        Place::Host => 2,
+        Place::Gpu(_) => 5,
     }
 }
 

@@ -34,7 +34,8 @@ pub struct OnnxRuntimeCuda {
 pub struct CudaTuning {
     /// Whether products of 32-bit floats may have 10 bits of mantissa.
     pub tf32: bool,
-    /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs, which takes seconds.
+    /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs, which takes seconds; not of
+    /// engines whose weights come and go.
     pub search: bool,
 }
 
@@ -121,8 +122,10 @@ impl OnnxRuntimeCuda {
 
     /// A session, and whether its runs can be recorded; those of models with operators that only the processor has can not.
     fn session(&self, model: &Path, options: &LoadOptions) -> Result<(Session, bool), EngineError> {
+        // A session goes when its weights do, and what it found by searching goes with it.
+        let tuning = CudaTuning { search: options.tuning.search && !options.swaps, ..options.tuning };
         let open = |records: bool| {
-            let builder = self.builder(options.tuning, records).map_err(|e| e.to_string())?;
+            let builder = self.builder(tuning, records).map_err(|e| e.to_string())?;
             self.runtime.session(builder, model, options.overrides.as_deref())
         };
         let recorded = if self.records { open(true).ok() } else { None };
