@@ -22,6 +22,9 @@ def state(found):
     """How a command ended, in a few words."""
     if not found:
         return "not run"
+    if "instead_of" in found:
+        rest = {key: value for key, value in found.items() if key != "instead_of"}
+        return f"{state(found['instead_of'])}; with ONNX Runtime instead: {state(rest)}"
     if found["code"] == 0:
         return "ok"
     return f"exit {found['code']}: {(found['said'] or 'nothing said').splitlines()[0][:160]}"
@@ -98,7 +101,7 @@ def memory(rows):
         (
             row["model"],
             row["offload"],
-            row["vae_tile"],
+            row["vae_tile"] or "none",
             gigabytes(row["peak_bytes"]),
             gigabytes(row["predicted_bytes"]),
             f"{row['step_seconds'] * 1000:.2f} ms",
