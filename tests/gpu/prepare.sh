@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes tests/gpu/inputs: all that tests/gpu/check.sh needs on a machine with an NVIDIA driver, Python and PyTorch that can
-# not reach anything, in pieces of at most 60 MiB, for GPUs of one architecture (ARCHITECTURE, 90 without it). Needs Rust,
+# not reach anything, in pieces of at most 30 MiB, for GPUs of one architecture (ARCHITECTURE, 90 without it). Needs Rust,
 # pip and a network.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -21,6 +21,7 @@ done
 for library in cuda tensorrt-rtx; do
     cp "$(dirname "$("$target/release/kiln" runtime install "$library")")"/lib{onnxruntime,tensorrt}*.so* "$work/tree/lib/" 2>/dev/null || true
 done
+ls "$work"/tree/lib/libonnxruntime.so.* "$work"/tree/lib/libtensorrt_rtx.so.*
 # CUDA's own libraries come with PyTorch; the provider's code for other GPUs stays here.
 provider=$work/tree/lib/libonnxruntime_providers_cuda.so
 python3 tests/gpu/thin.py "$provider" "$provider" "${ARCHITECTURE:-90}"

@@ -80,7 +80,8 @@ def small(bars):
         components = (engine.get("components") or {}).get("answer")
         if isinstance(components, dict):
             yield table(["component", "drift from the CPU in fp32"], [
-                (role, f"{drift:.2e}") for role, drift in components["components"].items()
+                (role, "not finite" if drift is None else f"{drift:.2e}")
+                for role, drift in components["components"].items()
             ])
         rows = []
         for i, picture in enumerate(engine.get("pictures", [])):
@@ -127,6 +128,8 @@ def full(bars):
         )
         for rung in rungs
     ])
+    for row in ladder.get("left_out", []):
+        yield f"Left out: {row['rung']}: {row['reason'][:300]}"
     ways = {name: way for name, way in torch.items() if isinstance(way, dict)}
     yield f"PyTorch {torch.get('torch', '')}, the same weights, UNet and VAE: {state(read('torch').get('torch'))}"
     yield table(["way", "seconds", "steps a second", "peak"], [
@@ -158,8 +161,22 @@ def full_memory(bars):
         bars.check(f"{offload} offload, GB", min(peaks, default=None), f"at most {bar}", lambda x, bar=bar: x <= bar)
 
 
+def told(section):
+    """What a section says, as far as it can."""
+    try:
+        yield from section
+    except Exception as error:
+        yield f"What was found can not be told: {error!r}"
+
+
+def failures():
+    for name in ["probe", "small", "full", "picture", "memory", "torch"]:
+        if "failed" in read(name):
+            yield f"## The stage {name} failed\n\n```\n{read(name)['failed']}\n```"
+
+
 bars = Bars()
-sections = [*probe(), *small(bars), *full(bars), *full_memory(bars)]
+sections = [*told(probe()), *told(small(bars)), *told(full(bars)), *told(full_memory(bars)), *failures()]
 verdicts = table(["bar", "found", "wanted", ""], bars.rows)
 head = f"# What check.sh found\n\n{datetime.date.today()}, `tests/gpu/check.sh`\n\n{verdicts}"
 (FOLDER / "RESULTS.md").write_text("\n\n".join([head, *sections]) + "\n")

@@ -53,6 +53,11 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Whether its engines stay while their weights come and go ([`LoadOptions::swaps`]), beside what the device computes.
+    fn swaps(&self) -> bool {
+        false
+    }
+
     /// Gives back memory of the device in which no engine computes now.
     fn trim(&self) {}
 

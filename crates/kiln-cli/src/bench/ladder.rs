@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Instant;
 
 use kiln_bundle::{Bundle, OutputFolder, Target};
-use kiln_compile::{AttentionSpec, Bytes, Checkpoint, EngineCache, PrecisionSpec, TargetSpec, Type};
-use kiln_engine::Backend;
+use kiln_compile::{
+    AttentionSpec, Bytes, Checkpoint, EngineCache, PrecisionSpec, ProfileSpec, RangeSpec, TargetSpec, Type,
+};
 use kiln_graph::AttentionPolicy;
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{MemoryOptions, Pipeline, Placement, Request};
@@ -51,6 +51,13 @@ struct Row {
     psnr: Option<f64>,
 }
 
+/// A rung that could not be measured.
+#[derive(Serialize)]
+struct LeftOut {
+    rung: &'static str,
+    reason: String,
+}
+
 /// A rung whose engines are built.
 struct Case {
     rung: Rung,
@@ -75,11 +82,15 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
     let cache = models::cache(&args.cache)?;
     let folder = OutputFolder::open(&args.out)?;
     let mut cases = Vec::new();
-    for rung in rungs(&place, args)? {
-        let bundle = built(&rung.spec, &rung.place, &checkpoint, &cache)?;
-        cases.push(Case { rung, bundle, seconds: Vec::new(), image: None });
+    let mut left_out = Vec::new();
+    for rung in rungs(&place, &checkpoint, args)? {
+        match built(&rung.spec, &rung.place, &checkpoint, &cache) {
+            Ok(bundle) => cases.push(Case { rung, bundle, seconds: Vec::new(), image: None }),
+            Err(failure) if !cases.is_empty() => leave_out(&rung, &failure, &mut left_out),
+            Err(failure) => return Err(failure),
+        }
     }
-    measure(&mut cases, args)?;
+    measure(&mut cases, args, &mut left_out)?;
     let rows = rows(&cases, args.steps)?;
     for (i, case) in cases.iter().enumerate() {
         if let Some(image) = &case.image {
@@ -94,6 +105,7 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
         "rounds": args.rounds,
         "kiln": env!("CARGO_PKG_VERSION"),
         "rungs": rows,
+        "left_out": left_out,
     });
     write(&folder, "ladder.md", &markdown)?;
     if !args.speed_only {
@@ -114,7 +126,7 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
 }
 
 /// From everything off to everything on.
-fn rungs(place: &Place, args: &BenchLadderArgs) -> Result<Vec<Rung>, Failure> {
+fn rungs(place: &Place, checkpoint: &Checkpoint, args: &BenchLadderArgs) -> Result<Vec<Rung>, Failure> {
     let Place::Gpu(_) = place else { return Ok(rungs_of_host(place)) };
     let mut targets = vec![place.target()];
     if targets == [Target::TensorrtRtx] {
@@ -126,7 +138,7 @@ fn rungs(place: &Place, args: &BenchLadderArgs) -> Result<Vec<Rung>, Failure> {
         let place = place.with_target(target);
         match (place.backend(args.execution), target) {
             (Ok(_), Target::Cuda) => rungs.extend(rungs_of_onnxruntime(&place)),
-            (Ok(_), _) => rungs.extend(rungs_of_tensorrt(&place)),
+            (Ok(_), _) => rungs.extend(rungs_of_tensorrt(&place, checkpoint)),
             (Err(failure), Target::Cuda) if n_targets > 1 => {
                 output::say(&format!("without {target}: {}", failure.message()));
             }
@@ -189,11 +201,15 @@ fn rungs_of_onnxruntime(place: &Place) -> Vec<Rung> {
     ]
 }
 
-fn rungs_of_tensorrt(place: &Place) -> Vec<Rung> {
+fn rungs_of_tensorrt(place: &Place, checkpoint: &Checkpoint) -> Vec<Rung> {
     let spec = fused(&TargetSpec::default());
+    let [height, width] = checkpoint.default_size().map(RangeSpec::Fixed);
+    let profiles = vec![ProfileSpec { batch: Some(RangeSpec::Fixed(1)), height, width }];
+    let of_one_size = TargetSpec { profiles, ..spec.clone() };
     vec![
         rung("compiled by TensorRT-RTX", place, &spec),
         Rung { records: true, ..rung("compiled by TensorRT-RTX, CUDA graph", place, &spec) },
+        Rung { records: true, ..rung("compiled by TensorRT-RTX for one size", place, &of_one_size) },
     ]
 }
 
@@ -234,30 +250,48 @@ fn built(
     Ok(compiled.map_err(|e| failure(e, cache))?.bundle)
 }
 
-fn measure(cases: &mut [Case], args: &BenchLadderArgs) -> Result<(), Failure> {
+/// Measures every rung in turn. Those that fail are left out, but for the first, beside which all others are measured.
+fn measure(cases: &mut Vec<Case>, args: &BenchLadderArgs, left_out: &mut Vec<LeftOut>) -> Result<(), Failure> {
     let (bar, n_cases) = (Bar::count("measuring"), cases.len());
     for round in 0..args.rounds {
-        for (i, case) in cases.iter_mut().enumerate() {
+        let mut measured = Vec::new();
+        for (i, mut case) in cases.drain(..).enumerate() {
             bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
-            let backend = case.rung.place.backend_that(args.execution, case.rung.records)?;
-            let (seconds, image) = draw(case, backend, args.steps)?;
-            case.seconds.push(seconds);
-            case.image = Some(image);
+            match draw(&case, args) {
+                Ok((seconds, image)) => {
+                    case.seconds.push(seconds);
+                    case.image = Some(image);
+                    measured.push(case);
+                }
+                Err(failure) if i > 0 => leave_out(&case.rung, &failure, left_out),
+                Err(failure) => return Err(failure),
+            }
         }
+        *cases = measured;
     }
     Ok(())
 }
 
+fn leave_out(rung: &Rung, failure: &Failure, left_out: &mut Vec<LeftOut>) {
+    output::say(&format!("without '{}': {}", rung.name, failure.message()));
+    left_out.push(LeftOut { rung: rung.name, reason: failure.message().to_string() });
+}
+
 /// Seconds of a picture and of its steps, after a short one.
-fn draw(case: &Case, backend: Arc<dyn Backend>, steps: usize) -> Result<((f64, f64), RgbImage), Failure> {
+fn draw(case: &Case, args: &BenchLadderArgs) -> Result<((f64, f64), RgbImage), Failure> {
+    let backend = case.rung.place.backend_that(args.execution, case.rung.records)?;
     let mut pipeline = Pipeline::new(case.bundle.clone(), backend)?;
     let placement = Some(case.rung.placement);
     pipeline.set_memory(MemoryOptions { placement, ..MemoryOptions::default() })?;
     let request = |steps| Request { steps: Some(steps), seeds: vec![0], ..Request::new(PROMPT) };
-    pipeline
-        .generate(&request(warm_up_steps(&case.rung.place) as usize), &mut |_| ControlFlow::Continue(()))?;
+    let warm_up = request(warm_up_steps(&case.rung.place) as usize);
+    // On a GPU twice: the decoder's first run may move the memory that all engines of TensorRT compute in.
+    let n_warm_ups = if case.rung.place.device().is_some() { 2 } else { 1 };
+    for _ in 0..n_warm_ups {
+        pipeline.generate(&warm_up, &mut |_| ControlFlow::Continue(()))?;
+    }
     let start = Instant::now();
-    let mut output = pipeline.generate(&request(steps), &mut |_| ControlFlow::Continue(()))?;
+    let mut output = pipeline.generate(&request(args.steps), &mut |_| ControlFlow::Continue(()))?;
     let seconds = (start.elapsed().as_secs_f64(), output.timings.steps.as_secs_f64());
     Ok((seconds, output.images.swap_remove(0)))
 }

@@ -234,7 +234,7 @@ impl Checkpoint {
     }
 
     /// Default height and width in pixels.
-    pub(crate) fn default_size(&self) -> [u64; 2] {
+    pub fn default_size(&self) -> [u64; 2] {
         self.unet.config.sample_size().unwrap_or([64, 64]).map(|n| n * self.scale_factor())
     }
 

@@ -109,7 +109,7 @@ impl OnnxRuntimeCuda {
             .with_device_id(i32::try_from(self.device.info().ordinal).unwrap_or(i32::MAX))
             .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
             .with_conv_algorithm_search(search)
-            .with_conv_max_workspace(true)
+            .with_conv_max_workspace(tuning.search)
             .with_tf32(tuning.tf32)
             // Models say it themselves: what the provider rearranges computes sizes on the device, and can not be recorded.
             .with_prefer_nhwc(false)

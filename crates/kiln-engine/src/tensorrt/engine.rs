@@ -203,8 +203,9 @@ impl TrtEngine {
             // SAFETY: the arena is as large as the context needs; engines run one after the other on one stream.
             unsafe { self.context.set_device_memory(place.address, place.n_bytes) }.map_err(refuse)?;
             setup.arena = Some(place);
-            if matches!(setup.run, Recording::Recorded(_)) {
-                setup.run = Recording::Due;
+            // A context that was changed has to run by itself before it can be recorded.
+            if matches!(setup.run, Recording::Recorded(_) | Recording::Due) {
+                setup.run = Recording::First;
             }
         }
         let context = &mut self.context;

@@ -110,6 +110,10 @@ impl Backend for TensorRt {
         Some(&self.device)
     }
 
+    fn swaps(&self) -> bool {
+        true
+    }
+
     fn trim(&self) {
         arena::lock(&self.arena).free();
         // What fails now fails again where it can be told.

@@ -204,7 +204,7 @@ impl Residency {
         }
     }
 
-    /// Asks for the weights of segments after `i`, as far ahead as is prefetched: the page cache, or the device's copies.
+    /// Asks for the weights of segments after `i`, as far ahead as is prefetched: of the page cache, or of engines that swap.
     fn prefetch(
         &mut self,
         bundle: &Bundle,
@@ -214,7 +214,7 @@ impl Residency {
     ) -> Result<(), Error> {
         let component = bundle.component(role)?;
         let ahead = self.memory.prefetch;
-        if self.memory.offload == Offload::Sequential && self.backend.device().is_some() {
+        if self.memory.offload == Offload::Sequential && self.backend.swaps() {
             let last = i.saturating_add(ahead).min(component.segments.len() - 1);
             return (i + 1..=last).try_for_each(|i| self.segment(bundle, role, i)?.prefetch());
         }

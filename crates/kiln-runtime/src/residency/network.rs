@@ -92,8 +92,7 @@ impl<'a> Network<'a> {
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
     pub(crate) fn prefetch_next(&mut self, role: Role) -> Result<(), Error> {
         let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
-        let is_on_device = self.residency.backend.device().is_some();
-        match (offload, is_on_device) {
+        match (offload, self.residency.backend.swaps()) {
             _ if prefetch == 0 => Ok(()),
             (Offload::Model, true) => self.residency.prefetch_component(self.bundle, role),
             (Offload::Model | Offload::Sequential, false) => {
