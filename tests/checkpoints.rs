@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use kiln_compile::{BuildOptions, Checkpoint, CompileError, EngineCache, TraceOptions, trace};
-use kiln_graph::{DType, EmitPolicy, PrecisionPolicy};
+use kiln_graph::{ElementType, EmitPolicy, PrecisionPolicy};
 use safetensors::tensor::TensorView;
 use safetensors::{SafeTensors, serialize_to_file};
 use serde_json::{Value, json};
@@ -254,14 +254,20 @@ fn values_that_half_precision_does_not_have_are_refused() {
 /// What tracing in half precision says of an autoencoder whose last weight is `value`.
 fn half_precision_error(value: f32) -> String {
     let folder = scratch();
-    kiln_compile::synthesize(kiln_compile::Architecture::Tiny, DType::F32, 1, folder.path(), &mut |_, _| {})
-        .expect("a checkpoint");
+    kiln_compile::synthesize(
+        kiln_compile::Architecture::Tiny,
+        ElementType::F32,
+        1,
+        folder.path(),
+        &mut |_, _| {},
+    )
+    .expect("a checkpoint");
     let path = folder.path().join(VAE);
     let mut bytes = fs::read(&path).expect("weights");
     let end = bytes.len();
     bytes[end - 4..].copy_from_slice(&value.to_le_bytes());
     fs::write(&path, bytes).expect("weights");
-    let precision = PrecisionPolicy::uniform(DType::F16);
+    let precision = PrecisionPolicy::uniform(ElementType::F16);
     let policy = EmitPolicy { precision, ..EmitPolicy::default() };
     let options = TraceOptions { policy, ..TraceOptions::default() };
     let checkpoint = Checkpoint::open(folder.path(), None).expect("a checkpoint");

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOptions, synthesize};
 use kiln_engine::{OnnxRuntime, Rten};
-use kiln_graph::DType;
+use kiln_graph::ElementType;
 use kiln_native::{Library, install, locate};
 use kiln_runtime::{Backend, Bundle, Event};
 use serde_json::Value;
@@ -52,7 +52,7 @@ pub(crate) fn sd15() -> PathBuf {
 /// A synthetic checkpoint to spoil.
 pub(crate) fn tiny() -> TempDir {
     let folder = scratch();
-    synthesize(Architecture::Tiny, DType::F16, 1, folder.path(), &mut |_, _| {}).expect("a checkpoint");
+    synthesize(Architecture::Tiny, ElementType::F16, 1, folder.path(), &mut |_, _| {}).expect("a checkpoint");
     folder
 }
 

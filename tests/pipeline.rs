@@ -1,5 +1,6 @@
 //! Components and whole pipelines against diffusers, on every backend.
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, UNET, VAE_DECODER, VAE_ENCODER};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use kiln_compile::TraceOptions;
 use kiln_engine::{Backend, LoadOptions, Rten, Tensor, TensorView};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
-use kiln_runtime::{Bundle, Error, Event, Pipeline, PromptSyntax, Request, Role};
+use kiln_runtime::{Bundle, ComponentName, Error, Event, Pipeline, PromptSyntax, Request};
 use ndarray::{ArrayD, Axis, arr1};
 use serde_json::json;
 
@@ -25,7 +26,7 @@ fn golden() -> (Bundle, References) {
 }
 
 #[track_caller]
-fn check_component(role: Role, inputs: &[(&str, Tensor)], expected: &[(&str, &str)]) {
+fn check_component(role: ComponentName, inputs: &[(&str, Tensor)], expected: &[(&str, &str)]) {
     let (bundle, references) = (bundle(&sd15(), &TraceOptions::default()), golden().1);
     let model = bundle.path(&bundle.component(role).expect("the component").segments[0].engine);
     for backend in backends() {
@@ -47,7 +48,7 @@ fn the_text_encoder_is_transformers() {
     let ids = References::open("sd15/reference.safetensors").i64("text_encoder.input_ids");
     let ids = ArrayD::from_shape_vec(vec![2, 77], ids).expect("two prompts");
     check_component(
-        Role::TextEncoder,
+        TEXT_ENCODER,
         &[("input_ids", ids.into())],
         &[("last_hidden_state", "text_encoder.last_hidden_state")],
     );
@@ -58,7 +59,7 @@ fn the_unet_is_diffusers() {
     let references = References::open("sd15/reference.safetensors");
     let timestep = references.f32("unet.timestep").into_shape_with_order(vec![1]).expect("one timestep");
     check_component(
-        Role::Unet,
+        UNET,
         &[
             ("sample", references.f32("unet.sample").into()),
             ("timestep", timestep.into()),
@@ -72,12 +73,12 @@ fn the_unet_is_diffusers() {
 fn the_autoencoder_is_diffusers() {
     let references = References::open("sd15/reference.safetensors");
     check_component(
-        Role::VaeEncoder,
+        VAE_ENCODER,
         &[("sample", references.f32("vae.encode.image").into())],
         &[("mean", "vae.encode.mean"), ("logvar", "vae.encode.logvar")],
     );
     check_component(
-        Role::VaeDecoder,
+        VAE_DECODER,
         &[("latents", references.f32("vae.decode.latent").into())],
         &[("sample", "vae.decode.output")],
     );
@@ -259,7 +260,7 @@ fn impossible_requests_are_refused() {
 #[test]
 fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
     let (bundle, _) = golden();
-    let model = bundle.path(&bundle.component(Role::TextEncoder).expect("a text encoder").segments[0].engine);
+    let model = bundle.path(&bundle.component(TEXT_ENCODER).expect("a text encoder").segments[0].engine);
     let engine = Rten::new(Some(137)).load(&model, &LoadOptions::default()).expect("the engine");
     let has_thread = |name: &str| {
         let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
@@ -280,7 +281,7 @@ fn the_built_in_backend_takes_as_many_threads_as_it_is_told() {
 #[test]
 fn an_engine_names_inputs_that_do_not_fit() {
     let (bundle, _) = golden();
-    let model = bundle.path(&bundle.component(Role::Unet).expect("a UNet").segments[0].engine);
+    let model = bundle.path(&bundle.component(UNET).expect("a UNet").segments[0].engine);
     for backend in backends() {
         let mut engine = backend.load(&model, &LoadOptions::default()).expect("the engine");
         let timestep = arr1(&[1f32]).into_dyn();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use kiln_compile::{Checkpoint, inspect_onnx};
-use kiln_graph::{DType, EmitPolicy, EmittedModel, TraceError, WeightCatalog, emit};
+use kiln_graph::{ElementType, EmitPolicy, EmittedModel, TraceError, WeightCatalog, emit};
 use kiln_nets::{
     Autoencoder, AutoencoderConfig, ClipTextConfig, ClipTextModel, ControlNetConfig, ControlNetModel, Sizes,
     TextPorts, TextStates, UNet2DConditionConfig, UNet2DConditionModel, UnetPorts,
@@ -77,21 +77,21 @@ fn ports(sizes: Sizes, pooled: Option<u64>, controlled: bool) -> UnetPorts {
 /// Constructs the network over a catalog that has every weight, traces it and emits it.
 fn emit_unet(config: &Value, ports: &UnetPorts) -> Result<Vec<EmittedModel>, TraceError> {
     let config = UNet2DConditionConfig::from_json("c.json", config)?;
-    let catalog = WeightCatalog::inventing(DType::F32);
+    let catalog = WeightCatalog::inventing(ElementType::F32);
     let unet = UNet2DConditionModel::new(catalog.root(), &config)?;
     emit(&unet.trace(ports), &EmitPolicy::default())
 }
 
 fn emit_controlnet(config: &Value, ports: &UnetPorts) -> Result<Vec<EmittedModel>, TraceError> {
     let config = ControlNetConfig::from_json("c.json", config)?;
-    let catalog = WeightCatalog::inventing(DType::F32);
+    let catalog = WeightCatalog::inventing(ElementType::F32);
     let network = ControlNetModel::new(catalog.root(), &config)?;
     emit(&network.trace(ports), &EmitPolicy::default())
 }
 
 fn emit_vae(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceError> {
     let config = AutoencoderConfig::from_json("c.json", config)?;
-    let catalog = WeightCatalog::inventing(DType::F32);
+    let catalog = WeightCatalog::inventing(ElementType::F32);
     let vae = Autoencoder::new(catalog.root(), &config)?;
     let mut models = emit(&vae.trace_encoder(sizes), &EmitPolicy::default())?;
     models.append(&mut emit(&vae.trace_decoder(sizes), &EmitPolicy::default())?);
@@ -100,7 +100,7 @@ fn emit_vae(config: &Value, sizes: Sizes) -> Result<Vec<EmittedModel>, TraceErro
 
 fn emit_clip(config: &Value) -> Result<Vec<EmittedModel>, TraceError> {
     let config = ClipTextConfig::from_json("c.json", config)?;
-    let catalog = WeightCatalog::inventing(DType::F32);
+    let catalog = WeightCatalog::inventing(ElementType::F32);
     let network = ClipTextModel::with_projection(catalog.root(), &config)?;
     let ports = TextPorts { batch: None, states: TextStates::Penultimate, learned: true };
     emit(&network.trace(ports), &EmitPolicy::default())

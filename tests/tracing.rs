@@ -1,13 +1,14 @@
 //! Emission policies: every variant of a network computes the same.
 
+use kiln_bundle::stable_diffusion::UNET;
 use std::collections::HashMap;
 use std::path::Path;
 
 use kiln_compile::{Checkpoint, TraceOptions, TracedModel, inspect_onnx, trace};
 use kiln_engine::{LoadOptions, Tensor, TensorView};
-use kiln_graph::{AttentionPolicy, Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{AttentionPolicy, Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
 use kiln_nets::Sizes;
-use kiln_runtime::{Backend, Role};
+use kiln_runtime::Backend;
 use ndarray::ArrayD;
 
 use crate::fixtures::{backends, onnxruntime, scratch, sd15};
@@ -33,7 +34,7 @@ fn run_unet(backend: &dyn Backend, folder: &Path, models: &[TracedModel]) -> Arr
         ("timestep".into(), timestep.into()),
         ("encoder_hidden_states".into(), references.f32("unet.encoder_hidden_states").into()),
     ]);
-    for model in models.iter().filter(|model| model.role == Role::Unet) {
+    for model in models.iter().filter(|model| model.role == UNET) {
         let mut engine = backend.load(&folder.join(&model.file), &LoadOptions::default()).expect("an engine");
         let names: Vec<String> = engine.inputs().iter().map(|port| port.name.clone()).collect();
         let inputs: Vec<(&str, TensorView<'_>)> =
@@ -96,8 +97,8 @@ fn fixed_sizes_compute_the_same_and_need_no_shapes_at_run_time() {
 #[test]
 fn half_precision_stays_close() {
     let half = PrecisionPolicy {
-        scopes: vec![("mid_block.attentions".into(), DType::F32)],
-        ..PrecisionPolicy::uniform(DType::F16)
+        scopes: vec![("mid_block.attentions".into(), ElementType::F32)],
+        ..PrecisionPolicy::uniform(ElementType::F16)
     };
     for attention in [AttentionPolicy::Fused, AttentionPolicy::Plain] {
         let policy =
@@ -108,7 +109,7 @@ fn half_precision_stays_close() {
 
 #[test]
 fn weights_stored_in_half_precision_compute_in_single() {
-    let precision = PrecisionPolicy { storage: Some(DType::F16), ..PrecisionPolicy::default() };
+    let precision = PrecisionPolicy { storage: Some(ElementType::F16), ..PrecisionPolicy::default() };
     for backend in backends() {
         let stored = EmitPolicy { precision: precision.clone(), ..EmitPolicy::default() };
         let half: u64 = check(&options(stored), &*backend, 1e-4).iter().map(|model| model.weight_bytes).sum();
@@ -128,8 +129,7 @@ fn segments_in_turn_compute_the_same() {
             &*backend,
             1e-4,
         );
-        let segments: Vec<&str> =
-            models.iter().filter(|m| m.role == Role::Unet).map(|m| m.file.as_str()).collect();
+        let segments: Vec<&str> = models.iter().filter(|m| m.role == UNET).map(|m| m.file.as_str()).collect();
         assert_eq!(segments, ["unet.0.onnx", "unet.1.onnx", "unet.2.onnx", "unet.3.onnx", "unet.4.onnx"]);
     }
 }

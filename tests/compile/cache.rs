@@ -205,7 +205,7 @@ fn an_interrupted_process_leaves_nothing_half_built() {
     let sd15 = work.path().join("model");
     kiln_compile::synthesize(
         kiln_compile::Architecture::Tiny,
-        kiln_graph::DType::F32,
+        kiln_graph::ElementType::F32,
         1,
         &sd15,
         &mut |_, _| {},

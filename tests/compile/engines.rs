@@ -1,9 +1,10 @@
 //! TensorRT-RTX engines, really built; no GPU is needed until they run.
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, UNET};
 use std::path::Path;
 use std::process::Command;
 
-use kiln_bundle::{Bundle, Role, Target};
+use kiln_bundle::{Bundle, Target};
 use kiln_native::{Library, install, locate};
 use serde_json::Value;
 
@@ -38,7 +39,7 @@ fn the_small_model_becomes_engines_with_fused_attention() {
         (manifest.target, manifest.provenance.toolkit.as_deref()),
         (Target::TensorrtRtx, Some("TensorRT-RTX 1.7.1"))
     );
-    for (role, n_attentions) in [(Role::TextEncoder, 2), (Role::Unet, 14)] {
+    for (role, n_attentions) in [(TEXT_ENCODER, 2), (UNET, 14)] {
         let component = bundle.component(role).expect("a component");
         assert_eq!(
             (component.attention().fused, component.attention().decomposed),
@@ -72,7 +73,7 @@ fn segments_become_engines_that_pass_tensors_on() {
     let args = ["compile", &model, "--target", "tensorrt-rtx", "--segment-size", "4MiB"];
     let root = succeed(&mut kiln(&args, work.path()));
     let bundle = Bundle::open(Path::new(root.trim())).expect("a bundle");
-    let unet = bundle.component(Role::Unet).expect("a UNet");
+    let unet = bundle.component(UNET).expect("a UNet");
     assert!(unet.segments.len() > 2, "{:?}", unet.segments.len());
     for (segment, next) in unet.segments.iter().zip(&unet.segments[1..]) {
         assert!(bundle.path(&segment.engine).is_file() && segment.weight_bytes <= 4 << 20);
@@ -98,8 +99,8 @@ fn engines_are_built_on_another_machine_than_the_one_that_traced() {
     assert_eq!(succeed(&mut kiln(&build, there.path())), bundle);
     let bundle = Bundle::open(bundle.trim().as_ref()).expect("a bundle");
     assert_eq!(bundle.manifest().target, Target::TensorrtRtx);
-    assert_eq!(bundle.component(Role::Unet).expect("a UNet").attention().fused, 14);
-    assert_eq!(bundle.pipeline().expect("a pipeline").width, 64);
+    assert_eq!(bundle.component(UNET).expect("a UNet").attention().fused, 14);
+    assert_eq!(bundle.pipeline().expect("a pipeline").size.width, 64);
 
     let refused = |more: &[&str], code, message| {
         fail(&mut kiln(&[&["compile", "traced"][..], more].concat(), there.path()), code, message);

@@ -1,15 +1,15 @@
 //! What is built again when something changes, and what is said about it.
 
+use kiln_bundle::stable_diffusion::VAE_DECODER;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use kiln_bundle::Role;
 use kiln_compile::{
     BuildOptions, Checkpoint, EngineCache, ProfileSpec, RangeSpec, Step, TargetOptions, TargetSpec,
     TraceOptions,
 };
-use kiln_graph::{AttentionPolicy, DType, EmitPolicy, PrecisionPolicy};
+use kiln_graph::{AttentionPolicy, ElementType, EmitPolicy, PrecisionPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
 use safetensors::{Dtype, SafeTensors};
@@ -73,16 +73,16 @@ fn every_option_changes_the_parts_that_depend_on_it_and_no_other() {
     check_options(
         "precision",
         cpu(),
-        |o| o.trace.policy.precision = PrecisionPolicy::uniform(DType::F16),
+        |o| o.trace.policy.precision = PrecisionPolicy::uniform(ElementType::F16),
         &ALL,
     );
-    check_options("storage", cpu(), |o| o.trace.policy.precision.storage = Some(DType::BF16), &ALL);
+    check_options("storage", cpu(), |o| o.trace.policy.precision.storage = Some(ElementType::Bf16), &ALL);
     let of_decoder = |o: &mut BuildOptions| {
-        o.trace.precisions.insert(Role::VaeDecoder, PrecisionPolicy::uniform(DType::F16));
+        o.trace.precisions.insert(VAE_DECODER, PrecisionPolicy::uniform(ElementType::F16));
     };
     check_options("one component's precision", cpu(), of_decoder, &["vae_decoder"]);
     let scope =
-        |o: &mut BuildOptions| o.trace.policy.precision.scopes.push(("conv_norm_out".into(), DType::F16));
+        |o: &mut BuildOptions| o.trace.policy.precision.scopes.push(("conv_norm_out".into(), ElementType::F16));
     check_options("a scope of the UNet", cpu(), scope, &["unet"]);
     let fixed = |o: &mut BuildOptions| o.trace.sizes = Sizes::Static { batch: 1, height: 8, width: 8 };
     check_options("sizes", cpu(), fixed, &ALL);

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use fake_tensorrt::Plan;
-use kiln_bundle::{FileEntry, Role, SealKey, Target};
+use kiln_bundle::{ComponentName, FileEntry, SealKey, Target};
 use kiln_runtime::Bundle;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -104,12 +104,12 @@ impl OnGpu {
     }
 
     /// With plans that are changed before they are written.
-    fn with(segmented: bool, change: impl Fn(Role, Plan) -> Plan) -> OnGpu {
+    fn with(segmented: bool, change: impl Fn(ComponentName, Plan) -> Plan) -> OnGpu {
         OnGpu::of(Target::TensorrtRtx, segmented, change)
     }
 
     /// Of one of NVIDIA's two products.
-    fn of(target: Target, segmented: bool, change: impl Fn(Role, Plan) -> Plan) -> OnGpu {
+    fn of(target: Target, segmented: bool, change: impl Fn(ComponentName, Plan) -> Plan) -> OnGpu {
         let work = scratch();
         let source = Bundle::open(on_cpu(segmented)).expect("a bundle");
         let root = work.path().join("bundle");

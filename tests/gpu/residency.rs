@@ -1,6 +1,6 @@
 //! What is on the GPU, and when.
 
-use kiln_runtime::Role;
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, UNET, VAE_DECODER};
 use serde_json::Value;
 
 use super::{OnGpu, kiln_with_gpu};
@@ -40,7 +40,7 @@ fn all_memory_is_given_back() {
 #[test]
 fn memory_that_is_not_there_is_an_error_that_says_what_would_fit() {
     let gpu = OnGpu::new(false);
-    let weights: u64 = [Role::TextEncoder, Role::Unet, Role::VaeDecoder]
+    let weights: u64 = [TEXT_ENCODER, UNET, VAE_DECODER]
         .iter()
         .map(|role| gpu.bundle.component(*role).expect("a component").weight_bytes)
         .sum();

@@ -4,6 +4,7 @@ mod command;
 mod refusals;
 mod swap;
 
+use kiln_bundle::stable_diffusion::UNET_CONTROLLED;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use kiln_compile::TraceOptions;
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
-use kiln_runtime::{Bundle, Pipeline, Request, Role};
+use kiln_runtime::{Bundle, ComponentName, Pipeline, Request};
 use ndarray::ArrayD;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -102,7 +103,7 @@ impl Case {
         }
     }
 
-    fn changed(&self, role: Role) -> BTreeSet<String> {
+    fn changed(&self, role: ComponentName) -> BTreeSet<String> {
         let names = self.description["changed"][role.to_string()].as_array().into_iter().flatten();
         names.map(|name| name.as_str().expect("a name").to_owned()).collect()
     }
@@ -119,7 +120,7 @@ impl Case {
             let (before, after) = (open(&base), open(&fused));
             let mut expected = self.changed(*role);
             expected.retain(|name| !component.unread_weights.contains(name));
-            if *role == Role::UnetControlled {
+            if *role == UNET_CONTROLLED {
                 continue;
             }
             let read = |file: &TensorFile, name: &str| file.read_f32(name).expect("floats");

@@ -1,10 +1,10 @@
 //! Files that are no LoRA, or none for the model.
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, UNET};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_bundle::Role;
 use kiln_lora::{Lora, LoraFile, LoraPlan, ModelWeights};
 use proptest::prelude::*;
 use safetensors::Dtype;
@@ -34,7 +34,7 @@ fn model() -> ModelWeights {
         names.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect()
     };
     model.insert(
-        Role::Unet,
+        UNET,
         weights(&[
             ("conv_in.weight", &[8, 4, 3, 3]),
             ("mid_block.attentions.0.proj_in.weight", &[8, 6, 1, 1]),
@@ -42,7 +42,7 @@ fn model() -> ModelWeights {
         ]),
         [],
     );
-    model.insert(Role::TextEncoder, weights(&[("encoder.layers.0.mlp.fc1.weight", &[6, 4])]), []);
+    model.insert(TEXT_ENCODER, weights(&[("encoder.layers.0.mlp.fc1.weight", &[6, 4])]), []);
     model
 }
 
@@ -193,7 +193,7 @@ fn numbers_that_are_none_are_refused() {
     write_tensors(&path, &tensors, None);
     let lora = Lora { file: Arc::new(LoraFile::open(&path).expect("shapes that fit")), weight: 1.0 };
     let plan = LoraPlan::new(std::slice::from_ref(&lora), &model()).expect("a plan");
-    let changes = plan.changes(Role::TextEncoder).expect("changes");
+    let changes = plan.changes(TEXT_ENCODER).expect("changes");
     let error = changes.apply("encoder.layers.0.mlp.fc1.weight", &mut [0.0; 24]).expect_err("NaN").to_string();
     assert_eq!(error, format!("{}: '{module}.lora_down.weight' holds NaN", path.display()));
     let error = LoraPlan::new(&[Lora { weight: f32::INFINITY, ..lora }], &model()).expect_err("infinity");
@@ -271,9 +271,9 @@ proptest! {
         let Ok(plan) = LoraPlan::new(&[Lora { file: Arc::new(file), weight: 1.0 }], &model()) else { return Ok(()) };
         let mut n_changed = 0;
         for (role, name, n) in [
-            (Role::Unet, "conv_in.weight", 8 * 4 * 9),
-            (Role::Unet, "mid_block.attentions.0.proj_in.weight", 48),
-            (Role::TextEncoder, "encoder.layers.0.mlp.fc1.weight", 24),
+            (UNET, "conv_in.weight", 8 * 4 * 9),
+            (UNET, "mid_block.attentions.0.proj_in.weight", 48),
+            (TEXT_ENCODER, "encoder.layers.0.mlp.fc1.weight", 24),
         ] {
             let Some(changes) = plan.changes(role).filter(|changes| changes.contains(name)) else { continue };
             let mut values = vec![0.0; n];

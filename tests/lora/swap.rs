@@ -1,17 +1,18 @@
 //! Swapping LoRAs on a pipeline that runs.
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, UNET, VAE_DECODER};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use kiln_lora::LoraFile;
-use kiln_runtime::{Event, Pipeline, Role};
+use kiln_runtime::{ComponentName, Event, Pipeline};
 use ndarray::ArrayD;
 
 use super::Case;
 use crate::fixtures::{backends, onnxruntime};
 
 /// Latents, and the engines that were loaded for them.
-fn draw(pipeline: &mut Pipeline, case: &Case) -> (ArrayD<f32>, Vec<Role>) {
+fn draw(pipeline: &mut Pipeline, case: &Case) -> (ArrayD<f32>, Vec<ComponentName>) {
     let mut loaded = Vec::new();
     let mut watch = |event| {
         if let Event::Loading(role) = event {
@@ -30,21 +31,21 @@ fn going_back_gives_the_same_bits_and_loads_only_what_changed() {
     for backend in backends() {
         let mut pipeline = Pipeline::new(a.base(), backend).expect("a pipeline");
         let (plain, loaded) = draw(&mut pipeline, &a);
-        assert_eq!(loaded, [Role::TextEncoder, Role::Unet, Role::VaeDecoder]);
+        assert_eq!(loaded, [TEXT_ENCODER, UNET, VAE_DECODER]);
         let mut draw_with = |loras: &[(Arc<LoraFile>, f32)]| {
             pipeline.set_loras(loras).expect("LoRAs that fit");
             draw(&mut pipeline, &a)
         };
         let (first, loaded) = draw_with(&a.pairs());
-        assert_eq!(loaded, [Role::TextEncoder, Role::Unet]);
+        assert_eq!(loaded, [TEXT_ENCODER, UNET]);
         assert_ne!(first, plain);
         assert_eq!(draw_with(&a.pairs()), (first.clone(), vec![]), "the same LoRAs again");
         let (second, loaded) = draw_with(&b.pairs());
-        assert_eq!(loaded, [Role::TextEncoder, Role::Unet]);
+        assert_eq!(loaded, [TEXT_ENCODER, UNET]);
         assert_ne!(second, first);
         let stronger: Vec<_> = b.pairs().into_iter().map(|(file, weight)| (file, weight * 1.5)).collect();
         let (third, loaded) = draw_with(&stronger);
-        assert_eq!(loaded, [Role::Unet]);
+        assert_eq!(loaded, [UNET]);
         assert_ne!(third, second);
         assert_eq!(draw_with(&a.pairs()).0, first, "A, B, A");
         assert_eq!(draw_with(&[]).0, plain, "none");
@@ -67,10 +68,10 @@ fn a_lora_that_does_not_fit_changes_nothing() {
 #[test]
 fn weights_stored_in_half_precision_are_changed_too() {
     use kiln_compile::TraceOptions;
-    use kiln_graph::{DType, EmitPolicy, PrecisionPolicy};
+    use kiln_graph::{ElementType, EmitPolicy, PrecisionPolicy};
 
     let case = Case::new("kohya");
-    let precision = PrecisionPolicy { storage: Some(DType::F16), ..PrecisionPolicy::default() };
+    let precision = PrecisionPolicy { storage: Some(ElementType::F16), ..PrecisionPolicy::default() };
     let options = |loras| TraceOptions {
         policy: EmitPolicy { precision: precision.clone(), ..EmitPolicy::default() },
         loras,

@@ -1,8 +1,9 @@
 //! Offload changes what is loaded, and no picture.
 
+use kiln_bundle::stable_diffusion::UNET;
 use std::ops::ControlFlow;
 
-use kiln_runtime::{MemoryOptions, Offload, Pipeline, Placement, Request, Role, VaeTiling};
+use kiln_runtime::{MemoryOptions, Offload, Pipeline, Placement, Request, VaeTiling};
 
 use super::{draw, open_small, small};
 use crate::cli::{fail, kiln};
@@ -61,7 +62,7 @@ fn a_batch_is_decoded_one_latent_at_a_time() {
 fn loras_change_segments_as_they_change_the_whole() {
     let case = Case::new("peft");
     let mut pipeline = Pipeline::new(case.segmented(), onnxruntime()).expect("a pipeline");
-    let n_segments = pipeline.bundle().component(Role::Unet).expect("a UNet").segments.len();
+    let n_segments = pipeline.bundle().component(UNET).expect("a UNet").segments.len();
     assert!(n_segments > 10, "{n_segments}");
     let mut draw = |offload| {
         let memory = MemoryOptions { offload, placement: Some(Placement::Mapped), ..MemoryOptions::default() };

@@ -13,8 +13,8 @@ const SIDE: usize = 256;
 /// Most bytes on top of what the process holds already that decoding takes.
 fn peak_of_decoding(pipeline: &mut Pipeline, batch: usize, side: usize) -> u64 {
     let info = pipeline.bundle().pipeline().expect("a pipeline").clone();
-    let side = side / info.vae_scale_factor as usize;
-    let shape = [batch, info.latent_channels as usize, side, side];
+    let side = side / info.latents.scale_factor as usize;
+    let shape = [batch, info.latents.channels as usize, side, side];
     let latents = ArrayD::from_shape_fn(shape.to_vec(), |i| ((i[2] * i[3] + i[0]) as f32).sin());
     heap::trim();
     assert!(process_memory::reset_peak(), "Linux");

@@ -3,12 +3,18 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use kiln_types::{ComponentName, ElementType};
 use serde::{Deserialize, Serialize};
 
 /// One engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Component {
+    /// What it does.
+    pub stage: Stage,
+    /// The component whose weights it reads, where that is not itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares_weights_with: Option<ComponentName>,
     /// Its model files, in the order in which they run.
     pub segments: Vec<Segment>,
     /// The file with its weights, where they are not in the engine.
@@ -25,6 +31,34 @@ pub struct Component {
     pub inputs: Vec<PortInfo>,
     /// What it makes.
     pub outputs: Vec<PortInfo>,
+}
+
+/// What a component does in a pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Token ids to what the denoiser attends to.
+    TextEncoder,
+    /// Noisy latents to predictions: a UNet or a transformer.
+    Denoiser,
+    /// A control picture and noisy latents to residuals of a denoiser: a ControlNet.
+    Control,
+    /// Pictures to latents.
+    ImageEncoder,
+    /// Latents to pictures.
+    ImageDecoder,
+}
+
+impl Stage {
+    /// Whether it is a half of the autoencoder.
+    pub fn is_autoencoder(self) -> bool {
+        matches!(self, Stage::ImageEncoder | Stage::ImageDecoder)
+    }
+
+    /// Whether it runs in every step of the denoising loop.
+    pub fn is_in_loop(self) -> bool {
+        matches!(self, Stage::Denoiser | Stage::Control)
+    }
 }
 
 /// One model file of an engine.
@@ -108,45 +142,20 @@ pub struct PortInfo {
     /// Element type.
     pub dtype: ElementType,
     /// Shape.
-    pub shape: Vec<Size>,
-}
-
-/// Element type of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ElementType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// 64-bit integer.
-    I64,
-}
-
-impl fmt::Display for ElementType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ElementType::F32 => "f32",
-            ElementType::F16 => "f16",
-            ElementType::Bf16 => "bf16",
-            ElementType::I64 => "i64",
-        })
-    }
+    pub shape: Vec<AxisSize>,
 }
 
 /// One axis of a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Size {
+pub enum AxisSize {
     /// Fixed when the engine was built.
     Fixed(u64),
     /// Decided at run time, in terms of `batch`, `height` and `width` (in latents).
     Dynamic(String),
 }
 
-impl Size {
+impl AxisSize {
     /// The size where each symbol, such as `batch`, has the given value; `None` for a symbol without one.
     pub fn at(&self, value: impl Fn(&str) -> Option<u64>) -> Option<u64> {
         let factor = |text: &str| match text.strip_prefix("ceil(").and_then(|rest| rest.strip_suffix(')')) {
@@ -157,17 +166,17 @@ impl Size {
             None => text.parse().ok().or_else(|| value(text)),
         };
         match self {
-            Size::Fixed(n) => Some(*n),
-            Size::Dynamic(text) => text.split('*').try_fold(1_u64, |n, part| n.checked_mul(factor(part)?)),
+            AxisSize::Fixed(n) => Some(*n),
+            AxisSize::Dynamic(text) => text.split('*').try_fold(1_u64, |n, part| n.checked_mul(factor(part)?)),
         }
     }
 }
 
-impl fmt::Display for Size {
+impl fmt::Display for AxisSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Size::Fixed(n) => write!(f, "{n}"),
-            Size::Dynamic(name) => f.write_str(name),
+            AxisSize::Fixed(n) => write!(f, "{n}"),
+            AxisSize::Dynamic(name) => f.write_str(name),
         }
     }
 }

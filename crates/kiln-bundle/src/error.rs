@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::Role;
+use kiln_types::ComponentName;
 
 /// Why a bundle could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,17 @@ pub enum BundleError {
         /// What is wrong, with line and column where there are such.
         reason: String,
     },
-    /// What was measured of the bundle's engines can not be used.
+    /// The manifest is of another version's layout.
+    #[error("{path}: is of format {found}, and this kiln reads format {expected}", path = path.display())]
+    Format {
+        /// The manifest.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+        /// What this version reads and writes.
+        expected: u32,
+    },
+    /// What was measured of the bundle's engines cannot be used.
     #[error("{path}: {reason}", path = path.display())]
     Figures {
         /// The file.
@@ -77,12 +87,12 @@ pub enum BundleError {
         path: PathBuf,
     },
     /// The bundle lacks a component that is needed.
-    #[error("{path}: has no {role}", path = path.display())]
+    #[error("{path}: has no {name}", path = path.display())]
     NoComponent {
         /// The manifest.
         path: PathBuf,
         /// What is needed.
-        role: Role,
+        name: ComponentName,
     },
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Role;
+use kiln_types::ComponentName;
 
 /// What a process that runs the bundle's engines takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct Figures {
     /// Bytes that the process holds without any engine.
     pub base_bytes: u64,
     /// The components.
-    pub components: BTreeMap<Role, ComponentFigures>,
+    pub components: BTreeMap<ComponentName, ComponentFigures>,
 }
 
 /// What a component takes, in runs of which the last and largest may have several rows.

@@ -12,18 +12,20 @@ pub mod fs;
 mod manifest;
 mod pack;
 mod seal;
+pub mod stable_diffusion;
 mod tensors;
 
 use std::path::{Path, PathBuf};
 
-pub use component::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size};
+pub use component::{AttentionFacts, AxisSize, Component, PortInfo, Segment, Stage};
 pub use digests::Digests;
 pub use error::BundleError;
 pub use figures::{ComponentFigures, Figures, Sample};
 pub use fs::{OutputFolder, Staging};
+pub use kiln_types::{ComponentName, ElementType, Size};
 pub use manifest::{
-    Content, ControlNetInfo, FileEntry, FusedLora, Manifest, PipelineInfo, Provenance, Role, Target,
-    TextEncoderInfo, Tuning,
+    Content, ControlNetInfo, FileEntry, FusedLora, LatentsInfo, Manifest, PipelineInfo, Provenance, Target,
+    TextEncoderInfo, TokenizerInfo, Tuning,
 };
 pub use pack::{pack, unpack};
 pub use seal::SealKey;
@@ -184,11 +186,15 @@ impl Bundle {
         BundleError::Manifest { path: self.root.join(MANIFEST), reason: reason.into() }
     }
 
-    /// The component with the given role.
-    pub fn component(&self, role: Role) -> Result<&Component, BundleError> {
-        self.manifest
-            .components
-            .get(&role)
-            .ok_or_else(|| BundleError::NoComponent { path: self.root.join(MANIFEST), role })
+    /// The component of that name.
+    pub fn component(&self, name: ComponentName) -> Result<&Component, BundleError> {
+        let found = self.manifest.components.get(&name);
+        found.ok_or_else(|| BundleError::NoComponent { path: self.root.join(MANIFEST), name })
+    }
+
+    /// The component whose weights another one reads: itself, unless it shares them.
+    pub fn weights_owner(&self, name: ComponentName) -> ComponentName {
+        let component = self.manifest.components.get(&name);
+        component.and_then(|component| component.shares_weights_with).unwrap_or(name)
     }
 }

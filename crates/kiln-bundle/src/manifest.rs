@@ -5,10 +5,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use kiln_types::{ComponentName, Size};
+
 use crate::{BundleError, Component};
 
 /// The layout of bundles that this version reads and writes.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// What stands before the digest of all that comes before it.
 const DIGEST: &str = "# blake3 ";
@@ -28,7 +30,7 @@ pub struct Manifest {
     /// What it is, and what has to be known besides its engines.
     pub content: Content,
     /// The engines.
-    pub components: BTreeMap<Role, Component>,
+    pub components: BTreeMap<ComponentName, Component>,
     /// How its models run, where that is not in them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tuning: Option<Tuning>,
@@ -119,85 +121,58 @@ pub enum Content {
     Controlnet(ControlNetInfo),
 }
 
-/// What a component does in the pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Token ids to hidden states.
-    TextEncoder,
-    /// SDXL's second text encoder, which also makes pooled text.
-    #[serde(rename = "text_encoder_2")]
-    TextEncoder2,
-    /// Noisy latents to predictions.
-    Unet,
-    /// The same UNet, adding the residuals of ControlNets.
-    UnetControlled,
-    /// A control picture and noisy latents to residuals.
-    Controlnet,
-    /// Pictures to latents.
-    VaeEncoder,
-    /// Latents to pictures.
-    VaeDecoder,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::TextEncoder => "text_encoder",
-            Role::TextEncoder2 => "text_encoder_2",
-            Role::Unet => "unet",
-            Role::UnetControlled => "unet_controlled",
-            Role::Controlnet => "controlnet",
-            Role::VaeEncoder => "vae_encoder",
-            Role::VaeDecoder => "vae_decoder",
-        })
-    }
-}
-
 /// The pipeline's constants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineInfo {
+    /// The architecture, which says how the components work together, such as `stable-diffusion`.
+    pub architecture: String,
     /// diffusers' class.
     pub class: String,
-    /// Default height in pixels.
-    pub height: u32,
-    /// Default width in pixels.
-    pub width: u32,
-    /// Pixels per latent along each axis.
-    pub vae_scale_factor: u32,
-    /// Channels of the latents.
-    pub latent_channels: u32,
-    /// Factor from the autoencoder's latents to the UNet's.
-    pub scaling_factor: f64,
-    /// Channels that the UNet reads: those of the latents, or, for inpainting, of latents, mask and masked picture.
-    pub unet_channels: u32,
-    /// The text encoders, in the order in which their hidden states are joined.
+    /// Default size of its pictures.
+    pub size: Size,
+    /// What its latents are.
+    pub latents: LatentsInfo,
+    /// The text encoders, in the order in which the architecture counts them.
     pub text_encoders: Vec<TextEncoderInfo>,
-    /// Number of time ids that the UNet reads beside pooled text (SDXL).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub time_ids: Option<u32>,
-    /// Whether a missing negative prompt means zeros instead of an empty prompt's states (SDXL).
-    #[serde(default)]
-    pub force_zeros_for_empty_prompt: bool,
-    /// Width of the embedding of the guidance scale that the UNet reads (LCM).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guidance_embedding: Option<u32>,
     /// The scheduler's configuration.
     pub scheduler: String,
     /// Folders of the ControlNets that came with the checkpoint, each a bundle.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controlnets: Vec<String>,
+    /// What only the architecture knows the meaning of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, serde_json::Value>,
+}
+
+/// What latents are: `[B, channels, height / scale_factor, width / scale_factor]`, and `scaling * (z - shift)` of the
+/// autoencoder's `z` (diffusers `AutoencoderKL.config`).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentsInfo {
+    /// Channels.
+    pub channels: u32,
+    /// Pixels per latent along each axis.
+    pub scale_factor: u32,
+    /// Factor from the autoencoder's latents to the denoiser's.
+    pub scaling: f64,
+    /// What is taken from the autoencoder's latents before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shift: f64,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// A text encoder and its tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextEncoderInfo {
-    /// Its engine.
-    pub role: Role,
-    /// Folder of its tokenizer.
-    pub tokenizer: String,
+    /// The component.
+    pub component: ComponentName,
+    /// Its tokenizer.
+    pub tokenizer: TokenizerInfo,
     /// Number of token positions.
     pub positions: u32,
     /// Width of its hidden states.
@@ -209,6 +184,17 @@ pub struct TextEncoderInfo {
     /// The output with pooled text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooled: Option<String>,
+}
+
+/// A tokenizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerInfo {
+    /// Which one it is, such as `clip`.
+    pub kind: String,
+    /// Folder of its files, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<String>,
 }
 
 /// A ControlNet's constants.
@@ -289,6 +275,11 @@ impl Manifest {
             return Err(refuse(format!("has {size} bytes, more than any manifest")));
         }
         let text = std::fs::read_to_string(path).map_err(|e| BundleError::io(path, &e))?;
+        // The first line tells it, so that what else other versions have is not taken for a mistake.
+        let format = text.lines().next().and_then(|line| line.strip_prefix("format: ")?.trim().parse().ok());
+        if let Some(found) = format.filter(|format| *format != FORMAT) {
+            return Err(BundleError::Format { path: path.into(), found, expected: FORMAT });
+        }
         let manifest: Manifest = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
         manifest.check().map_err(refuse)?;
         let (yaml, digest) = text.trim_end_matches('\n').rsplit_once(DIGEST).unwrap_or((&text, ""));
@@ -300,7 +291,7 @@ impl Manifest {
 
     fn check(&self) -> Result<(), String> {
         if self.format != FORMAT {
-            return Err(format!("format {} is not supported; this kiln reads format {FORMAT}", self.format));
+            return Err(format!("format: {} is not {FORMAT}, or not in the first line", self.format));
         }
         let mut names = self.files.keys();
         if let Some(name) = names.find(|name| !stays_inside(name)) {
@@ -322,9 +313,16 @@ impl Manifest {
         if let Some(name) = named.into_iter().find(|name| !self.files.contains_key(*name)) {
             return Err(format!("file '{name}' is used but not listed"));
         }
-        self.components.iter().try_for_each(|(role, component)| {
-            component.check().map_err(|reason| format!("components: {role}: {reason}"))
-        })
+        for (name, component) in &self.components {
+            let refuse = |reason: String| format!("components: {name}: {reason}");
+            component.check().map_err(refuse)?;
+            if let Some(owner) =
+                component.shares_weights_with.filter(|owner| !self.components.contains_key(owner))
+            {
+                return Err(refuse(format!("shares weights with '{owner}', which is missing")));
+            }
+        }
+        Ok(())
     }
 
     /// The manifest as YAML, with its own digest in a comment at the end.
@@ -337,15 +335,12 @@ impl Manifest {
 
 impl PipelineInfo {
     fn check(&self) -> Result<(), String> {
-        let folders = self.text_encoders.iter().map(|encoder| &encoder.tokenizer).chain(&self.controlnets);
-        if let Some(name) = folders.into_iter().find(|name| !stays_inside(name)) {
+        let tokenizers = self.text_encoders.iter().filter_map(|encoder| encoder.tokenizer.folder.as_ref());
+        if let Some(name) = tokenizers.chain(&self.controlnets).find(|name| !stays_inside(name)) {
             return Err(format!("folder '{name}' lies outside the bundle"));
         }
-        if self.text_encoders.is_empty() {
-            return Err("text_encoders: has no entry".into());
-        }
         for encoder in &self.text_encoders {
-            in_range("positions", encoder.positions, 1 << 12)?;
+            in_range("positions", encoder.positions, 1 << 16)?;
             in_range("width", encoder.width, 1 << 20)?;
             in_range("vocabulary", encoder.vocabulary, 1 << 24)?;
             if encoder.states.is_empty() {
@@ -353,19 +348,17 @@ impl PipelineInfo {
             }
         }
         for (key, value, max) in [
-            ("height", self.height, 1 << 16),
-            ("width", self.width, 1 << 16),
-            ("vae_scale_factor", self.vae_scale_factor, 1 << 8),
-            ("latent_channels", self.latent_channels, 1 << 10),
-            ("unet_channels", self.unet_channels, 1 << 12),
-            ("time_ids", self.time_ids.unwrap_or(1), 1 << 6),
-            ("guidance_embedding", self.guidance_embedding.unwrap_or(2), 1 << 16),
+            ("size.height", self.size.height, 1 << 16),
+            ("size.width", self.size.width, 1 << 16),
+            ("latents.scale_factor", self.latents.scale_factor, 1 << 8),
+            ("latents.channels", self.latents.channels, 1 << 10),
         ] {
             in_range(key, value, max)?;
         }
-        match self.scaling_factor.is_finite() && self.scaling_factor != 0.0 {
+        let LatentsInfo { scaling, shift, .. } = self.latents;
+        match scaling.is_finite() && scaling != 0.0 && shift.is_finite() {
             true => Ok(()),
-            false => Err(format!("scaling_factor: {} is no factor", self.scaling_factor)),
+            false => Err(format!("latents: scaling {scaling} and shift {shift} are not usable")),
         }
     }
 }

@@ -304,8 +304,8 @@ fn engine_options(target: Target, spec: &TargetSpec, profiles: Vec<Profile>) -> 
 fn profile_of(bundle: &Bundle) -> Result<Profile, Failure> {
     let info = bundle.pipeline()?;
     let positions = info.text_encoders.first().map_or(77, |encoder| u64::from(encoder.positions));
-    let side = |pixels: u32| u64::from(pixels / info.vae_scale_factor);
-    Ok(Profile::around(side(info.height), side(info.width), positions))
+    let side = |pixels: u32| u64::from(pixels / info.latents.scale_factor);
+    Ok(Profile::around(side(info.size.height), side(info.size.width), positions))
 }
 
 fn report_plan(target: Target, steps: &[Step], args: &CompileArgs) -> Value {

@@ -1,7 +1,8 @@
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use kiln_bundle::{AttentionFacts, Bundle, Content, PortInfo, Role};
+use kiln_bundle::{AttentionFacts, Bundle, Content, PortInfo};
 use kiln_compile::{
     Checkpoint, CompileError, ComponentSummary, ControlNetCheckpoint, Family, Original, inspect_checkpoint,
     inspect_controlnet, inspect_onnx, inspect_original,
@@ -105,7 +106,7 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
     match &manifest.content {
         Content::Pipeline(info) => lines.push(format!(
             "  default size {}x{}, {} pixels per latent",
-            info.width, info.height, info.vae_scale_factor
+            info.size.width, info.size.height, info.latents.scale_factor
         )),
         Content::Controlnet(info) => {
             lines.push(format!("  {} pixels of the control picture per latent", info.scale_factor));
@@ -164,7 +165,7 @@ fn describe_lora(lora: &LoraFile) -> (Value, Vec<String>) {
         dtypes.join(", ")
     )];
     let mut components = Vec::new();
-    for role in [Role::Unet, Role::TextEncoder, Role::TextEncoder2] {
+    for role in [UNET, TEXT_ENCODER, TEXT_ENCODER_2] {
         let modules: Vec<_> = lora.modules().iter().filter(|module| module.role() == role).collect();
         if modules.is_empty() {
             continue;

@@ -34,7 +34,7 @@ pub(crate) fn settings(pipeline: &Pipeline, request: &Request, args: &GenerateAr
     tasks(&mut settings, pipeline, request, args)?;
     if let Some(VaeTiling { tile, overlap }) = pipeline.memory().vae_tiling {
         let default = pipeline.bundle().pipeline()?;
-        settings.put("vae_tile", tile.unwrap_or(default.height.max(default.width)));
+        settings.put("vae_tile", tile.unwrap_or(default.size.longest()));
         settings.put("vae_tile_overlap", overlap);
     }
     settings.put("model", &manifest.name);
@@ -77,7 +77,8 @@ fn tasks(
         settings.put("first_pass_width", width);
         settings.put("first_pass_height", height);
     }
-    let Some(n_time_ids) = pipeline.bundle().pipeline()?.time_ids else { return Ok(()) };
+    let time_ids = kiln_bundle::stable_diffusion::Settings::of(pipeline.bundle().pipeline()?)?.time_ids;
+    let Some(n_time_ids) = time_ids else { return Ok(()) };
     let ([height, width], micro) = (pipeline.size(request)?, &request.micro_conditioning);
     let [original, target] =
         [micro.original_size, micro.target_size].map(|size| size.unwrap_or([height, width]));

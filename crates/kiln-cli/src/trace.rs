@@ -1,6 +1,6 @@
 use kiln_bundle::OutputFolder;
 use kiln_compile::{TraceOptions, trace};
-use kiln_graph::{Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
 
 use crate::args::{FlavorChoice, Precision, TraceArgs};
@@ -42,7 +42,7 @@ fn policy(args: &TraceArgs) -> EmitPolicy {
     EmitPolicy {
         attention: args.checkpoint.attention(),
         precision: PrecisionPolicy {
-            scopes: args.keep_f32.iter().map(|scope| (scope.clone(), DType::F32)).collect(),
+            scopes: args.keep_f32.iter().map(|scope| (scope.clone(), ElementType::F32)).collect(),
             storage: args.storage.map(Precision::dtype),
             ..PrecisionPolicy::uniform(args.precision.dtype())
         },
@@ -56,10 +56,10 @@ fn policy(args: &TraceArgs) -> EmitPolicy {
 }
 
 impl Precision {
-    pub(crate) fn dtype(self) -> DType {
+    pub(crate) fn dtype(self) -> ElementType {
         match self {
-            Precision::F32 => DType::F32,
-            Precision::F16 => DType::F16,
+            Precision::F32 => ElementType::F32,
+            Precision::F16 => ElementType::F16,
         }
     }
 }

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::{BundleError, Role, TensorFileError};
+use kiln_bundle::{BundleError, ComponentName, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
 
@@ -52,7 +52,7 @@ pub enum CompileError {
     #[error("{role}: {reason}")]
     Build {
         /// The component.
-        role: Role,
+        role: ComponentName,
         /// What the builder says.
         reason: String,
     },

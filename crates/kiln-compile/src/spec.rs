@@ -13,13 +13,14 @@
 //!       - {batch: {min: 1, opt: 1, max: 4}, height: {min: 256, opt: 512, max: 768}, width: 512}
 //! ```
 
+use kiln_bundle::stable_diffusion::{VAE_DECODER, VAE_ENCODER};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{Role, Target, Tuning};
-use kiln_graph::{AttentionPolicy, Cuts, DType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_bundle::{ComponentName, Target, Tuning};
+use kiln_graph::{AttentionPolicy, Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
 use serde::{Deserialize, Deserializer};
@@ -118,7 +119,7 @@ pub struct PrecisionSpec {
     pub storage: Option<Type>,
     /// Types of single components.
     #[serde(default)]
-    pub components: BTreeMap<Role, Type>,
+    pub components: BTreeMap<ComponentName, Type>,
     /// Scopes, such as `mid_block.attentions`, that are computed in f32 whatever their component says.
     #[serde(default)]
     pub keep_f32: Vec<String>,
@@ -172,11 +173,11 @@ pub enum Type {
 }
 
 impl Type {
-    fn dtype(self) -> DType {
+    fn dtype(self) -> ElementType {
         match self {
-            Type::F32 => DType::F32,
-            Type::F16 => DType::F16,
-            Type::Bf16 => DType::BF16,
+            Type::F32 => ElementType::F32,
+            Type::F16 => ElementType::F16,
+            Type::Bf16 => ElementType::Bf16,
         }
     }
 }
@@ -326,14 +327,14 @@ impl TargetSpec {
         loras: Vec<Lora>,
     ) -> Result<TraceOptions, CompileError> {
         let default = match target {
-            Target::Cpu => DType::F32,
-            Target::Cuda | Target::Onnx | Target::TensorrtRtx | Target::Tensorrt => DType::F16,
+            Target::Cpu => ElementType::F32,
+            Target::Cuda | Target::Onnx | Target::TensorrtRtx | Target::Tensorrt => ElementType::F16,
         };
-        let keep: Vec<(String, DType)> =
-            self.precision.keep_f32.iter().map(|s| (s.clone(), DType::F32)).collect();
-        let of = |compute: DType| PrecisionPolicy {
+        let keep: Vec<(String, ElementType)> =
+            self.precision.keep_f32.iter().map(|s| (s.clone(), ElementType::F32)).collect();
+        let of = |compute: ElementType| PrecisionPolicy {
             // Its kernels sum in f32 whatever they read.
-            norms: if target == Target::Cuda { compute } else { DType::F32 },
+            norms: if target == Target::Cuda { compute } else { ElementType::F32 },
             scopes: keep.clone(),
             storage: self.precision.storage.map(Type::dtype),
             ..PrecisionPolicy::uniform(compute)
@@ -355,9 +356,9 @@ impl TargetSpec {
                 Target::Onnx => Cuts::None,
             },
         };
-        let mut components: BTreeMap<Role, Type> = BTreeMap::new();
+        let mut components: BTreeMap<ComponentName, Type> = BTreeMap::new();
         if self.precision.compute.is_none() && target != Target::Cpu && checkpoint.vae_overflows() {
-            components.extend([(Role::VaeEncoder, Type::F32), (Role::VaeDecoder, Type::F32)]);
+            components.extend([(VAE_ENCODER, Type::F32), (VAE_DECODER, Type::F32)]);
         }
         components.extend(&self.precision.components);
         let precisions = components.into_iter().map(|(role, dtype)| (role, of(dtype.dtype())));

@@ -1,14 +1,17 @@
 //! Checkpoint to ONNX.
 
+use kiln_bundle::stable_diffusion::{
+    CONTROLNET, TEXT_ENCODER, TEXT_ENCODER_2, UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER,
+};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use kiln_bundle::{Role, fs::create_folder};
+use kiln_bundle::{ComponentName, Stage, fs::create_folder};
 use kiln_graph::{
-    Cuts, DType, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout, emit,
-    is_inside,
+    Cuts, ElementType, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout,
+    emit, is_inside,
 };
 use kiln_lora::{Lora, LoraPlan, WeightChanges};
 use kiln_nets::{
@@ -25,7 +28,7 @@ pub struct TraceOptions {
     /// How the networks become operators.
     pub policy: EmitPolicy,
     /// Types of components that differ from the policy's.
-    pub precisions: BTreeMap<Role, PrecisionPolicy>,
+    pub precisions: BTreeMap<ComponentName, PrecisionPolicy>,
     /// Which sizes are fixed; the batch counts pictures, which the autoencoder's encoder reads one at a time.
     pub sizes: Sizes,
     /// Whether there is also a UNet that adds the residuals of ControlNets.
@@ -80,25 +83,28 @@ impl TraceOptions {
 #[non_exhaustive]
 pub enum Progress {
     /// Tracing a component.
-    Tracing(Role),
+    Tracing(ComponentName),
     /// Writing weights.
     Writing {
         /// The component.
-        role: Role,
+        role: ComponentName,
         /// Bytes written of all components.
         done: u64,
         /// Bytes to write.
         total: u64,
     },
     /// An engine is being built from what was written.
-    Building(Role),
+    Building(ComponentName),
     /// Taking digests of what was written.
     Sealing,
 }
 
 /// One emitted component, before it is written.
 pub(crate) struct Traced<'a> {
-    pub(crate) role: Role,
+    pub(crate) role: ComponentName,
+    pub(crate) stage: Stage,
+    /// The component whose weights it reads.
+    pub(crate) owner: ComponentName,
     /// Its segments, in the order in which they run.
     pub(crate) models: Vec<EmittedModel>,
     pub(crate) inputs: Vec<ModelPort>,
@@ -106,7 +112,7 @@ pub(crate) struct Traced<'a> {
     pub(crate) source: &'a WeightFiles,
     pub(crate) changes: Option<Arc<WeightChanges>>,
     /// Type that it computes in.
-    pub(crate) precision: DType,
+    pub(crate) precision: ElementType,
     /// The file of its weights, which components may share.
     data: String,
 }
@@ -115,7 +121,7 @@ pub(crate) struct Traced<'a> {
 #[derive(Clone, Debug)]
 pub struct TracedModel {
     /// The component.
-    pub role: Role,
+    pub role: ComponentName,
     /// File in the folder that was asked for.
     pub file: String,
     /// The file of its weights.
@@ -179,7 +185,7 @@ pub(crate) fn trace_pipeline<'a>(
             "CLIPTextModel"
         })?;
         let ports = TextPorts { batch, states: encoder.states, learned: options.learned_tokens };
-        tracer.add(encoder.role(), network.trace(ports), &encoder.part.weights)?;
+        tracer.add(encoder.role(), Stage::TextEncoder, network.trace(ports), &encoder.part.weights)?;
     }
 
     let catalog = checkpoint.unet.weights.catalog();
@@ -191,17 +197,22 @@ pub(crate) fn trace_pipeline<'a>(
         pooled: checkpoint.pooled_width(),
         controlled: false,
     };
-    tracer.add(Role::Unet, unet.trace(&ports), &checkpoint.unet.weights)?;
+    tracer.add(UNET, Stage::Denoiser, unet.trace(&ports), &checkpoint.unet.weights)?;
     if options.controlled {
         ports.controlled = true;
-        tracer.add(Role::UnetControlled, unet.trace(&ports), &checkpoint.unet.weights)?;
+        tracer.add(UNET_CONTROLLED, Stage::Denoiser, unet.trace(&ports), &checkpoint.unet.weights)?;
     }
 
     let catalog = checkpoint.vae.weights.catalog();
     let vae = Autoencoder::new(catalog.root(), &checkpoint.vae.config)?;
     catalog.refuse_unused(checkpoint.vae.config.class())?;
-    tracer.add(Role::VaeEncoder, vae.trace_encoder(options.with_batch(|_| 1)), &checkpoint.vae.weights)?;
-    tracer.add(Role::VaeDecoder, vae.trace_decoder(options.sizes), &checkpoint.vae.weights)?;
+    tracer.add(
+        VAE_ENCODER,
+        Stage::ImageEncoder,
+        vae.trace_encoder(options.with_batch(|_| 1)),
+        &checkpoint.vae.weights,
+    )?;
+    tracer.add(VAE_DECODER, Stage::ImageDecoder, vae.trace_decoder(options.sizes), &checkpoint.vae.weights)?;
     tracer.finish(checkpoint.root())
 }
 
@@ -229,7 +240,7 @@ pub(crate) fn trace_steering<'a>(
         pooled: part.config.pooled_width(),
         controlled: false,
     };
-    tracer.add(Role::Controlnet, network.trace(&ports), &part.weights)?;
+    tracer.add(CONTROLNET, Stage::Control, network.trace(&ports), &part.weights)?;
     tracer.finish(checkpoint.root())
 }
 
@@ -238,7 +249,7 @@ const CLIP_POSITIONS: u64 = 77;
 
 struct Tracer<'a, 'o> {
     policy: &'o EmitPolicy,
-    precisions: &'o BTreeMap<Role, PrecisionPolicy>,
+    precisions: &'o BTreeMap<ComponentName, PrecisionPolicy>,
     progress: &'o mut dyn FnMut(Progress),
     traced: Vec<Traced<'a>>,
     known_cuts: Vec<String>,
@@ -259,13 +270,19 @@ impl<'a, 'o> Tracer<'a, 'o> {
         }
     }
 
-    fn add(&mut self, role: Role, graph: Graph, source: &'a WeightFiles) -> Result<(), CompileError> {
+    fn add(
+        &mut self,
+        role: ComponentName,
+        stage: Stage,
+        graph: Graph,
+        source: &'a WeightFiles,
+    ) -> Result<(), CompileError> {
         (self.progress)(Progress::Tracing(role));
         let graph = Graph { name: role.to_string(), ..graph };
         let mut own_cuts = graph.cut_points();
         let cuts = match &self.policy.cuts {
             Cuts::At(names) => Cuts::At(names.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect()),
-            Cuts::Every(bytes) if matches!(role, Role::VaeEncoder | Role::VaeDecoder) => {
+            Cuts::Every(bytes) if stage.is_autoencoder() => {
                 Cuts::Every(bytes.saturating_mul(AUTOENCODER_SEGMENTS))
             }
             cuts => cuts.clone(),
@@ -274,7 +291,7 @@ impl<'a, 'o> Tracer<'a, 'o> {
         if !self.policy.precision.scopes.is_empty() {
             self.known_scopes.extend(graph.scopes());
         }
-        let owner = if role == Role::UnetControlled { Role::Unet } else { role };
+        let owner = if role == UNET_CONTROLLED { UNET } else { role };
         let changes = self.plan.changes(owner).cloned();
         let policy = self.policy.precision.clone();
         let precision = self.precisions.get(&owner).cloned().unwrap_or(policy);
@@ -282,6 +299,8 @@ impl<'a, 'o> Tracer<'a, 'o> {
         let models = emit(&graph, &EmitPolicy { cuts, precision, ..self.policy.clone() })?;
         self.traced.push(Traced {
             role,
+            stage,
+            owner,
             models,
             inputs: graph.input_ports(),
             outputs: graph.output_ports(),
@@ -328,10 +347,10 @@ fn beginning(scope: &str) -> String {
 }
 
 impl TextEncoder {
-    pub(crate) fn role(&self) -> Role {
+    pub(crate) fn role(&self) -> ComponentName {
         match self.part.name.as_str() {
-            "text_encoder" => Role::TextEncoder,
-            _ => Role::TextEncoder2,
+            "text_encoder" => TEXT_ENCODER,
+            _ => TEXT_ENCODER_2,
         }
     }
 }
@@ -398,5 +417,5 @@ impl Traced<'_> {
 }
 
 pub(crate) fn n_bytes(weight: &StoredWeight) -> u64 {
-    weight.dims.iter().product::<u64>() * weight.dtype.size()
+    weight.dims.iter().product::<u64>() * weight.dtype.n_bytes() as u64
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kiln_bundle::{TensorFile, TensorInfo};
-use kiln_graph::{DType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
+use kiln_graph::{ElementType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
 use kiln_lora::{LoraError, WeightChanges};
 use safetensors::Dtype;
 
@@ -144,14 +144,14 @@ impl WeightFiles {
     }
 
     /// Number of weights, parameters and bytes, and the types they are stored in.
-    pub(crate) fn summary(&self) -> (usize, u64, u64, Vec<DType>) {
+    pub(crate) fn summary(&self) -> (usize, u64, u64, Vec<ElementType>) {
         let infos = || self.places.values().map(|place| &place.info);
         let parameters = |info: &WeightInfo| info.shape.iter().product::<u64>();
-        let dtypes: BTreeSet<DType> = infos().map(|info| info.dtype).collect();
+        let dtypes: BTreeSet<ElementType> = infos().map(|info| info.dtype).collect();
         (
             self.places.len(),
             infos().map(parameters).sum(),
-            infos().map(|info| parameters(info) * info.dtype.size()).sum(),
+            infos().map(|info| parameters(info) * info.dtype.n_bytes() as u64).sum(),
             dtypes.into_iter().collect(),
         )
     }
@@ -175,7 +175,7 @@ impl WeightFiles {
             }
             let Some((_, file)) = &mut opened else { continue };
             file.seek(SeekFrom::Start(place.offset)).map_err(refuse)?;
-            let length = place.info.shape.iter().product::<u64>() * place.info.dtype.size();
+            let length = place.info.shape.iter().product::<u64>() * place.info.dtype.n_bytes() as u64;
             let mut hasher = blake3::Hasher::new();
             hasher.update_reader(file.take(length)).map_err(refuse)?;
             let info = &place.info;
@@ -241,7 +241,7 @@ impl WeightFiles {
 }
 
 fn n_bytes(weight: &StoredWeight) -> u64 {
-    weight.dims.iter().product::<u64>() * weight.dtype.size()
+    weight.dims.iter().product::<u64>() * weight.dtype.n_bytes() as u64
 }
 
 /// The head of a safetensors file that holds the weights in the given order, and where each will lie.
@@ -253,10 +253,10 @@ pub(crate) fn header_and_layout(path: &Path, weights: &[&StoredWeight]) -> (Vec<
         let start = end;
         end += n_bytes(weight);
         let dtype = match weight.dtype {
-            DType::F32 => "F32",
-            DType::F16 => "F16",
-            DType::BF16 => "BF16",
-            DType::I64 => "I64",
+            ElementType::F32 => "F32",
+            ElementType::F16 => "F16",
+            ElementType::Bf16 => "BF16",
+            ElementType::I64 => "I64",
         };
         let entry = serde_json::json!({ "dtype": dtype, "shape": weight.dims, "data_offsets": [start, end] });
         entries.insert(weight.name.clone(), entry);
@@ -293,7 +293,7 @@ fn change(
     changes: &WeightChanges,
     out: &mut File,
 ) -> Result<(), CopyError> {
-    let mut bytes = vec![0; (weight.dims.iter().product::<u64>() * place.info.dtype.size()) as usize];
+    let mut bytes = vec![0; (weight.dims.iter().product::<u64>() * place.info.dtype.n_bytes() as u64) as usize];
     read(source, place, |reader| reader.read_exact(&mut bytes).map_err(CopyError::Source))?;
     let mut floats = Vec::new();
     decode(&bytes, place.info.dtype, &mut floats);
@@ -321,7 +321,7 @@ fn read(
 /// Reads the columns of `matrix` and gives its rows.
 fn transposed(source: &mut File, matrix: &WeightInfo) -> Result<Vec<u8>, CopyError> {
     let [rows, columns] = [matrix.shape[0], matrix.shape[1]].map(|n| n as usize);
-    let size = matrix.dtype.size() as usize;
+    let size = matrix.dtype.n_bytes() as u64 as usize;
     let mut bytes = vec![0; rows * columns * size];
     source.read_exact(&mut bytes).map_err(CopyError::Source)?;
     let element = |row: usize, column: usize| &bytes[(column * rows + row) * size..][..size];
@@ -347,7 +347,7 @@ fn copy_from(
     let mut floats = Vec::new();
     while remaining > 0 {
         let n = remaining.min(CHUNK as u64) as usize;
-        let mut bytes = vec![0; n * place.info.dtype.size() as usize];
+        let mut bytes = vec![0; n * place.info.dtype.n_bytes() as u64 as usize];
         source.read_exact(&mut bytes).map_err(CopyError::Source)?;
         decode(&bytes, place.info.dtype, &mut floats);
         out.write_all(&encode(&floats, weight.dtype)?).map_err(CopyError::Target)?;
@@ -356,36 +356,36 @@ fn copy_from(
     Ok(())
 }
 
-fn decode(bytes: &[u8], dtype: DType, floats: &mut Vec<f32>) {
+fn decode(bytes: &[u8], dtype: ElementType, floats: &mut Vec<f32>) {
     let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     floats.clear();
     match dtype {
-        DType::F16 => {
+        ElementType::F16 => {
             let halves: Vec<f16> = halves().map(f16::from_bits).collect();
             floats.resize(halves.len(), 0.0);
             halves.convert_to_f32_slice(floats);
         }
-        DType::BF16 => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
-        DType::F32 | DType::I64 => {
+        ElementType::Bf16 => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
+        ElementType::F32 | ElementType::I64 => {
             floats.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         }
     }
 }
 
-pub(crate) fn encode(floats: &[f32], dtype: DType) -> Result<Vec<u8>, CopyError> {
-    let narrows = matches!(dtype, DType::F16 | DType::BF16);
+pub(crate) fn encode(floats: &[f32], dtype: ElementType) -> Result<Vec<u8>, CopyError> {
+    let narrows = matches!(dtype, ElementType::F16 | ElementType::Bf16);
     if let Some(value) = floats.iter().find(|v| narrows && !v.is_finite()) {
         return Err(CopyError::NotFinite(*value));
     }
     Ok(match dtype {
-        DType::F16 => {
+        ElementType::F16 => {
             if let Some(value) = floats.iter().find(|v| f16::from_f32(**v).is_infinite()) {
                 return Err(CopyError::Overflow(*value));
             }
             floats.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
         }
-        DType::BF16 => floats.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        DType::F32 | DType::I64 => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ElementType::Bf16 => floats.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        ElementType::F32 | ElementType::I64 => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
     })
 }
 
@@ -449,10 +449,10 @@ fn single_or_shards(folder: &Path, single: &str, index: &str) -> Result<Option<V
 /// A tensor of a file as a weight, if it is of a type that weights have.
 pub(crate) fn weight_info(path: &Path, name: &str, tensor: &TensorInfo) -> Result<WeightInfo, CompileError> {
     let dtype = match tensor.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::I64 => DType::I64,
+        Dtype::F32 => ElementType::F32,
+        Dtype::F16 => ElementType::F16,
+        Dtype::BF16 => ElementType::Bf16,
+        Dtype::I64 => ElementType::I64,
         other => {
             let reason = format!("weight '{name}' is stored as {other:?}; supported: F32, F16, BF16");
             return Err(CompileError::checkpoint(path, reason));

@@ -24,10 +24,11 @@ use tensor::HostView;
 
 pub use device::DeviceTensor;
 pub use error::{EngineError, EngineErrorKind};
+pub use kiln_types::ElementType;
 pub use onnxruntime::{CudaTuning, OnnxRuntime, OnnxRuntimeCuda};
 pub use overrides::{Elements, WeightOverride, WeightSource};
 pub use rten::Rten;
-pub use tensor::{ElementType, ForeignTensor, Port, Tensor, TensorView};
+pub use tensor::{ForeignTensor, Port, Tensor, TensorView};
 pub use tensorrt::TensorRt;
 
 /// Something that can load engines.

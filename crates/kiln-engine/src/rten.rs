@@ -105,7 +105,7 @@ impl Engine for RtenEngine {
                 ElementType::I64 => {
                     value.into_tensor::<i32>().map(|t| Tensor::I64(to_array(t).mapv(i64::from)))
                 }
-                ElementType::F16 => None,
+                ElementType::F16 | ElementType::Bf16 => None,
             })
             .map(|value| value.ok_or_else(|| refuse("an output has another type than declared".into())))
             .collect()

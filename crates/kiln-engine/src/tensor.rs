@@ -3,39 +3,7 @@ use std::fmt;
 use kiln_cuda::CudaError;
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::DeviceTensor;
-
-/// Element type of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ElementType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float.
-    F16,
-    /// 64-bit integer.
-    I64,
-}
-
-impl ElementType {
-    /// Bytes of an element.
-    pub fn n_bytes(self) -> usize {
-        match self {
-            ElementType::F16 => 2,
-            ElementType::F32 => 4,
-            ElementType::I64 => 8,
-        }
-    }
-}
-
-impl fmt::Display for ElementType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ElementType::F32 => "f32",
-            ElementType::F16 => "f16",
-            ElementType::I64 => "i64",
-        })
-    }
-}
+use crate::{DeviceTensor, ElementType};
 
 /// One input or output of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]

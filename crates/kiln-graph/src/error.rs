@@ -1,4 +1,4 @@
-use crate::{DType, Dim};
+use crate::{Dim, ElementType};
 
 /// Why a checkpoint could not be traced or a trace could not be emitted.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum TraceError {
         /// Full name of the weight.
         name: String,
         /// Type in the file.
-        found: DType,
+        found: ElementType,
     },
     /// The checkpoint has weights that the network does not know.
     #[error("{origin}: weight '{name}' is not part of {network}{}", others(*.n_others))]

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use crate::proto::{EXTERNAL, StringStringEntryProto, TensorProto};
+use crate::proto::{EXTERNAL, StringStringEntryProto, TensorProto, data_type};
 use crate::{EmittedModel, TraceError};
 
 /// Where the bytes of one weight lie.
@@ -42,7 +42,7 @@ impl EmittedModel {
                 layout.0.get(&weight.name).ok_or_else(|| TraceError::NotInLayout(weight.name.clone()))?;
             graph.initializer.push(TensorProto {
                 dims: weight.dims.iter().map(|&n| n as i64).collect(),
-                data_type: weight.dtype.onnx(),
+                data_type: data_type(weight.dtype),
                 name: weight.name.clone(),
                 data_location: EXTERNAL,
                 external_data: vec![

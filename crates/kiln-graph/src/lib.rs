@@ -1,10 +1,10 @@
 //! Tracing without a tape: a network is ordinary code over a symbolic [`Tensor`], and running it *is* the trace.
 //!
 //! ```
-//! use kiln_graph::{DType, EmitPolicy, Graph, Tensor, WeightCatalog, WeightInfo, emit};
+//! use kiln_graph::{ElementType, EmitPolicy, Graph, Tensor, WeightCatalog, WeightInfo, emit};
 //!
 //! let mut catalog = WeightCatalog::new("mlp.safetensors");
-//! catalog.insert("fc.weight", WeightInfo { dtype: DType::F32, shape: vec![8, 4] });
+//! catalog.insert("fc.weight", WeightInfo { dtype: ElementType::F32, shape: vec![8, 4] });
 //!
 //! let x = Tensor::input("x", [1, 4]);
 //! let fc = catalog.root().child("fc").weight("weight", &[8, 4])?;
@@ -22,7 +22,6 @@
 //! every precision, attention variant, flavour and segmentation.
 
 mod dim;
-mod dtype;
 mod emit;
 mod error;
 mod layout;
@@ -32,9 +31,10 @@ mod tensor;
 mod weights;
 
 pub use dim::{Dim, Shape, Symbol};
-pub use dtype::DType;
+
 pub use emit::{EmittedModel, Graph, ModelPort, StoredWeight, emit};
 pub use error::TraceError;
+pub use kiln_types::ElementType;
 pub use layout::{ExternalData, WeightLayout};
 pub use policy::{AttentionPolicy, Cuts, EmitPolicy, Flavor, PrecisionPolicy, is_inside};
 pub use tensor::{Attention, Kind, Tensor};

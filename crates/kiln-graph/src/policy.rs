@@ -1,6 +1,6 @@
 use std::str::FromStr;
 
-use crate::DType;
+use crate::ElementType;
 
 /// How an attention becomes operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -58,30 +58,30 @@ impl Flavor {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PrecisionPolicy {
     /// Type where no rule below says otherwise.
-    pub compute: DType,
+    pub compute: ElementType,
     /// Type of GroupNorm and LayerNorm.
-    pub norms: DType,
+    pub norms: ElementType,
     /// Type of the softmax in attention that is not fused.
-    pub softmax: DType,
+    pub softmax: ElementType,
     /// Scope prefixes (`mid_block.attentions`) with the type that holds inside; the longest prefix wins.
-    pub scopes: Vec<(String, DType)>,
+    pub scopes: Vec<(String, ElementType)>,
     /// Type that weights are stored in; `None` stores each in the type of its first use.
-    pub storage: Option<DType>,
+    pub storage: Option<ElementType>,
 }
 
 impl PrecisionPolicy {
     /// Everything computed in `dtype`, except that half precision keeps norms and softmax in f32.
-    pub fn uniform(dtype: DType) -> PrecisionPolicy {
+    pub fn uniform(dtype: ElementType) -> PrecisionPolicy {
         PrecisionPolicy {
             compute: dtype,
-            norms: DType::F32,
-            softmax: DType::F32,
+            norms: ElementType::F32,
+            softmax: ElementType::F32,
             scopes: Vec::new(),
             storage: None,
         }
     }
 
-    pub(crate) fn in_scope(&self, scope: &str) -> DType {
+    pub(crate) fn in_scope(&self, scope: &str) -> ElementType {
         self.scopes
             .iter()
             .filter(|(prefix, _)| is_inside(scope, prefix))
@@ -97,7 +97,7 @@ pub fn is_inside(scope: &str, outer: &str) -> bool {
 
 impl Default for PrecisionPolicy {
     fn default() -> PrecisionPolicy {
-        PrecisionPolicy::uniform(DType::F32)
+        PrecisionPolicy::uniform(ElementType::F32)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Repeated numbers are not packed: ONNX's schema is proto2, and not every reader takes both forms.
 #![allow(missing_docs)]
 
+use kiln_types::ElementType;
 use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
@@ -165,4 +166,14 @@ impl AttributeProto {
 /// Reads an ONNX model; the error says what is malformed.
 pub fn decode(bytes: &[u8]) -> Result<ModelProto, String> {
     ModelProto::decode(bytes).map_err(|e| e.to_string())
+}
+
+/// ONNX's number of an element type (`TensorProto.DataType`).
+pub(crate) fn data_type(element: ElementType) -> i32 {
+    match element {
+        ElementType::F32 => 1,
+        ElementType::I64 => 7,
+        ElementType::F16 => 10,
+        ElementType::Bf16 => 16,
+    }
 }

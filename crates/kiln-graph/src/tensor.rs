@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use crate::dim::n_elements;
-use crate::{DType, Dim, PrecisionPolicy, Shape};
+use crate::{Dim, ElementType, PrecisionPolicy, Shape};
 
 /// Whether a tensor holds real numbers, whose precision the emission policy decides, or 64-bit integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,13 +146,13 @@ impl Tensor {
     }
 
     /// The type that the policy computes it in; operators that only move data keep the type of what they move.
-    pub(crate) fn dtype(&self, precision: &PrecisionPolicy) -> DType {
+    pub(crate) fn dtype(&self, precision: &PrecisionPolicy) -> ElementType {
         let mut tensor = self;
         loop {
             let node = &tensor.0;
             return match &node.op {
-                _ if node.kind == Kind::Int => DType::I64,
-                Op::Input { .. } | Op::Sinusoid { .. } => DType::F32,
+                _ if node.kind == Kind::Int => ElementType::I64,
+                Op::Input { .. } | Op::Sinusoid { .. } => ElementType::F32,
                 Op::Reshape
                 | Op::Transpose { .. }
                 | Op::Concat { .. }
@@ -164,7 +164,7 @@ impl Tensor {
                     continue;
                 }
                 Op::GroupNorm { .. } | Op::LayerNorm { .. } => match precision.in_scope(&node.scope) {
-                    DType::F32 => DType::F32,
+                    ElementType::F32 => ElementType::F32,
                     _ => precision.norms,
                 },
                 _ => precision.in_scope(&node.scope),

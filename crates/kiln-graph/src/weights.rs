@@ -2,13 +2,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use crate::{DType, Tensor, TraceError};
+use crate::{ElementType, Tensor, TraceError};
 
 /// What a checkpoint's header says of one weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightInfo {
     /// Stored type.
-    pub dtype: DType,
+    pub dtype: ElementType,
     /// Stored shape.
     pub shape: Vec<u64>,
 }
@@ -20,7 +20,7 @@ pub struct WeightCatalog {
     entries: RefCell<BTreeMap<String, WeightInfo>>,
     used: RefCell<BTreeSet<String>>,
     aliases: BTreeMap<String, String>,
-    invents: Option<DType>,
+    invents: Option<ElementType>,
 }
 
 impl WeightCatalog {
@@ -36,7 +36,7 @@ impl WeightCatalog {
     }
 
     /// A catalog that has every weight it is asked for: constructing a network over it lists the network's weights.
-    pub fn inventing(dtype: DType) -> WeightCatalog {
+    pub fn inventing(dtype: ElementType) -> WeightCatalog {
         WeightCatalog { invents: Some(dtype), ..WeightCatalog::new("(invented)") }
     }
 
@@ -117,7 +117,7 @@ impl Weights<'_> {
             let name = self.catalog.stored_name(&name);
             return Err(TraceError::WeightShape { origin, name, expected, found });
         }
-        if info.dtype == DType::I64 {
+        if info.dtype == ElementType::I64 {
             let name = self.catalog.stored_name(&name);
             return Err(TraceError::WeightDType { origin, name, found: info.dtype });
         }

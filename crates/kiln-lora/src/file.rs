@@ -1,9 +1,10 @@
 //! A LoRA file.
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER_2, UNET};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use kiln_bundle::{Role, TensorFile};
+use kiln_bundle::{ComponentName, TensorFile};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
@@ -24,7 +25,7 @@ pub struct LoraFile {
 /// The change of one weight: `scale * up @ down`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
-    role: Role,
+    role: ComponentName,
     name: String,
     pub(crate) spelling: Spelling,
     naming: Naming,
@@ -55,7 +56,7 @@ impl LoraFile {
             ));
         }
         let tensors = TensorFile::open(path)?;
-        let mut drafts: BTreeMap<(Role, Spelling), (String, Draft)> = BTreeMap::new();
+        let mut drafts: BTreeMap<(ComponentName, Spelling), (String, Draft)> = BTreeMap::new();
         for name in tensors.tensors().keys() {
             let key = Key::parse(name).map_err(refuse)?;
             let (module, draft) = drafts
@@ -81,7 +82,7 @@ impl LoraFile {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let named = |original: bool| {
-            modules.iter().find(|m| m.role == Role::Unet && (m.naming == Naming::KohyaOriginal) == original)
+            modules.iter().find(|m| m.role == UNET && (m.naming == Naming::KohyaOriginal) == original)
         };
         if let (Some(a), Some(b)) = (named(true), named(false)) {
             let (a, b) = (&a.name, &b.name);
@@ -133,7 +134,7 @@ impl LoraFile {
     pub fn family(&self) -> Option<&'static str> {
         let attends = |module: &&LoraModule| {
             let name = module.name.replace('.', "_");
-            module.role == Role::Unet
+            module.role == UNET
                 && name.contains("attn2")
                 && ["to_k", "to_v"].iter().any(|end| name.ends_with(end))
         };
@@ -143,9 +144,7 @@ impl LoraFile {
             Some(1024) => Some("Stable Diffusion 2.x"),
             Some(2048) => Some("Stable Diffusion XL"),
             Some(1280) => Some("Stable Diffusion XL's refiner"),
-            _ if self.modules.iter().any(|module| module.role == Role::TextEncoder2) => {
-                Some("Stable Diffusion XL")
-            }
+            _ if self.modules.iter().any(|module| module.role == TEXT_ENCODER_2) => Some("Stable Diffusion XL"),
             _ => None,
         }
     }
@@ -160,7 +159,7 @@ impl LoraModule {
     fn new(
         tensors: &TensorFile,
         adapter: &Adapter,
-        role: Role,
+        role: ComponentName,
         name: String,
         spelling: Spelling,
         draft: Draft,
@@ -193,7 +192,7 @@ impl LoraModule {
     }
 
     /// The component that it changes.
-    pub fn role(&self) -> Role {
+    pub fn role(&self) -> ComponentName {
         self.role
     }
 
@@ -265,12 +264,12 @@ impl Adapter {
         Ok(Adapter { settings })
     }
 
-    fn setting(&self, role: Role, key: &str) -> Option<&Value> {
+    fn setting(&self, role: ComponentName, key: &str) -> Option<&Value> {
         self.settings.get(&format!("{role}.{key}")).filter(|value| !value.is_null())
     }
 
     /// peft's `lora_alpha / r`, with its patterns; 1 where the header says nothing.
-    fn scale(&self, role: Role, module: &str, rank: usize) -> Result<f64, String> {
+    fn scale(&self, role: ComponentName, module: &str, rank: usize) -> Result<f64, String> {
         let refuse =
             |key: &str, value: &Value| format!("{ADAPTER_METADATA}: {role}.{key}: {value} is not supported");
         for key in ["use_dora", "fan_in_fan_out", "lora_bias", "use_bdlora", "use_qalora"] {

@@ -1,8 +1,9 @@
 //! What the keys of LoRA files say (diffusers `loaders/lora_conversion_utils.py`, `utils/state_dict_utils.py`).
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use std::fmt;
 
-use kiln_bundle::Role;
+use kiln_bundle::ComponentName;
 
 /// Whose names a file's modules have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,7 +51,7 @@ pub(crate) enum Part {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
-    pub(crate) role: Role,
+    pub(crate) role: ComponentName,
     /// The module as the file spells it.
     pub(crate) module: String,
     pub(crate) spelling: Spelling,
@@ -95,15 +96,15 @@ const OTHER_METHODS: [(&str, &str); 18] = [
     ("lora_controlnet", "Control-LoRA"),
 ];
 
-const KOHYA: [(&str, Role); 4] = [
-    ("lora_unet_", Role::Unet),
-    ("lora_te_", Role::TextEncoder),
-    ("lora_te1_", Role::TextEncoder),
-    ("lora_te2_", Role::TextEncoder2),
+const KOHYA: [(&str, ComponentName); 4] = [
+    ("lora_unet_", UNET),
+    ("lora_te_", TEXT_ENCODER),
+    ("lora_te1_", TEXT_ENCODER),
+    ("lora_te2_", TEXT_ENCODER_2),
 ];
 
-const DIFFUSERS: [(&str, Role); 3] =
-    [("unet.", Role::Unet), ("text_encoder.", Role::TextEncoder), ("text_encoder_2.", Role::TextEncoder2)];
+const DIFFUSERS: [(&str, ComponentName); 3] =
+    [("unet.", UNET), ("text_encoder.", TEXT_ENCODER), ("text_encoder_2.", TEXT_ENCODER_2)];
 
 /// Where the names of a UNet's modules begin, for files that name no component.
 const UNET_ROOTS: [&str; 7] =
@@ -126,7 +127,7 @@ impl Key {
         };
         let kohya = KOHYA.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
         if let Some((role, stem)) = kohya {
-            let is_original = role == Role::Unet && ORIGINAL_ROOTS.iter().any(|root| stem.starts_with(root));
+            let is_original = role == UNET && ORIGINAL_ROOTS.iter().any(|root| stem.starts_with(root));
             if is_original && naming == Some(Naming::Kohya) {
                 naming = Some(Naming::KohyaOriginal);
             }
@@ -135,7 +136,7 @@ impl Key {
         }
         let dotted = DIFFUSERS.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
         let bare = UNET_ROOTS.iter().any(|root| format!("{module}.").starts_with(root));
-        let Some((role, path)) = dotted.or_else(|| bare.then_some((Role::Unet, module))) else {
+        let Some((role, path)) = dotted.or_else(|| bare.then_some((UNET, module))) else {
             let family = other_family(module).map(|family| format!("; the file is a LoRA for {family}"));
             let family = family.unwrap_or_default();
             return Err(format!("'{key}' is for no component of Stable Diffusion 1.x, 2.x or XL{family}"));
@@ -146,9 +147,9 @@ impl Key {
 }
 
 /// Today's path of a module that attention processors or older text encoders named otherwise.
-fn module_path(role: Role, path: &str, of_processor: bool) -> String {
+fn module_path(role: ComponentName, path: &str, of_processor: bool) -> String {
     let path = path.replace(".processor.", ".");
-    if role == Role::Unet {
+    if role == UNET {
         return match of_processor && path.ends_with(".to_out") {
             true => format!("{path}.0"),
             false => path,

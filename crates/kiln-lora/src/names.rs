@@ -1,15 +1,16 @@
 //! The weights of a model under every name by which LoRA files call their modules.
 
+use kiln_bundle::stable_diffusion::UNET;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kiln_bundle::Role;
+use kiln_bundle::ComponentName;
 
 use crate::keys::Spelling;
 
 /// The weights that a model has, by component.
 #[derive(Clone, Debug, Default)]
 pub struct ModelWeights {
-    components: BTreeMap<Role, Component>,
+    components: BTreeMap<ComponentName, Component>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -38,7 +39,7 @@ impl ModelWeights {
     /// because nothing that the model computes depends on them.
     pub fn insert(
         &mut self,
-        role: Role,
+        role: ComponentName,
         weights: impl IntoIterator<Item = (String, Vec<usize>)>,
         unread: impl IntoIterator<Item = String>,
     ) {
@@ -56,18 +57,18 @@ impl ModelWeights {
             };
             add(module.replace('.', "_"));
             match role {
-                Role::Unet => original(module, layers, &attended).into_iter().for_each(add),
+                UNET => original(module, layers, &attended).into_iter().for_each(add),
                 _ => add(format!("text_model_{}", module.replace('.', "_"))),
             }
         }
         self.components.insert(role, component);
     }
 
-    pub(crate) fn has(&self, role: Role) -> bool {
+    pub(crate) fn has(&self, role: ComponentName) -> bool {
         self.components.contains_key(&role)
     }
 
-    pub(crate) fn find(&self, role: Role, spelling: &Spelling) -> Option<Found<'_>> {
+    pub(crate) fn find(&self, role: ComponentName, spelling: &Spelling) -> Option<Found<'_>> {
         let component = self.components.get(&role)?;
         let name = match spelling {
             Spelling::Underscored(stem) => component.underscored.get(stem)?.clone()?,

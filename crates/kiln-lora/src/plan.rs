@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use kiln_bundle::Role;
+use kiln_bundle::ComponentName;
 use ndarray::{ArrayView2, Axis, Slice};
 
 use crate::{LoraError, LoraFile, LoraModule, ModelWeights};
@@ -38,7 +38,7 @@ impl Hash for Lora {
 /// What LoRAs change in a model, by component.
 #[derive(Clone, Debug, Default)]
 pub struct LoraPlan {
-    components: BTreeMap<Role, Arc<WeightChanges>>,
+    components: BTreeMap<ComponentName, Arc<WeightChanges>>,
 }
 
 /// What LoRAs change in one component.
@@ -58,7 +58,7 @@ impl LoraPlan {
     ///
     /// A module that matches no weight, or one of another shape, is an error whatever the LoRA's weight.
     pub fn new(loras: &[Lora], model: &ModelWeights) -> Result<LoraPlan, LoraError> {
-        let mut components: BTreeMap<Role, WeightChanges> = BTreeMap::new();
+        let mut components: BTreeMap<ComponentName, WeightChanges> = BTreeMap::new();
         for lora in loras {
             let refuse = |reason: String| LoraError::new(lora.file.path(), reason);
             if !lora.weight.is_finite() {
@@ -71,7 +71,7 @@ impl LoraPlan {
                     format!("module '{name}' is for {role}, which this model does not have"),
                 ));
             }
-            let mut named: BTreeMap<(Role, &str), &str> = BTreeMap::new();
+            let mut named: BTreeMap<(ComponentName, &str), &str> = BTreeMap::new();
             for module in lora.file.modules() {
                 let found = find(&lora.file, module, model)?;
                 let twin = named.insert((module.role(), found.0), module.name());
@@ -97,7 +97,7 @@ impl LoraPlan {
     }
 
     /// The changes of a component, if it has any.
-    pub fn changes(&self, role: Role) -> Option<&Arc<WeightChanges>> {
+    pub fn changes(&self, role: ComponentName) -> Option<&Arc<WeightChanges>> {
         self.components.get(&role)
     }
 }

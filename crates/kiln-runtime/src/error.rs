@@ -56,7 +56,7 @@ pub enum Error {
     #[error("{component}: {reason}")]
     Component {
         /// The component.
-        component: kiln_bundle::Role,
+        component: kiln_bundle::ComponentName,
         /// What is wrong.
         reason: String,
     },

@@ -46,7 +46,7 @@ mod verify;
 pub use backend::{CpuBackend, cpu_backend, gpu_backend};
 pub use companions::{open_scheduler, open_tokenizer};
 pub use error::Error;
-pub use kiln_bundle::{Bundle, Figures, Role};
+pub use kiln_bundle::{Bundle, ComponentName, Figures};
 pub use kiln_engine::{Backend, Placement};
 pub use kiln_lora::{LoraError, LoraFile};
 pub use memory::process as process_memory;

@@ -1,10 +1,11 @@
 //! LoRAs at run time: which weights of a bundle they change, and the changed weights.
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kiln_bundle::{Bundle, Component, Role, Segment, TensorFile};
+use kiln_bundle::{Bundle, Component, Segment, TensorFile};
 use kiln_engine::{Elements, WeightOverride, WeightSource};
 use kiln_lora::{Lora, LoraError, ModelWeights, WeightChanges};
 use safetensors::Dtype;
@@ -17,7 +18,7 @@ pub(crate) fn targets(bundle: &Bundle, loras: &[Lora]) -> Result<ModelWeights, E
     if loras.is_empty() {
         return Ok(model);
     }
-    for role in [Role::Unet, Role::TextEncoder, Role::TextEncoder2] {
+    for role in [UNET, TEXT_ENCODER, TEXT_ENCODER_2] {
         let Some(component) = bundle.manifest().components.get(&role) else { continue };
         let (_, file) = weights_of(bundle, component)?;
         let weights = file.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone()));

@@ -1,5 +1,6 @@
 //! Whether an engine still makes what it made where it was compiled.
 
+use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -60,8 +61,8 @@ impl Pipeline {
         let info = self.bundle().pipeline()?;
         let fixed = self.fixed_sizes()?;
         let [height, width] = match fixed {
-            Some(_) => [info.height, info.width],
-            None => [SIDE * info.vae_scale_factor; 2],
+            Some(_) => [info.size.height, info.size.width],
+            None => [SIDE * info.latents.scale_factor; 2],
         };
         let settings = Settings {
             prompt: "a photograph of an astronaut riding a horse".into(),
@@ -91,7 +92,7 @@ impl Pipeline {
         if output.latents.shape() != reference.latents.shape() {
             let reason =
                 format!("made latents {:?}, not {:?}", output.latents.shape(), reference.latents.shape());
-            return Err(Error::Component { component: crate::Role::Unet, reason });
+            return Err(Error::Component { component: UNET, reason });
         }
         let pictures = output.images.iter().zip(&reference.pictures);
         let compared =
@@ -110,10 +111,10 @@ impl Pipeline {
 
     /// Number of pictures that the engines were built for, where they take one size only.
     fn fixed_sizes(&self) -> Result<Option<usize>, Error> {
-        let component = self.bundle().component(crate::Role::VaeDecoder)?;
+        let component = self.bundle().component(VAE_DECODER)?;
         let batch = component.inputs.first().and_then(|port| port.shape.first());
         Ok(match batch {
-            Some(kiln_bundle::Size::Fixed(n)) => Some(*n as usize),
+            Some(kiln_bundle::AxisSize::Fixed(n)) => Some(*n as usize),
             _ => None,
         })
     }
@@ -122,7 +123,6 @@ impl Pipeline {
 impl Settings {
     /// The request, with synthetic pictures where the model needs some.
     fn request(&self, pipeline: &Pipeline) -> Result<Request, Error> {
-        let info = pipeline.bundle().pipeline()?;
         let (height, width) = (self.height as usize, self.width as usize);
         let gradient = || {
             Picture::Planar(Array3::from_shape_fn((3, height, width), |(c, y, x)| match c {
@@ -137,7 +137,7 @@ impl Settings {
                     if 2 * x < width { 1.0 } else { 0.0 }
                 }))
             };
-        let inpaints = info.unet_channels != info.latent_channels;
+        let inpaints = pipeline.settings.inpainting;
         Ok(Request {
             prompts: vec![self.prompt.clone(); self.batch],
             negative_prompts: vec![self.negative_prompt.clone()],

@@ -1,6 +1,7 @@
 //! What a bundle's manifest says of the pipeline.
 
-use kiln_bundle::{PipelineInfo, TextEncoderInfo};
+use kiln_bundle::stable_diffusion::Settings;
+use kiln_bundle::{LatentsInfo, PipelineInfo, Size, TextEncoderInfo, TokenizerInfo};
 use kiln_nets::Sizes;
 
 use crate::Checkpoint;
@@ -15,23 +16,29 @@ pub(super) fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes, traced: &[Tra
     };
     let n_time_ids = checkpoint.pooled_width().and_then(|pooled| unet.n_time_ids(pooled));
     PipelineInfo {
+        architecture: checkpoint.architecture().into(),
         class: checkpoint.class().into(),
-        height: height as u32,
-        width: width as u32,
-        vae_scale_factor: vae.scale_factor() as u32,
-        latent_channels: vae.latent_channels() as u32,
-        scaling_factor: vae.scaling_factor(),
-        unet_channels: unet.in_channels() as u32,
+        size: Size::new(width as u32, height as u32),
+        latents: LatentsInfo {
+            channels: vae.latent_channels() as u32,
+            scale_factor: vae.scale_factor() as u32,
+            scaling: vae.scaling_factor(),
+            shift: 0.0,
+        },
         text_encoders: checkpoint
             .text_encoders
             .iter()
             .map(|encoder| text_encoder_info(encoder, traced))
             .collect(),
-        time_ids: n_time_ids.map(|n| n as u32),
-        force_zeros_for_empty_prompt: checkpoint.force_zeros_for_empty_prompt,
-        guidance_embedding: unet.guidance_embedding_dim().map(|n| n as u32),
         scheduler: "scheduler_config.json".into(),
         controlnets: checkpoint.controlnets.iter().map(|net| net.part.name.clone()).collect(),
+        settings: Settings {
+            inpainting: unet.in_channels() != vae.latent_channels(),
+            time_ids: n_time_ids.map(|n| n as u32),
+            force_zeros_for_empty_prompt: checkpoint.force_zeros_for_empty_prompt,
+            guidance_embedding: unet.guidance_embedding_dim().map(|n| n as u32),
+        }
+        .to_map(),
     }
 }
 
@@ -42,8 +49,8 @@ fn text_encoder_info(encoder: &TextEncoder, traced: &[Traced<'_>]) -> TextEncode
     let (pooled, states): (Vec<String>, Vec<String>) =
         outputs.map(|port| port.name.clone()).partition(|name| name == "text_embeds");
     TextEncoderInfo {
-        role: encoder.role(),
-        tokenizer: encoder.tokenizer.into(),
+        component: encoder.role(),
+        tokenizer: TokenizerInfo { kind: "clip".into(), folder: Some(encoder.tokenizer.into()) },
         positions: config.max_positions() as u32,
         width: config.hidden_size() as u32,
         vocabulary: config.vocab_size() as u32,

@@ -5,6 +5,7 @@ mod recipes;
 mod relay;
 mod subject;
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use std::thread;
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
 use kiln_bundle::{
-    Bundle, BundleError, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Role, Staging, Target,
+    Bundle, BundleError, ComponentName, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Staging,
+    Target,
 };
 use kiln_graph::Cuts;
 
@@ -95,8 +97,8 @@ impl Models<'_> {
     }
 
     /// Weights on which no output depends, of the components whose weights LoRAs name.
-    fn unread(&self) -> Vec<(Role, Vec<String>)> {
-        let is_text = |role: Role| matches!(role, Role::TextEncoder | Role::TextEncoder2);
+    fn unread(&self) -> Vec<(ComponentName, Vec<String>)> {
+        let is_text = |role: ComponentName| matches!(role, TEXT_ENCODER | TEXT_ENCODER_2);
         match self {
             Models::Traced(traced) => {
                 traced.iter().filter(|t| is_text(t.role)).map(|t| (t.role, t.unread())).collect()
@@ -357,7 +359,7 @@ impl<'a> Plan<'a> {
             self.provenance.clone(),
         );
         manifest.tuning = self.target.tuning();
-        let unread: BTreeMap<Role, Vec<String>> =
+        let unread: BTreeMap<ComponentName, Vec<String>> =
             self.parts.iter().flat_map(|part| part.models.unread()).collect();
         for part in &self.parts {
             let entry = part.build(cache, &self.target, progress)?;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_bundle::fs::{Lock, create_folder, digest};
-use kiln_bundle::{BundleError, Component, Digests, FileEntry, MANIFEST, Role, SealKey, Staging, Target};
+use kiln_bundle::{
+    BundleError, Component, ComponentName, Digests, FileEntry, MANIFEST, SealKey, Staging, Target,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{EngineCache, Recipe};
@@ -35,7 +37,7 @@ pub struct Record {
     /// The options that its graphs were emitted with.
     pub emission: BTreeMap<String, String>,
     /// Its engines.
-    pub components: BTreeMap<Role, Component>,
+    pub components: BTreeMap<ComponentName, Component>,
     /// Its files.
     pub files: BTreeMap<String, FileEntry>,
     /// Seconds that building took.
@@ -45,11 +47,11 @@ pub struct Record {
     pub peak_bytes: Option<u64>,
 }
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What a builder leaves in an entry's folder.
 pub(crate) struct Built {
-    pub(crate) components: BTreeMap<Role, Component>,
+    pub(crate) components: BTreeMap<ComponentName, Component>,
     pub(crate) files: Vec<String>,
     pub(crate) peak_bytes: Option<u64>,
 }

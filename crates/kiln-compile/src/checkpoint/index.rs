@@ -1,10 +1,13 @@
 //! `model_index.json`: which pipelines run, and of what they are made.
 
+use kiln_bundle::stable_diffusion::{LATENT_CONSISTENCY, STABLE_DIFFUSION, STABLE_DIFFUSION_XL};
 use kiln_nets::TextStates;
 use serde_json::Value;
 
 /// Pipelines that are made of the same components.
 pub(super) struct Pipelines {
+    /// What bundles call the architecture.
+    pub(super) architecture: &'static str,
     /// What the classes' names start with; what follows is the task, which is the runtime's matter.
     classes: &'static [&'static str],
     /// Folder, class, and tokenizer of each text encoder.
@@ -12,8 +15,9 @@ pub(super) struct Pipelines {
     pub(super) states: TextStates,
 }
 
-const PIPELINES: [Pipelines; 2] = [
+const PIPELINES: [Pipelines; 3] = [
     Pipelines {
+        architecture: STABLE_DIFFUSION_XL,
         classes: &["StableDiffusionXL"],
         text_encoders: &[
             ("text_encoder", "CLIPTextModel", "tokenizer"),
@@ -22,7 +26,14 @@ const PIPELINES: [Pipelines; 2] = [
         states: TextStates::Penultimate,
     },
     Pipelines {
-        classes: &["StableDiffusion", "LatentConsistencyModel"],
+        architecture: STABLE_DIFFUSION,
+        classes: &["StableDiffusion"],
+        text_encoders: &[("text_encoder", "CLIPTextModel", "tokenizer")],
+        states: TextStates::Last,
+    },
+    Pipelines {
+        architecture: LATENT_CONSISTENCY,
+        classes: &["LatentConsistencyModel"],
         text_encoders: &[("text_encoder", "CLIPTextModel", "tokenizer")],
         states: TextStates::Last,
     },

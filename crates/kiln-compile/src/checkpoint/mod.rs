@@ -4,9 +4,9 @@ mod controlnet;
 mod index;
 mod layout;
 
+use kiln_bundle::stable_diffusion::UNET;
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::Role;
 use kiln_graph::WeightInfo;
 use kiln_lora::ModelWeights;
 use kiln_nets::{AutoencoderConfig, ClipTextConfig, TextStates, UNet2DConditionConfig};
@@ -29,6 +29,8 @@ const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/,
 pub struct Checkpoint {
     root: PathBuf,
     original: Option<Original>,
+    /// What bundles call its architecture.
+    architecture: &'static str,
     class: String,
     pub(crate) text_encoders: Vec<TextEncoder>,
     pub(crate) unet: Part<UNet2DConditionConfig>,
@@ -137,6 +139,7 @@ impl Checkpoint {
             force_zeros_for_empty_prompt: flag(index, "force_zeros_for_empty_prompt").map_err(refuse)?,
             root: root.into(),
             original: None,
+            architecture: kind.architecture,
             class,
         };
         checkpoint.check_widths(&layout)?;
@@ -196,6 +199,11 @@ impl Checkpoint {
         self.original.as_ref()
     }
 
+    /// The architecture, as bundles call it.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
     /// diffusers' class of the pipeline.
     pub fn class(&self) -> &str {
         &self.class
@@ -253,7 +261,7 @@ impl Checkpoint {
     pub(crate) fn lora_targets(&self) -> ModelWeights {
         let mut model = ModelWeights::new();
         let encoders = self.text_encoders.iter().map(|encoder| (encoder.role(), &encoder.part.weights));
-        for (role, weights) in encoders.chain([(Role::Unet, &self.unet.weights)]) {
+        for (role, weights) in encoders.chain([(UNET, &self.unet.weights)]) {
             let entries = weights.catalog().into_entries();
             let shape = |info: WeightInfo| info.shape.into_iter().map(|n| n as usize).collect();
             model.insert(role, entries.into_iter().map(|(name, info)| (name, shape(info))), []);

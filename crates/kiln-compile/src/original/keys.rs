@@ -187,7 +187,7 @@ impl<'k, 'a> Component<'k, 'a> {
         }
         let mut place = self.place(key)?;
         place.info.shape[0] = rows / n;
-        let bytes = place.info.shape.iter().product::<u64>() * place.info.dtype.size();
+        let bytes = place.info.shape.iter().product::<u64>() * place.info.dtype.n_bytes() as u64;
         for name in names {
             self.places.insert(name.clone(), place.clone());
             place.offset += bytes;
@@ -199,7 +199,7 @@ impl<'k, 'a> Component<'k, 'a> {
     pub(super) fn take_transposed(&mut self, key: &str, name: &str) -> Result<(), CompileError> {
         let [rows, columns] = self.shape(key)?;
         let mut place = self.place(key)?;
-        if rows * columns * place.info.dtype.size() > MAX_TRANSPOSED {
+        if rows * columns * place.info.dtype.n_bytes() as u64 > MAX_TRANSPOSED {
             return Err(self.error(key, &format!("has shape [{rows}, {columns}], more than any projection")));
         }
         place.info.shape = vec![columns, rows];

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::fs::create_folder;
 use kiln_bundle::{OutputFolder, TensorFile};
-use kiln_graph::{DType, StoredWeight};
+use kiln_graph::{ElementType, StoredWeight};
 use serde_json::{Value, json};
 
 use crate::weights::WeightFiles;
@@ -60,7 +60,7 @@ pub struct WeightView<'a> {
     /// Shape of the view.
     pub shape: &'a [u64],
     /// Stored type.
-    pub dtype: DType,
+    pub dtype: ElementType,
     /// First byte of the view in the file.
     pub offset: u64,
     /// Whether rows and columns are exchanged.

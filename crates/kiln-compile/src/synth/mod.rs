@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::OutputFolder;
 use kiln_bundle::fs::create_folder;
-use kiln_graph::{DType, StoredWeight, TraceError, WeightCatalog, Weights};
+use kiln_graph::{ElementType, StoredWeight, TraceError, WeightCatalog, Weights};
 use kiln_nets::{
     AutoencoderKl, AutoencoderKlConfig, ClipTextConfig, ClipTextModel, UNet2DConditionConfig,
     UNet2DConditionModel,
@@ -57,7 +57,7 @@ impl Architecture {
 /// `progress` is told the bytes written and the bytes in all. An existing folder is refused unless it is empty.
 pub fn synthesize(
     architecture: Architecture,
-    dtype: DType,
+    dtype: ElementType,
     seed: u64,
     folder: &Path,
     progress: &mut dyn FnMut(u64, u64),
@@ -110,7 +110,7 @@ fn vae(config: &Value, w: Weights<'_>) -> Result<(), TraceError> {
     AutoencoderKl::new(w, &AutoencoderKlConfig::from_json("config.json", config)?).map(drop)
 }
 
-fn invent(config: &str, construct: Constructor, dtype: DType) -> Result<Vec<StoredWeight>, CompileError> {
+fn invent(config: &str, construct: Constructor, dtype: ElementType) -> Result<Vec<StoredWeight>, CompileError> {
     let config: Value = serde_json::from_str(config)
         .map_err(|e| CompileError::checkpoint(Path::new("config.json"), e.to_string()))?;
     let catalog = WeightCatalog::inventing(dtype);
@@ -121,7 +121,7 @@ fn invent(config: &str, construct: Constructor, dtype: DType) -> Result<Vec<Stor
 }
 
 fn n_bytes(weight: &StoredWeight) -> u64 {
-    weight.dims.iter().product::<u64>() * weight.dtype.size()
+    weight.dims.iter().product::<u64>() * weight.dtype.n_bytes() as u64
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CompileError> {

@@ -1,11 +1,12 @@
 //! Engines of TensorRT-RTX, built without the device that they are for, and of TensorRT, built on it.
 
+use kiln_bundle::stable_diffusion::{VAE_DECODER, VAE_ENCODER};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{AttentionFacts, Component, PortInfo, Role, Segment, Size, Target};
+use kiln_bundle::{AttentionFacts, AxisSize, Component, ComponentName, PortInfo, Segment, Target};
 use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
 use serde::{Deserialize, Serialize};
 
@@ -256,7 +257,7 @@ impl EngineOptions {
     }
 
     /// Adds the sizes at which a component's inputs arrive.
-    pub(crate) fn add_sizes_to(&self, recipe: &mut Recipe, role: Role, inputs: &[PortInfo]) {
+    pub(crate) fn add_sizes_to(&self, recipe: &mut Recipe, role: ComponentName, inputs: &[PortInfo]) {
         let join = |sizes: &Vec<i64>| sizes.iter().map(i64::to_string).collect::<Vec<_>>().join("x");
         for (i, profile) in self.profiles.iter().enumerate() {
             for (input, picks) in sizes(inputs, role, profile) {
@@ -277,7 +278,7 @@ pub fn release_of(library: &Path) -> Result<String, CompileError> {
 
 /// A component's ONNX models with their weights beside them, to build engines from.
 pub(crate) struct OnnxModel {
-    pub(crate) role: Role,
+    pub(crate) role: ComponentName,
     folder: PathBuf,
     /// What the models say of themselves.
     pub(crate) component: Component,
@@ -287,7 +288,11 @@ pub(crate) struct OnnxModel {
 
 impl OnnxModel {
     /// The only model of a component whose files lie in `folder`.
-    pub(crate) fn new(role: Role, folder: &Path, component: Component) -> Result<OnnxModel, CompileError> {
+    pub(crate) fn new(
+        role: ComponentName,
+        folder: &Path,
+        component: Component,
+    ) -> Result<OnnxModel, CompileError> {
         match component.segments.as_slice() {
             [_] => {
                 Ok(OnnxModel { role, folder: folder.into(), inputs: vec![component.inputs.clone()], component })
@@ -388,19 +393,19 @@ fn build_segment(
 }
 
 /// An autoencoder has one attention, with one head as wide as its channels, for which there often is no fused kernel.
-fn rule(role: Role, options: &EngineOptions) -> AttentionRule {
+fn rule(role: ComponentName, options: &EngineOptions) -> AttentionRule {
     match role {
         _ if options.allow_slow_attention => AttentionRule::FusedIfPossible,
-        Role::VaeEncoder | Role::VaeDecoder => AttentionRule::FusedIfPossible,
+        VAE_ENCODER | VAE_DECODER => AttentionRule::FusedIfPossible,
         _ => AttentionRule::Fused,
     }
 }
 
 /// Sizes of the inputs that have open ones.
-fn sizes(inputs: &[PortInfo], role: Role, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
+fn sizes(inputs: &[PortInfo], role: ComponentName, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
     let batch = match role {
-        Role::VaeEncoder => Range::fixed(1),
-        Role::VaeDecoder => profile.batch,
+        VAE_ENCODER => Range::fixed(1),
+        VAE_DECODER => profile.batch,
         // Without guidance one sample per picture, with it two; prompts likewise.
         _ => Range { opt: 2 * profile.batch.opt, max: 2 * profile.batch.max, ..profile.batch },
     };
@@ -412,10 +417,11 @@ fn sizes(inputs: &[PortInfo], role: Role, profile: &Profile) -> BTreeMap<String,
         _ => None,
     };
     let picks: [fn(Range) -> u64; 3] = [|r| r.min, |r| r.opt, |r| r.max];
-    let open = inputs.iter().filter(|input| input.shape.iter().any(|size| matches!(size, Size::Dynamic(_))));
+    let open =
+        inputs.iter().filter(|input| input.shape.iter().any(|size| matches!(size, AxisSize::Dynamic(_))));
     open.map(|input| {
         let at = |pick: fn(Range) -> u64| {
-            let size = |size: &Size| size.at(|symbol| range(symbol).map(pick)).map_or(-1, |n| n as i64);
+            let size = |size: &AxisSize| size.at(|symbol| range(symbol).map(pick)).map_or(-1, |n| n as i64);
             input.shape.iter().map(size).collect()
         };
         (input.name.clone(), picks.map(at))

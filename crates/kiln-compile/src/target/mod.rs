@@ -5,8 +5,8 @@ mod engines;
 
 use std::collections::BTreeMap;
 
-use kiln_bundle::{AttentionFacts, Component, ElementType, PortInfo, Segment, Size, Target, Tuning};
-use kiln_graph::{DType, Dim, ModelPort};
+use kiln_bundle::{AttentionFacts, AxisSize, Component, PortInfo, Segment, Target, Tuning};
+use kiln_graph::{Dim, ModelPort};
 
 use crate::TracedModel;
 use crate::trace::{Traced, n_bytes};
@@ -66,6 +66,8 @@ impl TargetOptions {
 /// What the manifest says of a component that was written.
 fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
     Component {
+        stage: traced.stage,
+        shares_weights_with: (traced.owner != traced.role).then_some(traced.owner),
         segments: models.iter().map(|model| segment(model)).collect(),
         weights: models.first().map(|model| model.weights.clone()),
         weight_bytes: traced.weights().map(n_bytes).sum(),
@@ -97,15 +99,6 @@ fn segment(TracedModel { model, file, weight_bytes, .. }: &TracedModel) -> Segme
 }
 
 fn port(port: &ModelPort) -> PortInfo {
-    let size = |dim: &Dim| dim.fixed().map_or_else(|| Size::Dynamic(dim.to_string()), Size::Fixed);
-    PortInfo {
-        name: port.name.clone(),
-        dtype: match port.dtype {
-            DType::F32 => ElementType::F32,
-            DType::F16 => ElementType::F16,
-            DType::BF16 => ElementType::Bf16,
-            DType::I64 => ElementType::I64,
-        },
-        shape: port.shape.iter().map(size).collect(),
-    }
+    let size = |dim: &Dim| dim.fixed().map_or_else(|| AxisSize::Dynamic(dim.to_string()), AxisSize::Fixed);
+    PortInfo { name: port.name.clone(), dtype: port.dtype, shape: port.shape.iter().map(size).collect() }
 }

@@ -246,7 +246,9 @@ impl Held {
         Ok(match self.element_type {
             ElementType::F32 => TensorView::F32(view(&self.value)?),
             ElementType::I64 => TensorView::I64(view(&self.value)?),
-            ElementType::F16 => return Err(ort::Error::new("an output has another type than declared")),
+            ElementType::F16 | ElementType::Bf16 => {
+                return Err(ort::Error::new("an output has another type than declared"));
+            }
         })
     }
 }

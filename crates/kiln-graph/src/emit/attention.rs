@@ -3,13 +3,13 @@
 use super::builder::{Builder, Value};
 use crate::proto::AttributeProto;
 use crate::tensor::Op;
-use crate::{AttentionPolicy, DType, Dim, Flavor, Tensor, TraceError};
+use crate::{AttentionPolicy, Dim, ElementType, Flavor, Tensor, TraceError};
 
 impl Builder<'_> {
-    pub(super) fn attention(&mut self, tensor: &Tensor, dtype: DType) -> Result<Value, TraceError> {
+    pub(super) fn attention(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let Op::Attention { heads, scale, causal, upcast } = tensor.0.op else { return Ok(Value::new()) };
         self.n_attentions += 1;
-        let scores = if upcast { DType::F32 } else { dtype };
+        let scores = if upcast { ElementType::F32 } else { dtype };
         let values = self.values::<3>(&tensor.0.inputs, scores)?;
         let value = match self.policy.attention {
             AttentionPolicy::Fused => self.fused(&values, heads, scale, causal),
@@ -50,7 +50,7 @@ impl Builder<'_> {
         tensor: &Tensor,
         [q, k, v]: &[Value; 3],
         at_once: u64,
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<Value, TraceError> {
         let Op::Attention { heads, scale, causal, .. } = tensor.0.op else { return Ok(Value::new()) };
         let [query, key, _] = [0, 1, 2].map(|i| &tensor.0.inputs[i]);
@@ -77,9 +77,9 @@ impl Builder<'_> {
         self.reshape(&merged, &[b, n, Dim::from(0), Dim::from(0)], tensor.shape())
     }
 
-    fn attend(&mut self, q: &str, k: &str, v: &str, mask: Option<&str>, dtype: DType) -> Value {
+    fn attend(&mut self, q: &str, k: &str, v: &str, mask: Option<&str>, dtype: ElementType) -> Value {
         let softmax_dtype = match dtype {
-            DType::F32 => DType::F32,
+            ElementType::F32 => ElementType::F32,
             _ => self.policy.precision.softmax,
         };
         let mut scores = self.op("MatMul", &[q, k], vec![]);
@@ -105,7 +105,7 @@ impl Builder<'_> {
         Ok(self.transpose(&split, perm))
     }
 
-    fn causal_mask(&mut self, tensor: &Tensor, dtype: DType) -> Result<Value, TraceError> {
+    fn causal_mask(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let [_, n, _] = tensor.dims();
         let Some(n) = n.fixed() else {
             return Err(TraceError::Unsupported {
@@ -115,6 +115,6 @@ impl Builder<'_> {
         };
         let mask: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
         let mask = self.floats(&mask, &[n, n]);
-        Ok(self.cast(&mask, DType::F32, dtype))
+        Ok(self.cast(&mask, ElementType::F32, dtype))
     }
 }

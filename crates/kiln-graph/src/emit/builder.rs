@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::{EmittedModel, ModelPort, StoredWeight, fuse, model_proto};
 use crate::dim::Atom;
-use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
+use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, data_type};
 use crate::tensor::Op;
-use crate::{DType, Dim, EmitPolicy, Tensor, TraceError};
+use crate::{Dim, ElementType, EmitPolicy, Tensor, TraceError};
 
 /// Name of a value in the ONNX graph.
 pub(super) type Value = String;
@@ -24,8 +24,8 @@ pub(super) struct Builder<'a> {
     spare_inputs: Vec<(Tensor, ModelPort)>,
     outputs: Vec<ModelPort>,
     pub(super) n_attentions: usize,
-    computed: HashMap<u64, (Value, DType)>,
-    casts: HashMap<(Value, DType), Value>,
+    computed: HashMap<u64, (Value, ElementType)>,
+    casts: HashMap<(Value, ElementType), Value>,
     flattened: HashMap<Value, Value>,
     sizes: HashMap<Dim, Value>,
 }
@@ -61,7 +61,12 @@ impl<'a> Builder<'a> {
         self.inputs.push(port.clone());
     }
 
-    pub(super) fn add_output(&mut self, tensor: &Tensor, name: &str, dtype: DType) -> Result<(), TraceError> {
+    pub(super) fn add_output(
+        &mut self,
+        tensor: &Tensor,
+        name: &str,
+        dtype: ElementType,
+    ) -> Result<(), TraceError> {
         self.enter("output");
         let value = self.value(tensor, dtype)?;
         self.nodes.push(NodeProto {
@@ -139,12 +144,12 @@ impl<'a> Builder<'a> {
     }
 
     /// Records what a tensor became.
-    pub(super) fn define(&mut self, tensor: &Tensor, value: Value, dtype: DType) {
+    pub(super) fn define(&mut self, tensor: &Tensor, value: Value, dtype: ElementType) {
         self.computed.insert(tensor.0.id, (value, dtype));
     }
 
     /// The tensor's value in the given type; weights and constants come into being here.
-    pub(super) fn value(&mut self, tensor: &Tensor, dtype: DType) -> Result<Value, TraceError> {
+    pub(super) fn value(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let tensor = tensor.resolved();
         if let Some((value, found)) = self.computed.get(&tensor.0.id).cloned() {
             return Ok(self.cast(&value, found, dtype));
@@ -157,8 +162,8 @@ impl<'a> Builder<'a> {
             Op::Constant(values) => {
                 let dims: Vec<u64> = tensor.shape().iter().filter_map(Dim::fixed).collect();
                 let value = self.floats(values, &dims);
-                self.define(&tensor, value.clone(), DType::F32);
-                Ok(self.cast(&value, DType::F32, dtype))
+                self.define(&tensor, value.clone(), ElementType::F32);
+                Ok(self.cast(&value, ElementType::F32, dtype))
             }
             _ => Err(TraceError::Unsupported {
                 node: tensor.0.scope.to_string(),
@@ -173,7 +178,7 @@ impl<'a> Builder<'a> {
         &mut self,
         tensor: &Tensor,
         dims: &[u64],
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<Value, TraceError> {
         match &tensor.resolved().0.op {
             Op::Weight { name } => Ok(self.weight(&tensor.resolved(), name, dims, dtype)),
@@ -184,7 +189,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn weight(&mut self, tensor: &Tensor, name: &str, dims: &[u64], dtype: DType) -> Value {
+    fn weight(&mut self, tensor: &Tensor, name: &str, dims: &[u64], dtype: ElementType) -> Value {
         if let Some((value, found)) = self.computed.get(&tensor.0.id).cloned() {
             return self.cast(&value, found, dtype);
         }
@@ -196,7 +201,7 @@ impl<'a> Builder<'a> {
         self.cast(name, stored, dtype)
     }
 
-    pub(super) fn cast(&mut self, value: &str, from: DType, to: DType) -> Value {
+    pub(super) fn cast(&mut self, value: &str, from: ElementType, to: ElementType) -> Value {
         if from == to {
             return value.to_owned();
         }
@@ -204,25 +209,25 @@ impl<'a> Builder<'a> {
         if let Some(cast) = self.casts.get(&key) {
             return cast.clone();
         }
-        let cast = self.op("Cast", &[value], vec![AttributeProto::int("to", to.onnx().into())]);
+        let cast = self.op("Cast", &[value], vec![AttributeProto::int("to", data_type(to).into())]);
         self.casts.insert(key, cast.clone());
         cast
     }
 
     pub(super) fn floats(&mut self, values: &[f32], dims: &[u64]) -> Value {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.initializer(DType::F32, dims, bytes)
+        self.initializer(ElementType::F32, dims, bytes)
     }
 
     pub(super) fn ints(&mut self, values: &[i64]) -> Value {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.initializer(DType::I64, &[values.len() as u64], bytes)
+        self.initializer(ElementType::I64, &[values.len() as u64], bytes)
     }
 
-    fn initializer(&mut self, dtype: DType, dims: &[u64], bytes: Vec<u8>) -> Value {
+    fn initializer(&mut self, dtype: ElementType, dims: &[u64], bytes: Vec<u8>) -> Value {
         let dims: Vec<i64> = dims.iter().map(|&n| n as i64).collect();
         let same = |t: &&TensorProto| {
-            t.data_type == dtype.onnx() && t.dims == dims && t.raw_data.as_deref() == Some(&bytes)
+            t.data_type == data_type(dtype) && t.dims == dims && t.raw_data.as_deref() == Some(&bytes)
         };
         if let Some(known) = self.constants.iter().find(same) {
             return known.name.clone();
@@ -230,7 +235,7 @@ impl<'a> Builder<'a> {
         let name = self.unique("constant");
         self.constants.push(TensorProto {
             dims,
-            data_type: dtype.onnx(),
+            data_type: data_type(dtype),
             name: name.clone(),
             raw_data: Some(bytes),
             ..Default::default()

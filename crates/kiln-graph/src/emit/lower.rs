@@ -4,9 +4,9 @@ use std::f32::consts::SQRT_2;
 
 use super::builder::{Builder, Value};
 use super::fuse::ACTIVATION;
-use crate::proto::AttributeProto;
+use crate::proto::{AttributeProto, data_type};
 use crate::tensor::{Binary, Op, Unary};
-use crate::{DType, Dim, Flavor, Tensor, TraceError};
+use crate::{Dim, ElementType, Flavor, Tensor, TraceError};
 
 /// Axes of NCHW in the order of NHWC.
 const CHANNELS_LAST: [usize; 4] = [0, 2, 3, 1];
@@ -40,7 +40,7 @@ impl Builder<'_> {
             Op::Embedding => self.embedding(inputs, dtype)?,
             Op::PickEnd { end } => self.pick_end(inputs, *end, dtype)?,
             Op::Sinusoid { frequencies, cosine_first } => {
-                let x = self.value(&inputs[0], DType::F32)?;
+                let x = self.value(&inputs[0], ElementType::F32)?;
                 self.sinusoid(&x, frequencies, *cosine_first)
             }
             Op::GroupNorm { groups, epsilon } => self.group_norm(tensor, *groups, *epsilon, dtype)?,
@@ -84,7 +84,7 @@ impl Builder<'_> {
     pub(super) fn values<const N: usize>(
         &mut self,
         inputs: &[Tensor],
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<[Value; N], TraceError> {
         let mut values = [const { Value::new() }; N];
         for (value, input) in values.iter_mut().zip(inputs) {
@@ -93,7 +93,7 @@ impl Builder<'_> {
         Ok(values)
     }
 
-    fn unary(&mut self, op: Unary, x: &str, dtype: DType) -> Value {
+    fn unary(&mut self, op: Unary, x: &str, dtype: ElementType) -> Value {
         let contrib = self.policy.flavor.has_contrib();
         let alpha = |alpha| vec![AttributeProto::float("alpha", alpha)];
         match op {
@@ -124,8 +124,8 @@ impl Builder<'_> {
         }
     }
 
-    fn embedding(&mut self, inputs: &[Tensor], dtype: DType) -> Result<Value, TraceError> {
-        let (table, ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], DType::I64)?);
+    fn embedding(&mut self, inputs: &[Tensor], dtype: ElementType) -> Result<Value, TraceError> {
+        let (table, ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], ElementType::I64)?);
         let Some(learned) = inputs.get(2) else { return Ok(self.op("Gather", &[&table, &ids], vec![])) };
         let learned = self.value(learned, dtype)?;
         let last = inputs[0].shape()[0].fixed().unwrap_or(1) as i64 - 1;
@@ -137,12 +137,21 @@ impl Builder<'_> {
         Ok(self.op("Where", &[&is_learned, &learned, &rows], vec![]))
     }
 
-    fn pick_end(&mut self, inputs: &[Tensor], end: Option<i64>, dtype: DType) -> Result<Value, TraceError> {
-        let (states, mut ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], DType::I64)?);
+    fn pick_end(
+        &mut self,
+        inputs: &[Tensor],
+        end: Option<i64>,
+        dtype: ElementType,
+    ) -> Result<Value, TraceError> {
+        let (states, mut ids) = (self.value(&inputs[0], dtype)?, self.value(&inputs[1], ElementType::I64)?);
         if let Some(end) = end {
             let end = self.ints(&[end]);
             let is_end = self.op("Equal", &[&ids, &end], vec![]);
-            ids = self.op("Cast", &[&is_end], vec![AttributeProto::int("to", DType::I64.onnx().into())]);
+            ids = self.op(
+                "Cast",
+                &[&is_end],
+                vec![AttributeProto::int("to", data_type(ElementType::I64).into())],
+            );
         }
         // Backends differ in which of equal maxima they give; earlier positions get a head start.
         let n = inputs[0].shape()[1].fixed().unwrap_or(1) as i64;
@@ -164,9 +173,9 @@ impl Builder<'_> {
         }
     }
 
-    pub(super) fn scalar(&mut self, value: f32, dtype: DType) -> Value {
+    pub(super) fn scalar(&mut self, value: f32, dtype: ElementType) -> Value {
         let value = self.floats(&[value], &[1]);
-        self.cast(&value, DType::F32, dtype)
+        self.cast(&value, ElementType::F32, dtype)
     }
 
     pub(super) fn transpose(&mut self, x: &str, perm: &[usize]) -> Value {
@@ -189,7 +198,7 @@ impl Builder<'_> {
         inputs: &[Tensor],
         stride: u64,
         padding: &[u64; 4],
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<Value, TraceError> {
         let values = inputs.iter().map(|t| self.value(t, dtype)).collect::<Result<Vec<_>, _>>()?;
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
@@ -213,7 +222,7 @@ impl Builder<'_> {
     }
 
     /// `Gemm` reads the weight as the checkpoint stores it; `MatMul` would need a transposed copy.
-    fn linear(&mut self, tensor: &Tensor, dtype: DType) -> Result<Value, TraceError> {
+    fn linear(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let inputs = &tensor.0.inputs;
         let values = inputs.iter().map(|t| self.value(t, dtype)).collect::<Result<Vec<_>, _>>()?;
         let [_, width] = inputs[1].dims();
@@ -234,7 +243,7 @@ impl Builder<'_> {
         tensor: &Tensor,
         groups: u64,
         epsilon: f32,
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<Value, TraceError> {
         match (self.policy.flavor, tensor.shape().len()) {
             (Flavor::OnnxRuntimeCuda, 4) => self.group_norm_of_last(tensor, groups, epsilon, dtype),
@@ -248,13 +257,13 @@ impl Builder<'_> {
         tensor: &Tensor,
         groups: u64,
         epsilon: f32,
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<Value, TraceError> {
         let [x, weight, bias] = [&tensor.0.inputs[0], &tensor.0.inputs[1], &tensor.0.inputs[2]];
         let value = self.value(x, dtype)?;
         let channels = [x.shape()[1].fixed().unwrap_or_default()];
-        let weight = self.weight_as(weight, &channels, DType::F32)?;
-        let bias = self.weight_as(bias, &channels, DType::F32)?;
+        let weight = self.weight_as(weight, &channels, ElementType::F32)?;
+        let bias = self.weight_as(bias, &channels, ElementType::F32)?;
         let attributes = vec![
             AttributeProto::float("epsilon", epsilon),
             AttributeProto::int("groups", groups as i64),
@@ -272,12 +281,12 @@ impl Builder<'_> {
         tensor: &Tensor,
         groups: u64,
         epsilon: f32,
-        dtype: DType,
+        dtype: ElementType,
     ) -> Result<Value, TraceError> {
         let [x, weight, bias] = [&tensor.0.inputs[0], &tensor.0.inputs[1], &tensor.0.inputs[2]];
         let value = self.value(x, dtype)?;
         let [ones, zeros] = [1.0, 0.0].map(|v| self.floats(&vec![v; groups as usize], &[groups]));
-        let [ones, zeros] = [ones, zeros].map(|v| self.cast(&v, DType::F32, dtype));
+        let [ones, zeros] = [ones, zeros].map(|v| self.cast(&v, ElementType::F32, dtype));
         let grouped_shape = self.ints(&[0, groups as i64, -1]);
         let grouped = self.op("Reshape", &[&value, &grouped_shape], vec![]);
         let epsilon = vec![AttributeProto::float("epsilon", epsilon)];
@@ -291,7 +300,7 @@ impl Builder<'_> {
         Ok(self.op("Add", &[&scaled, &bias], vec![]))
     }
 
-    fn resize_nearest(&mut self, tensor: &Tensor, dtype: DType) -> Result<Value, TraceError> {
+    fn resize_nearest(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let x = &tensor.0.inputs[0];
         let value = self.value(x, dtype)?;
         let doubles = |axis: usize| tensor.shape()[axis] == x.shape()[axis].times(&Dim::from(2));

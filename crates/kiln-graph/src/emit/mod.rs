@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 
 use crate::proto::{
     DimensionProto, DimensionValue, GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto,
+    TensorTypeProto, TypeProto, ValueInfoProto, data_type,
 };
-use crate::{DType, EmitPolicy, Shape, Tensor, TraceError};
+use crate::{ElementType, EmitPolicy, Shape, Tensor, TraceError};
 
 use crate::tensor::Op;
 use builder::Builder;
@@ -62,7 +62,7 @@ pub struct ModelPort {
     /// Name in the model.
     pub name: String,
     /// Element type.
-    pub dtype: DType,
+    pub dtype: ElementType,
     /// Shape; run-time sizes are symbols.
     pub shape: Shape,
 }
@@ -73,7 +73,7 @@ pub struct StoredWeight {
     /// Name in the checkpoint and of the initializer.
     pub name: String,
     /// Type to store it in.
-    pub dtype: DType,
+    pub dtype: ElementType,
     /// Shape of the initializer; the checkpoint's but for axes of size one.
     pub dims: Vec<u64>,
 }
@@ -160,6 +160,7 @@ fn value_info(port: &ModelPort) -> ValueInfoProto {
             DimensionProto { value: Some(value) }
         })
         .collect();
-    let tensor_type = TensorTypeProto { elem_type: port.dtype.onnx(), shape: Some(TensorShapeProto { dim }) };
+    let tensor_type =
+        TensorTypeProto { elem_type: data_type(port.dtype), shape: Some(TensorShapeProto { dim }) };
     ValueInfoProto { name: port.name.clone(), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Graph, ModelPort};
 use crate::tensor::Op;
-use crate::{Cuts, DType, Dim, EmitPolicy, Kind, Tensor, TraceError};
+use crate::{Cuts, Dim, ElementType, EmitPolicy, Kind, Tensor, TraceError};
 
 /// The nodes of a graph in execution order, split at the policy's cut points.
 pub(super) struct Plan {
@@ -17,7 +17,7 @@ struct Segment {
     nodes: Vec<Tensor>,
     inputs: Vec<(Tensor, ModelPort)>,
     spare_inputs: Vec<(Tensor, ModelPort)>,
-    outputs: Vec<(Tensor, String, DType)>,
+    outputs: Vec<(Tensor, String, ElementType)>,
 }
 
 impl Plan {
@@ -94,7 +94,7 @@ impl Plan {
         self.segments[segment].spare_inputs.clone()
     }
 
-    pub(super) fn outputs(&self, segment: usize) -> &[(Tensor, String, DType)] {
+    pub(super) fn outputs(&self, segment: usize) -> &[(Tensor, String, ElementType)] {
         &self.segments[segment].outputs
     }
 }
@@ -104,10 +104,10 @@ pub(super) fn port(name: &str, tensor: &Tensor) -> ModelPort {
 }
 
 /// The network's own ports are f32 or i64 whatever it computes in.
-fn port_dtype(tensor: &Tensor) -> DType {
+fn port_dtype(tensor: &Tensor) -> ElementType {
     match tensor.kind() {
-        Kind::Float => DType::F32,
-        Kind::Int => DType::I64,
+        Kind::Float => ElementType::F32,
+        Kind::Int => ElementType::I64,
     }
 }
 
@@ -174,7 +174,7 @@ fn spaced(order: &[Tensor], cuts: Vec<Tensor>, bytes: u64, policy: &EmitPolicy) 
     for weight in order.iter().filter(|t| matches!(t.0.op, Op::Weight { .. })) {
         let dtype = policy.precision.storage.unwrap_or_else(|| weight.dtype(&policy.precision));
         let n: u64 = weight.shape().iter().filter_map(Dim::fixed).product();
-        sizes[segment_of[&weight.0.id]] += n * dtype.size();
+        sizes[segment_of[&weight.0.id]] += n * dtype.n_bytes() as u64;
     }
     let mut chosen = Vec::new();
     let mut held = sizes[0];

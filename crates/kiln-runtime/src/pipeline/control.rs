@@ -1,6 +1,7 @@
 //! ControlNets (Zhang et al. 2023, diffusers `pipelines/controlnet`).
 
-use kiln_bundle::{Bundle, Role};
+use kiln_bundle::Bundle;
+use kiln_bundle::stable_diffusion::CONTROLNET;
 use kiln_engine::{Tensor, TensorView};
 use ndarray::{Array4, ArrayD, Axis, arr1, concatenate};
 
@@ -66,7 +67,7 @@ impl<'a> Steering<'a> {
             }
             let scale = arr1(&[scale]).into_dyn();
             let Steerer { net, picture, .. } = steerer;
-            let mut network = net.engines.network(&net.bundle, Role::Controlnet)?;
+            let mut network = net.engines.network(&net.bundle, CONTROLNET)?;
             let mut inputs = vec![
                 ("sample", TensorView::F32(sample.view())),
                 ("timestep", TensorView::F32(timestep.view())),
@@ -98,6 +99,6 @@ fn add(sum: &mut Named, outputs: Vec<Tensor>) {
 pub(super) fn repeated(picture: Array4<f32>, rows: usize) -> Result<ArrayD<f32>, Error> {
     let views = vec![picture.view(); rows];
     let batch = concatenate(Axis(0), &views)
-        .map_err(|e| Error::Component { component: Role::Controlnet, reason: e.to_string() })?;
+        .map_err(|e| Error::Component { component: CONTROLNET, reason: e.to_string() })?;
     Ok(batch.into_dyn())
 }

@@ -1,6 +1,7 @@
 //! Latents to pictures.
 
-use kiln_bundle::{Role, Size};
+use kiln_bundle::AxisSize;
+use kiln_bundle::stable_diffusion::VAE_DECODER;
 use kiln_engine::TensorView;
 use ndarray::{ArrayD, Axis};
 
@@ -16,12 +17,12 @@ impl Pipeline {
         run: &mut Run<'_, '_>,
     ) -> Result<Vec<RgbImage>, Error> {
         let total = latents.shape()[0];
-        let scale = self.bundle.pipeline()?.scaling_factor as f32;
-        let role = self.load(Role::VaeDecoder, run)?;
+        let scale = self.bundle.pipeline()?.latents.scaling as f32;
+        let role = self.load(VAE_DECODER, run)?;
         let tiles = self.decoding_tiles(self.memory().vae_tiling, latents.shape())?;
         let mut network = self.engines.network(&self.bundle, role)?;
         let at_once = match network.inputs().first().and_then(|port| port.shape.first()) {
-            Some(Size::Fixed(n)) => usize::try_from(*n).unwrap_or(1).max(1),
+            Some(AxisSize::Fixed(n)) => usize::try_from(*n).unwrap_or(1).max(1),
             _ => 1,
         };
         let mut images = Vec::with_capacity(total);

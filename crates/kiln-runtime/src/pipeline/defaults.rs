@@ -1,5 +1,6 @@
 //! What a request leaves open, as diffusers' pipeline of the task fills it in.
 
+use kiln_bundle::stable_diffusion::{LATENT_CONSISTENCY, STABLE_DIFFUSION_XL};
 use ndarray::ArrayD;
 
 use super::guidance::Guidance;
@@ -18,10 +19,9 @@ enum Family {
 
 impl Pipeline {
     fn family(&self) -> Result<Family, Error> {
-        let class = &self.bundle.pipeline()?.class;
-        Ok(match class {
-            class if class.starts_with("StableDiffusionXL") => Family::Xl,
-            class if class.starts_with("LatentConsistency") => Family::LatentConsistency,
+        Ok(match self.bundle.pipeline()?.architecture.as_str() {
+            STABLE_DIFFUSION_XL => Family::Xl,
+            LATENT_CONSISTENCY => Family::LatentConsistency,
             _ => Family::StableDiffusion,
         })
     }
@@ -42,8 +42,8 @@ impl Pipeline {
             _ => None,
         };
         let [height, width] = match picture {
-            Some(picture) => picture.size().map(|side| side - side % info.vae_scale_factor),
-            None => [info.height, info.width],
+            Some(picture) => picture.size().map(|side| side - side % info.latents.scale_factor),
+            None => [info.size.height, info.size.width],
         };
         Ok([request.height.unwrap_or(height), request.width.unwrap_or(width)])
     }
@@ -73,7 +73,7 @@ impl Pipeline {
         Ok(Guidance {
             scale: self.guidance_scale(request)?,
             rescale: request.guidance_rescale,
-            embedding: self.bundle.pipeline()?.guidance_embedding,
+            embedding: self.settings.guidance_embedding,
         })
     }
 
@@ -154,7 +154,7 @@ impl Pipeline {
         if let Some(embedded) = pass.guidance.embedded(rows) {
             conditions.push(("timestep_cond", embedded));
         }
-        let n_time_ids = self.bundle.pipeline()?.time_ids;
+        let n_time_ids = self.settings.time_ids;
         if let (Some(n), Some(pooled)) = (n_time_ids, &pass.conditioning.pooled) {
             conditions.push(("text_embeds", pooled.clone()));
             conditions.push(("time_ids", time_ids(pass, n as usize, rows)));

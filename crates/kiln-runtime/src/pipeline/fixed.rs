@@ -1,8 +1,9 @@
 //! What engines that were compiled for one size can do.
 
+use kiln_bundle::stable_diffusion::UNET;
 use std::fmt;
 
-use kiln_bundle::{Role, Size};
+use kiln_bundle::AxisSize;
 
 use super::Pipeline;
 use crate::request::refuse;
@@ -34,16 +35,16 @@ impl fmt::Display for FixedSize {
 impl Pipeline {
     fn fixed_size(&self) -> Result<Option<FixedSize>, Error> {
         let info = self.bundle.pipeline()?;
-        let ports = &self.bundle.component(Role::Unet)?.inputs;
+        let ports = &self.bundle.component(UNET)?.inputs;
         let sample = ports.iter().find(|port| port.name == "sample").map(|port| port.shape.as_slice());
-        let Some([Size::Fixed(rows), _, Size::Fixed(height), Size::Fixed(width)]) = sample else {
+        let Some([AxisSize::Fixed(rows), _, AxisSize::Fixed(height), AxisSize::Fixed(width)]) = sample else {
             return Ok(None);
         };
-        let factor = u64::from(info.vae_scale_factor);
+        let factor = u64::from(info.latents.scale_factor);
         Ok(Some(FixedSize {
             rows: *rows,
             pixels: [height, width].map(|latents| latents.saturating_mul(factor)),
-            guides: info.guidance_embedding.is_none(),
+            guides: self.settings.guidance_embedding.is_none(),
         }))
     }
 

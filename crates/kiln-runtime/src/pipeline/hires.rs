@@ -51,7 +51,7 @@ impl Pipeline {
 
     /// Height and width of the second pass, rounded to whole latents.
     pub(super) fn hires_size(&self, size: [u32; 2], hires: &Hires) -> Result<[u32; 2], Error> {
-        let unit = self.bundle.pipeline()?.vae_scale_factor.max(8);
+        let unit = self.bundle.pipeline()?.latents.scale_factor.max(8);
         let size = size.map(|side| ((side as f32 * hires.scale / unit as f32).round() as u32).max(1) * unit);
         check_side("hires scale", Some(size[0]), unit)?;
         check_side("hires scale", Some(size[1]), unit)?;

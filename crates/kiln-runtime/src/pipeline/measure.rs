@@ -1,8 +1,9 @@
 //! What the engines of a bundle take, measured.
 
+use kiln_bundle::stable_diffusion::{UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use std::time::{Duration, Instant};
 
-use kiln_bundle::{Component, ComponentFigures, Figures, PortInfo, Role, Sample};
+use kiln_bundle::{Component, ComponentFigures, ComponentName, Figures, PortInfo, Sample};
 use kiln_engine::{EngineErrorKind, Tensor, TensorView};
 use ndarray::ArrayD;
 
@@ -43,7 +44,7 @@ impl Pipeline {
     ///
     /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
     /// where the operating system does not tell what a process holds.
-    pub fn measure(&mut self, progress: &mut dyn FnMut(Role)) -> Result<Option<Figures>, Error> {
+    pub fn measure(&mut self, progress: &mut dyn FnMut(ComponentName)) -> Result<Option<Figures>, Error> {
         let Some(meter) = Meter::of(self.backend()) else { return Ok(None) };
         let before = self.memory();
         let figures = self.measure_all(before, &meter, progress);
@@ -55,11 +56,11 @@ impl Pipeline {
         &mut self,
         memory: MemoryOptions,
         meter: &Meter,
-        progress: &mut dyn FnMut(Role),
+        progress: &mut dyn FnMut(ComponentName),
     ) -> Result<Figures, Error> {
         // The second UNet, which ControlNets steer, takes what the first one takes and little more.
         let roles = self.bundle.manifest().components.keys().copied();
-        let roles: Vec<Role> = roles.filter(|role| *role != Role::UnetControlled).collect();
+        let roles: Vec<ComponentName> = roles.filter(|role| *role != UNET_CONTROLLED).collect();
         let whole = MemoryOptions { offload: Offload::None, ..memory };
         let by_segment = MemoryOptions { offload: Offload::Sequential, placement: None, ..memory };
         self.set_memory(whole)?;
@@ -89,7 +90,7 @@ impl Pipeline {
     /// Runs a component at growing sizes, so that each run finds what the one before it left, as steps of a loop do.
     ///
     /// Sizes that an engine was not built for are left out, unless it has no other.
-    fn samples(&mut self, role: Role, meter: &Meter) -> Result<Vec<Sample>, Error> {
+    fn samples(&mut self, role: ComponentName, meter: &Meter) -> Result<Vec<Sample>, Error> {
         self.release();
         meter.settle(self.backend())?;
         meter.reset_peak();
@@ -130,7 +131,7 @@ impl Pipeline {
     }
 
     /// Seconds of the fastest of several runs.
-    fn seconds(&mut self, role: Role, extent: Extent, is_first: bool) -> Result<f64, Error> {
+    fn seconds(&mut self, role: ComponentName, extent: Extent, is_first: bool) -> Result<f64, Error> {
         let inputs = random(&tensors(&self.bundle.component(role)?.inputs, extent));
         let views: Vec<(&str, TensorView<'_>)> =
             inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
@@ -152,12 +153,13 @@ impl Pipeline {
     /// One row at the model's default size.
     pub(super) fn default_extent(&self) -> Result<Extent, Error> {
         let info = self.bundle.pipeline()?;
-        let size = [info.height, info.width].map(|pixels| u64::from(pixels / info.vae_scale_factor));
+        let size =
+            [info.size.height, info.size.width].map(|pixels| u64::from(pixels / info.latents.scale_factor));
         Ok(Extent { rows: 1, size })
     }
 
     /// What to run a component with: one row at several sizes, unless it takes only one, and two rows.
-    fn extents(&self, role: Role) -> Result<Vec<Extent>, Error> {
+    fn extents(&self, role: ComponentName) -> Result<Vec<Extent>, Error> {
         let component = self.bundle.component(role)?;
         let shapes = |extent: Extent| tensors(&component.inputs, extent);
         let one = self.default_extent()?;
@@ -187,7 +189,7 @@ impl Pipeline {
         extents.dedup();
         let largest = extents[extents.len() - 1];
         let two = Extent { rows: 2, ..largest };
-        let is_autoencoder = matches!(role, Role::VaeDecoder | Role::VaeEncoder);
+        let is_autoencoder = matches!(role, VAE_DECODER | VAE_ENCODER);
         if !is_autoencoder && shapes(two) != shapes(largest) {
             extents.push(two);
         }

@@ -16,12 +16,13 @@ mod start;
 mod text;
 mod tiling;
 
+use kiln_bundle::stable_diffusion::{CONTROLNET, Settings, UNET, UNET_CONTROLLED};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_bundle::{Bundle, Role, SealKey, Target};
+use kiln_bundle::{Bundle, ComponentName, SealKey, Target};
 use kiln_engine::{Backend, Format, Tensor, heap};
 use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
@@ -49,6 +50,7 @@ pub struct Pipeline {
     learned: LearnedWords,
     controlnets: Vec<ControlNet>,
     scheduler: SchedulerConfig,
+    pub(crate) settings: Settings,
 }
 
 /// What the pipeline is about to do or has done.
@@ -56,7 +58,7 @@ pub struct Pipeline {
 #[non_exhaustive]
 pub enum Event {
     /// An engine is being loaded.
-    Loading(Role),
+    Loading(ComponentName),
     /// A prompt is longer than the text encoder reads; the tokens that were cut off.
     Truncated(usize),
     /// The engines are loaded and the first step starts.
@@ -113,7 +115,7 @@ impl Pipeline {
         let info = bundle.pipeline()?.clone();
         check_target(&bundle, &*backend)?;
         let tokenizer = |encoder: &kiln_bundle::TextEncoderInfo| {
-            let folder = bundle.path(&encoder.tokenizer);
+            let folder = bundle.path(encoder.tokenizer.folder.as_deref().unwrap_or_default());
             open_tokenizer(&folder, encoder.positions as usize, u64::from(encoder.vocabulary))
         };
         let scheduler = open_scheduler(&bundle.path(&info.scheduler))?;
@@ -123,6 +125,7 @@ impl Pipeline {
             learned: LearnedWords::default(),
             controlnets: Vec::new(),
             scheduler,
+            settings: Settings::of(&info)?,
             bundle,
         };
         for folder in &info.controlnets {
@@ -146,17 +149,17 @@ impl Pipeline {
                 net.cross_attention_dim
             ));
         }
-        if net.latent_channels != info.latent_channels {
-            let (found, expected) = (net.latent_channels, info.latent_channels);
+        if net.latent_channels != info.latents.channels {
+            let (found, expected) = (net.latent_channels, info.latents.channels);
             return refuse(format!("reads latents of {found} channels; this model's have {expected}"));
         }
-        if net.scale_factor != info.vae_scale_factor {
-            let (found, expected) = (net.scale_factor, info.vae_scale_factor);
+        if net.scale_factor != info.latents.scale_factor {
+            let (found, expected) = (net.scale_factor, info.latents.scale_factor);
             return refuse(format!("expects {found} pixels per latent; this model has {expected}"));
         }
-        let residuals = self.bundle.component(Role::UnetControlled)?.inputs.iter();
+        let residuals = self.bundle.component(UNET_CONTROLLED)?.inputs.iter();
         let residuals: Vec<_> = residuals.filter(|port| port.name.contains("_block_residual")).collect();
-        let outputs = &bundle.component(Role::Controlnet)?.outputs;
+        let outputs = &bundle.component(CONTROLNET)?.outputs;
         if outputs.iter().collect::<Vec<_>>() != residuals {
             return refuse("makes residuals of other shapes than this model's UNet adds".into());
         }
@@ -213,7 +216,7 @@ impl Pipeline {
         latents: &ArrayD<f32>,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<RgbImage>, Error> {
-        let channels = self.bundle.pipeline()?.latent_channels as usize;
+        let channels = self.bundle.pipeline()?.latents.channels as usize;
         if latents.ndim() != 4 || latents.shape()[1] != channels || latents.is_empty() {
             return refuse("latents", format!("{:?} is not [B, {channels}, H, W]", latents.shape()));
         }
@@ -266,18 +269,18 @@ impl Pipeline {
             [] => None,
             controls => Some(Steering::new(self.controlnets.iter_mut(), controls, scales, pass.size, rows)?),
         };
-        let role = if steering.is_some() { Role::UnetControlled } else { Role::Unet };
+        let role = if steering.is_some() { UNET_CONTROLLED } else { UNET };
         let unet = self.engines.network(&self.bundle, role)?;
         let mut denoiser =
             Denoiser { unet, steering, guidance: pass.guidance, conditions: &conditions, eta_noise: noise };
         denoiser.run(sampler, start, run)
     }
 
-    fn unet_role(&self, request: &Request) -> Role {
-        if request.controls.is_empty() { Role::Unet } else { Role::UnetControlled }
+    fn unet_role(&self, request: &Request) -> ComponentName {
+        if request.controls.is_empty() { UNET } else { UNET_CONTROLLED }
     }
 
-    fn load(&mut self, role: Role, run: &mut Run<'_, '_>) -> Result<Role, Error> {
+    fn load(&mut self, role: ComponentName, run: &mut Run<'_, '_>) -> Result<ComponentName, Error> {
         // What the component before it used is of other sizes.
         heap::trim_tensors(0);
         if self.engines.memory().offload != Offload::None {
@@ -291,9 +294,9 @@ impl Pipeline {
     }
 
     /// Drops the engines that a component does not run together with.
-    fn release_but(&mut self, role: Role) {
+    fn release_but(&mut self, role: ComponentName) {
         self.engines.release(|loaded| loaded == role);
-        if role != Role::UnetControlled {
+        if role != UNET_CONTROLLED {
             self.controlnets.iter_mut().for_each(|net| net.engines.release(|_| false));
         }
     }
@@ -327,16 +330,14 @@ impl Pipeline {
 
     fn check(&self, request: &Request, [height, width]: [u32; 2]) -> Result<(), Error> {
         request.validate()?;
-        let factor = self.bundle.pipeline()?.vae_scale_factor;
+        let factor = self.bundle.pipeline()?.latents.scale_factor;
         check_side("height", Some(height), factor)?;
         check_side("width", Some(width), factor)?;
         self.check_fixed(request, [height, width])?;
         let latents = self.latent_shape(1, [height, width])?;
         self.decoding_tiles(self.memory().vae_tiling, &latents)?;
         self.encoding_tiles(self.memory().vae_tiling, &[1, 3, height as usize, width as usize])?;
-        if self.bundle.pipeline()?.time_ids.is_none()
-            && request.micro_conditioning != MicroConditioning::default()
-        {
+        if self.settings.time_ids.is_none() && request.micro_conditioning != MicroConditioning::default() {
             return refuse(
                 "original size",
                 "sizes, crop and aesthetic scores are for models that read them (SDXL)".into(),
@@ -351,8 +352,8 @@ impl Pipeline {
 
     fn latent_shape(&self, batch: usize, [height, width]: [u32; 2]) -> Result<[usize; 4], Error> {
         let info = self.bundle.pipeline()?;
-        let factor = info.vae_scale_factor;
-        Ok([batch, info.latent_channels as usize, (height / factor) as usize, (width / factor) as usize])
+        let factor = info.latents.scale_factor;
+        Ok([batch, info.latents.channels as usize, (height / factor) as usize, (width / factor) as usize])
     }
 }
 
@@ -365,7 +366,7 @@ struct Pass<'a> {
     conditioning: &'a Conditioning,
 }
 
-fn only_output(component: Role, outputs: Vec<Tensor>) -> Result<ArrayD<f32>, Error> {
+fn only_output(component: ComponentName, outputs: Vec<Tensor>) -> Result<ArrayD<f32>, Error> {
     let output = outputs.into_iter().next().and_then(Tensor::into_f32);
     output.ok_or_else(|| Error::Component { component, reason: "has no output of floats".into() })
 }

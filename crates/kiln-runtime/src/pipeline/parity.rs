@@ -1,6 +1,7 @@
 //! Whether two pipelines of one model compute the same.
 
-use kiln_bundle::Role;
+use kiln_bundle::ComponentName;
+use kiln_bundle::stable_diffusion::UNET_CONTROLLED;
 use kiln_engine::{Tensor, TensorView};
 use ndarray::ArrayD;
 
@@ -12,10 +13,10 @@ impl Pipeline {
     /// How far the components that another pipeline of the same model has too are from its, for the same random inputs at
     /// the model's default size: the root mean square of the difference of their outputs over that of the other's, the
     /// largest of each component's.
-    pub fn compare_components(&mut self, other: &mut Pipeline) -> Result<Vec<(Role, f64)>, Error> {
+    pub fn compare_components(&mut self, other: &mut Pipeline) -> Result<Vec<(ComponentName, f64)>, Error> {
         let roles = self.bundle.manifest().components.keys().copied();
         let shared = roles.filter(|role| other.bundle.component(*role).is_ok());
-        let roles: Vec<Role> = shared.filter(|role| *role != Role::UnetControlled).collect();
+        let roles: Vec<ComponentName> = shared.filter(|role| *role != UNET_CONTROLLED).collect();
         roles
             .into_iter()
             .map(|role| {
@@ -31,7 +32,7 @@ impl Pipeline {
             .collect()
     }
 
-    fn outputs(&mut self, role: Role, inputs: &[(String, Tensor)]) -> Result<Vec<ArrayD<f32>>, Error> {
+    fn outputs(&mut self, role: ComponentName, inputs: &[(String, Tensor)]) -> Result<Vec<ArrayD<f32>>, Error> {
         let views: Vec<(&str, TensorView<'_>)> =
             inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
         let made = self.engines.network(&self.bundle, role)?.run(&views)?;
@@ -39,7 +40,7 @@ impl Pipeline {
         Ok(made.into_iter().filter_map(Tensor::into_f32).collect())
     }
 
-    fn default_inputs(&self, role: Role) -> Result<Vec<(String, Tensor)>, Error> {
+    fn default_inputs(&self, role: ComponentName) -> Result<Vec<(String, Tensor)>, Error> {
         let extent = self.default_extent()?;
         Ok(random(&tensors(&self.bundle.component(role)?.inputs, extent)))
     }

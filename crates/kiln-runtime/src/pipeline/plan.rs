@@ -1,6 +1,7 @@
 //! What a request will take, from what the bundle's engines were measured to take.
 
-use kiln_bundle::{BundleError, Figures, Role};
+use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER, VAE_ENCODER};
+use kiln_bundle::{BundleError, ComponentName, Figures};
 
 use super::Pipeline;
 use crate::plan::{FAR_MARGIN, Forecast, MARGIN};
@@ -29,7 +30,7 @@ const PLANES: f64 = 12.0;
 /// One component's part in a request.
 #[derive(Clone, Copy)]
 struct Work {
-    role: Role,
+    role: ComponentName,
     rows: u64,
     /// Height and width in pixels.
     size: [u32; 2],
@@ -65,15 +66,15 @@ impl Pipeline {
                 choices.push(self.forecast(&works, memory, figures)?);
             }
         }
-        let segments = self.bundle.component(Role::Unet)?.segments.iter();
+        let segments = self.bundle.component(UNET)?.segments.iter();
         let unet_segments = segments.map(|segment| segment.weight_bytes).collect();
         Ok(Plan { choices, unet_segments, margin: self.margin(&works, figures)? })
     }
 
     /// By how much predictions may be off.
     fn margin(&self, works: &[Work], figures: &Figures) -> Result<f64, Error> {
-        let factor = u64::from(self.bundle.pipeline()?.vae_scale_factor);
-        let samples = figures.components.get(&Role::Unet).map_or(&[][..], |unet| &unet.whole);
+        let factor = u64::from(self.bundle.pipeline()?.latents.scale_factor);
+        let samples = figures.components.get(&UNET).map_or(&[][..], |unet| &unet.whole);
         let measured = samples.iter().map(|sample| sample.height * sample.width).max().unwrap_or(0);
         let asked = works.iter().map(|work| work.size.map(|side| u64::from(side) / factor));
         let asked = asked.map(|[height, width]| height * width).max().unwrap_or(0);
@@ -91,30 +92,31 @@ impl Pipeline {
         let steps = self.steps(request)?;
         let strength = self.strength(request)?.map(|strength| ("strength", strength));
         let (sampler, begin) = self.sampler(request, steps, strength)?;
-        let work = |role: Role, rows: u64, size: [u32; 2], runs: u64| Work { role, rows, size, runs, blocks };
+        let work =
+            |role: ComponentName, rows: u64, size: [u32; 2], runs: u64| Work { role, rows, size, runs, blocks };
 
         let mut works: Vec<Work> =
-            info.text_encoders.iter().map(|encoder| work(encoder.role, rows * blocks, size, 1)).collect();
+            info.text_encoders.iter().map(|encoder| work(encoder.component, rows * blocks, size, 1)).collect();
         if let Some(init) = &request.init {
-            works.push(work(Role::VaeEncoder, 1, size, if init.mask.is_some() { 2 } else { 1 }));
+            works.push(work(VAE_ENCODER, 1, size, if init.mask.is_some() { 2 } else { 1 }));
         }
-        works.push(work(Role::Unet, rows, size, (sampler.timesteps().len() - begin) as u64));
+        works.push(work(UNET, rows, size, (sampler.timesteps().len() - begin) as u64));
         let mut last = size;
         if let Some(hires) = &request.hires {
             last = self.hires_size(size, hires)?;
             if hires.upscaler == Upscaler::Pixels {
-                works.push(work(Role::VaeDecoder, 1, size, batch));
-                works.push(work(Role::VaeEncoder, 1, last, batch));
+                works.push(work(VAE_DECODER, 1, size, batch));
+                works.push(work(VAE_ENCODER, 1, last, batch));
             }
-            works.push(work(Role::Unet, rows, last, self.hires_steps(request, steps)? as u64));
+            works.push(work(UNET, rows, last, self.hires_steps(request, steps)? as u64));
         }
-        works.push(work(Role::VaeDecoder, 1, last, batch));
+        works.push(work(VAE_DECODER, 1, last, batch));
         Ok(works)
     }
 
     /// Bytes that the UNet takes for text beyond one block of tokens, at most: states, and keys and values in each segment.
     fn longer_text(&self, work: &Work) -> Result<f64, Error> {
-        if work.role != Role::Unet {
+        if work.role != UNET {
             return Ok(0.0);
         }
         let encoders = &self.bundle.pipeline()?.text_encoders;
@@ -127,12 +129,12 @@ impl Pipeline {
     fn tilings(&self, works: &[Work]) -> Result<Vec<Option<VaeTiling>>, Error> {
         let info = self.bundle.pipeline()?;
         let largest = works.iter().flat_map(|work| work.size).max().unwrap_or(0);
-        let default = info.height.max(info.width);
-        let least = LEAST_TILE * info.vae_scale_factor;
+        let default = info.size.height.max(info.size.width);
+        let least = LEAST_TILE * info.latents.scale_factor;
         let tiles = TILES.iter().map(|share| default / share).filter(|tile| (least..largest).contains(tile));
         let tilings = tiles.map(|tile| VaeTiling { tile: Some(tile), ..VaeTiling::default() });
         let fits = tilings.filter(|tiling| {
-            let shape = [1, 1, largest, largest].map(|side| (side / info.vae_scale_factor) as usize);
+            let shape = [1, 1, largest, largest].map(|side| (side / info.latents.scale_factor) as usize);
             self.decoding_tiles(Some(*tiling), &shape).is_ok()
         });
         let is_fixed = self.is_fixed()?;
@@ -140,8 +142,8 @@ impl Pipeline {
     }
 
     fn forecast(&self, works: &[Work], memory: MemoryOptions, figures: &Figures) -> Result<Choice, Error> {
-        let mut held: Vec<(Role, f64)> = Vec::new();
-        let mut peak = (0.0, Role::Unet);
+        let mut held: Vec<(ComponentName, f64)> = Vec::new();
+        let mut peak = (0.0, UNET);
         // On a device all engines compute in one memory, which stays as large as the largest needs.
         let shares_arena = self.backend().device().is_some() && memory.offload == Offload::None;
         let mut arena = 0.0_f64;
@@ -181,10 +183,10 @@ impl Pipeline {
             Offload::Sequential => &component.segments,
         };
         let growth = self.growth(self.bundle.component(work.role)?);
-        let factor = self.bundle.pipeline()?.vae_scale_factor;
+        let factor = self.bundle.pipeline()?.latents.scale_factor;
         let [height, width] = work.size.map(|pixels| (pixels / factor) as usize);
         let (area, runs) = ((height * width) as f64, work.runs as f64);
-        if !matches!(work.role, Role::VaeDecoder | Role::VaeEncoder) {
+        if !matches!(work.role, VAE_DECODER | VAE_ENCODER) {
             return Ok((Forecast::new(samples, work.rows, area, growth), runs, self.longer_text(work)?));
         }
         let pixels = f64::from(work.size[0]) * f64::from(work.size[1]);

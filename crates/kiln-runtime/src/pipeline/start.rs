@@ -1,6 +1,6 @@
 //! What the denoising loop starts from: noise, a picture, or a picture and a mask.
 
-use kiln_bundle::Role;
+use kiln_bundle::stable_diffusion::VAE_ENCODER;
 use kiln_engine::{Tensor, TensorView};
 use ndarray::{Array4, ArrayD, Axis, Slice, Zip, concatenate};
 
@@ -116,7 +116,7 @@ impl Pipeline {
         let channels = match inpaints {
             true => Some(
                 concatenate(Axis(1), &[mask.view(), masked.view()])
-                    .map_err(|e| Error::Component { component: Role::VaeEncoder, reason: e.to_string() })?,
+                    .map_err(|e| Error::Component { component: VAE_ENCODER, reason: e.to_string() })?,
             ),
             false => None,
         };
@@ -126,8 +126,7 @@ impl Pipeline {
 
     /// Whether the UNet reads a mask and a masked picture.
     fn inpaints(&self) -> Result<bool, Error> {
-        let info = self.bundle.pipeline()?;
-        Ok(info.unet_channels != info.latent_channels)
+        Ok(self.settings.inpainting)
     }
 
     /// A picture `[1, 3, H, W]` in `[-1, 1]` as latents for the whole batch: drawn once, or by each picture's generator.
@@ -159,7 +158,7 @@ impl Pipeline {
         let latents = self.draw(&posterior, noise)?;
         let views = vec![latents.view(); batch];
         concatenate(Axis(0), &views)
-            .map_err(|e| Error::Component { component: Role::VaeEncoder, reason: e.to_string() })
+            .map_err(|e| Error::Component { component: VAE_ENCODER, reason: e.to_string() })
     }
 
     /// Pictures `[B, 3, H, W]` in `[-1, 1]` as scaled latents, each encoded by itself.
@@ -179,7 +178,7 @@ impl Pipeline {
     }
 
     fn posterior(&mut self, picture: ArrayD<f32>, run: &mut Run<'_, '_>) -> Result<Posterior, Error> {
-        let role = self.load(Role::VaeEncoder, run)?;
+        let role = self.load(VAE_ENCODER, run)?;
         let tiles = self.encoding_tiles(self.memory().vae_tiling, picture.shape())?;
         let mut network = self.engines.network(&self.bundle, role)?;
         let mut encode = |tile: &ArrayD<f32>| -> Result<Vec<ArrayD<f32>>, Error> {
@@ -196,7 +195,7 @@ impl Pipeline {
     }
 
     fn draw(&self, posterior: &Posterior, noise: &mut Noise) -> Result<ArrayD<f32>, Error> {
-        let scale = self.bundle.pipeline()?.scaling_factor as f32;
+        let scale = self.bundle.pipeline()?.latents.scaling as f32;
         Ok(match &posterior.logvar {
             None => posterior.mean.mapv(|x| scale * x),
             Some(logvar) => {
@@ -229,7 +228,7 @@ impl Posterior {
         let stack = |arrays: Vec<&ArrayD<f32>>| {
             let views: Vec<_> = arrays.iter().map(|array| array.view()).collect();
             concatenate(Axis(0), &views)
-                .map_err(|e| Error::Component { component: Role::VaeEncoder, reason: e.to_string() })
+                .map_err(|e| Error::Component { component: VAE_ENCODER, reason: e.to_string() })
         };
         let logvars: Option<Vec<&ArrayD<f32>>> = parts.iter().map(|part| part.logvar.as_ref()).collect();
         Ok(Posterior {

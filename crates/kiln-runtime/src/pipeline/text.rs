@@ -1,12 +1,13 @@
 //! Prompts to what the UNet attends to.
 
 use kiln_bundle::TextEncoderInfo;
+use kiln_bundle::stable_diffusion::TEXT_ENCODER;
 use kiln_engine::{Tensor, TensorView};
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, ArrayViewD, Axis, Slice, concatenate};
 
 use super::{Event, Pipeline, Run};
 use crate::prompt::Blocks;
-use crate::{Error, Request, Role};
+use crate::{Error, Request};
 
 /// What the prompts of a request become: the unconditional rows first where guidance is on.
 pub(super) struct Conditioning {
@@ -45,8 +46,8 @@ impl Pipeline {
         }
         let views: Vec<ArrayViewD<'_, f32>> = states.iter().map(|array| array.view()).collect();
         let mut states = concatenate(Axis(2), &views)
-            .map_err(|e| Error::Component { component: Role::TextEncoder, reason: e.to_string() })?;
-        if self.bundle.pipeline()?.force_zeros_for_empty_prompt && request.negative_prompts.is_empty() {
+            .map_err(|e| Error::Component { component: TEXT_ENCODER, reason: e.to_string() })?;
+        if self.settings.force_zeros_for_empty_prompt && request.negative_prompts.is_empty() {
             states.slice_axis_mut(Axis(0), Slice::from(..n_negative)).fill(0.0);
             if let Some(pooled) = &mut pooled {
                 pooled.slice_axis_mut(Axis(0), Slice::from(..n_negative)).fill(0.0);
@@ -81,13 +82,13 @@ impl Pipeline {
         blocks: &[Blocks],
         run: &mut Run<'_, '_>,
     ) -> Result<Encoded, Error> {
-        let refuse = |reason: String| Error::Component { component: encoder.role, reason };
+        let refuse = |reason: String| Error::Component { component: encoder.component, reason };
         let ids: Vec<i64> = blocks.iter().flat_map(|blocks| &blocks.ids).flatten().copied().collect();
         let positions = encoder.positions as usize;
         let rows = ids.len() / positions;
         let ids = ArrayView2::from_shape((rows, positions), &ids).map_err(|e| refuse(e.to_string()))?;
         let learned = self.learned.rows(encoder, ids);
-        let role = self.load(encoder.role, run)?;
+        let role = self.load(encoder.component, run)?;
         let mut network = self.engines.network(&self.bundle, role)?;
         let mut inputs = vec![("input_ids", TensorView::I64(ids.into_dyn()))];
         if network.inputs().iter().any(|port| port.name == LEARNED) {
@@ -121,7 +122,7 @@ impl Encoded {
         n_negative: usize,
         clip_skip: usize,
     ) -> Result<Array3<f32>, Error> {
-        let refuse = |reason: String| Error::Component { component: encoder.role, reason };
+        let refuse = |reason: String| Error::Component { component: encoder.component, reason };
         let Some(skipped) = encoder.states.get(clip_skip) else {
             let reason = format!("{clip_skip} is not a number up to {}", encoder.states.len() - 1);
             return Err(Error::Request { key: "clip skip", reason });

@@ -29,7 +29,7 @@ impl Pipeline {
         tiling: Option<VaeTiling>,
         latents: &[usize],
     ) -> Result<Option<Tiles>, Error> {
-        let factor = self.bundle.pipeline()?.vae_scale_factor as usize;
+        let factor = self.bundle.pipeline()?.latents.scale_factor as usize;
         self.tiles(tiling, latents, |pixels| pixels / factor, |read| read * factor)
     }
 
@@ -39,7 +39,7 @@ impl Pipeline {
         tiling: Option<VaeTiling>,
         picture: &[usize],
     ) -> Result<Option<Tiles>, Error> {
-        let factor = self.bundle.pipeline()?.vae_scale_factor as usize;
+        let factor = self.bundle.pipeline()?.latents.scale_factor as usize;
         self.tiles(tiling, picture, |pixels| pixels, |read| read / factor)
     }
 
@@ -52,9 +52,9 @@ impl Pipeline {
     ) -> Result<Option<Tiles>, Error> {
         let Some(VaeTiling { tile, overlap }) = tiling else { return Ok(None) };
         let info = self.bundle.pipeline()?;
-        let pixels = tile.unwrap_or(info.height.max(info.width));
-        if !pixels.is_multiple_of(info.vae_scale_factor) {
-            return refuse("VAE tile", format!("{pixels} is not a multiple of {}", info.vae_scale_factor));
+        let pixels = tile.unwrap_or(info.size.height.max(info.size.width));
+        if !pixels.is_multiple_of(info.latents.scale_factor) {
+            return refuse("VAE tile", format!("{pixels} is not a multiple of {}", info.latents.scale_factor));
         }
         let tile = read(pixels as usize);
         let part = |side: usize, share: f64| (side as f64 * share) as usize;

@@ -2,7 +2,7 @@
 
 mod forecast;
 
-use crate::{Error, MemoryOptions, Offload, Role};
+use crate::{ComponentName, Error, MemoryOptions, Offload};
 pub(crate) use forecast::{Forecast, Growth};
 
 /// Ways to spend memory on one request.
@@ -24,7 +24,7 @@ pub struct Choice {
     /// Most bytes that the process will hold.
     pub peak_bytes: u64,
     /// The component that runs when it does.
-    pub peak_role: Role,
+    pub peak_role: ComponentName,
     /// Seconds, where everything is loaded that the options let stay.
     pub seconds: f64,
 }

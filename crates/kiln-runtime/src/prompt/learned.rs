@@ -1,5 +1,6 @@
 //! Textual inversion: words whose embeddings are learned (Gal et al. 2022, diffusers `loaders/textual_inversion.py`).
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::TextEncoderInfo;
@@ -7,7 +8,7 @@ use ndarray::{Array2, Array3, ArrayView2};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::tokenizer::{ClipTokenizer, TokenizerError};
-use crate::{Error, Role};
+use crate::{ComponentName, Error};
 
 /// Largest embedding file that is read.
 const MAX_BYTES: u64 = 256 << 20;
@@ -22,7 +23,7 @@ pub(crate) struct LearnedWords {
 struct Word {
     token: String,
     /// Vectors `[n, width]` and the first of their ids, per text encoder that knows the word.
-    vectors: Vec<(Role, i64, Array2<f32>)>,
+    vectors: Vec<(ComponentName, i64, Array2<f32>)>,
 }
 
 impl LearnedWords {
@@ -63,7 +64,7 @@ impl LearnedWords {
         for (i, table) in vectors {
             let encoder = &encoders[i];
             let first = tokenizers[i].learn(&token, table.nrows(), i64::from(encoder.vocabulary))?;
-            word.vectors.push((encoder.role, first, table));
+            word.vectors.push((encoder.component, first, table));
         }
         self.words.push(word);
         Ok(token)
@@ -74,7 +75,7 @@ impl LearnedWords {
         let (n, positions) = ids.dim();
         let mut rows = Array3::zeros((n, positions, encoder.width as usize));
         let tables =
-            self.words.iter().flat_map(|word| &word.vectors).filter(|(role, ..)| *role == encoder.role);
+            self.words.iter().flat_map(|word| &word.vectors).filter(|(role, ..)| *role == encoder.component);
         for (_, first, table) in tables {
             for ((row, position), id) in ids.indexed_iter() {
                 let index = usize::try_from(id - first).ok().filter(|&index| index < table.nrows());
@@ -90,11 +91,11 @@ impl LearnedWords {
 /// `clip_l` and `clip_g` name SDXL's encoders; any other name is the first encoder's.
 fn encoder_of(name: &str, encoders: &[TextEncoderInfo]) -> Option<usize> {
     let role = match name {
-        "clip_g" => Role::TextEncoder2,
-        "clip_l" => Role::TextEncoder,
-        _ => encoders.first()?.role,
+        "clip_g" => TEXT_ENCODER_2,
+        "clip_l" => TEXT_ENCODER,
+        _ => encoders.first()?.component,
     };
-    encoders.iter().position(|encoder| encoder.role == role)
+    encoders.iter().position(|encoder| encoder.component == role)
 }
 
 struct EmbeddingFile {

@@ -3,10 +3,11 @@
 mod kernels;
 mod network;
 
+use kiln_bundle::stable_diffusion::{UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, Role, TensorFile, Tuning};
+use kiln_bundle::{Bundle, Component, ComponentName, TensorFile, Tuning};
 use kiln_engine::{Backend, CudaTuning, Engine, Format, LoadOptions, Placement, heap};
 use kiln_lora::LoraPlan;
 
@@ -22,7 +23,7 @@ const PACKED_BYTES: u64 = 256 << 20;
 pub(crate) struct Residency {
     backend: Arc<dyn Backend>,
     memory: MemoryOptions,
-    loaded: BTreeMap<(Role, usize), Loaded>,
+    loaded: BTreeMap<(ComponentName, usize), Loaded>,
     loras: LoraPlan,
 }
 
@@ -81,7 +82,7 @@ impl Residency {
         !self.loras.is_empty()
     }
 
-    pub(crate) fn is_loaded(&self, role: Role) -> bool {
+    pub(crate) fn is_loaded(&self, role: ComponentName) -> bool {
         self.loaded.iter().any(|((loaded, _), engine)| *loaded == role && engine.is_present)
     }
 
@@ -94,19 +95,23 @@ impl Residency {
 
     /// Lets go of the weights of all engines but those of the roles that `stays` names, and gives back what their tensors
     /// held.
-    pub(crate) fn release(&mut self, stays: impl Fn(Role) -> bool) {
+    pub(crate) fn release(&mut self, stays: impl Fn(ComponentName) -> bool) {
         self.loaded.retain(|(role, _), loaded| stays(*role) || loaded.park());
         self.backend.trim();
         heap::trim();
     }
 
     /// A component to run.
-    pub(crate) fn network<'a>(&'a mut self, bundle: &'a Bundle, role: Role) -> Result<Network<'a>, Error> {
+    pub(crate) fn network<'a>(
+        &'a mut self,
+        bundle: &'a Bundle,
+        role: ComponentName,
+    ) -> Result<Network<'a>, Error> {
         Network::new(self, bundle, role)
     }
 
     /// Loads all segments of a component, unless only the one that runs is to be loaded.
-    pub(crate) fn load(&mut self, bundle: &Bundle, role: Role) -> Result<(), Error> {
+    pub(crate) fn load(&mut self, bundle: &Bundle, role: ComponentName) -> Result<(), Error> {
         if self.memory.offload == Offload::Sequential {
             return Ok(());
         }
@@ -114,13 +119,13 @@ impl Residency {
     }
 
     /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.
-    fn prefetch_component(&mut self, bundle: &Bundle, role: Role) -> Result<(), Error> {
+    fn prefetch_component(&mut self, bundle: &Bundle, role: ComponentName) -> Result<(), Error> {
         let n_segments = bundle.component(role)?.segments.len();
         (0..n_segments).try_for_each(|i| self.segment(bundle, role, i)?.prefetch())
     }
 
     /// The engine of a segment that will run.
-    fn segment(&mut self, bundle: &Bundle, role: Role, i: usize) -> Result<&mut Loaded, Error> {
+    fn segment(&mut self, bundle: &Bundle, role: ComponentName, i: usize) -> Result<&mut Loaded, Error> {
         let component = bundle.component(role)?;
         if !self.loaded.contains_key(&(role, i)) {
             let twins = twins(role);
@@ -133,7 +138,7 @@ impl Residency {
         self.loaded.get_mut(&(role, i)).ok_or_else(missing)
     }
 
-    fn open(&self, bundle: &Bundle, role: Role, i: usize) -> Result<Box<dyn Engine>, Error> {
+    fn open(&self, bundle: &Bundle, role: ComponentName, i: usize) -> Result<Box<dyn Engine>, Error> {
         let component = bundle.component(role)?;
         let segment = &component.segments[i];
         let swaps = self.memory.offload != Offload::None;
@@ -155,10 +160,10 @@ impl Residency {
     }
 
     /// Most bytes of a component's weights on the device, where weights stream.
-    fn streaming(&self, role: Role) -> Option<u64> {
+    fn streaming(&self, role: ComponentName) -> Option<u64> {
         match (self.memory.offload, role) {
             (Offload::None | Offload::Model, _) => None,
-            (Offload::Sequential, Role::Unet | Role::UnetControlled) => Some(self.memory.keep_bytes),
+            (Offload::Sequential, UNET | UNET_CONTROLLED) => Some(self.memory.keep_bytes),
             (Offload::Sequential, _) => Some(0),
         }
     }
@@ -167,18 +172,18 @@ impl Residency {
     ///
     /// Under sequential offload, idle memory and weights together stay below the weights of the largest segment. An
     /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
-    fn trim(&self, component: &Component, role: Role, i: usize) {
+    fn trim(&self, component: &Component, role: ComponentName, i: usize) {
         if self.memory.offload == Offload::Sequential {
             let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
             heap::trim_tensors(largest - component.segments[i].weight_bytes);
-        } else if matches!(role, Role::VaeDecoder | Role::VaeEncoder) {
+        } else if matches!(role, VAE_DECODER | VAE_ENCODER) {
             heap::trim_tensors(0);
         }
     }
 
     fn placement(&self, bundle: &Bundle) -> Placement {
         let components = bundle.manifest().components.iter();
-        let own = components.filter(|(role, _)| **role != Role::UnetControlled);
+        let own = components.filter(|(role, _)| **role != UNET_CONTROLLED);
         let is_small = own.map(|(_, component)| component.weight_bytes).sum::<u64>() <= PACKED_BYTES;
         self.memory.placement.unwrap_or(match self.memory.offload {
             Offload::None | Offload::Model if is_small => Placement::Packed,
@@ -189,13 +194,13 @@ impl Residency {
     /// Called when a segment has run: drops it under sequential offload, unless it is one of those that stay.
     ///
     /// Segments run in the same order in every step; those that came first stay, for any other choice would load as much.
-    fn has_run(&mut self, component: &Component, role: Role, i: usize) {
+    fn has_run(&mut self, component: &Component, role: ComponentName, i: usize) {
         if self.memory.offload != Offload::Sequential {
             return;
         }
         let present = self.loaded.iter().filter(|((loaded, _), engine)| *loaded == role && engine.is_present);
         let bytes: u64 = present.map(|((_, i), _)| component.segments[*i].weight_bytes).sum();
-        let is_in_loop = matches!(role, Role::Unet | Role::UnetControlled);
+        let is_in_loop = matches!(role, UNET | UNET_CONTROLLED);
         if (!is_in_loop || bytes > self.memory.keep_bytes)
             && let Some(loaded) = self.loaded.get_mut(&(role, i))
             && !loaded.park()
@@ -209,7 +214,7 @@ impl Residency {
         &mut self,
         bundle: &Bundle,
         weights: Option<&TensorFile>,
-        role: Role,
+        role: ComponentName,
         i: usize,
     ) -> Result<(), Error> {
         let component = bundle.component(role)?;
@@ -228,7 +233,7 @@ impl Residency {
 }
 
 /// Asks for the weights of a whole component; what is wrong with them is told when they are loaded.
-fn prefetch_all(bundle: &Bundle, role: Role) {
+fn prefetch_all(bundle: &Bundle, role: ComponentName) {
     let Ok(component) = bundle.component(role) else { return };
     if let Some(file) = component.weights.as_ref().and_then(|name| TensorFile::open(&bundle.path(name)).ok()) {
         file.prefetch(file.tensors().keys().map(String::as_str));
@@ -236,9 +241,9 @@ fn prefetch_all(bundle: &Bundle, role: Role) {
 }
 
 /// The component by whose name LoRAs call a role's weights.
-fn owner(role: Role) -> Role {
+fn owner(role: ComponentName) -> ComponentName {
     match role {
-        Role::UnetControlled => Role::Unet,
+        UNET_CONTROLLED => UNET,
         role => role,
     }
 }
@@ -248,10 +253,10 @@ fn tuning(Tuning { tf32, search }: Tuning) -> CudaTuning {
 }
 
 /// Engines over the same weights, of which one at a time is enough.
-fn twins(role: Role) -> &'static [Role] {
+fn twins(role: ComponentName) -> &'static [ComponentName] {
     match role {
-        Role::Unet => &[Role::UnetControlled],
-        Role::UnetControlled => &[Role::Unet],
+        UNET => &[UNET_CONTROLLED],
+        UNET_CONTROLLED => &[UNET],
         _ => &[],
     }
 }

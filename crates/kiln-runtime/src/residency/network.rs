@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::slice;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, PortInfo, Role, Segment, Size, TensorFile};
+use kiln_bundle::{AxisSize, Bundle, Component, ComponentName, PortInfo, Segment, TensorFile};
 use kiln_cuda::Device;
 use kiln_engine::{Placement, Tensor, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
@@ -16,7 +16,7 @@ use crate::{Error, MemoryOptions, Offload};
 pub(crate) struct Network<'a> {
     residency: &'a mut Residency,
     bundle: &'a Bundle,
-    role: Role,
+    role: ComponentName,
     component: &'a Component,
     /// Its weight file, where weights are prefetched.
     weights: Option<TensorFile>,
@@ -31,7 +31,7 @@ impl<'a> Network<'a> {
     pub(super) fn new(
         residency: &'a mut Residency,
         bundle: &'a Bundle,
-        role: Role,
+        role: ComponentName,
     ) -> Result<Network<'a>, Error> {
         let component = bundle.component(role)?;
         let streams = residency.memory.offload == Offload::Sequential && residency.memory.prefetch > 0;
@@ -90,7 +90,7 @@ impl<'a> Network<'a> {
     }
 
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
-    pub(crate) fn prefetch_next(&mut self, role: Role) -> Result<(), Error> {
+    pub(crate) fn prefetch_next(&mut self, role: ComponentName) -> Result<(), Error> {
         let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
         match (offload, self.residency.backend.swaps()) {
             _ if prefetch == 0 => Ok(()),
@@ -178,7 +178,7 @@ fn reads<'v>(
 }
 
 fn has_batch(port: &PortInfo) -> bool {
-    matches!(port.shape.first(), Some(Size::Dynamic(symbol)) if symbol == "batch")
+    matches!(port.shape.first(), Some(AxisSize::Dynamic(symbol)) if symbol == "batch")
 }
 
 /// A row of a batch in memory of the host.

@@ -212,6 +212,7 @@ unsafe fn value(tensor: &DeviceTensor, allocator: &Allocator) -> ort::Result<Dyn
     let element_type = match tensor.element_type() {
         ElementType::F32 => TensorElementType::Float32,
         ElementType::F16 => TensorElementType::Float16,
+        ElementType::Bf16 => TensorElementType::Bfloat16,
         ElementType::I64 => TensorElementType::Int64,
     };
     let mut made = ptr::null_mut();

@@ -1,8 +1,8 @@
 //! The denoising loop on a device, which latents do not leave.
 
+use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
 use std::sync::Arc;
 
-use kiln_bundle::Role;
 use kiln_cuda::{Device, DeviceMemory, Mark, Term};
 use kiln_engine::{DeviceTensor, ElementType, Tensor, TensorView};
 use ndarray::{ArrayD, arr1};
@@ -66,7 +66,7 @@ impl Denoiser<'_> {
         let base = run.step;
         for (i, &timestep) in timesteps.iter().enumerate() {
             if i + 1 == timesteps.len() {
-                self.unet.prefetch_next(Role::VaeDecoder)?;
+                self.unet.prefetch_next(VAE_DECODER)?;
             }
             let sample = self.doubled(device, history.sum(&linear.inputs[i])?)?;
             let timestep = DeviceTensor::upload(device, arr1(&[timestep]).into_dyn().view())?;
@@ -76,7 +76,7 @@ impl Denoiser<'_> {
             let made = self.unet.run_where_it_is(&inputs)?.into_iter().next();
             let Some(Tensor::Device(made)) = made else {
                 let reason = "has no output on the device".into();
-                return Err(Error::Component { component: Role::Unet, reason });
+                return Err(Error::Component { component: UNET, reason });
             };
             let prediction = self.guided(device, made, latents.shape())?;
             flags.check(device, &prediction)?;

@@ -2,7 +2,7 @@
 
 mod device;
 
-use kiln_bundle::Role;
+use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
 use kiln_engine::{Tensor, TensorView};
 use ndarray::{ArrayD, Axis, Slice, Zip, arr1, concatenate};
 
@@ -44,7 +44,7 @@ impl Denoiser<'_> {
         sampler.start_at(begin)?;
         for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
             if i + 1 == timesteps.len() {
-                self.unet.prefetch_next(Role::VaeDecoder)?;
+                self.unet.prefetch_next(VAE_DECODER)?;
             }
             let input = sampler.scale_model_input(i, &latents).into_owned();
             let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
@@ -76,7 +76,7 @@ impl Denoiser<'_> {
     ) -> Result<ArrayD<f32>, Error> {
         let join = |axis, parts: &[ndarray::ArrayViewD<'_, f32>]| {
             concatenate(Axis(axis), parts)
-                .map_err(|e| Error::Component { component: Role::Unet, reason: e.to_string() })
+                .map_err(|e| Error::Component { component: UNET, reason: e.to_string() })
         };
         let guided = self.guidance.is_guided();
         let sample = if guided { join(0, &[input.view(), input.view()])? } else { input.clone() };
@@ -97,7 +97,7 @@ impl Denoiser<'_> {
             vec![("sample", TensorView::F32(sample.view())), ("timestep", TensorView::F32(timestep.view()))];
         inputs.extend(self.conditions.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
         inputs.extend(residuals.iter().map(|(name, value)| (name.as_str(), value.view())));
-        let prediction = only_output(Role::Unet, self.unet.run(&inputs)?)?;
+        let prediction = only_output(UNET, self.unet.run(&inputs)?)?;
         Ok(if guided { self.guidance.combine(&prediction) } else { prediction })
     }
 }

@@ -1,0 +1,10 @@
+//! Words that kiln's crates share: element types, picture sizes, component names, limits.
+
+mod component;
+mod element;
+pub mod limits;
+mod size;
+
+pub use component::{ComponentName, InvalidName};
+pub use element::ElementType;
+pub use size::Size;

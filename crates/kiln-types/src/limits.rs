@@ -1,0 +1,22 @@
+//! The largest numbers that kiln accepts. Each is checked before anything is allocated by it.
+
+/// Longest side of a generated picture, in pixels.
+pub const MAX_SIDE: u32 = 8192;
+
+/// Most pictures of one request.
+pub const MAX_BATCH: usize = 256;
+
+/// Most ControlNets of one request.
+pub const MAX_CONTROLS: usize = 16;
+
+/// Longest side of a picture that is read, in pixels.
+pub const MAX_INPUT_SIDE: u32 = 32768;
+
+/// Most bytes that decoding a picture may take.
+pub const MAX_INPUT_BYTES: u64 = 1 << 30;
+
+/// Most threads that an operator may be spread over.
+pub const MAX_THREADS: usize = 1024;
+
+/// Most segments ahead whose weights are prefetched.
+pub const MAX_PREFETCH: usize = 64;
