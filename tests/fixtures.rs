@@ -1,7 +1,6 @@
 //! Checkpoints, bundles and backends that tests share.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -9,7 +8,7 @@ use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOpt
 use kiln_engine::{OnnxRuntime, Rten};
 use kiln_graph::ElementType;
 use kiln_native::{Library, install, locate};
-use kiln_runtime::{Backend, Bundle, Event};
+use kiln_runtime::{Backend, Bundle, Pipeline};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -83,7 +82,8 @@ pub(crate) fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).expect("JSON");
 }
 
-/// Progress that nobody watches.
-pub(crate) fn quietly(_: Event) -> ControlFlow<()> {
-    ControlFlow::Continue(())
+/// A pipeline of a bundle, with nothing that a caller could add.
+#[track_caller]
+pub(crate) fn pipeline(bundle: Bundle, backend: Arc<dyn Backend>) -> Pipeline {
+    Pipeline::builder(bundle).backend(backend).build().expect("a pipeline")
 }

@@ -3,7 +3,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kiln_runtime::generator::GeneratorKind;
-use kiln_runtime::{Event, Output, Pipeline, PromptSyntax, Request, Variation};
+use kiln_runtime::scheduler::SchedulerClass;
+use kiln_runtime::{Error, Event, Output, Pipeline, PromptSyntax, Request, Variation, Watch};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
@@ -13,11 +14,12 @@ use crate::models::{bundle, controlnet_bundle, refuse_unused};
 use crate::place::Place;
 use crate::progress::Bar;
 use crate::settings::{settings, text_chunks};
-use crate::{execution, output, paths, plan, tasks};
+use crate::{execution, models, output, paths, plan, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
     request.validate()?;
+    args.scheduler.as_deref().map(SchedulerClass::named).transpose().map_err(Error::from)?;
     let memory = args.memory.options();
     memory.validate()?;
     execution::check(args.execution)?;
@@ -36,7 +38,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         .iter()
         .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut pipeline = Pipeline::new(bundle, place.backend(args.execution)?)?;
+    let mut pipeline = models::pipeline(bundle, place.backend(args.execution)?)?;
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;
@@ -51,7 +53,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
     }
     if let Some(steps) = args.warm_up {
-        let request = Request { steps: Some(steps as usize), ..request.clone() };
+        let request = request.clone().steps(steps as usize);
         sample(&mut pipeline, &request, &mut None)?;
     }
     let output = sample(&mut pipeline, &request, &mut trace)?;
@@ -59,7 +61,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         trace.finish(file)?;
     }
 
-    let settings = settings(&pipeline, &request, args)?;
+    let settings = settings(&pipeline, &pipeline.resolve(&request)?, args)?;
     for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
         image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
     }
@@ -77,38 +79,38 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
     };
     let batch_size = args.batch_size.unwrap_or(seeds.len()).min(1 << 16);
     let tasks = &args.tasks;
-    Ok(Request {
-        prompts: vec![args.prompt.clone(); batch_size],
-        negative_prompts: args.negative_prompt.iter().cloned().collect(),
-        prompt_syntax: match args.prompt_syntax {
+    let variation = match (args.variation_seed, args.variation_strength) {
+        (Some(seed), Some(strength)) => {
+            let seeds = (0..seeds.len() as u64).map(|i| seed.wrapping_add(i)).collect();
+            Some(Variation { seeds, strength })
+        }
+        _ => None,
+    };
+    let mut request = Request::new("")
+        .prompts(vec![args.prompt.as_str(); batch_size])
+        .prompt_syntax(match args.prompt_syntax {
             SyntaxChoice::Weighted => PromptSyntax::Weighted,
             SyntaxChoice::Plain => PromptSyntax::Plain,
-        },
-        clip_skip: args.clip_skip,
-        generator: match args.generator {
+        })
+        .clip_skip(args.clip_skip)
+        .generator(match args.generator {
             GeneratorChoice::Cpu => GeneratorKind::Cpu,
             GeneratorChoice::Cuda => GeneratorKind::Cuda,
-        },
-        scheduler: args.scheduler.clone(),
-        variation: match (args.variation_seed, args.variation_strength) {
-            (Some(seed), Some(strength)) => {
-                let seeds = (0..seeds.len() as u64).map(|i| seed.wrapping_add(i)).collect();
-                Some(Variation { seeds, strength })
-            }
-            _ => None,
-        },
-        seeds,
-        steps: args.steps,
-        guidance_scale: args.guidance_scale,
-        guidance_rescale: args.guidance_rescale,
-        eta: args.eta,
-        height: args.height,
-        width: args.width,
-        init: tasks.init()?,
-        controls: tasks.controls()?,
-        hires: tasks.hires(),
-        micro_conditioning: tasks.micro_conditioning(),
-    })
+        })
+        .variation(variation)
+        .seeds(seeds)
+        .steps(args.steps)
+        .guidance_scale(args.guidance_scale)
+        .guidance_rescale(args.guidance_rescale)
+        .eta(args.eta)
+        .init(tasks.init()?)
+        .controls(tasks.controls()?)
+        .hires(tasks.hires())
+        .micro_conditioning(tasks.micro_conditioning());
+    request.negative_prompts = args.negative_prompt.iter().cloned().collect();
+    request.scheduler.clone_from(&args.scheduler);
+    (request.height, request.width) = (args.height, args.width);
+    Ok(request)
 }
 
 fn sample(
@@ -117,9 +119,9 @@ fn sample(
     trace: &mut Option<MemoryTrace>,
 ) -> Result<Output, Failure> {
     let mut bar = None;
-    let output = pipeline.generate(request, &mut |event| {
+    let mut watch = |event: Event| {
         if let Some(trace) = trace {
-            match event {
+            match &event {
                 Event::Loading(role) => trace.phase(format!("load {role}")),
                 Event::Started { .. } => trace.phase("steps"),
                 Event::Decoding { done, total } if done < total => trace.phase("decode"),
@@ -136,8 +138,8 @@ fn sample(
             _ => {}
         }
         ControlFlow::Continue(())
-    })?;
-    Ok(output)
+    };
+    Ok(pipeline.generate_with(request, Watch::new().on_event(&mut watch))?)
 }
 
 fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, Failure> {

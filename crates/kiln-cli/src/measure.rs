@@ -3,12 +3,11 @@
 use std::process::{Command, Stdio};
 
 use kiln_bundle::{Bundle, Figures, Sample};
-use kiln_runtime::Pipeline;
 use serde_json::json;
 
 use crate::args::{ExecutionArgs, MeasureArgs};
 use crate::failure::Failure;
-use crate::models::seal_key;
+use crate::models::{self, seal_key};
 use crate::place::Place;
 use crate::progress::Bar;
 use crate::{execution, output};
@@ -19,7 +18,7 @@ pub(crate) fn run(args: &MeasureArgs) -> Result<(), Failure> {
     }
     let mut bundle = Bundle::open(&args.bundle)?;
     let mut pipeline =
-        Pipeline::new(bundle.clone(), Place::of(&bundle, args.execution)?.backend(args.execution)?)?;
+        models::pipeline(bundle.clone(), Place::of(&bundle, args.execution)?.backend(args.execution)?)?;
     let bar = Bar::spinner("measuring");
     let figures = pipeline.measure(&mut |role| bar.message(role.to_string()))?.ok_or_else(|| {
         Failure::unexpected("this operating system does not tell how much memory a process has taken".into())

@@ -1,6 +1,7 @@
 //! Opening models: checkpoints and bundles, compiled into the engine cache where they are not.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_bundle::{Bundle, SealKey};
 use kiln_compile::{
@@ -9,6 +10,7 @@ use kiln_compile::{
 };
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
+use kiln_runtime::{Backend, Pipeline};
 
 use crate::args::{CacheArgs, CheckpointArgs, PredictionChoice, SizeArgs};
 use crate::failure::Failure;
@@ -141,4 +143,15 @@ pub(crate) fn sizes(args: &SizeArgs, checkpoint: &Checkpoint) -> Result<Sizes, F
         n => return Err(Failure::usage(format!("batch size: {n} is not a number from 1 to 256"))),
     };
     Ok(Sizes::Static { batch, height: latents("height", height)?, width: latents("width", width)? })
+}
+
+/// A pipeline of a bundle, with this user's key and kernels.
+pub(crate) fn pipeline(bundle: Bundle, backend: Arc<dyn Backend>) -> Result<Pipeline, Failure> {
+    let is_code = bundle.manifest().target.has_engines();
+    let builder = Pipeline::builder(bundle).backend(backend);
+    let builder = match is_code {
+        true => builder.seal_key(seal_key()?).kernel_cache(kiln_native::cache_dir()?.join("kernels")),
+        false => builder,
+    };
+    Ok(builder.build()?)
 }

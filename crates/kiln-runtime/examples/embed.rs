@@ -2,23 +2,15 @@
 
 use std::env::args;
 use std::error::Error;
-use std::ops::ControlFlow;
 
-use kiln_runtime::{Bundle, Event, Pipeline, Request, cpu_backend};
+use kiln_runtime::{Bundle, Pipeline, Request, cpu_backend};
 
-#[allow(clippy::print_stderr)]
 fn main() -> Result<(), Box<dyn Error>> {
     let [bundle, prompt, out] =
         args().skip(1).collect::<Vec<_>>().try_into().map_err(|_| "BUNDLE PROMPT OUT.png")?;
-    let bundle = Bundle::open(bundle.as_ref())?;
-    let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
-    let request = Request { seeds: vec![1], steps: Some(20), ..Request::new(prompt) };
-    let output = pipeline.generate(&request, &mut |event| {
-        if let Event::Step { step, steps, .. } = event {
-            eprintln!("step {step} of {steps}");
-        }
-        ControlFlow::Continue(())
-    })?;
+    let bundle = Bundle::open(bundle)?;
+    let mut pipeline = Pipeline::builder(bundle).backend(cpu_backend()?.backend).build()?;
+    let output = pipeline.generate(&Request::new(prompt).seed(1).steps(20))?;
     output.images[0].save_png(out.as_ref(), &[])?;
     Ok(())
 }

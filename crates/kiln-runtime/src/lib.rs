@@ -26,10 +26,12 @@
 //!
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
+pub mod architecture;
 mod backend;
 mod companions;
 mod error;
 pub mod generator;
+mod guidance;
 pub mod image;
 mod lora;
 mod memory;
@@ -40,19 +42,23 @@ mod prompt;
 mod request;
 mod residency;
 pub mod scheduler;
+mod stable_diffusion;
 pub mod tokenizer;
-mod verify;
+mod watch;
 
 pub use backend::{CpuBackend, cpu_backend, gpu_backend};
 pub use companions::{open_scheduler, open_tokenizer};
 pub use error::Error;
-pub use kiln_bundle::{Bundle, ComponentName, Figures};
-pub use kiln_engine::{Backend, Placement};
+pub use guidance::Guidance;
+pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey};
+pub use kiln_engine::{Backend, EngineError, Placement};
 pub use kiln_lora::{LoraError, LoraFile};
+pub use kiln_types::Size;
 pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};
 pub use picture::Picture;
-pub use pipeline::{Event, Output, Pipeline, Progress, Timings};
-pub use plan::{Choice, Plan};
+pub use pipeline::{Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Timings, Verification};
+pub use plan::{MemoryChoice, MemoryPlan};
 pub use request::{Control, Hires, Init, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
-pub use verify::{Reference, Verification};
+pub use residency::Pool;
+pub use watch::{CancelToken, Event, OnEvent, Watch};

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use kiln_bundle::{Bundle, OutputFolder};
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Choice, Pipeline, Request};
+use kiln_runtime::{MemoryChoice, Request};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ pub(super) struct Row {
 struct Case {
     bundle: PathBuf,
     model: String,
-    choice: Choice,
+    choice: MemoryChoice,
     /// Steps to draw before what is timed.
     warm_up: Option<u32>,
     runs: Vec<Run>,
@@ -87,8 +87,8 @@ pub(super) struct Report {
 
 /// Measures every way to run every bundle; tables, chart, pictures and traces go to a folder.
 pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<Report, Failure> {
-    let request =
-        Request { steps: Some(args.steps), height: args.height, width: args.width, ..Request::new("") };
+    let mut request = Request::new("").steps(args.steps);
+    (request.height, request.width) = (args.height, args.width);
     let mut cases = Vec::new();
     for bundle in &args.bundles {
         cases.append(&mut self::cases(bundle, &request, args)?);
@@ -117,7 +117,7 @@ fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<C
     let bundle = Bundle::open(path)?;
     let place = Place::of(&bundle, args.execution)?;
     let backend = place.backend(args.execution)?;
-    let pipeline = Pipeline::new(bundle, backend)?;
+    let pipeline = crate::models::pipeline(bundle, backend)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
     let model = label(pipeline.bundle());
     let warm_up = place.device().map(|_| warm_up_steps(&place));
