@@ -1,5 +1,6 @@
 //! The integration tests: behaviour at the boundary that a user sees, and numbers against diffusers.
 
+mod architecture;
 mod checkpoints;
 mod cli;
 mod compile;

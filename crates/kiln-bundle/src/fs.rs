@@ -8,6 +8,11 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::BundleError;
 
+/// BLAKE3 digest of bytes, in hexadecimal.
+pub fn digest_of(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
 /// BLAKE3 digest of a file, in hexadecimal.
 pub fn digest(path: &Path) -> Result<String, BundleError> {
     let mut hasher = blake3::Hasher::new();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -52,9 +52,36 @@ pub enum TensorFileError {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    file: Mutex<File>,
+    source: Source,
     tensors: BTreeMap<String, TensorInfo>,
     metadata: HashMap<String, String>,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+enum Source {
+    File(Mutex<File>),
+    Memory(Arc<[u8]>),
+}
+
+impl Source {
+    /// Fills a buffer with the bytes from an offset on.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match self {
+            Source::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(buffer)
+            }
+            Source::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let end = start.saturating_add(buffer.len());
+                let found = bytes.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+                buffer.copy_from_slice(found);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What the header says of one tensor.
@@ -84,31 +111,49 @@ impl TensorFile {
             span.1 = if joins { span.1.max(next.1) } else { span.1 };
             joins
         });
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        spans.into_iter().for_each(|(start, end)| read_ahead(&file, start, end - start));
+        if let Source::File(file) = &self.source {
+            let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            spans.into_iter().for_each(|(start, end)| read_ahead(&file, start, end - start));
+        }
     }
 
     /// Reads and checks the header; nothing is allocated by a number that the file's size does not bear out.
     pub fn open(path: &Path) -> Result<TensorFile, TensorFileError> {
         let refuse = |error| TensorFileError::Io { path: path.into(), error };
-        let lying = |reason: String| TensorFileError::Content { path: path.into(), reason };
-        let mut file = File::open(path).map_err(refuse)?;
+        let file = File::open(path).map_err(refuse)?;
         let info = file.metadata().map_err(refuse)?;
-        if !info.is_file() {
-            return Err(lying("is no regular file".into()));
+        match info.is_file() {
+            true => TensorFile::read_header(path, Source::File(Mutex::new(file)), info.len()),
+            false => {
+                Err(TensorFileError::Content { path: path.into(), reason: "is not a regular file".into() })
+            }
         }
-        let size = info.len();
+    }
+
+    /// The same of a file's bytes, which errors call by `name`.
+    pub fn from_bytes(
+        name: impl Into<PathBuf>,
+        bytes: impl Into<Arc<[u8]>>,
+    ) -> Result<TensorFile, TensorFileError> {
+        let bytes = bytes.into();
+        let size = bytes.len() as u64;
+        TensorFile::read_header(&name.into(), Source::Memory(bytes), size)
+    }
+
+    fn read_header(path: &Path, source: Source, size: u64) -> Result<TensorFile, TensorFileError> {
+        let refuse = |error| TensorFileError::Io { path: path.into(), error };
+        let lying = |reason: String| TensorFileError::Content { path: path.into(), reason };
         if size < 8 {
             return Err(lying(format!("has {size} bytes, too few for a safetensors header")));
         }
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(refuse)?;
+        source.read_at(0, &mut length).map_err(refuse)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length > size - 8 {
             return Err(lying(format!("says that its header has {length} bytes; the file has {size}")));
         }
         let mut json = vec![0; length as usize];
-        file.read_exact(&mut json).map_err(refuse)?;
+        source.read_at(8, &mut json).map_err(refuse)?;
         let header: Metadata =
             serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
         let (data, found) = (header.data_len() as u64, size - 8 - length);
@@ -124,7 +169,7 @@ impl TensorFile {
             tensors: tensors.collect(),
             metadata: header.metadata().clone().unwrap_or_default(),
             path: path.into(),
-            file: Mutex::new(file),
+            source,
         })
     }
 
@@ -180,9 +225,7 @@ impl TensorFile {
         let refuse = |error| TensorFileError::Io { path: self.path.clone(), error };
         let info = self.tensors.get(name).ok_or_else(|| self.content(format!("has no tensor '{name}'")))?;
         let mut bytes = vec![0; info.length];
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(info.offset)).map_err(refuse)?;
-        file.read_exact(&mut bytes).map_err(refuse)?;
+        self.source.read_at(info.offset, &mut bytes).map_err(refuse)?;
         Ok((info, bytes))
     }
 

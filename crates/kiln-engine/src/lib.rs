@@ -24,7 +24,7 @@ use tensor::HostView;
 
 pub use device::DeviceTensor;
 pub use error::{EngineError, EngineErrorKind};
-pub use kiln_types::ElementType;
+pub use kiln_types::{ElementType, Placement};
 pub use onnxruntime::{CudaTuning, OnnxRuntime, OnnxRuntimeCuda};
 pub use overrides::{Elements, WeightOverride, WeightSource};
 pub use rten::Rten;
@@ -106,16 +106,6 @@ pub trait KernelStore: fmt::Debug + Send + Sync {
 
     /// Stores in place of what was there; what can not be stored is compiled again.
     fn store(&self, kernels: &[u8]);
-}
-
-/// Where the weights of an engine are while it is loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Placement {
-    /// In the page cache, mapped from their file: loading takes milliseconds, and dropping the engine frees them.
-    #[default]
-    Mapped,
-    /// In memory, rearranged for the processor's kernels: loading takes seconds per gigabyte, small products run faster.
-    Packed,
 }
 
 /// A loaded component.

@@ -2,7 +2,8 @@
 
 use kiln_bundle::stable_diffusion::{TEXT_ENCODER_2, UNET};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kiln_bundle::{ComponentName, TensorFile};
 use safetensors::Dtype;
@@ -47,7 +48,8 @@ struct Draft {
 
 impl LoraFile {
     /// Opens a safetensors file in the naming of kohya, peft or diffusers and checks that its tensors are LoRAs.
-    pub fn open(path: &Path) -> Result<LoraFile, LoraError> {
+    pub fn open(path: impl AsRef<Path>) -> Result<LoraFile, LoraError> {
+        let path = path.as_ref();
         let refuse = |reason: String| LoraError::new(path, reason);
         if path.extension().is_some_and(|ending| ["pt", "bin", "ckpt", "pth"].iter().any(|e| ending == *e)) {
             return Err(refuse(
@@ -55,7 +57,20 @@ impl LoraFile {
                     .into(),
             ));
         }
-        let tensors = TensorFile::open(path)?;
+        let digest = kiln_bundle::fs::digest(path).map_err(|e| refuse(e.to_string()))?;
+        LoraFile::of(TensorFile::open(path)?, digest)
+    }
+
+    /// The same of a file's bytes, which errors call by `name`.
+    pub fn from_bytes(name: impl Into<PathBuf>, bytes: impl Into<Arc<[u8]>>) -> Result<LoraFile, LoraError> {
+        let bytes = bytes.into();
+        let digest = kiln_bundle::fs::digest_of(&bytes);
+        LoraFile::of(TensorFile::from_bytes(name, bytes)?, digest)
+    }
+
+    fn of(tensors: TensorFile, digest: String) -> Result<LoraFile, LoraError> {
+        let path = tensors.path().to_path_buf();
+        let refuse = |reason: String| LoraError::new(&path, reason);
         let mut drafts: BTreeMap<(ComponentName, Spelling), (String, Draft)> = BTreeMap::new();
         for name in tensors.tensors().keys() {
             let key = Key::parse(name).map_err(refuse)?;
@@ -90,7 +105,6 @@ impl LoraFile {
                 "mixes the names of the original layout ('{a}') with diffusers' ('{b}')"
             )));
         }
-        let digest = kiln_bundle::fs::digest(path).map_err(|e| LoraError::new(path, e))?;
         Ok(LoraFile { tensors, digest, modules })
     }
 

@@ -9,6 +9,7 @@ use crate::image::RgbImage;
 
 /// A picture that a pipeline reads.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Picture {
     /// Resized where need be, as diffusers does with PIL's images.
     Rgb(RgbImage),

@@ -3,8 +3,10 @@
 mod component;
 mod element;
 pub mod limits;
+mod placement;
 mod size;
 
 pub use component::{ComponentName, InvalidName};
 pub use element::ElementType;
+pub use placement::Placement;
 pub use size::Size;

@@ -10,6 +10,7 @@ pub use cuda::TorchCudaGenerator;
 
 /// On which device torch would draw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum GeneratorKind {
     /// `torch.Generator("cpu")`, a Mersenne Twister: the same numbers on every machine.
     #[default]

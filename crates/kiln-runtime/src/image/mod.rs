@@ -1,16 +1,16 @@
 //! Pictures: reading, writing, resizing, comparing.
 
 mod compare;
+mod decode;
 mod resize;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use kiln_types::Size;
-use kiln_types::limits::{MAX_INPUT_BYTES, MAX_INPUT_SIDE};
+use kiln_types::limits::MAX_INPUT_BYTES;
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
 pub use compare::Comparison;
@@ -32,10 +32,13 @@ pub enum ImageError {
         /// Number of bytes.
         found: usize,
     },
-    /// Pictures of different sizes, each width and height in pixels, can not be compared.
-    #[error("a picture of {}x{} pixels can not be compared with one of {}x{}", .0[0], .0[1], .1[0], .1[1])]
+    /// Pictures of different sizes, each width and height in pixels, cannot be compared.
+    #[error("a picture of {}x{} pixels cannot be compared with one of {}x{}", .0[0], .0[1], .1[0], .1[1])]
     Sizes([u32; 2], [u32; 2]),
-    /// A file can not be read.
+    /// Bytes are not a picture that can be read.
+    #[error("{0}")]
+    Decode(String),
+    /// A file cannot be read.
     #[error("{path}: {reason}", path = path.display())]
     Read {
         /// The file.
@@ -43,7 +46,7 @@ pub enum ImageError {
         /// What is wrong.
         reason: String,
     },
-    /// A file can not be written.
+    /// A file cannot be written.
     #[error("{path}: {reason}", path = path.display())]
     Write {
         /// The file.
@@ -53,20 +56,32 @@ pub enum ImageError {
     },
 }
 
-/// Whether a JPEG's data ends with the marker that says so; decoders make up what is missing.
-fn is_whole_jpeg(path: &Path) -> io::Result<bool> {
-    let bytes = std::fs::read(path)?;
-    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|pair| pair == marker);
-    let (start_of_scan, end_of_image) = (last([0xff, 0xda]), last([0xff, 0xd9]));
-    Ok(end_of_image.is_some() && end_of_image > start_of_scan)
-}
-
 /// A picture of eight bits per channel, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(try_from = "Raw"))]
 pub struct RgbImage {
     width: u32,
     height: u32,
     data: Vec<u8>,
+}
+
+/// The fields of a picture, before they are checked.
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    width: u32,
+    height: u32,
+    data: Vec<u8>,
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<Raw> for RgbImage {
+    type Error = ImageError;
+
+    fn try_from(Raw { width, height, data }: Raw) -> Result<RgbImage, ImageError> {
+        RgbImage::from_raw(width, height, data)
+    }
 }
 
 impl RgbImage {
@@ -114,28 +129,25 @@ impl RgbImage {
         }
     }
 
-    /// Reads a PNG, JPEG or WebP file: turned as its EXIF data says and without its alpha channel, as diffusers'
-    /// `load_image` does. Values of JPEG files differ from Pillow's by up to 3, and those of 16 bits are scaled to eight.
-    pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
+    /// Reads a PNG, JPEG or WebP file; see [`RgbImage::from_bytes`].
+    pub fn open(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
+        let path = path.as_ref();
         let refuse = |reason: String| ImageError::Read { path: path.into(), reason };
-        let mut reader = ImageReader::open(path)
-            .and_then(ImageReader::with_guessed_format)
-            .map_err(|e| refuse(e.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()))?;
-        if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(path).unwrap_or(true) {
-            return Err(refuse("is cut off".into()));
+        let of_system =
+            |e: io::Error| refuse(e.to_string().split(" (os error").next().unwrap_or_default().to_lowercase());
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(of_system)?;
+        file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(of_system)?;
+        if bytes.len() as u64 > MAX_INPUT_BYTES {
+            return Err(refuse(format!("has more than the {MAX_INPUT_BYTES} bytes that a picture may have")));
         }
-        let mut limits = Limits::default();
-        limits.max_image_width = Some(MAX_INPUT_SIDE);
-        limits.max_image_height = Some(MAX_INPUT_SIDE);
-        limits.max_alloc = Some(MAX_INPUT_BYTES);
-        reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(|e| refuse(e.to_string()))?;
-        let orientation = decoder.orientation().map_err(|e| refuse(e.to_string()))?;
-        let mut image = DynamicImage::from_decoder(decoder).map_err(|e| refuse(e.to_string()))?;
-        image.apply_orientation(orientation);
-        let image = image.into_rgb8();
-        let (width, height) = image.dimensions();
-        RgbImage::from_raw(width, height, image.into_raw())
+        RgbImage::from_bytes(&bytes).map_err(|e| refuse(e.to_string()))
+    }
+
+    /// Decodes a PNG, JPEG or WebP file: turned as its EXIF data says and without its alpha channel, as diffusers'
+    /// `load_image` does. Values of JPEG files differ from Pillow's by up to 3, and those of 16 bits are scaled to eight.
+    pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
+        decode::rgb(bytes).map_err(ImageError::Decode)
     }
 
     /// The picture at another size, by Lanczos' filter as Pillow applies it.

@@ -11,6 +11,11 @@ pub(crate) use meter::Meter;
 
 /// What stays loaded, and how much is computed at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct MemoryOptions {
     /// Which engines are loaded at the same time.
@@ -37,6 +42,7 @@ impl Default for MemoryOptions {
 
 /// Which engines are loaded at the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Offload {
     /// All that were needed so far.
     #[default]
@@ -49,6 +55,11 @@ pub enum Offload {
 
 /// Tiles of a picture (diffusers `AutoencoderKL.tiled_decode` and `tiled_encode`).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct VaeTiling {
     /// Height and width of a tile in pixels; the model's default size, as in diffusers, unless it is given.

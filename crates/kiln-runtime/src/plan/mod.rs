@@ -7,6 +7,7 @@ pub(crate) use forecast::{Forecast, Growth};
 
 /// Ways to spend memory on one request.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct MemoryPlan {
     /// From the one that holds most to the one that holds least; what is computed in tiles comes after what is not.
     pub choices: Vec<MemoryChoice>,
@@ -18,6 +19,7 @@ pub struct MemoryPlan {
 
 /// One way to spend memory, and what it is predicted to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct MemoryChoice {
     /// The options.
     pub memory: MemoryOptions,

@@ -12,6 +12,11 @@ pub(crate) use check::check_side;
 /// What to generate. What is left open becomes what diffusers' pipeline of the task takes by default; see
 /// [`Pipeline::resolve`](crate::Pipeline::resolve).
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct Request {
     /// One prompt per picture.
@@ -56,6 +61,7 @@ pub struct Request {
 
 /// How prompts are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum PromptSyntax {
     /// `(word)`, `(word:1.2)` and `[word]` weigh words, a backslash makes a bracket a bracket, `BREAK` starts a new block
     /// of 75 tokens, and a prompt may have several such blocks.
@@ -67,6 +73,7 @@ pub enum PromptSyntax {
 
 /// The picture that img2img and inpainting start from.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Init {
     /// The picture; resized to the request's size.
@@ -80,6 +87,7 @@ pub struct Init {
 
 /// One ControlNet's share of a request.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Control {
     /// The picture that it reads; resized to the request's size.
@@ -101,6 +109,7 @@ impl Control {
 
 /// Noise of other seeds, mixed into that of the request's by spherical interpolation.
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Variation {
     /// The other seeds, like [`Request::seeds`].
     pub seeds: Vec<u64>,
@@ -110,6 +119,7 @@ pub struct Variation {
 
 /// A second pass: the first pass's pictures are enlarged and refined as img2img does.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Hires {
     /// Factor on height and width.
@@ -124,6 +134,7 @@ pub struct Hires {
 
 /// What a second pass enlarges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Upscaler {
     /// The latents, bilinearly.
     #[default]
@@ -134,6 +145,11 @@ pub enum Upscaler {
 
 /// SDXL's size, crop and aesthetics conditions (Podell et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct MicroConditioning {
     /// Size before cropping; the picture's by default.
@@ -160,6 +176,12 @@ impl Default for MicroConditioning {
             aesthetic_score: 6.0,
             negative_aesthetic_score: 2.5,
         }
+    }
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request::new("")
     }
 }
 
