@@ -75,13 +75,13 @@ fn a_device_that_is_lost() {
 #[test]
 fn devices_and_bundles_that_do_not_fit() {
     let gpu = OnGpu::new(false);
-    fail(&mut on(&gpu, &["--device", "cpu"]), 2, "its engines are for tensorrt-rtx, which runs on a GPU");
-    fail(&mut on(&gpu, &["--backend", "rten"]), 2, "--backend rten runs on the processor alone");
-    let said = "--backend onnxruntime does not run engines for tensorrt-rtx";
+    fail(&mut on(&gpu, &["--device", "cpu"]), 2, "the engines are for tensorrt-rtx, which run on a GPU");
+    fail(&mut on(&gpu, &["--backend", "rten"]), 2, "backend: rten runs on the processor alone");
+    let said = "backend: onnxruntime does not run engines for tensorrt-rtx";
     fail(&mut on(&gpu, &["--backend", "onnxruntime"]), 2, said);
     let cpu = super::on_cpu(false).to_str().expect("a path of text");
     let args = ["generate", "x", "--model", cpu, "--device", "cuda:0"];
-    fail(&mut kiln_with_gpu(&args, gpu.folder()), 2, "its engines are for cpu, which runs on the processor");
+    fail(&mut kiln_with_gpu(&args, gpu.folder()), 2, "the engines are for cpu, which run on the processor");
     let args = ["generate", "x", "--device", "gpu"];
     fail(&mut kiln_with_gpu(&args, gpu.folder()), 2, "expected auto, cpu, cuda or cuda:N");
     let lora = on(&gpu, &["--lora", "none.safetensors"]).output().expect("kiln runs");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiln_bundle::Size;
 use kiln_lora::{Lora, LoraFile};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
@@ -46,13 +47,17 @@ impl TaskArgs {
 
     pub(crate) fn micro_conditioning(&self) -> MicroConditioning {
         MicroConditioning {
-            original_size: self.original_size,
+            original_size: self.original_size.map(sides),
             crop: self.crop.unwrap_or([0, 0]),
-            target_size: self.target_size,
+            target_size: self.target_size.map(sides),
             aesthetic_score: self.aesthetic_score,
             negative_aesthetic_score: self.negative_aesthetic_score,
         }
     }
+}
+
+fn sides(size: Size) -> [u32; 2] {
+    [size.height, size.width]
 }
 
 fn picture(path: impl AsRef<Path>) -> Result<Picture, Failure> {

@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 
-use kiln_runtime::{Bundle, Error, MemoryOptions, Offload, Pipeline, Request, gpu_backend};
+use kiln_runtime::{Backends, Bundle, Error, Libraries, MemoryOptions, Offload, Pipeline, Request};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -13,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: swaps BUNDLE PICTURES".into());
     };
     let bundle = Bundle::open(bundle.as_ref())?;
-    let backend = gpu_backend(&bundle, 0)?;
+    let backends = Backends::new(Libraries::new().from_environment());
+    let backend = backends.open(bundle.manifest().target)?.backend;
     let mut pipeline = Pipeline::new(bundle, backend.clone())?;
     pipeline.set_memory(MemoryOptions { offload: Offload::Model, ..MemoryOptions::default() })?;
     let free = || backend.device().map_or(Ok(0), |device| device.memory().map(|memory| memory.free_bytes));

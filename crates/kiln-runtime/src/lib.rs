@@ -2,10 +2,12 @@
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
-//! use kiln_runtime::{Bundle, Pipeline, Request, cpu_backend};
+//! use kiln_runtime::{Backends, Bundle, Libraries, Pipeline, Request};
 //!
 //! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef".as_ref())?;
-//! let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
+//! let backends = Backends::new(Libraries::new().from_environment());
+//! let backend = backends.open(bundle.manifest().target)?.backend;
+//! let mut pipeline = Pipeline::new(bundle, backend)?;
 //! let output = pipeline.generate(&Request::new("a red circle"), &mut |_| ControlFlow::Continue(()))?;
 //! output.images[0].save_png("circle.png".as_ref(), &[])?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -26,7 +28,7 @@
 //!
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
-mod backend;
+mod backends;
 mod companions;
 mod error;
 pub mod generator;
@@ -43,12 +45,18 @@ pub mod scheduler;
 pub mod tokenizer;
 mod verify;
 
-pub use backend::{CpuBackend, cpu_backend, gpu_backend};
+#[cfg(feature = "cuda")]
+pub use backends::DeviceCheck;
+pub use backends::{
+    Backends, Device, DeviceReport, Found, Gpu, Libraries, Library, Notice, Opened, Origin, Place, Runner,
+    TargetReport, library,
+};
 pub use companions::{open_scheduler, open_tokenizer};
-pub use error::Error;
-pub use kiln_bundle::{Bundle, ComponentName, Figures};
-pub use kiln_engine::{Backend, Placement};
+pub use error::{Error, ErrorKind};
+pub use kiln_bundle::{Bundle, ComponentName, Figures, Target};
+pub use kiln_engine::{Backend, EngineError, EngineErrorKind, Placement};
 pub use kiln_lora::{LoraError, LoraFile};
+pub use kiln_native::Error as NativeError;
 pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};
 pub use picture::Picture;

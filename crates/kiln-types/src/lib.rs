@@ -1,10 +1,12 @@
-//! Words that kiln's crates share: element types, picture sizes, component names, limits.
+//! Words that kiln's crates share: element types, picture sizes, component names, limits, kinds of errors.
 
 mod component;
 mod element;
+mod kind;
 pub mod limits;
 mod size;
 
 pub use component::{ComponentName, InvalidName};
 pub use element::ElementType;
+pub use kind::ErrorKind;
 pub use size::Size;
