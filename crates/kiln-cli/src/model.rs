@@ -58,9 +58,7 @@ impl Model {
     /// Opens the checkpoint of a pipeline that the runtime can load once it is compiled.
     pub(crate) fn runnable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
         let checkpoint = self.checkpoint(args)?;
-        if checkpoint.original().is_none() {
-            check_companions(&checkpoint)?;
-        }
+        check_companions(&checkpoint)?;
         Ok(checkpoint)
     }
 }
@@ -73,8 +71,12 @@ pub(crate) fn open_bundle(path: &Path) -> Result<Bundle, Failure> {
     }
 }
 
-/// Refuses a checkpoint whose scheduler or tokenizers the runtime could not load from the bundle.
-fn check_companions(checkpoint: &Checkpoint) -> Result<(), Failure> {
+/// Refuses a folder whose scheduler or tokenizers the runtime could not load from the bundle; those of single files are
+/// made.
+pub(crate) fn check_companions(checkpoint: &Checkpoint) -> Result<(), Failure> {
+    if checkpoint.original().is_some() {
+        return Ok(());
+    }
     kiln_runtime::open_scheduler(&checkpoint.scheduler()?)?;
     for tokenizer in checkpoint.tokenizers()? {
         kiln_runtime::open_tokenizer(&tokenizer.folder, tokenizer.positions, tokenizer.vocabulary)?;

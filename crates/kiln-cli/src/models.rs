@@ -13,7 +13,7 @@ use kiln_runtime::Place;
 
 use crate::args::{CacheArgs, CheckpointArgs, SizeArgs};
 use crate::failure::Failure;
-use crate::model::Model;
+use crate::model::{Model, check_companions};
 use crate::progress::Bar;
 use crate::{building, paths};
 
@@ -41,7 +41,7 @@ pub(crate) fn bundle(
     if let Model::Bundle(bundle) = model {
         return Ok(bundle);
     }
-    let checkpoint = model.runnable_checkpoint(args)?;
+    let checkpoint = model.checkpoint(args)?;
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
     let options = match place.gpu() {
@@ -51,8 +51,16 @@ pub(crate) fn bundle(
             building::options_for(place, &checkpoint, TargetSpec { attention, ..TargetSpec::default() })?
         }
     };
-    let compiled = cache.compile(&checkpoint, &options, &mut |progress| bar.compiling(progress));
-    Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
+    let mut progress = |progress| bar.compiling(progress);
+    let plan = cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?;
+    // What is compiled was checked before it was.
+    match cache.find(&plan).map_err(|e| failure(e, &cache))? {
+        Some(bundle) => Ok(bundle),
+        None => {
+            check_companions(&checkpoint)?;
+            Ok(cache.execute(&plan, &mut progress).map_err(|e| failure(e, &cache))?.bundle)
+        }
+    }
 }
 
 /// A ControlNet's bundle: itself, or that from the engine cache, made now if need be.
