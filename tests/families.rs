@@ -10,7 +10,7 @@ use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use kiln_runtime::generator::TorchCpuGenerator;
 use kiln_runtime::{
-    Bundle, Control, Hires, Init, MicroConditioning, Picture, Pipeline, Request, Upscaler, Variation,
+    Bundle, Control, Hires, Init, MicroConditioning, Picture, Request, Size, Upscaler, Variation,
 };
 use ndarray::{ArrayD, Axis};
 use safetensors::Dtype;
@@ -18,7 +18,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixtures::{backends, bundle, copy_folder, quietly, scratch};
+use crate::fixtures::{backends, bundle, copy_folder, pipeline, scratch};
 use crate::support::{References, assert_close, references};
 
 const LATENTS: f32 = 1e-3;
@@ -68,51 +68,51 @@ impl Family {
             |key: &str| call[key].as_array().map(|p| [0, 1].map(|i| p[i].as_u64().expect("a size") as u32));
         let text = |key: &str| self.description[key].as_str().expect("a prompt").to_owned();
         let is_null = call.get("negative").is_some_and(Value::is_null);
-        let defaults = MicroConditioning::default();
-        Request {
-            negative_prompts: if is_null { Vec::new() } else { vec![text("negative"); n] },
-            prompts: vec![call["prompt"].as_str().map_or_else(|| text("prompt"), str::to_owned); n],
-            variation: number("variation_strength").map(|strength| Variation {
+        let mut micro = MicroConditioning::default();
+        let as_size = |[height, width]: [u32; 2]| Size::new(width, height);
+        micro.original_size = pair("original_size").map(as_size);
+        micro.target_size = pair("target_size").map(as_size);
+        [micro.crop_top, micro.crop_left] = pair("crops_coords_top_left").unwrap_or([0, 0]);
+        micro.aesthetic_score = number("aesthetic_score").map_or(micro.aesthetic_score, |x| x as f32);
+        micro.negative_aesthetic_score =
+            number("negative_aesthetic_score").map_or(micro.negative_aesthetic_score, |x| x as f32);
+        let mut request = Request::new("")
+            .negative_prompts(if is_null { Vec::new() } else { vec![text("negative"); n] })
+            .prompts(vec![call["prompt"].as_str().map_or_else(|| text("prompt"), str::to_owned); n])
+            .variation(number("variation_strength").map(|strength| Variation {
                 seeds: vec![call["variation_seed"].as_u64().expect("a seed")],
                 strength: strength as f32,
-            }),
-            hires: call["hires"].as_str().map(|upscaler| Hires {
-                scale: number("hires_scale").expect("a scale") as f32,
-                strength: number("hires_strength").expect("a strength"),
-                steps: None,
-                upscaler: if upscaler == "pixels" { Upscaler::Pixels } else { Upscaler::Latents },
-            }),
-            clip_skip: number("clip_skip").unwrap_or(0.0) as usize,
-            seeds: match &call["seed"] {
+            }))
+            .hires(call["hires"].as_str().map(|upscaler| {
+                Hires::new(number("hires_scale").expect("a scale") as f32)
+                    .strength(number("hires_strength").expect("a strength"))
+                    .upscaler(if upscaler == "pixels" { Upscaler::Pixels } else { Upscaler::Latents })
+            }))
+            .clip_skip(number("clip_skip").unwrap_or(0.0) as usize)
+            .seeds(match &call["seed"] {
                 Value::Array(seeds) => seeds.iter().filter_map(Value::as_u64).collect(),
                 _ => vec![7],
-            },
-            scheduler: call["scheduler"].as_str().map(str::to_owned),
-            steps: Some(number("num_inference_steps").unwrap_or(5.0) as usize),
-            guidance_scale: match call.get("guidance_scale") {
+            })
+            .steps(number("num_inference_steps").unwrap_or(5.0) as usize)
+            .guidance_scale(match call.get("guidance_scale") {
                 Some(Value::Null) => None,
                 scale => Some(scale.and_then(Value::as_f64).unwrap_or(7.5) as f32),
-            },
-            guidance_rescale: number("guidance_rescale").unwrap_or(0.0) as f32,
-            eta: number("eta").unwrap_or(0.0) as f32,
-            height: (call["open_size"] != json!(true)).then(|| side("height")),
-            width: (call["open_size"] != json!(true)).then(|| side("width")),
-            init: (task.contains("Img2Img") || task.contains("Inpaint")).then(|| Init {
-                image: planar(image.clone()),
-                strength: number("strength"),
-                mask: task.contains("Inpaint").then(|| planar(self.references.f32(&format!("mask.{size}")))),
-            }),
-            controls: self.controls(call, &image),
-            micro_conditioning: MicroConditioning {
-                original_size: pair("original_size"),
-                crop: pair("crops_coords_top_left").unwrap_or([0, 0]),
-                target_size: pair("target_size"),
-                aesthetic_score: number("aesthetic_score").map_or(defaults.aesthetic_score, |x| x as f32),
-                negative_aesthetic_score: number("negative_aesthetic_score")
-                    .map_or(defaults.negative_aesthetic_score, |x| x as f32),
-            },
-            ..Request::new("")
-        }
+            })
+            .guidance_rescale(number("guidance_rescale").unwrap_or(0.0) as f32)
+            .eta(number("eta").unwrap_or(0.0) as f32)
+            .init((task.contains("Img2Img") || task.contains("Inpaint")).then(|| {
+                let init = Init::new(planar(image.clone())).strength(number("strength"));
+                match task.contains("Inpaint") {
+                    true => init.mask(planar(self.references.f32(&format!("mask.{size}")))),
+                    false => init,
+                }
+            }))
+            .controls(self.controls(call, &image))
+            .micro_conditioning(micro)
+            .height((call["open_size"] != json!(true)).then(|| side("height")))
+            .width((call["open_size"] != json!(true)).then(|| side("width")));
+        request.scheduler = call["scheduler"].as_str().map(str::to_owned);
+        request
     }
 
     /// The embedding file that the references hold the vectors of.
@@ -142,11 +142,11 @@ impl Family {
             value => value.as_f64(),
         };
         (0..n)
-            .map(|i| Control {
-                image: planar(images[i].clone()),
-                scale: number("controlnet_conditioning_scale", i).map(|x| x as f32),
-                start: number("control_guidance_start", i).unwrap_or(0.0),
-                end: number("control_guidance_end", i).unwrap_or(1.0),
+            .map(|i| {
+                let scale = number("controlnet_conditioning_scale", i).map(|x| x as f32);
+                let start = number("control_guidance_start", i).unwrap_or(0.0);
+                let end = number("control_guidance_end", i).unwrap_or(1.0);
+                Control::new(planar(images[i].clone())).scale(scale).between(start, end)
             })
             .collect()
     }
@@ -197,14 +197,14 @@ fn check(name: &str) {
     let family = Family::new(name);
     let bundle = family.bundle();
     for backend in backends() {
-        let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
+        let mut pipeline = pipeline(bundle.clone(), backend);
         for call in family.description["calls"].as_object().expect("calls").keys() {
             let what = format!("{name} {call} on {}", pipeline.backend().name());
             if family.description["calls"][call]["learned"] == json!(true) {
                 let word = pipeline.add_embedding(&family.embedding(), None).expect("an embedding");
                 assert_eq!(word, "<toy>");
             }
-            let output = pipeline.generate(&family.request(call), &mut quietly);
+            let output = pipeline.generate(&family.request(call));
             let output = output.unwrap_or_else(|e| panic!("{what}: {e}"));
             let expected = family.references.f32(&format!("{call}.latents"));
             if family.description["calls"][call]["decoded"] == json!(true) {

@@ -1,14 +1,13 @@
 //! Checkpoints, bundles and backends that tests share.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOptions, synthesize};
 use kiln_graph::ElementType;
 use kiln_native::install;
-use kiln_runtime::{Backend, Backends, Bundle, Device, Event, Libraries, Runner, Target};
+use kiln_runtime::{Backend, Backends, Bundle, Device, Libraries, Pipeline, Runner, Target};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -82,7 +81,8 @@ pub(crate) fn edit_json(path: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).expect("JSON");
 }
 
-/// Progress that nobody watches.
-pub(crate) fn quietly(_: Event) -> ControlFlow<()> {
-    ControlFlow::Continue(())
+/// A pipeline of a bundle, with nothing that a caller could add.
+#[track_caller]
+pub(crate) fn pipeline(bundle: Bundle, backend: Arc<dyn Backend>) -> Pipeline {
+    Pipeline::builder(bundle).backend(backend).build().expect("a pipeline")
 }

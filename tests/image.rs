@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use kiln_runtime::Size;
 use kiln_runtime::image::{ImageError, RgbImage};
 use ndarray::ArrayD;
 
@@ -62,14 +63,14 @@ fn resizing_is_pillows_to_the_bit() {
     assert_eq!(keys.len(), 6);
     for key in keys {
         let expected = stored(&references, &key);
-        assert_eq!(image.resized(expected.width(), expected.height()), expected, "{key}");
+        assert_eq!(image.resized(expected.size()), expected, "{key}");
     }
 }
 
 #[test]
 fn brightness_is_pillows() {
     let references = References::open("images.safetensors");
-    let luma = stored(&references, "image").resized(30, 20).to_luma();
+    let luma = stored(&references, "image").resized(Size::new(30, 20)).to_luma();
     let mask = luma.mapv(|x| if x < 0.5 { 0.0 } else { 1.0 });
     assert_close("mask", mask.view().into_dyn(), references.f32("mask").view(), 0.0);
 }
@@ -94,7 +95,7 @@ fn differences_are_measured_as_scikit_image_measures_them() {
     let same = image.compare(&image).expect("two pictures");
     assert_eq!((same.max_difference, same.psnr), (0, None));
     assert!((same.ssim.expect("a similarity") - 1.0).abs() < 1e-12);
-    assert!(matches!(image.compare(&image.resized(5, 5)), Err(ImageError::Sizes(..))));
+    assert!(matches!(image.compare(&image.resized(Size::square(5))), Err(ImageError::Sizes(..))));
 }
 
 #[test]

@@ -8,11 +8,11 @@ use kiln_compile::TraceOptions;
 use kiln_engine::{Backend, LoadOptions, Rten, Tensor, TensorView};
 use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
-use kiln_runtime::{Bundle, ComponentName, Error, Event, Pipeline, PromptSyntax, Request};
+use kiln_runtime::{Bundle, ComponentName, Error, Event, PromptSyntax, Request, Size, Watch};
 use ndarray::{ArrayD, Axis, arr1};
 use serde_json::json;
 
-use crate::fixtures::{backends, bundle, copy_folder, onnxruntime, quietly, scratch, sd15};
+use crate::fixtures::{backends, bundle, copy_folder, onnxruntime, pipeline, scratch, sd15};
 use crate::support::{References, assert_close};
 
 const COMPONENTS: f32 = 1e-4;
@@ -85,14 +85,11 @@ fn the_autoencoder_is_diffusers() {
 }
 
 fn golden_request() -> Request {
-    Request {
-        negative_prompts: vec!["blurry, low quality".into()],
-        seeds: vec![7],
-        steps: Some(10),
-        height: Some(64),
-        width: Some(64),
-        ..Request::new("a photo of an astronaut riding a horse on mars")
-    }
+    Request::new("a photo of an astronaut riding a horse on mars")
+        .negative_prompt("blurry, low quality")
+        .seeds(vec![7])
+        .steps(10)
+        .size(Size::new(64, 64))
 }
 
 #[track_caller]
@@ -104,8 +101,8 @@ fn check_pipeline(request: &Request, latents: &str, image: Option<&str>) {
 fn check_bundle(bundle: &Bundle, request: &Request, latents: &str, image: Option<&str>) {
     let references = References::open("sd15/reference.safetensors");
     for backend in backends() {
-        let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
-        let output = pipeline.generate(request, &mut quietly).expect("pictures");
+        let mut pipeline = pipeline(bundle.clone(), backend);
+        let output = pipeline.generate(request).expect("pictures");
         let what = format!("{latents} on {}", pipeline.backend().name());
         assert_close(&what, output.latents.view(), references.f32(latents).view(), LATENTS);
         assert_eq!(output.images.len(), request.prompts.len());
@@ -125,17 +122,14 @@ fn pictures_are_diffusers() {
 
 #[test]
 fn pictures_with_noise_at_each_step_are_diffusers() {
-    check_pipeline(&Request { eta: 1.0, ..golden_request() }, "pipeline.eta1.latents", None);
+    check_pipeline(&golden_request().eta(1.0), "pipeline.eta1.latents", None);
 }
 
 #[test]
 fn a_batch_with_its_own_negative_prompts_is_diffusers() {
     let request = golden_request();
-    let request = Request {
-        prompts: vec![request.prompts[0].clone(), "a small cat".into()],
-        negative_prompts: vec![request.negative_prompts[0].clone(), String::new()],
-        ..request
-    };
+    let (prompt, negative) = (request.prompts[0].clone(), request.negative_prompts[0].clone());
+    let request = request.prompts([prompt.as_str(), "a small cat"]).negative_prompts([negative.as_str(), ""]);
     check_pipeline(&request, "pipeline.batch2.latents", None);
 }
 
@@ -158,11 +152,11 @@ fn a_scheduler_file_that_says_little_is_completed_and_corrected_as_in_diffusers(
 #[test]
 fn without_guidance_only_the_prompt_counts() {
     let (bundle, _) = golden();
-    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
-    let request = Request { guidance_scale: Some(1.0), steps: Some(2), ..golden_request() };
+    let mut pipeline = pipeline(bundle, onnxruntime());
+    let request = golden_request().guidance_scale(1.0).steps(2);
     let mut latents = |negative: &str| {
-        let request = Request { negative_prompts: vec![negative.into()], ..request.clone() };
-        pipeline.generate(&request, &mut quietly).expect("a picture").latents
+        let request = request.clone().negative_prompt(negative);
+        pipeline.generate(&request).expect("a picture").latents
     };
     assert_eq!(latents("blurry"), latents("sharp"));
 }
@@ -170,10 +164,10 @@ fn without_guidance_only_the_prompt_counts() {
 #[test]
 fn sizes_that_do_not_halve_evenly_work() {
     let (bundle, _) = golden();
-    let request = Request { height: Some(72), width: Some(40), steps: Some(2), ..golden_request() };
+    let request = golden_request().steps(2).size(Size::new(40, 72));
     let latents = backends().map(|backend| {
-        let mut pipeline = Pipeline::new(bundle.clone(), backend).expect("a pipeline");
-        let output = pipeline.generate(&request, &mut quietly).expect("a picture");
+        let mut pipeline = pipeline(bundle.clone(), backend);
+        let output = pipeline.generate(&request).expect("a picture");
         assert_eq!((output.images[0].width(), output.images[0].height()), (40, 72));
         output.latents
     });
@@ -183,10 +177,10 @@ fn sizes_that_do_not_halve_evenly_work() {
 #[test]
 fn the_same_seed_gives_the_same_picture_and_another_another() {
     let (bundle, _) = golden();
-    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(bundle, onnxruntime());
     let mut draw = |seed| {
-        let request = Request { seeds: vec![seed], steps: Some(2), ..golden_request() };
-        pipeline.generate(&request, &mut quietly).expect("a picture").images
+        let request = golden_request().seeds(vec![seed]).steps(2);
+        pipeline.generate(&request).expect("a picture").images
     };
     let first = draw(1);
     assert_eq!(first, draw(1));
@@ -196,63 +190,58 @@ fn the_same_seed_gives_the_same_picture_and_another_another() {
 #[test]
 fn a_run_is_cancelled_between_steps() {
     let (bundle, _) = golden();
-    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(bundle, onnxruntime());
     let mut seen = 0;
-    let result = pipeline.generate(&golden_request(), &mut |event| match event {
+    let mut watch = |event| match event {
         Event::Step { step: 3, .. } => ControlFlow::Break(()),
         Event::Step { .. } => {
             seen += 1;
             ControlFlow::Continue(())
         }
         _ => ControlFlow::Continue(()),
-    });
+    };
+    let result = pipeline.generate_with(&golden_request(), Watch::new().on_event(&mut watch));
     assert!(matches!(result, Err(Error::Cancelled { step: 3, steps: 10 })), "{result:?}");
     assert_eq!(seen, 2);
-    pipeline
-        .generate(&Request { steps: Some(1), ..golden_request() }, &mut quietly)
-        .expect("usable afterwards");
+    pipeline.generate(&golden_request().steps(1)).expect("usable afterwards");
 }
 
 #[test]
 fn a_prompt_that_is_too_long_is_cut_and_said_to_be() {
     let (bundle, _) = golden();
-    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(bundle, onnxruntime());
     let mut truncated = 0;
-    let request = Request {
-        prompts: vec!["word ".repeat(100)],
-        prompt_syntax: PromptSyntax::Plain,
-        steps: Some(1),
-        ..golden_request()
-    };
+    let request =
+        golden_request().prompts(vec!["word ".repeat(100)]).prompt_syntax(PromptSyntax::Plain).steps(1);
     let mut watch = |event| {
         if let Event::Truncated(n) = event {
             truncated = n;
         }
         ControlFlow::Continue(())
     };
-    pipeline.generate(&request, &mut watch).expect("a picture");
+    pipeline.generate_with(&request, Watch::new().on_event(&mut watch)).expect("a picture");
     assert_eq!(truncated, 25);
 }
 
 #[track_caller]
 fn check_refused(request: Request, message: &str) {
     let (bundle, _) = golden();
-    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
-    let error = pipeline.generate(&request, &mut quietly).expect_err("refused");
+    let mut pipeline = pipeline(bundle, onnxruntime());
+    let error = pipeline.generate(&request).expect_err("refused");
     assert_eq!(error.to_string(), message);
 }
 
 #[test]
 fn impossible_requests_are_refused() {
     let good = golden_request;
-    check_refused(Request { steps: Some(0), ..good() }, "steps: 0 is not a positive number");
-    check_refused(Request { steps: Some(1001), ..good() }, "steps: 1001 is not a number from 1 to 1000");
-    check_refused(Request { width: Some(65), ..good() }, "width: 65 is not a multiple of 8 up to 8192");
-    check_refused(Request { height: Some(0), ..good() }, "height: 0 is not a multiple of 8 up to 8192");
-    check_refused(Request { height: Some(8200), ..good() }, "height: 8200 is not a multiple of 8 up to 8192");
-    check_refused(Request { eta: 1.5, ..good() }, "eta: 1.5 is not a number from 0 to 1");
-    check_refused(Request { prompts: vec![], ..good() }, "batch size: 0 is not a number from 1 to 256");
-    let nan = Request { guidance_scale: Some(f32::NAN), ..good() };
+    check_refused(good().steps(0), "steps: 0 is not a positive number");
+    check_refused(good().steps(1001), "steps: 1001 is not a number from 1 to 1000");
+    check_refused(good().width(65), "width: 65 is not a multiple of 8 up to 8192");
+    check_refused(good().height(0), "height: 0 is not a multiple of 8 up to 8192");
+    check_refused(good().height(8200), "height: 8200 is not a multiple of 8 up to 8192");
+    check_refused(good().eta(1.5), "eta: 1.5 is not a number from 0 to 1");
+    check_refused(good().prompts(Vec::<String>::new()), "batch size: 0 is not a number from 1 to 256");
+    let nan = good().guidance_scale(f32::NAN);
     check_refused(nan, "guidance scale: NaN is not a finite number");
 }
 

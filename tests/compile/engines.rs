@@ -33,7 +33,7 @@ fn the_small_model_becomes_engines_with_fused_attention() {
     };
     let report = compile(&[]);
     assert_eq!(report["cached"], false);
-    let bundle = Bundle::open(report["bundle"].as_str().expect("a path").as_ref()).expect("a bundle");
+    let bundle = Bundle::open(report["bundle"].as_str().expect("a path")).expect("a bundle");
     let manifest = bundle.manifest();
     assert_eq!(
         (manifest.target, manifest.provenance.toolkit.as_deref()),
@@ -97,7 +97,7 @@ fn engines_are_built_on_another_machine_than_the_one_that_traced() {
     assert_eq!(plan.matches("to build: there is none like it").count(), 4, "{plan}");
     let bundle = succeed(&mut kiln(&build, there.path()));
     assert_eq!(succeed(&mut kiln(&build, there.path())), bundle);
-    let bundle = Bundle::open(bundle.trim().as_ref()).expect("a bundle");
+    let bundle = Bundle::open(bundle.trim()).expect("a bundle");
     assert_eq!(bundle.manifest().target, Target::TensorrtRtx);
     assert_eq!(bundle.component(UNET).expect("a UNet").attention().fused, 14);
     assert_eq!(bundle.pipeline().expect("a pipeline").size.width, 64);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::thread;
 
 use kiln_bundle::SealKey;
-use kiln_runtime::{Backend, Backends, Libraries, Library, MemoryOptions, Offload, Pipeline, Request, Target};
+use kiln_runtime::{Backend, Backends, Libraries, Library, MemoryOptions, Offload, Request, Size, Target};
 
 use super::{OnGpu, libraries};
-use crate::fixtures::quietly;
+use crate::fixtures::pipeline;
 
 /// The fake GPU in this process, whose driver is found by name once it is loaded.
 fn backend() -> Arc<dyn Backend> {
@@ -26,16 +26,10 @@ fn pipelines_share_a_gpu() {
     gpu.bundle.seal(&SealKey::open(&cache.join(SealKey::FILE)).expect("a key")).expect("a seal");
     let backend = backend();
     let draw = &|seed: u64, offload: Offload, side: u32| {
-        let mut pipeline = Pipeline::new(gpu.bundle.clone(), backend.clone()).expect("a pipeline");
-        pipeline.set_memory(MemoryOptions { offload, ..MemoryOptions::default() }).expect("options");
-        let request = Request {
-            seeds: vec![seed],
-            steps: Some(5),
-            width: Some(side),
-            height: Some(side),
-            ..Request::new("a red circle")
-        };
-        pipeline.generate(&request, &mut quietly).expect("a picture").latents
+        let mut pipeline = pipeline(gpu.bundle.clone(), backend.clone());
+        pipeline.set_memory(MemoryOptions::default().offload(offload)).expect("options");
+        let request = Request::new("a red circle").seeds(vec![seed]).steps(5).size(Size::new(side, side));
+        pipeline.generate(&request).expect("a picture").latents
     };
     let cases =
         [(1, Offload::None, 64), (2, Offload::Model, 96), (3, Offload::None, 48), (4, Offload::Model, 64)];

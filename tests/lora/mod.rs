@@ -15,7 +15,7 @@ use kiln_compile::TraceOptions;
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
-use kiln_runtime::{Bundle, ComponentName, Pipeline, Request};
+use kiln_runtime::{Bundle, ComponentName, Request, Size};
 use ndarray::ArrayD;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -23,7 +23,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::families::{Family, draw};
-use crate::fixtures::{backends, bundle, quietly, scratch, sd15};
+use crate::fixtures::{backends, bundle, pipeline, scratch, sd15};
 use crate::support::{References, assert_close, references};
 
 const LATENTS: f32 = 1e-3;
@@ -92,15 +92,12 @@ impl Case {
     }
 
     pub(crate) fn request(&self) -> Request {
-        Request {
-            negative_prompts: vec![String::new()],
-            seeds: vec![3],
-            steps: Some(4),
-            guidance_scale: Some(5.0),
-            height: Some(32),
-            width: Some(32),
-            ..Request::new("a red circle")
-        }
+        Request::new("a red circle")
+            .negative_prompt(String::new())
+            .seeds(vec![3])
+            .steps(4)
+            .guidance_scale(5.0)
+            .size(Size::new(32, 32))
     }
 
     fn changed(&self, role: ComponentName) -> BTreeSet<String> {
@@ -151,13 +148,13 @@ impl Case {
         let expected = References::open("lora.safetensors").f32(&format!("{}.latents", self.name));
         for backend in backends() {
             let what = format!("{} on {}", self.name, backend.name());
-            let mut fused = Pipeline::new(self.fused(), backend.clone()).expect("a pipeline");
-            let fused = fused.generate(&self.request(), &mut quietly).expect("a picture");
+            let mut fused = pipeline(self.fused(), backend.clone());
+            let fused = fused.generate(&self.request()).expect("a picture");
             assert_close(&what, fused.latents.view(), expected.view(), LATENTS);
-            let mut swapped = Pipeline::new(self.base(), backend).expect("a pipeline");
-            let plain = swapped.generate(&self.request(), &mut quietly).expect("a picture");
+            let mut swapped = pipeline(self.base(), backend);
+            let plain = swapped.generate(&self.request()).expect("a picture");
             swapped.set_loras(&self.pairs()).expect("LoRAs that fit");
-            let swapped = swapped.generate(&self.request(), &mut quietly).expect("a picture");
+            let swapped = swapped.generate(&self.request()).expect("a picture");
             assert_eq!(swapped.latents, fused.latents, "{what}");
             assert_eq!(swapped.images, fused.images, "{what}");
             assert_ne!(swapped.latents, plain.latents, "{what}");

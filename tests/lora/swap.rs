@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use kiln_lora::LoraFile;
-use kiln_runtime::{ComponentName, Event, Pipeline};
+use kiln_runtime::{ComponentName, Event, Pipeline, Pool, Watch};
 use ndarray::ArrayD;
 
 use super::Case;
-use crate::fixtures::{backends, onnxruntime};
+use crate::fixtures::{backends, onnxruntime, pipeline};
 
 /// Latents, and the engines that were loaded for them.
 fn draw(pipeline: &mut Pipeline, case: &Case) -> (ArrayD<f32>, Vec<ComponentName>) {
@@ -20,7 +20,7 @@ fn draw(pipeline: &mut Pipeline, case: &Case) -> (ArrayD<f32>, Vec<ComponentName
         }
         ControlFlow::Continue(())
     };
-    let output = pipeline.generate(&case.request(), &mut watch).expect("a picture");
+    let output = pipeline.generate_with(&case.request(), Watch::new().on_event(&mut watch)).expect("a picture");
     (output.latents, loaded)
 }
 
@@ -29,7 +29,10 @@ fn going_back_gives_the_same_bits_and_loads_only_what_changed() {
     // One changes UNet and text encoder, the other the UNet alone.
     let (a, b) = (Case::new("kohya"), Case::new("convolutions"));
     for backend in backends() {
-        let mut pipeline = Pipeline::new(a.base(), backend).expect("a pipeline");
+        // What a prompt came to is forgotten, so that its encoder has to be loaded again.
+        let pool = Pool::with_limits(None, 0);
+        let builder = Pipeline::builder(a.base()).backend(backend).pool(&pool);
+        let mut pipeline = builder.build().expect("a pipeline");
         let (plain, loaded) = draw(&mut pipeline, &a);
         assert_eq!(loaded, [TEXT_ENCODER, UNET, VAE_DECODER]);
         let mut draw_with = |loras: &[(Arc<LoraFile>, f32)]| {
@@ -57,7 +60,7 @@ fn going_back_gives_the_same_bits_and_loads_only_what_changed() {
 #[test]
 fn a_lora_that_does_not_fit_changes_nothing() {
     let (fits, foreign) = (Case::new("kohya"), Case::new("original"));
-    let mut pipeline = Pipeline::new(fits.base(), onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(fits.base(), onnxruntime());
     pipeline.set_loras(&fits.pairs()).expect("a LoRA that fits");
     let (before, _) = draw(&mut pipeline, &fits);
     let error = pipeline.set_loras(&foreign.pairs()).expect_err("another family");
@@ -80,9 +83,9 @@ fn weights_stored_in_half_precision_are_changed_too() {
     let plain = crate::fixtures::bundle(&case.checkpoint, &options(vec![]));
     let fused = crate::fixtures::bundle(&case.checkpoint, &options(case.loras.clone()));
     for backend in backends() {
-        let mut swapped = Pipeline::new(plain.clone(), backend.clone()).expect("a pipeline");
+        let mut swapped = pipeline(plain.clone(), backend.clone());
         swapped.set_loras(&case.pairs()).expect("a LoRA that fits");
-        let mut fused = Pipeline::new(fused.clone(), backend).expect("a pipeline");
+        let mut fused = pipeline(fused.clone(), backend);
         assert_eq!(draw(&mut swapped, &case).0, draw(&mut fused, &case).0);
     }
 }

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 
 use kiln_engine::heap;
-use kiln_runtime::{Error, Event, MemoryOptions, Offload, Pipeline, Placement, Request, process_memory};
+use kiln_runtime::{Error, Event, MemoryOptions, Offload, Placement, Request, Watch, process_memory};
 
 use super::{by_itself, open_small};
-use crate::fixtures::{onnxruntime, quietly};
+use crate::fixtures::{onnxruntime, pipeline};
 
 /// What a process may keep of bookkeeping that grows to its final size.
 const SLACK: u64 = 3 << 20;
@@ -17,7 +17,7 @@ fn resident() -> u64 {
 }
 
 fn request() -> Request {
-    Request { steps: Some(2), ..Request::new("a red circle") }
+    Request::new("a red circle").steps(2)
 }
 
 #[track_caller]
@@ -34,8 +34,8 @@ fn pictures_do_not_add_up() {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn a_hundred_pictures() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
-    let mut draw = || drop(pipeline.generate(&request(), &mut quietly).expect("a picture"));
+    let mut pipeline = pipeline(open_small(), onnxruntime());
+    let mut draw = || drop(pipeline.generate(&request()).expect("a picture"));
     (0..5).for_each(|_| draw());
     let before = resident();
     (0..100).for_each(|_| draw());
@@ -50,16 +50,16 @@ fn swaps_do_not_add_up() {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn ten_swaps() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(open_small(), onnxruntime());
     let mut swap = || {
         for (offload, placement) in [
             (Offload::None, Placement::Packed),
             (Offload::Model, Placement::Mapped),
             (Offload::Sequential, Placement::Mapped),
         ] {
-            let memory = MemoryOptions { offload, placement: Some(placement), ..MemoryOptions::default() };
+            let memory = MemoryOptions::default().offload(offload).placement(placement);
             pipeline.set_memory(memory).expect("options");
-            pipeline.generate(&request(), &mut quietly).expect("a picture");
+            pipeline.generate(&request()).expect("a picture");
         }
         pipeline.release();
     };
@@ -77,24 +77,25 @@ fn what_ends_early_leaves_nothing() {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn ending_early() {
-    let open = || Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let open = || pipeline(open_small(), onnxruntime());
     for _ in 0..2 {
         let mut pipeline = open();
-        pipeline.generate(&request(), &mut quietly).expect("a picture");
+        pipeline.generate(&request()).expect("a picture");
     }
     let before = resident();
     for offload in [Offload::None, Offload::Model, Offload::Sequential] {
-        let memory = MemoryOptions { offload, ..MemoryOptions::default() };
+        let memory = MemoryOptions::default().offload(offload);
         let mut pipeline = open();
         pipeline.set_memory(memory).expect("options");
         let mut held = 0;
-        let cancelled = pipeline.generate(&request(), &mut |event| match event {
+        let mut watch = |event| match event {
             Event::Step { .. } => {
                 held = process_memory::resident().expect("Linux");
                 ControlFlow::Break(())
             }
             _ => ControlFlow::Continue(()),
-        });
+        };
+        let cancelled = pipeline.generate_with(&request(), Watch::new().on_event(&mut watch));
         assert!(matches!(cancelled, Err(Error::Cancelled { step: 1, .. })), "{cancelled:?}");
         match offload {
             Offload::None => {
@@ -104,8 +105,8 @@ fn ending_early() {
             }
             _ => assert_back(&format!("cancelled under {offload:?}"), before),
         }
-        let huge = Request { guidance_scale: Some(f32::MAX), eta: 1.0, ..request() };
-        let failed = pipeline.generate(&huge, &mut quietly);
+        let huge = request().guidance_scale(f32::MAX).eta(1.0);
+        let failed = pipeline.generate(&huge);
         assert!(matches!(failed, Err(Error::NotFinite { .. })), "{failed:?}");
         drop(pipeline);
         assert_back("a failed pipeline was dropped", before);

@@ -3,11 +3,11 @@
 use kiln_bundle::stable_diffusion::UNET;
 use std::ops::ControlFlow;
 
-use kiln_runtime::{MemoryOptions, Offload, Pipeline, Placement, Request, VaeTiling};
+use kiln_runtime::{MemoryOptions, Offload, Placement, Request, VaeTiling, Watch};
 
 use super::{draw, open_small, small};
 use crate::cli::{fail, kiln};
-use crate::fixtures::{backends, onnxruntime, quietly, scratch};
+use crate::fixtures::{backends, onnxruntime, pipeline, scratch};
 use crate::lora::Case;
 
 fn request() -> Request {
@@ -20,12 +20,11 @@ fn request() -> Request {
 #[test]
 fn pictures_do_not_depend_on_what_stays_loaded() {
     for backend in backends() {
-        let mut pipeline = Pipeline::new(open_small(), backend).expect("a pipeline");
+        let mut pipeline = pipeline(open_small(), backend);
         let mut draw = |offload| {
-            let memory =
-                MemoryOptions { offload, placement: Some(Placement::Mapped), ..MemoryOptions::default() };
+            let memory = MemoryOptions::default().offload(offload).placement(Placement::Mapped);
             pipeline.set_memory(memory).expect("options");
-            pipeline.generate(&request(), &mut quietly).expect("pictures")
+            pipeline.generate(&request()).expect("pictures")
         };
         let whole = draw(Offload::None);
         for offload in [Offload::Model, Offload::Sequential] {
@@ -38,17 +37,16 @@ fn pictures_do_not_depend_on_what_stays_loaded() {
 
 #[test]
 fn a_batch_is_decoded_one_latent_at_a_time() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
-    let together = pipeline.generate(&request(), &mut quietly).expect("pictures");
+    let mut pipeline = pipeline(open_small(), onnxruntime());
+    let together = pipeline.generate(&request()).expect("pictures");
     for (i, prompt) in request().prompts.into_iter().enumerate() {
-        let alone = Request { prompts: vec![prompt], seeds: vec![0], ..request() };
+        let alone = request().prompts(vec![prompt]).seeds(vec![0]);
         let mut decoded = 0;
-        let output = pipeline
-            .generate(&alone, &mut |event| {
-                decoded += usize::from(matches!(event, kiln_runtime::Event::Decoding { .. }));
-                ControlFlow::Continue(())
-            })
-            .expect("a picture");
+        let mut watch = |event| {
+            decoded += usize::from(matches!(event, kiln_runtime::Event::Decoding { .. }));
+            ControlFlow::Continue(())
+        };
+        let output = pipeline.generate_with(&alone, Watch::new().on_event(&mut watch)).expect("a picture");
         assert_eq!(decoded, 2, "before and after the one picture");
         // The first picture's noise is that of the batch's first row.
         if i == 0 {
@@ -61,16 +59,16 @@ fn a_batch_is_decoded_one_latent_at_a_time() {
 #[test]
 fn loras_change_segments_as_they_change_the_whole() {
     let case = Case::new("peft");
-    let mut pipeline = Pipeline::new(case.segmented(), onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(case.segmented(), onnxruntime());
     let n_segments = pipeline.bundle().component(UNET).expect("a UNet").segments.len();
     assert!(n_segments > 10, "{n_segments}");
     let mut draw = |offload| {
-        let memory = MemoryOptions { offload, placement: Some(Placement::Mapped), ..MemoryOptions::default() };
+        let memory = MemoryOptions::default().offload(offload).placement(Placement::Mapped);
         pipeline.set_memory(memory).expect("options");
         pipeline.set_loras(&[]).expect("no LoRA");
-        let plain = pipeline.generate(&case.request(), &mut quietly).expect("a picture").latents;
+        let plain = pipeline.generate(&case.request()).expect("a picture").latents;
         pipeline.set_loras(&case.pairs()).expect("LoRAs that fit");
-        let changed = pipeline.generate(&case.request(), &mut quietly).expect("a picture").latents;
+        let changed = pipeline.generate(&case.request()).expect("a picture").latents;
         assert_ne!(plain, changed, "{offload:?}");
         changed
     };
@@ -81,22 +79,18 @@ fn loras_change_segments_as_they_change_the_whole() {
 
 #[test]
 fn options_that_contradict_themselves_are_refused() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(open_small(), onnxruntime());
     let mut refuse = |memory: MemoryOptions, message: &str| {
         let error = pipeline.set_memory(memory).expect_err(message).to_string();
         assert!(error.contains(message), "{error}");
     };
-    let tiled = |tile, overlap| MemoryOptions {
-        vae_tiling: Some(VaeTiling { tile, overlap }),
-        ..MemoryOptions::default()
-    };
-    refuse(tiled(Some(0), 0.25), "VAE tile: 0 is not a positive number");
-    refuse(tiled(None, f64::NAN), "VAE tile overlap: NaN is not a number from 0 to under 0.9");
-    refuse(tiled(None, 0.95), "0.95 is not a number from 0 to under 0.9");
-    refuse(MemoryOptions { prefetch: 1000, ..MemoryOptions::default() }, "prefetch: 1000");
+    let tiled = |tiling: VaeTiling, overlap| MemoryOptions::default().vae_tiling(tiling.overlap(overlap));
+    refuse(tiled(VaeTiling::of(0), 0.25), "VAE tile: 0 is not a positive number");
+    refuse(tiled(VaeTiling::default(), f64::NAN), "VAE tile overlap: NaN is not a number from 0 to under 0.9");
+    refuse(tiled(VaeTiling::default(), 0.95), "0.95 is not a number from 0 to under 0.9");
+    refuse(MemoryOptions::default().prefetch(1000), "prefetch: 1000");
     let packed = Some(Placement::Packed);
-    let streamed =
-        MemoryOptions { offload: Offload::Sequential, placement: packed, ..MemoryOptions::default() };
+    let streamed = MemoryOptions::default().offload(Offload::Sequential).placement(packed);
     refuse(streamed, "weights: packed ones take seconds to load");
 
     let (model, work) = (small().display().to_string(), scratch());

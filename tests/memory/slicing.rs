@@ -1,11 +1,11 @@
 //! Batches and large pictures are decoded in the memory of small ones.
 
 use kiln_engine::heap;
-use kiln_runtime::{Bundle, MemoryOptions, Offload, Pipeline, VaeTiling, process_memory};
+use kiln_runtime::{Bundle, MemoryOptions, Offload, Pipeline, VaeTiling, Watch, process_memory};
 use ndarray::ArrayD;
 
 use super::{by_itself, open_small};
-use crate::fixtures::{onnxruntime, quietly};
+use crate::fixtures::{onnxruntime, pipeline};
 
 /// Pixels on a side of the pictures that are compared.
 const SIDE: usize = 256;
@@ -19,7 +19,7 @@ fn peak_of_decoding(pipeline: &mut Pipeline, batch: usize, side: usize) -> u64 {
     heap::trim();
     assert!(process_memory::reset_peak(), "Linux");
     let before = process_memory::resident().expect("Linux");
-    let images = pipeline.decode_latents(&latents, &mut quietly).expect("pictures");
+    let images = pipeline.decode_latents(&latents, Watch::new()).expect("pictures");
     assert_eq!(images.len(), batch);
     process_memory::peak().expect("Linux") - before
 }
@@ -36,10 +36,8 @@ fn thirty_two_pictures_take_what_one_takes() {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn a_batch_of_32() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
-    pipeline
-        .set_memory(MemoryOptions { offload: Offload::Model, ..MemoryOptions::default() })
-        .expect("options");
+    let mut pipeline = pipeline(open_small(), onnxruntime());
+    pipeline.set_memory(MemoryOptions::default().offload(Offload::Model)).expect("options");
     // Which worker is first decides where buffers come to lie: one decode takes more than another.
     let singles = (0..16).map(|_| peak_of_decoding(&mut pipeline, 1, SIDE));
     let one = singles.max().expect("a decode");
@@ -55,9 +53,9 @@ fn a_large_picture_in_tiles_takes_what_a_small_one_takes() {
 #[test]
 #[ignore = "runs in a process of its own"]
 fn four_times_the_side() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
-    let tiled = Some(VaeTiling { tile: Some(SIDE as u32), ..VaeTiling::default() });
-    let memory = MemoryOptions { offload: Offload::Model, vae_tiling: tiled, ..MemoryOptions::default() };
+    let mut pipeline = pipeline(open_small(), onnxruntime());
+    let tiled = Some(VaeTiling::of(SIDE as u32));
+    let memory = MemoryOptions::default().offload(Offload::Model).vae_tiling(tiled);
     pipeline.set_memory(memory).expect("options");
     peak_of_decoding(&mut pipeline, 1, SIDE);
     let small = peak_of_decoding(&mut pipeline, 1, SIDE);
@@ -76,13 +74,13 @@ fn beside_tiles(side: usize) -> u64 {
 #[expect(clippy::print_stdout, reason = "whoever runs it wants the figures")]
 fn of_another_bundle() {
     let path = std::env::var("KILN_BUNDLE").expect("KILN_BUNDLE names a bundle");
-    let bundle = Bundle::open(path.as_ref()).expect("a bundle");
-    let mut pipeline = Pipeline::new(bundle, onnxruntime()).expect("a pipeline");
-    let memory = MemoryOptions { offload: Offload::Model, ..MemoryOptions::default() };
+    let bundle = Bundle::open(path).expect("a bundle");
+    let mut pipeline = pipeline(bundle, onnxruntime());
+    let memory = MemoryOptions::default().offload(Offload::Model);
     pipeline.set_memory(memory).expect("options");
     let one = peak_of_decoding(&mut pipeline, 1, 512);
-    let vae_tiling = Some(VaeTiling { tile: Some(512), ..VaeTiling::default() });
-    pipeline.set_memory(MemoryOptions { vae_tiling, ..memory }).expect("options");
+    let vae_tiling = Some(VaeTiling::of(512));
+    pipeline.set_memory(memory.vae_tiling(vae_tiling)).expect("options");
     let tiled = peak_of_decoding(&mut pipeline, 1, 2048);
     println!("{one} bytes for one of 512x512, {tiled} for one of 2048x2048 in tiles of 512");
     assert!(tiled <= one + one / 10 + beside_tiles(2048));

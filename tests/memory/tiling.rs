@@ -1,13 +1,15 @@
 //! The autoencoder in tiles, beside diffusers'.
 
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Init, MemoryOptions, Offload, Picture, Pipeline, Request, VaeTiling};
+use kiln_runtime::{Init, MemoryOptions, Offload, Picture, Request, VaeTiling};
 
 use super::open_small;
-use crate::fixtures::{onnxruntime, quietly};
+use crate::fixtures::{onnxruntime, pipeline};
 use crate::support::References;
 
-const TILED: VaeTiling = VaeTiling { tile: Some(64), overlap: 0.25 };
+fn tiled() -> VaeTiling {
+    VaeTiling::of(64)
+}
 
 fn picture(references: &References, name: &str) -> RgbImage {
     let (data, shape) = references.u8(name);
@@ -24,36 +26,36 @@ fn request() -> Request {
 #[test]
 fn tiles_are_decoded_and_encoded_as_in_diffusers() {
     let references = References::open("tiling.safetensors");
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(open_small(), onnxruntime());
     let mut check = |name: &str, request: &Request, memory: MemoryOptions| {
         pipeline.set_memory(memory).expect("options");
-        let output = pipeline.generate(request, &mut quietly).expect("a picture");
+        let output = pipeline.generate(request).expect("a picture");
         let comparison = output.images[0].compare(&picture(&references, name)).expect("one size");
         assert!(comparison.max_difference <= 2, "{name}: {comparison:?}");
     };
-    let tiled = MemoryOptions { vae_tiling: Some(TILED), ..MemoryOptions::default() };
+    let tiled = MemoryOptions::default().vae_tiling(tiled());
     check("whole", &request(), MemoryOptions::default());
     check("text", &request(), tiled);
-    check("text", &request(), MemoryOptions { offload: Offload::Sequential, ..tiled });
+    check("text", &request(), tiled.offload(Offload::Sequential));
     let init = picture(&references, "init");
     let init = Picture::Rgb(init);
-    let image = Request { init: Some(Init { image: init, strength: Some(0.5), mask: None }), ..request() };
+    let image = request().init(Init::new(init).strength(0.5));
     check("image", &image, tiled);
 }
 
 #[test]
 fn tiles_leave_the_picture_close_and_without_seams() {
-    let mut pipeline = Pipeline::new(open_small(), onnxruntime()).expect("a pipeline");
+    let mut pipeline = pipeline(open_small(), onnxruntime());
     let mut draw = |vae_tiling| {
-        pipeline.set_memory(MemoryOptions { vae_tiling, ..MemoryOptions::default() }).expect("options");
-        let request = Request { steps: Some(20), ..request() };
-        pipeline.generate(&request, &mut quietly).expect("a picture").images.swap_remove(0)
+        pipeline.set_memory(MemoryOptions::default().vae_tiling(vae_tiling)).expect("options");
+        let request = request().steps(20);
+        pipeline.generate(&request).expect("a picture").images.swap_remove(0)
     };
-    let (whole, tiled) = (draw(None), draw(Some(TILED)));
-    let comparison = whole.compare(&tiled).expect("one size");
+    let (whole, in_tiles) = (draw(None), draw(Some(tiled())));
+    let comparison = whole.compare(&in_tiles).expect("one size");
     assert!(comparison.psnr.is_some_and(|psnr| psnr >= 25.0), "{comparison:?}");
-    let hard = draw(Some(VaeTiling { overlap: 0.0, ..TILED }));
-    let (blended, cut) = (steepest_column(&tiled, &whole), steepest_column(&hard, &whole));
+    let hard = draw(Some(tiled().overlap(0.0)));
+    let (blended, cut) = (steepest_column(&in_tiles, &whole), steepest_column(&hard, &whole));
     assert!(blended < cut, "the steps at blended seams, {blended}, are smaller than at hard ones, {cut}");
 }
 

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use kiln_compile::{
     BuildOptions, Checkpoint, EngineCache, Family, Original, TraceOptions, inspect_original, trace,
 };
-use kiln_runtime::{Pipeline, Request};
+use kiln_runtime::{Request, Size};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Draft, object, open, reference, shape};
-use crate::fixtures::{copy_folder, edit_json, onnxruntime, quietly, scratch, sd15};
+use crate::fixtures::{copy_folder, edit_json, onnxruntime, pipeline, scratch, sd15};
 
 /// Where diffusers takes a weight from: key, first row, whether it is transposed, shape.
 fn expected_view<'a>(view: &'a Value, keys: &'a Value) -> (&'a str, u64, bool, Vec<u64>) {
@@ -211,15 +211,12 @@ fn a_file_gives_the_models_and_pictures_of_its_folder() {
         let compiled = EngineCache::new(cache.path())
             .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
             .expect("a bundle");
-        let mut pipeline = Pipeline::new(compiled.bundle, onnxruntime()).expect("a pipeline");
-        let request = Request {
-            seeds: vec![7],
-            steps: Some(3),
-            height: Some(64),
-            width: Some(64),
-            ..Request::new("a photo of an astronaut riding a horse on mars")
-        };
-        pipeline.generate(&request, &mut quietly).expect("a picture").latents
+        let mut pipeline = pipeline(compiled.bundle, onnxruntime());
+        let request = Request::new("a photo of an astronaut riding a horse on mars")
+            .seeds(vec![7])
+            .steps(3)
+            .size(Size::new(64, 64));
+        pipeline.generate(&request).expect("a picture").latents
     };
     for nested in [true, false] {
         let (folder, file) = fixture(nested);

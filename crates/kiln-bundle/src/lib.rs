@@ -55,12 +55,13 @@ pub struct Bundle {
 
 impl Bundle {
     /// Whether a folder looks like a bundle.
-    pub fn is_bundle(folder: &Path) -> bool {
-        folder.join(MANIFEST).is_file()
+    pub fn is_bundle(folder: impl AsRef<Path>) -> bool {
+        folder.as_ref().join(MANIFEST).is_file()
     }
 
     /// Reads and checks the manifest and the files it names.
-    pub fn open(root: &Path) -> Result<Bundle, BundleError> {
+    pub fn open(root: impl AsRef<Path>) -> Result<Bundle, BundleError> {
+        let root = root.as_ref();
         let manifest = Manifest::read(&root.join(MANIFEST))?;
         let bundle = Bundle { root: root.into(), manifest };
         let mut digests = Digests::load(bundle.path(DIGESTS));
@@ -102,6 +103,11 @@ impl Bundle {
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Where its manifest lies.
+    pub fn manifest_path(&self) -> PathBuf {
+        self.root.join(MANIFEST)
     }
 
     /// Where a file of the bundle lies.
@@ -183,13 +189,13 @@ impl Bundle {
     }
 
     fn refuse(&self, reason: &str) -> BundleError {
-        BundleError::Manifest { path: self.root.join(MANIFEST), reason: reason.into() }
+        BundleError::Manifest { path: self.manifest_path(), reason: reason.into() }
     }
 
     /// The component of that name.
     pub fn component(&self, name: ComponentName) -> Result<&Component, BundleError> {
         let found = self.manifest.components.get(&name);
-        found.ok_or_else(|| BundleError::NoComponent { path: self.root.join(MANIFEST), name })
+        found.ok_or_else(|| BundleError::NoComponent { path: self.manifest_path(), name })
     }
 
     /// The component whose weights another one reads: itself, unless it shares them.

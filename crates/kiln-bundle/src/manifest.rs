@@ -47,7 +47,7 @@ pub struct Manifest {
 }
 
 /// How ONNX Runtime's CUDA provider runs a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
     /// Whether products of 32-bit floats may have 10 bits of mantissa.

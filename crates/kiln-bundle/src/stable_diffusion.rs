@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BundleError, ComponentName, MANIFEST, PipelineInfo};
+use crate::{ComponentName, PipelineInfo};
 
 /// Stable Diffusion 1.x and 2.x (Rombach et al. 2022).
 pub const STABLE_DIFFUSION: &str = "stable-diffusion";
@@ -58,17 +58,16 @@ impl Settings {
     /// # Errors
     ///
     /// Where a setting is unknown, of another type or out of range.
-    pub fn of(info: &PipelineInfo) -> Result<Settings, BundleError> {
-        let refuse = |reason: String| BundleError::Manifest { path: MANIFEST.into(), reason };
+    pub fn of(info: &PipelineInfo) -> Result<Settings, String> {
         let map = info.settings.clone().into_iter().collect();
-        let settings: Settings = serde_json::from_value(serde_json::Value::Object(map))
-            .map_err(|e| refuse(format!("settings: {e}")))?;
+        let settings: Settings =
+            serde_json::from_value(serde_json::Value::Object(map)).map_err(|e| format!("settings: {e}"))?;
         for (key, value, max) in [
             ("time_ids", settings.time_ids, 1 << 6),
             ("guidance_embedding", settings.guidance_embedding, 1 << 16),
         ] {
             if value.is_some_and(|value| value == 0 || value > max) {
-                return Err(refuse(format!("settings.{key}: is not a number from 1 to {max}")));
+                return Err(format!("settings.{key}: is not a number from 1 to {max}"));
             }
         }
         Ok(settings)

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use kiln_runtime::{Event, MemoryOptions, Output, Pipeline, Request, Timings, VaeTiling};
+use kiln_runtime::{Event, MemoryOptions, Output, Pipeline, Request, Timings, VaeTiling, Watch};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{ExecutionArgs, OffloadChoice};
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::memtrace::{MemoryTrace, Recording};
 use crate::model::open_bundle;
 use crate::progress::Bar;
-use crate::{backends, output};
+use crate::{backends, models, output};
 
 /// A picture to draw in another process.
 #[derive(Serialize, Deserialize)]
@@ -54,23 +54,14 @@ impl From<Timings> for Seconds {
 
 /// Draws a picture here.
 pub(crate) fn work(job: Job) -> Result<Drawn, Failure> {
-    let request = Request {
-        seeds: vec![0],
-        steps: Some(job.steps),
-        width: job.width,
-        height: job.height,
-        ..Request::new(&job.prompt)
-    };
+    let request = Request::new(&job.prompt).seed(0).steps(job.steps).width(job.width).height(job.height);
     let bundle = open_bundle(&job.bundle)?;
     let backends = job.execution.backends();
     let place = backends.place(bundle.manifest().target)?;
     let trace = MemoryTrace::start(place.gpu().cloned());
-    let mut pipeline = Pipeline::new(bundle, backends::open(&backends, &place)?)?;
-    pipeline.set_memory(MemoryOptions {
-        offload: job.offload.into(),
-        vae_tiling: job.vae_tile.map(|tile| VaeTiling { tile: Some(tile), ..VaeTiling::default() }),
-        ..MemoryOptions::default()
-    })?;
+    let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
+    let memory = MemoryOptions::new().offload(job.offload.into()).vae_tiling(job.vae_tile.map(VaeTiling::of));
+    pipeline.set_memory(memory)?;
     warm_up(&mut pipeline, &request, job.warm_up)?;
     let mut trace = Some(trace);
     let output = draw(&mut pipeline, &request, &mut trace)?;
@@ -82,7 +73,7 @@ pub(crate) fn work(job: Job) -> Result<Drawn, Failure> {
 /// Draws so many steps of a request and throws them away.
 pub(crate) fn warm_up(pipeline: &mut Pipeline, request: &Request, steps: Option<u32>) -> Result<(), Failure> {
     let Some(steps) = steps else { return Ok(()) };
-    let request = Request { steps: Some(steps as usize), ..request.clone() };
+    let request = request.clone().steps(steps as usize);
     draw(pipeline, &request, &mut None).map(drop)
 }
 
@@ -93,9 +84,9 @@ pub(crate) fn draw(
     trace: &mut Option<MemoryTrace>,
 ) -> Result<Output, Failure> {
     let mut bar = None;
-    let output = pipeline.generate(request, &mut |event| {
+    let mut watch = |event: Event| {
         if let Some(trace) = trace {
-            trace_phase(trace, event);
+            trace_phase(trace, &event);
         }
         match event {
             Event::Truncated(n) => {
@@ -107,11 +98,11 @@ pub(crate) fn draw(
             _ => {}
         }
         ControlFlow::Continue(())
-    })?;
-    Ok(output)
+    };
+    Ok(pipeline.generate_with(request, Watch::new().on_event(&mut watch))?)
 }
 
-fn trace_phase(trace: &mut MemoryTrace, event: Event) {
+fn trace_phase(trace: &mut MemoryTrace, event: &Event) {
     match event {
         Event::Loading(role) => trace.phase(format!("load {role}")),
         Event::Started { .. } => trace.phase("steps"),

@@ -2,7 +2,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use kiln_runtime::generator::GeneratorKind;
-use kiln_runtime::{Output, Pipeline, PromptSyntax, Request, Variation};
+use kiln_runtime::scheduler::SchedulerClass;
+use kiln_runtime::{Error, Output, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
@@ -12,11 +13,12 @@ use crate::memtrace::MemoryTrace;
 use crate::model::Model;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
 use crate::settings::{settings, text_chunks};
-use crate::{backends, draw, output, paths, plan, tasks};
+use crate::{backends, draw, models, output, paths, plan, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
     request.validate()?;
+    args.scheduler.as_deref().map(SchedulerClass::named).transpose().map_err(Error::from)?;
     let memory = args.memory.options();
     memory.validate()?;
     let backends = args.execution.backends();
@@ -32,7 +34,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let bundle = bundle(model, &args.checkpoint, &args.cache, &place)?;
     let controlnets = controlnets.into_iter().map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
-    let mut pipeline = Pipeline::new(bundle, backends::open(&backends, &place)?)?;
+    let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;
@@ -52,7 +54,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         trace.finish().write(file)?;
     }
 
-    let settings = settings(&pipeline, &request, args)?;
+    let settings = settings(&pipeline, &pipeline.resolve(&request)?, args)?;
     for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
         image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
     }
@@ -70,38 +72,38 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
     };
     let batch_size = args.batch_size.unwrap_or(seeds.len()).min(1 << 16);
     let tasks = &args.tasks;
-    Ok(Request {
-        prompts: vec![args.prompt.clone(); batch_size],
-        negative_prompts: args.negative_prompt.iter().cloned().collect(),
-        prompt_syntax: match args.prompt_syntax {
+    let variation = match (args.variation_seed, args.variation_strength) {
+        (Some(seed), Some(strength)) => {
+            let seeds = (0..seeds.len() as u64).map(|i| seed.wrapping_add(i)).collect();
+            Some(Variation { seeds, strength })
+        }
+        _ => None,
+    };
+    let mut request = Request::new("")
+        .prompts(vec![args.prompt.as_str(); batch_size])
+        .prompt_syntax(match args.prompt_syntax {
             SyntaxChoice::Weighted => PromptSyntax::Weighted,
             SyntaxChoice::Plain => PromptSyntax::Plain,
-        },
-        clip_skip: args.clip_skip,
-        generator: match args.generator {
+        })
+        .clip_skip(args.clip_skip)
+        .generator(match args.generator {
             GeneratorChoice::Cpu => GeneratorKind::Cpu,
             GeneratorChoice::Cuda => GeneratorKind::Cuda,
-        },
-        scheduler: args.scheduler.clone(),
-        variation: match (args.variation_seed, args.variation_strength) {
-            (Some(seed), Some(strength)) => {
-                let seeds = (0..seeds.len() as u64).map(|i| seed.wrapping_add(i)).collect();
-                Some(Variation { seeds, strength })
-            }
-            _ => None,
-        },
-        seeds,
-        steps: args.steps,
-        guidance_scale: args.guidance_scale,
-        guidance_rescale: args.guidance_rescale,
-        eta: args.eta,
-        height: args.height,
-        width: args.width,
-        init: tasks.init()?,
-        controls: tasks.controls()?,
-        hires: tasks.hires(),
-        micro_conditioning: tasks.micro_conditioning(),
-    })
+        })
+        .variation(variation)
+        .seeds(seeds)
+        .steps(args.steps)
+        .guidance_scale(args.guidance_scale)
+        .guidance_rescale(args.guidance_rescale)
+        .eta(args.eta)
+        .init(tasks.init()?)
+        .controls(tasks.controls()?)
+        .hires(tasks.hires())
+        .micro_conditioning(tasks.micro_conditioning());
+    request.negative_prompts = args.negative_prompt.iter().cloned().collect();
+    request.scheduler.clone_from(&args.scheduler);
+    (request.height, request.width) = (args.height, args.width);
+    Ok(request)
 }
 
 /// What keeps a checkpoint's engines on the processor.

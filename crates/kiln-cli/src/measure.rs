@@ -3,14 +3,13 @@
 use std::path::PathBuf;
 
 use kiln_bundle::{Bundle, Figures, Sample};
-use kiln_runtime::Pipeline;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::{ExecutionArgs, MeasureArgs, Work};
 use crate::failure::Failure;
 use crate::model::open_bundle;
-use crate::models::seal_key;
+use crate::models::{self, seal_key};
 use crate::progress::Bar;
 use crate::{backends, child, output};
 
@@ -42,7 +41,7 @@ pub(crate) fn work(job: Job) -> Result<Figures, Failure> {
 fn measure(bundle: &Bundle, execution: ExecutionArgs) -> Result<Figures, Failure> {
     let backends = execution.backends();
     let backend = backends::open(&backends, &backends.place(bundle.manifest().target)?)?;
-    let mut pipeline = Pipeline::new(bundle.clone(), backend)?;
+    let mut pipeline = models::pipeline(bundle.clone(), backend)?;
     let bar = Bar::spinner("measuring");
     pipeline.measure(&mut |role| bar.message(role.to_string()))?.ok_or_else(|| {
         Failure::unexpected("this operating system does not tell how much memory a process has taken")

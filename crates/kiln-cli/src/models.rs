@@ -1,6 +1,7 @@
 //! The bundles of models, from the engine cache where they are checkpoints.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_bundle::{Bundle, SealKey};
 use kiln_compile::{
@@ -9,7 +10,7 @@ use kiln_compile::{
 };
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
-use kiln_runtime::Place;
+use kiln_runtime::{Backend, Pipeline, Place};
 
 use crate::args::{CacheArgs, CheckpointArgs, SizeArgs};
 use crate::failure::Failure;
@@ -54,7 +55,7 @@ pub(crate) fn bundle(
     let mut progress = |progress| bar.compiling(progress);
     let plan = cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?;
     // What is compiled was checked before it was.
-    match cache.find(&plan).map_err(|e| failure(e, &cache))? {
+    match cache.bundle_of(&plan).map_err(|e| failure(e, &cache))? {
         Some(bundle) => Ok(bundle),
         None => {
             check_companions(&checkpoint)?;
@@ -126,4 +127,15 @@ pub(crate) fn sizes(args: &SizeArgs, checkpoint: &Checkpoint) -> Result<Sizes, F
         n => return Err(Failure::usage(format!("batch size: {n} is not a number from 1 to 256"))),
     };
     Ok(Sizes::Static { batch, height: latents("height", height)?, width: latents("width", width)? })
+}
+
+/// A pipeline of a bundle, with this user's key and kernels.
+pub(crate) fn pipeline(bundle: Bundle, backend: Arc<dyn Backend>) -> Result<Pipeline, Failure> {
+    let is_code = bundle.manifest().target.has_engines();
+    let builder = Pipeline::builder(bundle).backend(backend);
+    let builder = match is_code {
+        true => builder.seal_key(seal_key()?).kernel_cache(kiln_native::cache_dir()?.join("kernels")),
+        false => builder,
+    };
+    Ok(builder.build()?)
 }

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use kiln_bundle::Figures;
-use kiln_runtime::{Choice, Error, MemoryOptions, Pipeline, Plan, Request, process_memory};
+use kiln_runtime::{Error, MemoryChoice, MemoryOptions, MemoryPlan, Pipeline, Request, process_memory};
 use serde_json::{Value, json};
 
 use crate::args::{Budget, ExecutionArgs, OffloadChoice, PlanArgs};
@@ -15,14 +15,11 @@ use crate::{backends, measure, output, paths};
 const SHARE: f64 = 0.9;
 
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let request = Request {
-        prompts: vec![String::new(); args.batch_size.min(1 << 16)],
-        steps: args.steps,
-        guidance_scale: args.guidance_scale,
-        height: args.height,
-        width: args.width,
-        ..Request::new("")
-    };
+    let mut request = Request::new("")
+        .prompts(vec![""; args.batch_size.min(1 << 16)])
+        .steps(args.steps)
+        .guidance_scale(args.guidance_scale);
+    (request.height, request.width) = (args.height, args.width);
     request.validate()?;
     let backends = args.execution.backends();
     backends.check()?;
@@ -30,7 +27,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     refuse_unused(&args.checkpoint, [&model])?;
     let place = backends::place(&model, &backends, None)?;
     let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place)?;
-    let pipeline = Pipeline::new(bundle, backends::open(&backends, &place)?)?;
+    let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
     let budget = args.memory_budget.map(|budget| bytes(budget, &pipeline)).transpose()?;
     let chosen = budget.map(|budget| plan.within(budget));
@@ -112,11 +109,11 @@ fn describe(memory: &MemoryOptions) -> String {
 }
 
 /// Whether they are the same row of the table: what is kept is decided by the budget.
-fn is_same(a: &Choice, b: &Choice) -> bool {
+fn is_same(a: &MemoryChoice, b: &MemoryChoice) -> bool {
     (a.memory.offload, a.memory.vae_tiling) == (b.memory.offload, b.memory.vae_tiling)
 }
 
-fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) {
+fn show(plan: &MemoryPlan, budget: Option<u64>, chosen: Option<&Result<MemoryChoice, Error>>) {
     output::data(&format!("{:<11} {:<9} {:>10} {:>10}", "OFFLOAD", "VAE TILE", "PEAK", "SECONDS"));
     for choice in &plan.choices {
         let tile = tile(&choice.memory).map_or_else(|| "none".into(), |tile| tile.to_string());
@@ -132,15 +129,18 @@ fn show(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>
 }
 
 /// The row itself, or what is chosen of it, which also spends the rest of the budget.
-fn as_chosen<'a>(choice: &'a Choice, chosen: Option<&'a Result<Choice, Error>>) -> &'a Choice {
+fn as_chosen<'a>(
+    choice: &'a MemoryChoice,
+    chosen: Option<&'a Result<MemoryChoice, Error>>,
+) -> &'a MemoryChoice {
     match chosen {
         Some(Ok(best)) if is_same(best, choice) => best,
         _ => choice,
     }
 }
 
-fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) -> String {
-    let peak = format!("peak while {} runs", choice.peak_role);
+fn reason(choice: &MemoryChoice, budget: Option<u64>, chosen: Option<&Result<MemoryChoice, Error>>) -> String {
+    let peak = format!("peak while {} runs", choice.peak_component);
     match (budget, chosen) {
         (Some(budget), _) if choice.peak_bytes > budget => {
             format!("{} too much; {peak}", output::bytes(choice.peak_bytes - budget))
@@ -157,13 +157,13 @@ fn reason(choice: &Choice, budget: Option<u64>, chosen: Option<&Result<Choice, E
     }
 }
 
-fn report(plan: &Plan, budget: Option<u64>, chosen: Option<&Result<Choice, Error>>) -> Value {
+fn report(plan: &MemoryPlan, budget: Option<u64>, chosen: Option<&Result<MemoryChoice, Error>>) -> Value {
     let choices = plan.choices.iter().map(|choice| as_chosen(choice, chosen)).map(|choice| {
         json!({
             "offload": offload(&choice.memory),
             "vae_tile": tile(&choice.memory),
             "peak_bytes": choice.peak_bytes,
-            "peak_component": choice.peak_role.to_string(),
+            "peak_component": choice.peak_component.to_string(),
             "seconds": choice.seconds,
             "fits": budget.map(|budget| choice.peak_bytes <= budget),
             "chosen": matches!(chosen, Some(Ok(best)) if is_same(best, choice)),

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::Size;
 use kiln_lora::{Lora, LoraFile};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
@@ -14,10 +13,10 @@ use crate::failure::Failure;
 impl TaskArgs {
     pub(crate) fn init(&self) -> Result<Option<Init>, Failure> {
         let Some(image) = &self.init_image else { return Ok(None) };
-        Ok(Some(Init {
-            image: picture(image)?,
-            strength: self.strength,
-            mask: self.mask.as_deref().map(picture).transpose()?,
+        let init = Init::new(picture(image)?).strength(self.strength);
+        Ok(Some(match &self.mask {
+            Some(mask) => init.mask(picture(mask)?),
+            None => init,
         }))
     }
 
@@ -29,35 +28,32 @@ impl TaskArgs {
         let ends = one_each("control end", &self.control_end, 1.0, n)?;
         let images = self.control_image.iter().zip(scales).zip(starts.into_iter().zip(ends));
         images
-            .map(|((image, scale), (start, end))| Ok(Control { image: picture(image)?, scale, start, end }))
+            .map(|((image, scale), (start, end))| {
+                Ok(Control::new(picture(image)?).scale(scale).between(start, end))
+            })
             .collect()
     }
 
     pub(crate) fn hires(&self) -> Option<Hires> {
-        self.hires.map(|scale| Hires {
-            scale,
-            strength: self.hires_strength,
-            steps: self.hires_steps,
-            upscaler: match self.hires_upscaler {
-                UpscalerChoice::Latents => Upscaler::Latents,
-                UpscalerChoice::Pixels => Upscaler::Pixels,
-            },
+        self.hires.map(|scale| {
+            Hires::new(scale).strength(self.hires_strength).steps(self.hires_steps).upscaler(
+                match self.hires_upscaler {
+                    UpscalerChoice::Latents => Upscaler::Latents,
+                    UpscalerChoice::Pixels => Upscaler::Pixels,
+                },
+            )
         })
     }
 
     pub(crate) fn micro_conditioning(&self) -> MicroConditioning {
-        MicroConditioning {
-            original_size: self.original_size.map(sides),
-            crop: self.crop.unwrap_or([0, 0]),
-            target_size: self.target_size.map(sides),
-            aesthetic_score: self.aesthetic_score,
-            negative_aesthetic_score: self.negative_aesthetic_score,
-        }
+        let mut micro = MicroConditioning::default();
+        micro.original_size = self.original_size;
+        micro.target_size = self.target_size;
+        [micro.crop_top, micro.crop_left] = self.crop.unwrap_or([0, 0]);
+        micro.aesthetic_score = self.aesthetic_score;
+        micro.negative_aesthetic_score = self.negative_aesthetic_score;
+        micro
     }
-}
-
-fn sides(size: Size) -> [u32; 2] {
-    [size.height, size.width]
 }
 
 fn picture(path: impl AsRef<Path>) -> Result<Picture, Failure> {

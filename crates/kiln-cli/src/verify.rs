@@ -2,14 +2,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kiln_bundle::{Bundle, SealKey};
-use kiln_runtime::{Backend, Backends, Device, Error, Event, Pipeline, Place, Reference};
+use kiln_runtime::{Backend, Backends, Device, Error, Event, Place, Reference, Watch};
 use serde_json::json;
 
 use crate::args::VerifyArgs;
 use crate::backends;
 use crate::failure::Failure;
 use crate::model::open_bundle;
-use crate::models::seal_key;
+use crate::models::{self, seal_key};
 use crate::output;
 use crate::progress::Bar;
 
@@ -30,8 +30,8 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
-    let mut pipeline = Pipeline::new(bundle, backends::open(&backends, &place)?)?;
-    let verification = watched(|progress| match pipeline.verify(&reference, progress) {
+    let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
+    let verification = watched(|watch| match pipeline.verify(&reference, watch) {
         Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite)) => {
             Err(Failure::differs(error.to_string()))
         }
@@ -88,8 +88,8 @@ fn against(
             (found()?, expected)
         }
     };
-    let mut found = Pipeline::new(bundle, found)?;
-    let mut expected = Pipeline::new(other, expected)?;
+    let mut found = models::pipeline(bundle, found)?;
+    let mut expected = models::pipeline(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;
     let worst = drifts.iter().map(|(_, drift)| *drift).fold(0.0, f64::max);
     let passes = worst <= args.max_drift;
@@ -110,8 +110,8 @@ fn against(
 
 /// Makes a bundle's reference.
 pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>, key: &SealKey) -> Result<(), Failure> {
-    let mut pipeline = Pipeline::new(bundle.clone(), backend)?;
-    let reference = watched(|progress| match pipeline.make_reference(progress) {
+    let mut pipeline = models::pipeline(bundle.clone(), backend)?;
+    let reference = watched(|watch| match pipeline.make_reference(watch) {
         Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite | Error::FlatPicture)) => {
             let reason = format!("{}: {error}", bundle.root().display());
             Err(Failure::differs(reason)
@@ -123,11 +123,9 @@ pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>, key: &SealK
 }
 
 /// Runs something that samples under a progress bar.
-fn watched<T>(
-    work: impl FnOnce(&mut dyn FnMut(Event) -> std::ops::ControlFlow<()>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+fn watched<T>(work: impl FnOnce(Watch<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut bar = None;
-    work(&mut |event| {
+    let mut on_event = |event: Event| {
         match event {
             Event::Started { steps } => bar = Some(Bar::steps(steps)),
             Event::Step { step, .. } => bar.iter().for_each(|bar| bar.step(step)),
@@ -135,5 +133,6 @@ fn watched<T>(
             _ => {}
         }
         std::ops::ControlFlow::Continue(())
-    })
+    };
+    work(Watch::new().on_event(&mut on_event))
 }

@@ -130,6 +130,11 @@ fn misfit(file: &LoraFile, reason: String) -> LoraError {
 }
 
 impl WeightChanges {
+    /// Whether a LoRA is among those that make them.
+    pub fn are_by(&self, lora: &Lora) -> bool {
+        self.weights.values().flatten().any(|change| change.lora == *lora)
+    }
+
     /// Names of the weights that change.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.weights.keys().map(String::as_str)

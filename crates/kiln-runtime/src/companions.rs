@@ -2,9 +2,14 @@
 
 use std::path::Path;
 
-use crate::Error;
+use kiln_bundle::{Bundle, TextEncoderInfo, TokenizerInfo};
+
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::ClipTokenizer;
+use crate::{BundleError, Error};
+
+/// What manifests call the tokenizer of CLIP.
+const CLIP: &str = "clip";
 
 /// Largest `scheduler_config.json` that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -19,6 +24,17 @@ pub fn open_scheduler(path: &Path) -> Result<SchedulerConfig, Error> {
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
     SchedulerConfig::from_json(&String::from_utf8_lossy(&bytes)).map_err(refuse)
+}
+
+/// Loads the tokenizer of a text encoder.
+pub(crate) fn tokenizer_of(bundle: &Bundle, encoder: &TextEncoderInfo) -> Result<ClipTokenizer, Error> {
+    let refuse = |reason: String| BundleError::Manifest { path: bundle.manifest_path(), reason };
+    let TokenizerInfo { kind, folder } = &encoder.tokenizer;
+    let folder = folder.as_ref().filter(|_| kind == CLIP);
+    let folder = folder.ok_or_else(|| {
+        refuse(format!("{}: tokenizer: '{kind}' is not {CLIP}, or has no folder", encoder.component))
+    })?;
+    open_tokenizer(&bundle.path(folder), encoder.positions as usize, u64::from(encoder.vocabulary))
 }
 
 /// Loads the tokenizer in a folder for a text encoder of `positions` tokens, start and end included, that knows the ids

@@ -2,7 +2,7 @@ mod kind;
 
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::BundleError;
+use kiln_bundle::{BundleError, ComponentName};
 use kiln_cuda::CudaError;
 use kiln_engine::EngineError;
 use kiln_lora::LoraError;
@@ -60,9 +60,23 @@ pub enum Error {
     #[error("{component}: {reason}")]
     Component {
         /// The component.
-        component: kiln_bundle::ComponentName,
+        component: ComponentName,
         /// What is wrong.
         reason: String,
+    },
+    /// A pipeline was built without anything that runs engines.
+    #[error("no backend: the pipeline's builder was given none")]
+    NoBackend,
+    /// Two arrays do not go together, which the pipeline's own checks should have found.
+    #[error("shapes: {0}")]
+    Shapes(String),
+    /// Nobody knows the architecture that a bundle is of.
+    #[error("{path}: is of architecture '{name}', which is not among those of this program", path = path.display())]
+    Architecture {
+        /// The bundle.
+        path: PathBuf,
+        /// The architecture.
+        name: String,
     },
     /// The scheduler's configuration is not supported.
     #[error("{path}: {source}", path = path.display())]
@@ -72,10 +86,10 @@ pub enum Error {
         /// What is wrong with it.
         source: SchedulerError,
     },
-    /// The scheduler can not do what is asked.
+    /// The scheduler cannot do what is asked.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
-    /// A file of learned words can not be used.
+    /// A file of learned words cannot be used.
     #[error("{path}: {reason}", path = path.display())]
     Embedding {
         /// The file.
@@ -83,7 +97,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A bundle's reference can not be used.
+    /// A bundle's reference cannot be used.
     #[error("{path}: {reason}", path = path.display())]
     Reference {
         /// The file.
@@ -112,16 +126,16 @@ pub enum Error {
     /// A LoRA does not fit the pipeline.
     #[error(transparent)]
     Lora(#[from] LoraError),
-    /// The bundle can not be read.
+    /// The bundle cannot be read.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// An engine can not be loaded or failed.
+    /// An engine cannot be loaded or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The tokenizer can not be loaded or failed.
+    /// The tokenizer cannot be loaded or failed.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// A picture can not be made or written.
+    /// A picture cannot be made or written.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// A native library is not on this machine.
@@ -135,7 +149,7 @@ pub enum Error {
         /// The feature that brings it.
         feature: &'static str,
     },
-    /// A native library that was asked for can not be used.
+    /// A native library that was asked for cannot be used.
     #[error(transparent)]
     Native(#[from] NativeError),
 }
@@ -144,6 +158,11 @@ impl From<CudaError> for Error {
     fn from(error: CudaError) -> Error {
         Error::Engine(error.into())
     }
+}
+
+/// The error of a request that asks for something impossible.
+pub(crate) fn refuse<T>(key: &'static str, reason: String) -> Result<T, Error> {
+    Err(Error::Request { key, reason })
 }
 
 impl Error {

@@ -1,14 +1,13 @@
 //! Runs Stable Diffusion pipelines from bundles: the library to embed.
 //!
 //! ```no_run
-//! use std::ops::ControlFlow;
 //! use kiln_runtime::{Backends, Bundle, Libraries, Pipeline, Request};
 //!
-//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef".as_ref())?;
+//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef")?;
 //! let backends = Backends::new(Libraries::new().from_environment());
 //! let backend = backends.open(bundle.manifest().target)?.backend;
-//! let mut pipeline = Pipeline::new(bundle, backend)?;
-//! let output = pipeline.generate(&Request::new("a red circle"), &mut |_| ControlFlow::Continue(()))?;
+//! let mut pipeline = Pipeline::builder(bundle).backend(backend).build()?;
+//! let output = pipeline.generate(&Request::new("a red circle"))?;
 //! output.images[0].save_png("circle.png".as_ref(), &[])?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -28,10 +27,12 @@
 //!
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
+pub mod architecture;
 mod backends;
 mod companions;
 mod error;
 pub mod generator;
+mod guidance;
 pub mod image;
 mod lora;
 mod memory;
@@ -42,8 +43,9 @@ mod prompt;
 mod request;
 mod residency;
 pub mod scheduler;
+mod stable_diffusion;
 pub mod tokenizer;
-mod verify;
+mod watch;
 
 #[cfg(feature = "cuda")]
 pub use backends::DeviceCheck;
@@ -53,14 +55,17 @@ pub use backends::{
 };
 pub use companions::{open_scheduler, open_tokenizer};
 pub use error::{Error, ErrorKind};
-pub use kiln_bundle::{Bundle, ComponentName, Figures, Target};
+pub use guidance::Guidance;
+pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey, Target};
 pub use kiln_engine::{Backend, EngineError, EngineErrorKind, Placement};
 pub use kiln_lora::{LoraError, LoraFile};
 pub use kiln_native::Error as NativeError;
+pub use kiln_types::Size;
 pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};
 pub use picture::Picture;
-pub use pipeline::{Event, Output, Pipeline, Progress, Timings};
-pub use plan::{Choice, Plan};
+pub use pipeline::{Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Timings, Verification};
+pub use plan::{MemoryChoice, MemoryPlan};
 pub use request::{Control, Hires, Init, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
-pub use verify::{Reference, Verification};
+pub use residency::Pool;
+pub use watch::{CancelToken, Event, OnEvent, Watch};

@@ -1,11 +1,10 @@
 //! LoRAs at run time: which weights of a bundle they change, and the changed weights.
 
-use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use kiln_bundle::{Bundle, Component, Segment, TensorFile};
+use kiln_bundle::{Bundle, Component, Segment, Stage, TensorFile};
 use kiln_engine::{Elements, WeightOverride, WeightSource};
 use kiln_lora::{Lora, LoraError, ModelWeights, WeightChanges};
 use safetensors::Dtype;
@@ -18,11 +17,14 @@ pub(crate) fn targets(bundle: &Bundle, loras: &[Lora]) -> Result<ModelWeights, E
     if loras.is_empty() {
         return Ok(model);
     }
-    for role in [UNET, TEXT_ENCODER, TEXT_ENCODER_2] {
-        let Some(component) = bundle.manifest().components.get(&role) else { continue };
+    for (name, component) in &bundle.manifest().components {
+        let takes_loras = matches!(component.stage, Stage::TextEncoder | Stage::Denoiser);
+        if !takes_loras || component.shares_weights_with.is_some() {
+            continue;
+        }
         let (_, file) = weights_of(bundle, component)?;
         let weights = file.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone()));
-        model.insert(role, weights, component.unread_weights.iter().cloned());
+        model.insert(*name, weights, component.unread_weights.iter().cloned());
     }
     Ok(model)
 }
@@ -69,7 +71,12 @@ impl ChangedWeights {
         let elements = match info.dtype {
             Dtype::F16 => Elements::F16(self.rounded(name, &values)?),
             Dtype::BF16 => Elements::BF16(values.into_iter().map(bf16::from_f32).collect()),
-            _ => Elements::F32(values),
+            Dtype::F32 => Elements::F32(values),
+            other => {
+                let reason =
+                    format!("'{name}' is stored as {other:?}; LoRAs change weights of F32, F16 and BF16");
+                return Err(LoraError::new(self.name.as_ref(), reason));
+            }
         };
         Ok(WeightOverride { offset: info.offset, shape: info.shape.clone(), elements })
     }

@@ -2,9 +2,10 @@
 
 use ndarray::{Array3, Array4, Axis};
 
-use crate::Error;
+use kiln_types::Size;
+
+use crate::error::{Error, refuse};
 use crate::image::RgbImage;
-use crate::request::refuse;
 
 /// A picture that a pipeline reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,26 +23,26 @@ impl From<RgbImage> for Picture {
 }
 
 impl Picture {
-    /// Height and width in pixels.
-    pub fn size(&self) -> [u32; 2] {
+    /// Its size.
+    pub fn size(&self) -> Size {
         match self {
-            Picture::Rgb(image) => [image.height(), image.width()],
-            Picture::Planar(planes) => [planes.dim().1 as u32, planes.dim().2 as u32],
+            Picture::Rgb(image) => image.size(),
+            Picture::Planar(planes) => Size::new(planes.dim().2 as u32, planes.dim().1 as u32),
         }
     }
 
     /// `[1, 3, H, W]` in `[0, 1]` (diffusers `image_processor.py`).
-    pub(crate) fn planes(&self, key: &'static str, size: [u32; 2]) -> Result<Array4<f32>, Error> {
+    pub(crate) fn planes(&self, key: &'static str, size: Size) -> Result<Array4<f32>, Error> {
         match self {
-            Picture::Rgb(image) => Ok(image.resized(size[1], size[0]).to_planes().insert_axis(Axis(0))),
+            Picture::Rgb(image) => Ok(image.resized(size).to_planes().insert_axis(Axis(0))),
             Picture::Planar(planes) => own_size(key, planes, size, 3),
         }
     }
 
     /// `[1, 1, H, W]`, 1 where the picture is lighter than half and 0 elsewhere.
-    pub(crate) fn mask(&self, key: &'static str, size: [u32; 2]) -> Result<Array4<f32>, Error> {
+    pub(crate) fn mask(&self, key: &'static str, size: Size) -> Result<Array4<f32>, Error> {
         let mask = match self {
-            Picture::Rgb(image) => image.resized(size[1], size[0]).to_luma().insert_axis(Axis(0)),
+            Picture::Rgb(image) => image.resized(size).to_luma().insert_axis(Axis(0)),
             Picture::Planar(planes) => own_size(key, planes, size, 1)?,
         };
         Ok(mask.mapv(|x| if x < 0.5 { 0.0 } else { 1.0 }))
@@ -51,10 +52,10 @@ impl Picture {
 fn own_size(
     key: &'static str,
     planes: &Array3<f32>,
-    [height, width]: [u32; 2],
+    size: Size,
     channels: usize,
 ) -> Result<Array4<f32>, Error> {
-    let (found, expected) = (planes.dim(), (channels, height as usize, width as usize));
+    let (found, expected) = (planes.dim(), (channels, size.height as usize, size.width as usize));
     if found != expected {
         return refuse(key, format!("has shape {found:?}; expected {expected:?}"));
     }

@@ -113,16 +113,19 @@ impl From<Offload> for OffloadChoice {
 impl MemoryArgs {
     /// The options, where no budget decides.
     pub(crate) fn options(&self) -> MemoryOptions {
-        MemoryOptions {
-            offload: self.offload.into(),
-            placement: self.weights.map(|choice| match choice {
+        let tiling = |Tile(tile): Tile| {
+            let overlap = self.vae_tile_overlap;
+            tile.map_or_else(VaeTiling::default, VaeTiling::of).overlap(overlap)
+        };
+        MemoryOptions::new()
+            .offload(self.offload.into())
+            .placement(self.weights.map(|choice| match choice {
                 PlacementChoice::Mapped => Placement::Mapped,
                 PlacementChoice::Packed => Placement::Packed,
-            }),
-            keep_bytes: self.keep.map_or(0, |bytes| bytes.0),
-            vae_tiling: self.vae_tile.map(|Tile(tile)| VaeTiling { tile, overlap: self.vae_tile_overlap }),
-            prefetch: self.prefetch,
-        }
+            }))
+            .keep_bytes(self.keep.map_or(0, |bytes| bytes.0))
+            .vae_tiling(self.vae_tile.map(tiling))
+            .prefetch(self.prefetch)
     }
 }
 

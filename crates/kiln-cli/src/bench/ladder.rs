@@ -1,7 +1,6 @@
 //! What each step to faster pictures brings, measured on top of the ones before it.
 
 use std::fmt::Write;
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use kiln_bundle::{Bundle, OutputFolder, Target};
@@ -10,7 +9,7 @@ use kiln_compile::{
 };
 use kiln_graph::AttentionPolicy;
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Backends, MemoryOptions, Pipeline, Place, Placement, Request};
+use kiln_runtime::{Backends, MemoryOptions, Place, Placement, Request};
 use serde::Serialize;
 use serde_json::json;
 
@@ -281,18 +280,18 @@ fn leave_out(rung: &Rung, failure: &Failure, left_out: &mut Vec<LeftOut>) {
 fn draw(case: &Case, backends: &Backends, steps: usize) -> Result<((f64, f64), RgbImage), Failure> {
     let backends = backends.clone().recording(case.rung.records);
     let backend = backends::open(&backends, &case.rung.place)?;
-    let mut pipeline = Pipeline::new(case.bundle.clone(), backend)?;
+    let mut pipeline = models::pipeline(case.bundle.clone(), backend)?;
     let placement = Some(case.rung.placement);
-    pipeline.set_memory(MemoryOptions { placement, ..MemoryOptions::default() })?;
-    let request = |steps| Request { steps: Some(steps), seeds: vec![0], ..Request::new(PROMPT) };
+    pipeline.set_memory(MemoryOptions::new().placement(placement))?;
+    let request = |steps| Request::new(PROMPT).steps(steps);
     let warm_up = request(warm_up_steps(&case.rung.place) as usize);
     // On a GPU twice: the decoder's first run may move the memory that all engines of TensorRT compute in.
     let n_warm_ups = if case.rung.place.gpu().is_some() { 2 } else { 1 };
     for _ in 0..n_warm_ups {
-        pipeline.generate(&warm_up, &mut |_| ControlFlow::Continue(()))?;
+        pipeline.generate(&warm_up)?;
     }
     let start = Instant::now();
-    let mut output = pipeline.generate(&request(steps), &mut |_| ControlFlow::Continue(()))?;
+    let mut output = pipeline.generate(&request(steps))?;
     let seconds = (start.elapsed().as_secs_f64(), output.timings.steps.as_secs_f64());
     Ok((seconds, output.images.swap_remove(0)))
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::{Bundle, OutputFolder};
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Choice, Pipeline, Request};
+use kiln_runtime::{MemoryChoice, Request};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use crate::memtrace::Recording;
 use crate::model::open_bundle;
 use crate::plan::{figures, offload, tile};
 use crate::progress::Bar;
-use crate::{backends, child, output};
+use crate::{backends, child, models, output};
 
 /// One way to spend memory, measured.
 #[derive(Serialize)]
@@ -44,7 +44,7 @@ pub(super) struct Row {
 struct Case {
     bundle: PathBuf,
     model: String,
-    choice: Choice,
+    choice: MemoryChoice,
     /// Steps to draw before what is timed.
     warm_up: Option<u32>,
     runs: Vec<Drawn>,
@@ -70,8 +70,8 @@ pub(super) struct Report {
 
 /// Measures every way to run every bundle; tables, chart, pictures and traces go to a folder.
 pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<Report, Failure> {
-    let request =
-        Request { steps: Some(args.steps), height: args.height, width: args.width, ..Request::new("") };
+    let mut request = Request::new("").steps(args.steps);
+    (request.height, request.width) = (args.height, args.width);
     let mut cases = Vec::new();
     for bundle in &args.bundles {
         cases.append(&mut self::cases(bundle, &request, args)?);
@@ -97,7 +97,7 @@ fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<C
     let bundle = open_bundle(path)?;
     let backends = args.execution.backends();
     let place = backends.place(bundle.manifest().target)?;
-    let pipeline = Pipeline::new(bundle, backends::open(&backends, &place)?)?;
+    let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
     let model = label(pipeline.bundle());
     let warm_up = place.gpu().map(|_| warm_up_steps(&place));

@@ -212,7 +212,7 @@ impl EngineCache {
     }
 
     /// The bundle of a plan, if the cache has it, which counts as use.
-    pub fn find(&self, plan: &Plan<'_>) -> Result<Option<Bundle>, CompileError> {
+    pub fn bundle_of(&self, plan: &Plan<'_>) -> Result<Option<Bundle>, CompileError> {
         let found = self.cached(plan)?;
         if found.is_some() {
             Entry::touch(&plan.place(self));
@@ -228,7 +228,7 @@ impl EngineCache {
     ) -> Result<Compiled, CompileError> {
         let target = plan.place(self);
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(bundle) = self.find(plan)? {
+        if let Some(bundle) = self.bundle_of(plan)? {
             return Ok(Compiled { bundle, was_cached: true });
         }
         self.prepare()?;

@@ -5,7 +5,7 @@
 //! ```no_run
 //! use kiln_runtime::{Backends, Bundle, Device, Libraries};
 //!
-//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef".as_ref())?;
+//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef")?;
 //! let backends = Backends::new(Libraries::new().from_environment()).device(Device::Cpu).threads(Some(4));
 //! let opened = backends.open(bundle.manifest().target)?;
 //! opened.notices.iter().for_each(|notice| eprintln!("{notice}"));

@@ -8,14 +8,16 @@ impl Error {
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Request { .. } | Error::Scheduler(_) => ErrorKind::Request,
+            Error::Request { .. } | Error::Scheduler(_) | Error::NoBackend => ErrorKind::Request,
             Error::Cancelled { .. } => ErrorKind::Cancelled,
             Error::Budget { .. } => ErrorKind::Memory,
             Error::NotFinite { .. }
             | Error::PictureNotFinite
             | Error::FlatPicture
-            | Error::Component { .. } => ErrorKind::Unexpected,
-            Error::SchedulerFile { .. }
+            | Error::Component { .. }
+            | Error::Shapes(_) => ErrorKind::Unexpected,
+            Error::Architecture { .. }
+            | Error::SchedulerFile { .. }
             | Error::Embedding { .. }
             | Error::Reference { .. }
             | Error::Target { .. }

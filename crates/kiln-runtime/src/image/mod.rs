@@ -9,15 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use kiln_types::Size;
+use kiln_types::limits::{MAX_INPUT_BYTES, MAX_INPUT_SIDE};
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
 pub use compare::Comparison;
-
-/// Largest side of a picture that is read, in pixels.
-const MAX_SIDE: u32 = 32768;
-
-/// Most memory that reading a picture may take.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// Why a picture could not be made, read, written or compared.
 #[derive(Debug, thiserror::Error)]
@@ -129,9 +125,9 @@ impl RgbImage {
             return Err(refuse("is cut off".into()));
         }
         let mut limits = Limits::default();
-        limits.max_image_width = Some(MAX_SIDE);
-        limits.max_image_height = Some(MAX_SIDE);
-        limits.max_alloc = Some(MAX_BYTES);
+        limits.max_image_width = Some(MAX_INPUT_SIDE);
+        limits.max_image_height = Some(MAX_INPUT_SIDE);
+        limits.max_alloc = Some(MAX_INPUT_BYTES);
         reader.limits(limits);
         let mut decoder = reader.into_decoder().map_err(|e| refuse(e.to_string()))?;
         let orientation = decoder.orientation().map_err(|e| refuse(e.to_string()))?;
@@ -143,10 +139,15 @@ impl RgbImage {
     }
 
     /// The picture at another size, by Lanczos' filter as Pillow applies it.
-    pub fn resized(&self, width: u32, height: u32) -> RgbImage {
-        let (width, height) = (width.max(1), height.max(1));
+    pub fn resized(&self, size: Size) -> RgbImage {
+        let Size { width, height } = size.map(|side| side.max(1));
         let from = [self.height as usize, self.width as usize];
         RgbImage { width, height, data: resize::lanczos(&self.data, from, [height as usize, width as usize]) }
+    }
+
+    /// Its size.
+    pub fn size(&self) -> Size {
+        Size::new(self.width, self.height)
     }
 
     /// Width in pixels.

@@ -4,13 +4,14 @@ mod meter;
 pub mod process;
 
 use kiln_engine::Placement;
+use kiln_types::limits::MAX_PREFETCH;
 
-use crate::Error;
-use crate::request::refuse;
+use crate::error::{Error, refuse};
 pub(crate) use meter::Meter;
 
 /// What stays loaded, and how much is computed at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct MemoryOptions {
     /// Which engines are loaded at the same time.
     pub offload: Offload,
@@ -19,7 +20,7 @@ pub struct MemoryOptions {
     /// Both are the same numbers, but their products are summed in another order. With packed weights all rows of a batch
     /// are computed at once, with mapped ones each by itself.
     pub placement: Option<Placement>,
-    /// Bytes of the UNet's weights whose segments stay loaded from step to step under [`Offload::Sequential`].
+    /// Bytes of the denoiser's weights whose segments stay loaded from step to step under [`Offload::Sequential`].
     pub keep_bytes: u64,
     /// Decodes and encodes large pictures in overlapping tiles (diffusers' `enable_vae_tiling`).
     pub vae_tiling: Option<VaeTiling>,
@@ -40,7 +41,7 @@ pub enum Offload {
     /// All that were needed so far.
     #[default]
     None,
-    /// One component; the UNet and its ControlNets stay for the whole loop (diffusers' `enable_model_cpu_offload`).
+    /// One component; the denoiser and its ControlNets stay for the whole loop (diffusers' `enable_model_cpu_offload`).
     Model,
     /// One segment of one component (diffusers' `enable_sequential_cpu_offload`).
     Sequential,
@@ -48,6 +49,7 @@ pub enum Offload {
 
 /// Tiles of a picture (diffusers `AutoencoderKL.tiled_decode` and `tiled_encode`).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct VaeTiling {
     /// Height and width of a tile in pixels; the model's default size, as in diffusers, unless it is given.
     pub tile: Option<u32>,
@@ -61,10 +63,55 @@ impl Default for VaeTiling {
     }
 }
 
-/// Most segments ahead that are prefetched.
-const MAX_PREFETCH: usize = 64;
+impl VaeTiling {
+    /// Tiles of so many pixels along each side.
+    pub fn of(tile: u32) -> VaeTiling {
+        VaeTiling { tile: Some(tile), ..VaeTiling::default() }
+    }
+
+    /// Sets the share of a tile that it has in common with the next one.
+    #[must_use]
+    pub fn overlap(self, overlap: f64) -> VaeTiling {
+        VaeTiling { overlap, ..self }
+    }
+}
 
 impl MemoryOptions {
+    /// Everything that was needed so far stays loaded.
+    pub fn new() -> MemoryOptions {
+        MemoryOptions::default()
+    }
+
+    /// Sets which engines are loaded at the same time.
+    #[must_use]
+    pub fn offload(self, offload: Offload) -> MemoryOptions {
+        MemoryOptions { offload, ..self }
+    }
+
+    /// Sets where weights are.
+    #[must_use]
+    pub fn placement(self, placement: impl Into<Option<Placement>>) -> MemoryOptions {
+        MemoryOptions { placement: placement.into(), ..self }
+    }
+
+    /// Sets how many bytes of the denoiser's weights stay loaded from step to step.
+    #[must_use]
+    pub fn keep_bytes(self, keep_bytes: u64) -> MemoryOptions {
+        MemoryOptions { keep_bytes, ..self }
+    }
+
+    /// Sets the tiles in which large pictures are decoded and encoded.
+    #[must_use]
+    pub fn vae_tiling(self, tiling: impl Into<Option<VaeTiling>>) -> MemoryOptions {
+        MemoryOptions { vae_tiling: tiling.into(), ..self }
+    }
+
+    /// Sets how many segments ahead weights are asked for.
+    #[must_use]
+    pub fn prefetch(self, prefetch: usize) -> MemoryOptions {
+        MemoryOptions { prefetch, ..self }
+    }
+
     /// Checks all that can be checked without a model.
     pub fn validate(&self) -> Result<(), Error> {
         if self.offload == Offload::Sequential && self.placement == Some(Placement::Packed) {

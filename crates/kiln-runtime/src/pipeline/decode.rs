@@ -1,47 +1,64 @@
 //! Latents to pictures.
 
 use kiln_bundle::AxisSize;
-use kiln_bundle::stable_diffusion::VAE_DECODER;
-use kiln_engine::TensorView;
+use kiln_engine::{Tensor, TensorView};
 use ndarray::{ArrayD, Axis};
 
-use super::{Event, Pipeline, Run, only_output};
-use crate::Error;
+use super::facts::Facts;
+use super::progress::Progress;
+use super::run::Run;
 use crate::image::RgbImage;
+use crate::residency::Runner;
+use crate::watch::Event;
+use crate::{Error, VaeTiling};
 
-impl Pipeline {
+impl Run<'_, '_> {
     /// Decodes one latent at a time (diffusers' `enable_vae_slicing`), or as many as the engine was built for.
-    pub(super) fn decode(
-        &mut self,
-        latents: &ArrayD<f32>,
-        run: &mut Run<'_, '_>,
-    ) -> Result<Vec<RgbImage>, Error> {
-        let total = latents.shape()[0];
-        let scale = self.bundle.pipeline()?.latents.scaling as f32;
-        let role = self.load(VAE_DECODER, run)?;
-        let tiles = self.decoding_tiles(self.memory().vae_tiling, latents.shape())?;
-        let mut network = self.engines.network(&self.bundle, role)?;
-        let at_once = match network.inputs().first().and_then(|port| port.shape.first()) {
-            Some(AxisSize::Fixed(n)) => usize::try_from(*n).unwrap_or(1).max(1),
-            _ => 1,
-        };
-        let mut images = Vec::with_capacity(total);
-        for part in latents.axis_chunks_iter(Axis(0), at_once) {
-            run.tell(Event::Decoding { done: images.len(), total })?;
-            let part = part.mapv(|x| x / scale);
-            let mut decode = |tile: &ArrayD<f32>| {
-                only_output(role, network.run(&[("latents", TensorView::F32(tile.view()))])?)
-            };
-            let decoded = match &tiles {
-                Some(tiles) => tiles.map(&part, |tile| Ok(vec![decode(tile)?]))?.swap_remove(0),
-                None => decode(&part)?,
-            };
-            if !decoded.iter().all(|x| x.is_finite()) {
-                return Err(Error::PictureNotFinite);
-            }
-            images.extend(RgbImage::from_decoded(decoded.view())?);
-        }
-        run.tell(Event::Decoding { done: total, total })?;
-        Ok(images)
+    pub(super) fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Vec<RgbImage>, Error> {
+        let name = self.facts.image_decoder;
+        self.load(name)?;
+        let tiling = self.engines.memory().vae_tiling;
+        let mut runner = self.engines.runner(name)?;
+        decode(&mut runner, self.facts, tiling, latents, Some(&mut self.progress))
     }
+}
+
+/// Decodes latents `[B, C, H, W]`, and tells of it where somebody listens.
+pub(super) fn decode(
+    runner: &mut Runner<'_>,
+    facts: &Facts,
+    tiling: Option<VaeTiling>,
+    latents: &ArrayD<f32>,
+    mut progress: Option<&mut Progress<'_>>,
+) -> Result<Vec<RgbImage>, Error> {
+    let total = latents.shape()[0];
+    let (scale, shift) = (facts.latents.scaling as f32, facts.latents.shift as f32);
+    let tiles = facts.decoding_tiles(tiling, latents.shape())?;
+    let at_once = match runner.inputs().first().and_then(|port| port.shape.first()) {
+        Some(AxisSize::Fixed(n)) => usize::try_from(*n).unwrap_or(1).max(1),
+        _ => 1,
+    };
+    let mut tell = |done: usize| match &mut progress {
+        Some(progress) => progress.tell(Event::Decoding { done, total }),
+        None => Ok(()),
+    };
+    let mut images = Vec::with_capacity(total);
+    for part in latents.axis_chunks_iter(Axis(0), at_once) {
+        tell(images.len())?;
+        let part = part.mapv(|x| x / scale + shift);
+        let mut decode = |tile: &ArrayD<f32>| {
+            let outputs = runner.run(&[("latents", TensorView::F32(tile.view()))])?;
+            outputs.into_iter().next().and_then(Tensor::into_f32).ok_or_else(|| runner.no_output())
+        };
+        let decoded = match &tiles {
+            Some(tiles) => tiles.map(&part, |tile| Ok(vec![decode(tile)?]))?.swap_remove(0),
+            None => decode(&part)?,
+        };
+        if !decoded.iter().all(|x| x.is_finite()) {
+            return Err(Error::PictureNotFinite);
+        }
+        images.extend(RgbImage::from_decoded(decoded.view())?);
+    }
+    tell(total)?;
+    Ok(images)
 }

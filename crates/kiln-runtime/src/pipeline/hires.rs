@@ -2,60 +2,42 @@
 
 use ndarray::{Array4, ArrayD, ArrayView2, Axis, Ix4, s};
 
+use super::job::Job;
 use super::noise::Noise;
+use super::run::Run;
 use super::start::Start;
-use super::{Pass, Pipeline, Run};
-use crate::request::check_side;
-use crate::{Error, Hires, Request, Upscaler};
+use crate::{Error, Upscaler};
 
-impl Pipeline {
-    /// Evaluations of the UNet that the second pass adds.
-    pub(super) fn hires_steps(&self, request: &Request, steps: usize) -> Result<usize, Error> {
-        let Some(hires) = &request.hires else { return Ok(0) };
-        let steps = hires.steps.unwrap_or(steps);
-        let (sampler, begin) = self.sampler(request, steps, Some(("hires strength", hires.strength)))?;
-        Ok(sampler.timesteps().len() - begin)
-    }
-
-    /// Enlarges what the first pass made and refines it as img2img does, with the same prompt and generators.
-    pub(super) fn refine(
+impl Run<'_, '_> {
+    /// Enlarges what the first pass made, to be refined as img2img does, with the same prompt and generators.
+    pub(super) fn enlarge(
         &mut self,
-        hires: &Hires,
-        pass: &Pass<'_>,
+        job: &Job<'_>,
         latents: &ArrayD<f32>,
-        steps: usize,
         noise: &mut Noise,
-        run: &mut Run<'_, '_>,
-    ) -> Result<ArrayD<f32>, Error> {
-        let size = self.hires_size(pass.size, hires)?;
-        let steps = hires.steps.unwrap_or(steps);
-        let (mut sampler, begin) =
-            self.sampler(pass.request, steps, Some(("hires strength", hires.strength)))?;
-        let shape = self.latent_shape(pass.request.prompts.len(), size)?;
-        let enlarged = match hires.upscaler {
+    ) -> Result<Start, Error> {
+        let (pass, upscaler) =
+            (job.second.as_ref().unwrap_or(&job.first), job.request.hires.map(|hires| hires.upscaler));
+        let shape = self.facts.latent_shape(job.batch(), pass.size);
+        let enlarged = match upscaler.unwrap_or_default() {
             Upscaler::Latents => bilinear(latents, shape[2], shape[3]),
             Upscaler::Pixels => {
-                let images = self.decode(latents, run)?;
-                let mut planes = ArrayD::zeros(vec![shape[0], 3, size[0] as usize, size[1] as usize]);
+                let images = self.decode(latents)?;
+                let (height, width) = (pass.size.height as usize, pass.size.width as usize);
+                let mut planes = ArrayD::zeros(vec![shape[0], 3, height, width]);
                 for (mut plane, image) in planes.axis_iter_mut(Axis(0)).zip(images) {
-                    plane.assign(&image.resized(size[1], size[0]).to_planes().mapv(|x| 2.0 * x - 1.0));
+                    plane.assign(&image.resized(pass.size).to_planes().mapv(|x| 2.0 * x - 1.0));
                 }
-                self.encode_pictures(&planes, noise, run)?
+                self.encode_pictures(&planes, noise)?
             }
         };
         let drawn = noise.randn(&shape);
-        let latents = sampler.add_noise(begin, &enlarged, &drawn)?;
-        let start = Start { latents, begin, inpainting: None };
-        self.denoise(&Pass { size, ..*pass }, &mut sampler, start, noise, run)
-    }
-
-    /// Height and width of the second pass, rounded to whole latents.
-    pub(super) fn hires_size(&self, size: [u32; 2], hires: &Hires) -> Result<[u32; 2], Error> {
-        let unit = self.bundle.pipeline()?.latents.scale_factor.max(8);
-        let size = size.map(|side| ((side as f32 * hires.scale / unit as f32).round() as u32).max(1) * unit);
-        check_side("hires scale", Some(size[0]), unit)?;
-        check_side("hires scale", Some(size[1]), unit)?;
-        Ok(size)
+        let begin = pass.schedule.begin;
+        Ok(Start {
+            latents: pass.schedule.sampler.add_noise(begin, &enlarged, &drawn)?,
+            begin,
+            inpainting: None,
+        })
     }
 }
 

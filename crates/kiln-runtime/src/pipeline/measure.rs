@@ -1,20 +1,17 @@
 //! What the engines of a bundle take, measured.
 
-use kiln_bundle::stable_diffusion::{UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use std::time::{Duration, Instant};
 
 use kiln_bundle::{Component, ComponentFigures, ComponentName, Figures, PortInfo, Sample};
-use kiln_engine::{EngineErrorKind, Tensor, TensorView};
+use kiln_engine::{Backend, EngineErrorKind, Tensor, TensorView};
 use ndarray::ArrayD;
 
-use super::Pipeline;
+use super::facts::Facts;
 use crate::generator::TorchCpuGenerator;
 use crate::memory::Meter;
 use crate::plan::Growth;
+use crate::residency::Residency;
 use crate::{Error, MemoryOptions, Offload};
-
-/// Text positions of one block of tokens.
-const TOKENS: u64 = 77;
 
 /// Shares of the model's default size at which components are measured whose memory grows with the area, beside multiples
 /// of it as large as [`MOST`] allows.
@@ -36,73 +33,94 @@ const LONG_ENOUGH: Duration = Duration::from_millis(200);
 pub(super) struct Extent {
     rows: u64,
     size: [u64; 2],
+    /// Text positions.
+    tokens: u64,
 }
 
-impl Pipeline {
-    /// Runs the components at several sizes and measures what they take: of this process's memory or of the device's, and
-    /// of time.
-    ///
-    /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
-    /// where the operating system does not tell what a process holds.
-    pub fn measure(&mut self, progress: &mut dyn FnMut(ComponentName)) -> Result<Option<Figures>, Error> {
-        let Some(meter) = Meter::of(self.backend()) else { return Ok(None) };
-        let before = self.memory();
-        let figures = self.measure_all(before, &meter, progress);
-        self.set_memory(before)?;
-        figures.map(Some)
+impl Extent {
+    /// One row at the model's default size, with one block of text.
+    pub(super) fn default_of(facts: &Facts) -> Extent {
+        let [_, _, height, width] = facts.latent_shape(1, facts.size);
+        Extent { rows: 1, size: [height as u64, width as u64], tokens: facts.positions }
     }
+}
 
-    fn measure_all(
+/// Measures what the components take; none where the operating system does not tell what a process holds.
+pub(super) fn measure(
+    facts: &Facts,
+    engines: &mut Residency,
+    progress: &mut dyn FnMut(ComponentName),
+) -> Result<Option<Figures>, Error> {
+    let Some(meter) = Meter::of(&**engines.backend()) else { return Ok(None) };
+    let before = engines.memory();
+    let figures = Measurement { facts, engines, meter: &meter }.all(before, progress);
+    engines.set_memory(before);
+    figures.map(Some)
+}
+
+struct Measurement<'a> {
+    facts: &'a Facts,
+    engines: &'a mut Residency,
+    meter: &'a Meter,
+}
+
+impl Measurement<'_> {
+    fn all(
         &mut self,
         memory: MemoryOptions,
-        meter: &Meter,
         progress: &mut dyn FnMut(ComponentName),
     ) -> Result<Figures, Error> {
-        // The second UNet, which ControlNets steer, takes what the first one takes and little more.
-        let roles = self.bundle.manifest().components.keys().copied();
-        let roles: Vec<ComponentName> = roles.filter(|role| *role != UNET_CONTROLLED).collect();
+        // What shares another component's weights takes what that one takes and little more.
+        let components = self.engines.bundle().manifest().components.iter();
+        let own = components.filter(|(_, component)| component.shares_weights_with.is_none());
+        let names: Vec<ComponentName> = own.map(|(name, _)| *name).collect();
         let whole = MemoryOptions { offload: Offload::None, ..memory };
         let by_segment = MemoryOptions { offload: Offload::Sequential, placement: None, ..memory };
-        self.set_memory(whole)?;
-        if let Some(first) = roles.first() {
-            self.samples(*first, meter)?;
+        self.engines.set_memory(whole);
+        if let Some(first) = names.first() {
+            self.samples(*first)?;
         }
-        self.release();
-        meter.settle(self.backend())?;
+        self.engines.clear();
+        self.settle()?;
+        let backend = self.engines.backend();
         let mut figures = Figures {
-            backend: self.backend().name().into(),
-            version: self.backend().version().into(),
-            base_bytes: meter.base(),
+            backend: backend.name().into(),
+            version: backend.version().into(),
+            base_bytes: self.meter.base(),
             components: Default::default(),
         };
-        for role in roles {
-            progress(role);
+        for name in names {
+            progress(name);
             // By segment first: that leaves the weights in the page cache and nothing in the process.
-            self.set_memory(by_segment)?;
-            let segments = self.samples(role, meter)?;
-            self.set_memory(whole)?;
-            let whole = self.samples(role, meter)?;
-            figures.components.insert(role, ComponentFigures { whole, segments });
+            self.engines.set_memory(by_segment);
+            let segments = self.samples(name)?;
+            self.engines.set_memory(whole);
+            let whole = self.samples(name)?;
+            figures.components.insert(name, ComponentFigures { whole, segments });
         }
         Ok(figures)
+    }
+
+    fn settle(&self) -> Result<(), Error> {
+        self.meter.settle(&**self.engines.backend())
     }
 
     /// Runs a component at growing sizes, so that each run finds what the one before it left, as steps of a loop do.
     ///
     /// Sizes that an engine was not built for are left out, unless it has no other.
-    fn samples(&mut self, role: ComponentName, meter: &Meter) -> Result<Vec<Sample>, Error> {
-        self.release();
-        meter.settle(self.backend())?;
-        meter.reset_peak();
-        let before = meter.held()?;
+    fn samples(&mut self, name: ComponentName) -> Result<Vec<Sample>, Error> {
+        self.engines.clear();
+        self.settle()?;
+        self.meter.reset_peak();
+        let before = self.meter.held()?;
         let start = Instant::now();
-        self.engines.load(&self.bundle, role)?;
-        meter.settle(self.backend())?;
+        self.engines.load(name)?;
+        self.settle()?;
         let load_seconds = start.elapsed().as_secs_f64();
         let mut samples = Vec::new();
         let mut refused = None;
-        for extent in self.extents(role)? {
-            let seconds = match self.seconds(role, extent, samples.is_empty()) {
+        for extent in self.extents(name)? {
+            let seconds = match self.seconds(name, extent, samples.is_empty()) {
                 Ok(seconds) => seconds,
                 Err(Error::Engine(e)) if e.kind() == EngineErrorKind::Input => {
                     refused = Some(Error::Engine(e));
@@ -110,19 +128,19 @@ impl Pipeline {
                 }
                 Err(error) => return Err(error),
             };
-            let peak = meter.peak()?;
-            meter.settle(self.backend())?;
-            let Extent { rows, size: [height, width] } = extent;
+            let peak = self.meter.peak()?;
+            self.settle()?;
+            let Extent { rows, size: [height, width], .. } = extent;
             samples.push(Sample {
                 rows,
                 height,
                 width,
                 peak_bytes: peak.saturating_sub(before),
-                held_bytes: meter.held()?.saturating_sub(before),
+                held_bytes: self.meter.held()?.saturating_sub(before),
                 load_seconds,
                 seconds,
             });
-            meter.reset_peak();
+            self.meter.reset_peak();
         }
         match refused {
             Some(error) if samples.is_empty() => Err(error),
@@ -131,8 +149,8 @@ impl Pipeline {
     }
 
     /// Seconds of the fastest of several runs.
-    fn seconds(&mut self, role: ComponentName, extent: Extent, is_first: bool) -> Result<f64, Error> {
-        let inputs = random(&tensors(&self.bundle.component(role)?.inputs, extent));
+    fn seconds(&mut self, name: ComponentName, extent: Extent, is_first: bool) -> Result<f64, Error> {
+        let inputs = random(&tensors(&self.engines.component(name)?.inputs, extent));
         let views: Vec<(&str, TensorView<'_>)> =
             inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
         // The first run of all may wait for weights.
@@ -141,7 +159,7 @@ impl Pipeline {
         let begun = Instant::now();
         for i in 1..=MOST_RUNS {
             let start = Instant::now();
-            self.engines.network(&self.bundle, role)?.run(&views)?;
+            self.engines.runner(name)?.run(&views)?;
             seconds = seconds.min(start.elapsed().as_secs_f64());
             if i >= least_runs && begun.elapsed() > LONG_ENOUGH {
                 break;
@@ -150,28 +168,20 @@ impl Pipeline {
         Ok(seconds)
     }
 
-    /// One row at the model's default size.
-    pub(super) fn default_extent(&self) -> Result<Extent, Error> {
-        let info = self.bundle.pipeline()?;
-        let size =
-            [info.size.height, info.size.width].map(|pixels| u64::from(pixels / info.latents.scale_factor));
-        Ok(Extent { rows: 1, size })
-    }
-
     /// What to run a component with: one row at several sizes, unless it takes only one, and two rows.
-    fn extents(&self, role: ComponentName) -> Result<Vec<Extent>, Error> {
-        let component = self.bundle.component(role)?;
+    fn extents(&self, name: ComponentName) -> Result<Vec<Extent>, Error> {
+        let component = self.engines.component(name)?;
         let shapes = |extent: Extent| tensors(&component.inputs, extent);
-        let one = self.default_extent()?;
+        let one = Extent::default_of(self.facts);
         let full = one.size;
         let longest = full[0].max(full[1]);
         let largest = full.map(|side| (side * MOST.min(longest)).div_ceil(longest));
-        let growth = self.growth(component);
+        let growth = growth(component, &**self.engines.backend());
         let mut extents: Vec<Extent> = match shapes(one) == shapes(Extent { size: [1, 1], ..one }) {
             true => vec![Extent { size: [1, 1], ..one }],
             false => {
                 // Engines of a device may not have been built for more than the model's own size.
-                let (shares, most_times) = match (growth, self.backend().device()) {
+                let (shares, most_times) = match (growth, self.engines.backend().device()) {
                     (Growth::Linear, None) => (LINEAR, MOST),
                     (Growth::Quadratic, None) => (QUADRATIC, 2),
                     (Growth::Linear, Some(_)) => (LINEAR, 1),
@@ -189,36 +199,36 @@ impl Pipeline {
         extents.dedup();
         let largest = extents[extents.len() - 1];
         let two = Extent { rows: 2, ..largest };
-        let is_autoencoder = matches!(role, VAE_DECODER | VAE_ENCODER);
+        let is_autoencoder = component.stage.is_autoencoder();
         if !is_autoencoder && shapes(two) != shapes(largest) {
             extents.push(two);
         }
         Ok(extents)
     }
+}
 
-    /// How a component's bytes grow with the area.
-    pub(super) fn growth(&self, component: &Component) -> Growth {
-        match component.attention().decomposed > 0 || self.backend().holds_scores() {
-            true => Growth::Quadratic,
-            false => Growth::Linear,
-        }
+/// How a component's bytes grow with the area.
+pub(super) fn growth(component: &Component, backend: &dyn Backend) -> Growth {
+    match component.attention().decomposed > 0 || backend.holds_scores() {
+        true => Growth::Quadratic,
+        false => Growth::Linear,
     }
 }
 
 /// Name, whether it holds floats, and shape of each input.
 pub(super) fn tensors(
     ports: &[PortInfo],
-    Extent { rows, size: [height, width] }: Extent,
+    Extent { rows, size: [height, width], tokens }: Extent,
 ) -> Vec<(String, bool, Vec<usize>)> {
     let size = |symbol: &str| match symbol {
         "batch" => Some(rows),
         "height" => Some(height),
         "width" => Some(width),
-        "tokens" => Some(TOKENS),
+        "tokens" => Some(tokens),
         _ => None,
     };
     let shape = |port: &PortInfo| port.shape.iter().map(|n| n.at(size).unwrap_or(1) as usize).collect();
-    let is_float = |port: &PortInfo| port.dtype != kiln_bundle::ElementType::I64;
+    let is_float = |port: &PortInfo| port.dtype.is_float();
     ports.iter().map(|port| (port.name.clone(), is_float(port), shape(port))).collect()
 }
 

@@ -1,15 +1,15 @@
 //! What the denoising loop starts from: noise, a picture, or a picture and a mask.
 
-use kiln_bundle::stable_diffusion::VAE_ENCODER;
 use kiln_engine::{Tensor, TensorView};
+use kiln_types::Size;
 use ndarray::{Array4, ArrayD, Axis, Slice, Zip, concatenate};
 
-use super::control::repeated;
+use super::controlnet::repeated;
+use super::job::{Job, Pass};
 use super::noise::{Noise, initial_noise};
-use super::{Pipeline, Run};
-use crate::request::refuse;
+use super::run::Run;
 use crate::scheduler::Sampler;
-use crate::{Error, Init, Picture, Request};
+use crate::{Error, Init, Picture};
 
 /// The state before the first step.
 pub(super) struct Start {
@@ -37,96 +37,57 @@ pub(super) struct Blend {
     pub(super) noise: ArrayD<f32>,
 }
 
-/// A picture with a mask.
-struct Painted<'a> {
-    init: &'a Init,
-    mask: &'a Picture,
-    /// Height and width in pixels.
-    size: [u32; 2],
-    /// Whether the way starts from pure noise.
-    whole: bool,
-}
-
-impl Pipeline {
-    /// Latents of the request's task, drawing random numbers in the order in which diffusers' pipelines do.
-    pub(super) fn start(
-        &mut self,
-        request: &Request,
-        size: [u32; 2],
-        sampler: &Sampler,
-        begin: usize,
-        noise: &mut Noise,
-        run: &mut Run<'_, '_>,
-    ) -> Result<Start, Error> {
-        let shape = self.latent_shape(request.prompts.len(), size)?;
-        let inpaints = self.inpaints()?;
-        let Some(init) = &request.init else {
-            if inpaints {
-                return refuse("init image", "missing: this model was trained to inpaint".into());
-            }
-            let latents = initial_noise(request, noise, &shape)? * sampler.init_noise_sigma();
+impl Run<'_, '_> {
+    /// Latents of a job's first pass, drawing random numbers in the order in which diffusers' pipelines do.
+    pub(super) fn start(&mut self, job: &Job<'_>, noise: &mut Noise) -> Result<Start, Error> {
+        let Pass { size, schedule, .. } = &job.first;
+        let (sampler, begin) = (&schedule.sampler, schedule.begin);
+        let shape = self.facts.latent_shape(job.batch(), *size);
+        let Some(init) = &job.request.init else {
+            let latents = initial_noise(job.request, noise, &shape)? * sampler.init_noise_sigma();
             return Ok(Start { latents, begin: 0, inpainting: None });
         };
-        match &init.mask {
-            Some(mask) => {
-                let whole = self.strength(request)?.is_none_or(|strength| strength >= 1.0);
-                let painted = Painted { init, mask, size, whole };
-                self.start_inpainting(request, &painted, sampler, begin, noise, run)
-            }
-            None if inpaints => refuse("mask", "missing: this model was trained to inpaint".into()),
-            None => {
-                let picture = init.image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0);
-                let kept = self.encode_picture(picture, shape[0], noise, run)?;
-                let noise = initial_noise(request, noise, &shape)?;
-                let latents = sampler.add_noise(begin, &kept, &noise)?;
-                Ok(Start { latents, begin, inpainting: None })
-            }
+        if let Some(mask) = &init.mask {
+            return self.start_inpainting(job, init, mask, noise);
         }
+        let kept = self.encode_picture(signed(&init.image, *size)?, shape[0], noise)?;
+        let noise = initial_noise(job.request, noise, &shape)?;
+        Ok(Start { latents: sampler.add_noise(begin, &kept, &noise)?, begin, inpainting: None })
     }
 
     fn start_inpainting(
         &mut self,
-        request: &Request,
-        &Painted { init, mask, size, whole }: &Painted<'_>,
-        sampler: &Sampler,
-        begin: usize,
+        job: &Job<'_>,
+        init: &Init,
+        mask: &Picture,
         noise: &mut Noise,
-        run: &mut Run<'_, '_>,
     ) -> Result<Start, Error> {
-        let shape = self.latent_shape(request.prompts.len(), size)?;
-        let (batch, inpaints) = (shape[0], self.inpaints()?);
-        let picture = init.image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0);
-        let mask = mask.mask("mask", size)?;
+        let Pass { size, schedule, .. } = &job.first;
+        let (sampler, begin) = (&schedule.sampler, schedule.begin);
+        let shape = self.facts.latent_shape(job.batch(), *size);
+        let batch = shape[0];
+        let from_pure_noise = job.strength.is_none_or(|strength| strength >= 1.0);
+        let reads_masked_picture = self.model.denoiser.reads_masked_picture();
+        let picture = signed(&init.image, *size)?;
+        let mask = mask.mask("mask", *size)?;
 
-        let needs_picture = !inpaints || !whole;
-        let kept = match needs_picture {
-            true => Some(self.encode_once(picture.clone(), batch, noise, run)?),
+        let kept = match !reads_masked_picture || !from_pure_noise {
+            true => Some(self.encode_once(picture.clone(), batch, noise)?),
             false => None,
         };
-        let fresh = initial_noise(request, noise, &shape)?;
-        let latents = match &kept {
-            Some(kept) if !whole => sampler.add_noise(begin, kept, &fresh)?,
-            _ => &fresh * sampler.init_noise_sigma(),
-        };
+        let fresh = initial_noise(job.request, noise, &shape)?;
+        let latents = start_from(sampler, begin, kept.as_ref().filter(|_| !from_pure_noise), &fresh)?;
         let masked = Zip::from(&picture)
             .and_broadcast(&mask)
             .map_collect(|&x, &mask| if mask < 0.5 { x } else { x * 0.0 });
-        let masked = self.encode_once(masked, batch, noise, run)?;
+        let masked = self.encode_once(masked, batch, noise)?;
         let mask = repeated(nearest(&mask, shape[2], shape[3]), batch)?;
-        let channels = match inpaints {
-            true => Some(
-                concatenate(Axis(1), &[mask.view(), masked.view()])
-                    .map_err(|e| Error::Component { component: VAE_ENCODER, reason: e.to_string() })?,
-            ),
+        let channels = match reads_masked_picture {
+            true => Some(joined(Axis(1), &[&mask, &masked])?),
             false => None,
         };
-        let blend = kept.filter(|_| !inpaints).map(|kept| Blend { kept, noise: fresh });
+        let blend = kept.filter(|_| !reads_masked_picture).map(|kept| Blend { kept, noise: fresh });
         Ok(Start { latents, begin, inpainting: Some(Inpainting { mask, channels, blend }) })
-    }
-
-    /// Whether the UNet reads a mask and a masked picture.
-    fn inpaints(&self) -> Result<bool, Error> {
-        Ok(self.settings.inpainting)
     }
 
     /// A picture `[1, 3, H, W]` in `[-1, 1]` as latents for the whole batch: drawn once, or by each picture's generator.
@@ -135,14 +96,13 @@ impl Pipeline {
         picture: Array4<f32>,
         batch: usize,
         noise: &mut Noise,
-        run: &mut Run<'_, '_>,
     ) -> Result<ArrayD<f32>, Error> {
         match noise.is_per_picture() {
             true => {
-                let posterior = self.posterior(picture.into_dyn(), run)?;
-                self.draw(&posterior.repeated(batch)?, noise)
+                let posterior = self.posterior(picture.into_dyn())?;
+                self.sampled(&posterior.repeated(batch)?, noise)
             }
-            false => self.encode_once(picture, batch, noise, run),
+            false => self.encode_once(picture, batch, noise),
         }
     }
 
@@ -152,13 +112,10 @@ impl Pipeline {
         picture: Array4<f32>,
         batch: usize,
         noise: &mut Noise,
-        run: &mut Run<'_, '_>,
     ) -> Result<ArrayD<f32>, Error> {
-        let posterior = self.posterior(picture.into_dyn(), run)?;
-        let latents = self.draw(&posterior, noise)?;
-        let views = vec![latents.view(); batch];
-        concatenate(Axis(0), &views)
-            .map_err(|e| Error::Component { component: VAE_ENCODER, reason: e.to_string() })
+        let posterior = self.posterior(picture.into_dyn())?;
+        let latents = self.sampled(&posterior, noise)?;
+        joined(Axis(0), &vec![&latents; batch])
     }
 
     /// Pictures `[B, 3, H, W]` in `[-1, 1]` as scaled latents, each encoded by itself.
@@ -166,23 +123,23 @@ impl Pipeline {
         &mut self,
         pictures: &ArrayD<f32>,
         noise: &mut Noise,
-        run: &mut Run<'_, '_>,
     ) -> Result<ArrayD<f32>, Error> {
         let mut posteriors = Vec::new();
         for i in 0..pictures.shape()[0] {
             let one = pictures.slice_axis(Axis(0), Slice::from(i..=i)).to_owned();
-            posteriors.push(self.posterior(one, run)?);
+            posteriors.push(self.posterior(one)?);
         }
         let posterior = Posterior::joined(&posteriors)?;
-        self.draw(&posterior, noise)
+        self.sampled(&posterior, noise)
     }
 
-    fn posterior(&mut self, picture: ArrayD<f32>, run: &mut Run<'_, '_>) -> Result<Posterior, Error> {
-        let role = self.load(VAE_ENCODER, run)?;
-        let tiles = self.encoding_tiles(self.memory().vae_tiling, picture.shape())?;
-        let mut network = self.engines.network(&self.bundle, role)?;
+    fn posterior(&mut self, picture: ArrayD<f32>) -> Result<Posterior, Error> {
+        let name = self.facts.image_encoder()?;
+        self.load(name)?;
+        let tiles = self.facts.encoding_tiles(self.engines.memory().vae_tiling, picture.shape())?;
+        let mut runner = self.engines.runner(name)?;
         let mut encode = |tile: &ArrayD<f32>| -> Result<Vec<ArrayD<f32>>, Error> {
-            let outputs = network.run(&[("sample", TensorView::F32(tile.view()))])?;
+            let outputs = runner.run(&[("sample", TensorView::F32(tile.view()))])?;
             Ok(outputs.into_iter().filter_map(Tensor::into_f32).collect())
         };
         let outputs = match tiles {
@@ -190,18 +147,18 @@ impl Pipeline {
             None => encode(&picture)?,
         };
         let mut outputs = outputs.into_iter();
-        let refuse = || Error::Component { component: role, reason: "has no output of floats".into() };
+        let refuse = || Error::Component { component: name, reason: "has no output of floats".into() };
         Ok(Posterior { mean: outputs.next().ok_or_else(refuse)?, logvar: outputs.next() })
     }
 
-    fn draw(&self, posterior: &Posterior, noise: &mut Noise) -> Result<ArrayD<f32>, Error> {
-        let scale = self.bundle.pipeline()?.latents.scaling as f32;
+    fn sampled(&self, posterior: &Posterior, noise: &mut Noise) -> Result<ArrayD<f32>, Error> {
+        let (scale, shift) = (self.facts.latents.scaling as f32, self.facts.latents.shift as f32);
         Ok(match &posterior.logvar {
-            None => posterior.mean.mapv(|x| scale * x),
+            None => posterior.mean.mapv(|x| scale * (x - shift)),
             Some(logvar) => {
                 let drawn = noise.randn(posterior.mean.shape());
                 Zip::from(&posterior.mean).and(logvar).and(&drawn).map_collect(|mean, logvar, drawn| {
-                    scale * (mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * drawn)
+                    scale * (mean + (0.5 * logvar.clamp(-30.0, 20.0)).exp() * drawn - shift)
                 })
             }
         })
@@ -225,17 +182,35 @@ impl Posterior {
     }
 
     fn join(parts: &[&Posterior]) -> Result<Posterior, Error> {
-        let stack = |arrays: Vec<&ArrayD<f32>>| {
-            let views: Vec<_> = arrays.iter().map(|array| array.view()).collect();
-            concatenate(Axis(0), &views)
-                .map_err(|e| Error::Component { component: VAE_ENCODER, reason: e.to_string() })
-        };
+        let means: Vec<&ArrayD<f32>> = parts.iter().map(|part| &part.mean).collect();
         let logvars: Option<Vec<&ArrayD<f32>>> = parts.iter().map(|part| part.logvar.as_ref()).collect();
-        Ok(Posterior {
-            mean: stack(parts.iter().map(|part| &part.mean).collect())?,
-            logvar: logvars.map(stack).transpose()?,
-        })
+        let logvar = logvars.map(|logvars| joined(Axis(0), &logvars)).transpose()?;
+        Ok(Posterior { mean: joined(Axis(0), &means)?, logvar })
     }
+}
+
+/// Latents that a pass starts from: those of a picture with noise, or noise alone.
+fn start_from(
+    sampler: &Sampler,
+    begin: usize,
+    kept: Option<&ArrayD<f32>>,
+    noise: &ArrayD<f32>,
+) -> Result<ArrayD<f32>, Error> {
+    match kept {
+        Some(kept) => Ok(sampler.add_noise(begin, kept, noise)?),
+        None => Ok(noise * sampler.init_noise_sigma()),
+    }
+}
+
+/// The initial picture `[1, 3, H, W]` in `[-1, 1]`.
+fn signed(image: &Picture, size: Size) -> Result<Array4<f32>, Error> {
+    Ok(image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0))
+}
+
+/// Arrays joined along an axis.
+pub(super) fn joined(axis: Axis, parts: &[&ArrayD<f32>]) -> Result<ArrayD<f32>, Error> {
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    concatenate(axis, &views).map_err(|e| Error::Shapes(e.to_string()))
 }
 
 /// `torch.nn.functional.interpolate` with mode nearest.

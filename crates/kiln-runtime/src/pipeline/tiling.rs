@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use ndarray::{ArrayD, ArrayView1, Axis, Slice};
 
-use super::Pipeline;
-use crate::request::refuse;
-use crate::{Error, VaeTiling};
+use super::facts::Facts;
+use crate::VaeTiling;
+use crate::error::{Error, refuse};
 
 /// How a plane is read and written in tiles: sides in the units of what is read and of what is made.
 #[derive(Clone, Copy, Debug)]
@@ -22,14 +22,14 @@ pub(super) struct Tiles {
     blend: usize,
 }
 
-impl Pipeline {
+impl Facts {
     /// Tiles of latents `[_, _, height, width]` to decode; none where they fit into one tile.
     pub(super) fn decoding_tiles(
         &self,
         tiling: Option<VaeTiling>,
         latents: &[usize],
     ) -> Result<Option<Tiles>, Error> {
-        let factor = self.bundle.pipeline()?.latents.scale_factor as usize;
+        let factor = self.latents.scale_factor as usize;
         self.tiles(tiling, latents, |pixels| pixels / factor, |read| read * factor)
     }
 
@@ -39,7 +39,7 @@ impl Pipeline {
         tiling: Option<VaeTiling>,
         picture: &[usize],
     ) -> Result<Option<Tiles>, Error> {
-        let factor = self.bundle.pipeline()?.latents.scale_factor as usize;
+        let factor = self.latents.scale_factor as usize;
         self.tiles(tiling, picture, |pixels| pixels, |read| read / factor)
     }
 
@@ -51,10 +51,9 @@ impl Pipeline {
         made: impl Fn(usize) -> usize,
     ) -> Result<Option<Tiles>, Error> {
         let Some(VaeTiling { tile, overlap }) = tiling else { return Ok(None) };
-        let info = self.bundle.pipeline()?;
-        let pixels = tile.unwrap_or(info.size.height.max(info.size.width));
-        if !pixels.is_multiple_of(info.latents.scale_factor) {
-            return refuse("VAE tile", format!("{pixels} is not a multiple of {}", info.latents.scale_factor));
+        let (pixels, factor) = (tile.unwrap_or(self.size.longest()), self.latents.scale_factor);
+        if !pixels.is_multiple_of(factor) {
+            return refuse("VAE tile", format!("{pixels} is not a multiple of {factor}"));
         }
         let tile = read(pixels as usize);
         let part = |side: usize, share: f64| (side as f64 * share) as usize;

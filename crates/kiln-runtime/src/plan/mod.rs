@@ -7,24 +7,24 @@ pub(crate) use forecast::{Forecast, Growth};
 
 /// Ways to spend memory on one request.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// From the one that holds most to the one that holds least; what is computed in tiles comes after what is not.
-    pub choices: Vec<Choice>,
-    /// Bytes of the weights of the UNet's segments, in the order in which they run.
-    pub unet_segments: Vec<u64>,
+    pub choices: Vec<MemoryChoice>,
+    /// Bytes of the weights of the denoiser's segments, in the order in which they run.
+    pub denoiser_segments: Vec<u64>,
     /// Share by which predictions may be off, which has to fit into a budget too.
     pub margin: f64,
 }
 
 /// One way to spend memory, and what it is predicted to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
+pub struct MemoryChoice {
     /// The options.
     pub memory: MemoryOptions,
     /// Most bytes that the process will hold.
     pub peak_bytes: u64,
     /// The component that runs when it does.
-    pub peak_role: ComponentName,
+    pub peak_component: ComponentName,
     /// Seconds, where everything is loaded that the options let stay.
     pub seconds: f64,
 }
@@ -44,16 +44,16 @@ pub(crate) const FAR_MARGIN: f64 = 0.15;
 /// How much slower a choice may be that computes nothing in tiles, which change the picture.
 const FOR_THE_SAME_PICTURE: f64 = 1.25;
 
-impl Plan {
+impl MemoryPlan {
     /// The fastest choice that fits into so many bytes, with a margin for what predictions are off; of several that are
     /// about equally fast the first. Tiles are chosen where nothing else fits that is not much slower.
     ///
     /// Under sequential offload, as many segments stay loaded as the rest of the budget holds.
-    pub fn within(&self, budget: u64) -> Result<Choice, Error> {
+    pub fn within(&self, budget: u64) -> Result<MemoryChoice, Error> {
         let usable = (budget as f64 / (1.0 + self.margin)) as u64;
         let fits = || self.choices.iter().filter(|choice| choice.peak_bytes <= usable);
         let untiled = || fits().filter(|choice| choice.memory.vae_tiling.is_none());
-        let fastest = |choices: &mut dyn Iterator<Item = &Choice>| {
+        let fastest = |choices: &mut dyn Iterator<Item = &MemoryChoice>| {
             choices.map(|choice| choice.seconds).fold(f64::INFINITY, f64::min)
         };
         let (best, best_untiled) = (fastest(&mut fits()), fastest(&mut untiled()));
@@ -77,7 +77,7 @@ impl Plan {
 
     /// Bytes of weights of the first segments, as many as so many bytes hold, and what these segments hold.
     fn kept_within(&self, bytes: u64) -> (u64, u64) {
-        let sums = self.unet_segments.iter().scan((0, 0), |(kept, held), segment| {
+        let sums = self.denoiser_segments.iter().scan((0, 0), |(kept, held), segment| {
             *kept += segment;
             *held += segment + BESIDE_WEIGHTS;
             Some((*kept, *held))

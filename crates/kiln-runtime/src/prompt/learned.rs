@@ -1,9 +1,9 @@
 //! Textual inversion: words whose embeddings are learned (Gal et al. 2022, diffusers `loaders/textual_inversion.py`).
 
-use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::TextEncoderInfo;
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use ndarray::{Array2, Array3, ArrayView2};
 use safetensors::{Dtype, SafeTensors};
 
@@ -33,7 +33,7 @@ impl LearnedWords {
         path: &Path,
         token: Option<&str>,
         encoders: &[TextEncoderInfo],
-        tokenizers: &mut [ClipTokenizer],
+        tokenizers: &mut [&mut ClipTokenizer],
     ) -> Result<String, Error> {
         let refuse = |reason: String| Error::Embedding { path: path.into(), reason };
         let file = EmbeddingFile::read(path)?;
@@ -74,8 +74,11 @@ impl LearnedWords {
     pub(crate) fn rows(&self, encoder: &TextEncoderInfo, ids: ArrayView2<'_, i64>) -> Array3<f32> {
         let (n, positions) = ids.dim();
         let mut rows = Array3::zeros((n, positions, encoder.width as usize));
-        let tables =
-            self.words.iter().flat_map(|word| &word.vectors).filter(|(role, ..)| *role == encoder.component);
+        let tables = self
+            .words
+            .iter()
+            .flat_map(|word| &word.vectors)
+            .filter(|(component, ..)| *component == encoder.component);
         for (_, first, table) in tables {
             for ((row, position), id) in ids.indexed_iter() {
                 let index = usize::try_from(id - first).ok().filter(|&index| index < table.nrows());
@@ -90,12 +93,12 @@ impl LearnedWords {
 
 /// `clip_l` and `clip_g` name SDXL's encoders; any other name is the first encoder's.
 fn encoder_of(name: &str, encoders: &[TextEncoderInfo]) -> Option<usize> {
-    let role = match name {
+    let component = match name {
         "clip_g" => TEXT_ENCODER_2,
         "clip_l" => TEXT_ENCODER,
         _ => encoders.first()?.component,
     };
-    encoders.iter().position(|encoder| encoder.component == role)
+    encoders.iter().position(|encoder| encoder.component == component)
 }
 
 struct EmbeddingFile {

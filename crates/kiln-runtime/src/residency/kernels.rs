@@ -1,4 +1,4 @@
-//! Compiled kernels in kiln's cache folder, sealed: they are code.
+//! Compiled kernels in a folder, sealed: they are code.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,6 +13,13 @@ const SEAL_BYTES: usize = 64;
 /// Most bytes that are read back.
 const MOST: u64 = 1 << 30;
 
+/// The folder of kernels, and the key that seals them.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelCache {
+    pub(crate) folder: PathBuf,
+    pub(crate) key: SealKey,
+}
+
 /// The file of one engine's kernels on one device.
 #[derive(Debug)]
 pub(super) struct KernelFile {
@@ -21,14 +28,16 @@ pub(super) struct KernelFile {
 }
 
 impl KernelFile {
-    /// None where there is no cache folder or key: kernels are then compiled by every process.
-    pub(super) fn new(bundle: &Bundle, engine: &str, device: &Device) -> Option<KernelFile> {
+    pub(super) fn new(
+        cache: &KernelCache,
+        bundle: &Bundle,
+        engine: &str,
+        device: &Device,
+    ) -> Option<KernelFile> {
         let digest = &bundle.manifest().files.get(engine)?.blake3;
-        let cache = kiln_native::cache_dir().ok()?;
-        let key = SealKey::open(&cache.join(SealKey::FILE)).ok()?;
         let device: String = device.info().name.chars().filter(char::is_ascii_alphanumeric).collect();
         let name = format!("{}-{device}", digest.get(..16)?);
-        Some(KernelFile { path: cache.join("kernels").join(name), key })
+        Some(KernelFile { path: cache.folder.join(name), key: cache.key.clone() })
     }
 }
 
@@ -42,7 +51,7 @@ impl KernelStore for KernelFile {
     }
 
     fn store(&self, kernels: &[u8]) {
-        // Whatever can not be written is compiled again.
+        // Whatever cannot be written is compiled again.
         if let Some(folder) = self.path.parent()
             && kiln_bundle::fs::create_folder(folder).is_ok()
         {

@@ -1,169 +1,247 @@
 //! Which engines are loaded.
 
+mod encodings;
 mod kernels;
-mod network;
+mod pool;
+mod runner;
 
-use kiln_bundle::stable_diffusion::{UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, ComponentName, TensorFile, Tuning};
-use kiln_engine::{Backend, CudaTuning, Engine, Format, LoadOptions, Placement, heap};
-use kiln_lora::LoraPlan;
+use kiln_bundle::{Bundle, Component, ComponentName, Stage, TensorFile, Tuning};
+use kiln_engine::{Backend, CudaTuning, Engine, Format, LoadOptions, Placement};
+use kiln_lora::{Lora, LoraPlan};
 
 use crate::lora::ChangedWeights;
 use crate::{Error, MemoryOptions, Offload};
+pub(crate) use encodings::EncodingKey;
+pub(crate) use kernels::KernelCache;
 use kernels::KernelFile;
-pub(crate) use network::Network;
+pub use pool::Pool;
+use pool::{EngineKey, Slot};
+pub(crate) use runner::Runner;
 
 /// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.
 const PACKED_BYTES: u64 = 256 << 20;
 
-/// The engines of a bundle, segment by segment, loaded as the memory options say.
+/// The engines that a pipeline holds of one bundle, segment by segment, as its memory options say.
 pub(crate) struct Residency {
+    bundle: Arc<Bundle>,
+    components: BTreeMap<ComponentName, Arc<Component>>,
+    pool: Pool,
     backend: Arc<dyn Backend>,
     memory: MemoryOptions,
-    loaded: BTreeMap<(ComponentName, usize), Loaded>,
-    loras: LoraPlan,
-}
-
-/// A segment's engine.
-struct Loaded {
-    engine: Box<dyn Engine>,
-    /// Whether its weights are where it runs, or on their way there.
-    is_present: bool,
-}
-
-impl Loaded {
-    /// Lets go of its weights; false where the engine has to go with them.
-    fn park(&mut self) -> bool {
-        self.is_present = false;
-        self.engine.unload().unwrap_or(false)
-    }
-
-    fn prefetch(&mut self) -> Result<(), Error> {
-        self.is_present = true;
-        Ok(self.engine.prefetch()?)
-    }
+    kernels: Option<KernelCache>,
+    loras: Vec<Lora>,
+    changes: LoraPlan,
+    held: BTreeMap<(ComponentName, usize), Arc<Slot>>,
 }
 
 impl Residency {
-    pub(crate) fn new(backend: Arc<dyn Backend>, memory: MemoryOptions) -> Residency {
-        Residency { backend, memory, loaded: BTreeMap::new(), loras: LoraPlan::default() }
+    pub(crate) fn new(
+        bundle: Arc<Bundle>,
+        backend: Arc<dyn Backend>,
+        pool: Pool,
+        kernels: Option<KernelCache>,
+        memory: MemoryOptions,
+    ) -> Residency {
+        let components = bundle.manifest().components.iter();
+        Residency {
+            components: components.map(|(name, component)| (*name, Arc::new(component.clone()))).collect(),
+            bundle,
+            pool,
+            backend,
+            memory,
+            kernels,
+            loras: Vec::new(),
+            changes: LoraPlan::default(),
+            held: BTreeMap::new(),
+        }
     }
 
-    /// An empty one with the same backend and options.
-    pub(crate) fn sibling(&self) -> Residency {
-        Residency::new(self.backend.clone(), self.memory)
+    /// An empty one for another bundle.
+    pub(crate) fn sibling(&self, bundle: Arc<Bundle>) -> Residency {
+        let (backend, pool) = (self.backend.clone(), self.pool.clone());
+        Residency::new(bundle, backend, pool, self.kernels.clone(), self.memory)
     }
 
-    pub(crate) fn backend(&self) -> &dyn Backend {
-        &*self.backend
+    pub(crate) fn bundle(&self) -> &Arc<Bundle> {
+        &self.bundle
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     pub(crate) fn memory(&self) -> MemoryOptions {
         self.memory
     }
 
-    /// Drops the engines that are loaded, which the new options may place elsewhere.
+    pub(crate) fn component(&self, name: ComponentName) -> Result<&Arc<Component>, Error> {
+        match self.components.get(&name) {
+            Some(component) => Ok(component),
+            None => Err(self.bundle.component(name).err().map_or_else(|| self.missing(name), Error::from)),
+        }
+    }
+
+    fn missing(&self, name: ComponentName) -> Error {
+        Error::Component { component: name, reason: "is not in the bundle".into() }
+    }
+
+    /// Lets go of the engines, which the new options may place elsewhere.
     pub(crate) fn set_memory(&mut self, memory: MemoryOptions) {
         self.memory = memory;
         self.clear();
     }
 
-    /// Drops the engines whose weights other LoRAs change from now on.
-    pub(crate) fn set_loras(&mut self, loras: LoraPlan) {
-        let before = std::mem::replace(&mut self.loras, loras);
-        self.loaded.retain(|(role, _), _| before.changes(owner(*role)) == self.loras.changes(owner(*role)));
+    /// Lets go of the engines whose weights other LoRAs change from now on.
+    pub(crate) fn set_loras(&mut self, loras: Vec<Lora>, changes: LoraPlan) {
+        self.loras = loras;
+        let before = std::mem::replace(&mut self.changes, changes);
+        let (bundle, now) = (&self.bundle, &self.changes);
+        self.held.retain(|(name, _), _| {
+            let owner = bundle.weights_owner(*name);
+            before.changes(owner) == now.changes(owner)
+        });
     }
 
     /// Whether weights differ from the bundle's.
     pub(crate) fn has_loras(&self) -> bool {
-        !self.loras.is_empty()
+        !self.changes.is_empty()
     }
 
-    pub(crate) fn is_loaded(&self, role: ComponentName) -> bool {
-        self.loaded.iter().any(|((loaded, _), engine)| *loaded == role && engine.is_present)
+    pub(crate) fn is_loaded(&self, name: ComponentName) -> bool {
+        self.held.iter().any(|((held, _), slot)| *held == name && slot.is_present())
     }
 
-    /// Drops all engines, and gives back what they and their tensors held.
+    /// Lets go of all engines, and gives back what they and their tensors held.
     pub(crate) fn clear(&mut self) {
-        self.loaded.clear();
+        self.held.clear();
         self.backend.trim();
-        heap::trim();
+        self.pool.trim();
     }
 
-    /// Lets go of the weights of all engines but those of the roles that `stays` names, and gives back what their tensors
-    /// held.
+    /// Lets go of the weights of all engines but those of the components that `stays` names, and gives back what their
+    /// tensors held.
     pub(crate) fn release(&mut self, stays: impl Fn(ComponentName) -> bool) {
-        self.loaded.retain(|(role, _), loaded| stays(*role) || loaded.park());
+        self.held.retain(|(name, _), slot| stays(*name) || keeps_engine(slot));
         self.backend.trim();
-        heap::trim();
+        self.pool.trim();
+    }
+
+    /// Gives back what tensors of the component before held.
+    pub(crate) fn trim_tensors(&self) {
+        self.pool.trim_tensors(0);
     }
 
     /// A component to run.
-    pub(crate) fn network<'a>(
-        &'a mut self,
-        bundle: &'a Bundle,
-        role: ComponentName,
-    ) -> Result<Network<'a>, Error> {
-        Network::new(self, bundle, role)
+    pub(crate) fn runner(&mut self, name: ComponentName) -> Result<Runner<'_>, Error> {
+        Runner::new(self, name)
     }
 
     /// Loads all segments of a component, unless only the one that runs is to be loaded.
-    pub(crate) fn load(&mut self, bundle: &Bundle, role: ComponentName) -> Result<(), Error> {
-        if self.memory.offload == Offload::Sequential {
-            return Ok(());
+    pub(crate) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
+        match self.memory.offload {
+            Offload::Sequential => Ok(()),
+            Offload::None | Offload::Model => self.prefetch_component(name),
         }
-        self.prefetch_component(bundle, role)
     }
 
     /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.
-    fn prefetch_component(&mut self, bundle: &Bundle, role: ComponentName) -> Result<(), Error> {
-        let n_segments = bundle.component(role)?.segments.len();
-        (0..n_segments).try_for_each(|i| self.segment(bundle, role, i)?.prefetch())
+    fn prefetch_component(&mut self, name: ComponentName) -> Result<(), Error> {
+        let n_segments = self.component(name)?.segments.len();
+        (0..n_segments).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)))
     }
 
-    /// The engine of a segment that will run.
-    fn segment(&mut self, bundle: &Bundle, role: ComponentName, i: usize) -> Result<&mut Loaded, Error> {
-        let component = bundle.component(role)?;
-        if !self.loaded.contains_key(&(role, i)) {
-            let twins = twins(role);
-            self.loaded.retain(|(loaded, _), _| !twins.contains(loaded));
-            let engine = self.open(bundle, role, i)?;
-            self.loaded.insert((role, i), Loaded { engine, is_present: false });
+    /// Uses the engine of a segment, which is loaded if need be.
+    fn with_engine<T>(
+        &mut self,
+        name: ComponentName,
+        i: usize,
+        work: impl FnOnce(&mut dyn Engine) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let component = self.component(name)?.clone();
+        let slot = match self.held.get(&(name, i)) {
+            Some(slot) => slot.clone(),
+            None => {
+                self.let_twins_go(name);
+                let slot = self.pool.slot(&self.key(name, &component, i), &self.backend, bytes(&component, i));
+                self.held.insert((name, i), slot.clone());
+                slot
+            }
+        };
+        self.trim(&component, i);
+        let result = slot.with(|| self.open(name, &component, i), work);
+        if result.is_err() && !slot.is_present() {
+            self.held.remove(&(name, i));
         }
-        self.trim(component, role, i);
-        let missing = || Error::Component { component: role, reason: "is not loaded".into() };
-        self.loaded.get_mut(&(role, i)).ok_or_else(missing)
+        result
     }
 
-    fn open(&self, bundle: &Bundle, role: ComponentName, i: usize) -> Result<Box<dyn Engine>, Error> {
-        let component = bundle.component(role)?;
-        let segment = &component.segments[i];
-        let swaps = self.memory.offload != Offload::None;
+    /// Lets go of engines over the same weights, of which one at a time is enough.
+    fn let_twins_go(&mut self, name: ComponentName) {
+        let owner = self.bundle.weights_owner(name);
+        let bundle = &self.bundle;
+        self.held.retain(|(held, _), _| *held == name || bundle.weights_owner(*held) != owner);
+    }
+
+    fn key(&self, name: ComponentName, component: &Component, i: usize) -> EngineKey {
+        let digest = |file: &str| self.bundle.manifest().files.get(file).map(|entry| entry.blake3.clone());
+        let changes = self.changes.changes(self.bundle.weights_owner(name));
+        let loras = self.loras.iter().filter(|lora| changes.is_some_and(|changes| changes.are_by(lora)));
+        EngineKey {
+            backend: Arc::as_ptr(&self.backend).cast::<()>() as usize,
+            model: digest(&component.segments[i].engine).unwrap_or_default(),
+            weights: component.weights.as_deref().and_then(digest),
+            loras: loras.map(|lora| (lora.file.digest().to_owned(), lora.weight.to_bits())).collect(),
+            placement: self.placement(),
+            swaps: self.swaps(),
+            streaming: self.streaming(component.stage),
+            tuning: self.bundle.manifest().tuning,
+        }
+    }
+
+    /// What identifies a component's weights and how they run, whatever bundle it is in.
+    pub(crate) fn identity(&self, name: ComponentName) -> Result<String, Error> {
+        let component = self.component(name)?;
+        let keys = (0..component.segments.len()).map(|i| format!("{:?}", self.key(name, component, i)));
+        Ok(keys.collect())
+    }
+
+    fn open(&self, name: ComponentName, component: &Component, i: usize) -> Result<Box<dyn Engine>, Error> {
+        let (bundle, segment) = (&*self.bundle, &component.segments[i]);
         let device = self.backend.device().filter(|_| self.backend.format() == Format::TensorRtRtx);
-        let kernels = device.and_then(|device| KernelFile::new(bundle, &segment.engine, device));
+        let kernels = device.zip(self.kernels.as_ref());
+        let kernels =
+            kernels.and_then(|(device, cache)| KernelFile::new(cache, bundle, &segment.engine, device));
         let mut options = LoadOptions {
-            placement: self.placement(bundle),
+            placement: self.placement(),
             overrides: None,
-            swaps,
-            streaming: self.streaming(role),
+            swaps: self.swaps(),
+            streaming: self.streaming(component.stage),
             tuning: bundle.manifest().tuning.map(tuning).unwrap_or_default(),
             kernels: kernels.map(|kernels| Arc::new(kernels) as _),
         };
-        if let Some(changes) = self.loras.changes(owner(role)) {
+        if let Some(changes) = self.changes.changes(bundle.weights_owner(name)) {
             let weights = ChangedWeights::new(bundle, component, segment, changes)?;
             options.overrides = weights.map(|weights| Arc::new(weights) as _);
         }
         Ok(self.backend.load(&bundle.path(&segment.engine), &options)?)
     }
 
+    fn swaps(&self) -> bool {
+        self.memory.offload != Offload::None
+    }
+
     /// Most bytes of a component's weights on the device, where weights stream.
-    fn streaming(&self, role: ComponentName) -> Option<u64> {
-        match (self.memory.offload, role) {
+    fn streaming(&self, stage: Stage) -> Option<u64> {
+        match (self.memory.offload, stage) {
             (Offload::None | Offload::Model, _) => None,
-            (Offload::Sequential, UNET | UNET_CONTROLLED) => Some(self.memory.keep_bytes),
+            (Offload::Sequential, Stage::Denoiser) => Some(self.memory.keep_bytes),
             (Offload::Sequential, _) => Some(0),
         }
     }
@@ -172,56 +250,47 @@ impl Residency {
     ///
     /// Under sequential offload, idle memory and weights together stay below the weights of the largest segment. An
     /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
-    fn trim(&self, component: &Component, role: ComponentName, i: usize) {
+    fn trim(&self, component: &Component, i: usize) {
         if self.memory.offload == Offload::Sequential {
             let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
-            heap::trim_tensors(largest - component.segments[i].weight_bytes);
-        } else if matches!(role, VAE_DECODER | VAE_ENCODER) {
-            heap::trim_tensors(0);
+            self.pool.trim_tensors(largest - bytes(component, i));
+        } else if component.stage.is_autoencoder() {
+            self.pool.trim_tensors(0);
         }
     }
 
-    fn placement(&self, bundle: &Bundle) -> Placement {
-        let components = bundle.manifest().components.iter();
-        let own = components.filter(|(role, _)| **role != UNET_CONTROLLED);
-        let is_small = own.map(|(_, component)| component.weight_bytes).sum::<u64>() <= PACKED_BYTES;
+    fn placement(&self) -> Placement {
+        let own = self.components.values().filter(|component| component.shares_weights_with.is_none());
+        let is_small = own.map(|component| component.weight_bytes).sum::<u64>() <= PACKED_BYTES;
         self.memory.placement.unwrap_or(match self.memory.offload {
             Offload::None | Offload::Model if is_small => Placement::Packed,
             _ => Placement::Mapped,
         })
     }
 
-    /// Called when a segment has run: drops it under sequential offload, unless it is one of those that stay.
+    /// Called when a segment has run: lets go of it under sequential offload, unless it is one of those that stay.
     ///
     /// Segments run in the same order in every step; those that came first stay, for any other choice would load as much.
-    fn has_run(&mut self, component: &Component, role: ComponentName, i: usize) {
+    fn has_run(&mut self, name: ComponentName, component: &Component, i: usize) {
         if self.memory.offload != Offload::Sequential {
             return;
         }
-        let present = self.loaded.iter().filter(|((loaded, _), engine)| *loaded == role && engine.is_present);
-        let bytes: u64 = present.map(|((_, i), _)| component.segments[*i].weight_bytes).sum();
-        let is_in_loop = matches!(role, UNET | UNET_CONTROLLED);
-        if (!is_in_loop || bytes > self.memory.keep_bytes)
-            && let Some(loaded) = self.loaded.get_mut(&(role, i))
-            && !loaded.park()
+        let present = self.held.iter().filter(|((held, _), slot)| *held == name && slot.is_present());
+        let n_bytes: u64 = present.map(|((_, i), _)| bytes(component, *i)).sum();
+        if (component.stage != Stage::Denoiser || n_bytes > self.memory.keep_bytes)
+            && self.held.get(&(name, i)).is_some_and(|slot| !keeps_engine(slot))
         {
-            self.loaded.remove(&(role, i));
+            self.held.remove(&(name, i));
         }
     }
 
     /// Asks for the weights of segments after `i`, as far ahead as is prefetched: of the page cache, or of engines that swap.
-    fn prefetch(
-        &mut self,
-        bundle: &Bundle,
-        weights: Option<&TensorFile>,
-        role: ComponentName,
-        i: usize,
-    ) -> Result<(), Error> {
-        let component = bundle.component(role)?;
+    fn prefetch(&mut self, weights: Option<&TensorFile>, name: ComponentName, i: usize) -> Result<(), Error> {
+        let component = self.component(name)?;
         let ahead = self.memory.prefetch;
         if self.memory.offload == Offload::Sequential && self.backend.swaps() {
             let last = i.saturating_add(ahead).min(component.segments.len() - 1);
-            return (i + 1..=last).try_for_each(|i| self.segment(bundle, role, i)?.prefetch());
+            return (i + 1..=last).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)));
         }
         if let (Some(file), Some(segment)) = (weights, component.segments.get(i + ahead))
             && ahead > 0
@@ -230,33 +299,25 @@ impl Residency {
         }
         Ok(())
     }
-}
 
-/// Asks for the weights of a whole component; what is wrong with them is told when they are loaded.
-fn prefetch_all(bundle: &Bundle, role: ComponentName) {
-    let Ok(component) = bundle.component(role) else { return };
-    if let Some(file) = component.weights.as_ref().and_then(|name| TensorFile::open(&bundle.path(name)).ok()) {
-        file.prefetch(file.tensors().keys().map(String::as_str));
+    /// Asks for the weights of a whole component; what is wrong with them is told when they are loaded.
+    fn prefetch_pages(&self, name: ComponentName) {
+        let weights = self.components.get(&name).and_then(|component| component.weights.as_ref());
+        if let Some(file) = weights.and_then(|weights| TensorFile::open(&self.bundle.path(weights)).ok()) {
+            file.prefetch(file.tensors().keys().map(String::as_str));
+        }
     }
 }
 
-/// The component by whose name LoRAs call a role's weights.
-fn owner(role: ComponentName) -> ComponentName {
-    match role {
-        UNET_CONTROLLED => UNET,
-        role => role,
-    }
+/// Lets go of a slot's weights, unless another pipeline holds it too; whether it is worth holding on to.
+fn keeps_engine(slot: &Arc<Slot>) -> bool {
+    Arc::strong_count(slot) == 1 && slot.park()
+}
+
+fn bytes(component: &Component, i: usize) -> u64 {
+    component.segments[i].weight_bytes
 }
 
 fn tuning(Tuning { tf32, search }: Tuning) -> CudaTuning {
     CudaTuning { tf32, search }
-}
-
-/// Engines over the same weights, of which one at a time is enough.
-fn twins(role: ComponentName) -> &'static [ComponentName] {
-    match role {
-        UNET => &[UNET_CONTROLLED],
-        UNET_CONTROLLED => &[UNET],
-        _ => &[],
-    }
 }

@@ -2,7 +2,7 @@ use ndarray::{ArrayD, Zip};
 
 use super::alphas::Alphas;
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::timesteps::whole;
 use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError, Thresholding};
 
@@ -21,7 +21,7 @@ pub(super) fn plan(
     config: &SchedulerConfig,
     n_steps: usize,
     options: &SamplerOptions,
-) -> Result<Plan, SchedulerError> {
+) -> Result<Planned, SchedulerError> {
     let eta = options.eta;
     if !(0.0..=1.0).contains(&eta) {
         return Err(SchedulerError::Option { key: "eta", value: eta.into(), range: "from 0 to 1" });

@@ -3,7 +3,7 @@ use ndarray::{ArrayD, Axis, Slice, Zip};
 use super::alphas::Alphas;
 use super::config::VarianceType;
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::timesteps::whole;
 use super::{PredictionType, SchedulerConfig, SchedulerError, Thresholding};
 
@@ -16,7 +16,7 @@ struct Ddpm {
     variance: VarianceType,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let timesteps = whole(config, n_steps)?;
     let ddpm = Ddpm {
         alphas: Alphas::new(config),

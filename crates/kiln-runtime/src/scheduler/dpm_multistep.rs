@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::dpm::{Factors, Solver, SolverType, difference, schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::{SchedulerConfig, SchedulerError};
 
 /// Runs of fewer steps end with lower orders.
@@ -22,7 +22,7 @@ struct DpmMultistep {
     history: VecDeque<ArrayD<f32>>,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let (sigmas, timesteps) = schedule(config, n_steps)?;
     let multistep = DpmMultistep {
         solver: Solver::new(config, sigmas),

@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::dpm::{Factors, Solver, SolverType, difference, schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::{SchedulerConfig, SchedulerError};
 
 /// DPM-Solver and DPM-Solver++ of several calls per step (Lu et al. 2022; diffusers
@@ -19,7 +19,7 @@ struct DpmSinglestep {
     start: Option<ArrayD<f32>>,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let (sigmas, timesteps) = schedule(config, n_steps)?;
     let singlestep = DpmSinglestep {
         solver: Solver::new(config, sigmas),

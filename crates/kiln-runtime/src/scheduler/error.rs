@@ -1,5 +1,3 @@
-use super::SchedulerClass;
-
 /// Why a scheduler could not be made or run.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
@@ -54,11 +52,11 @@ pub enum SchedulerError {
     },
     /// The configuration divides by zero somewhere on the way.
     #[error(
-        "{class} leaves the range of numbers at timestep {timestep} of {steps} steps with this configuration"
+        "{scheduler} leaves the range of numbers at timestep {timestep} of {steps} steps with this configuration"
     )]
     NotFinite {
         /// The scheduler.
-        class: SchedulerClass,
+        scheduler: String,
         /// The timestep.
         timestep: f32,
         /// Steps that were asked for.

@@ -1,6 +1,6 @@
 use ndarray::ArrayD;
 
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 
@@ -13,7 +13,7 @@ struct Euler {
     is_ancestral: bool,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let k = KSchedule::new(config, n_steps)?;
     let last = if config.ends_at_sigma_min { k.table.first() } else { 0.0 };
     let is_continuous = config.continuous_timesteps && config.prediction_type == PredictionType::VPrediction;
@@ -24,7 +24,7 @@ pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, Sch
     Ok(with_schedule(config, k, timesteps, last, false))
 }
 
-pub(super) fn plan_ancestral(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan_ancestral(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let k = KSchedule::new(config, n_steps)?;
     let timesteps = k.timesteps.iter().map(|&t| t as f32).collect();
     Ok(with_schedule(config, k, timesteps, 0.0, true))
@@ -36,7 +36,7 @@ fn with_schedule(
     timesteps: Vec<f32>,
     last: f32,
     is_ancestral: bool,
-) -> Plan {
+) -> Planned {
     let init_noise_sigma = k.init_noise_sigma(config);
     let mut sigmas = k.sigmas;
     sigmas.push(last);

@@ -1,7 +1,7 @@
 use ndarray::{ArrayD, Zip};
 
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError, Thresholding};
 
@@ -15,7 +15,7 @@ struct Heun {
     start: Option<(ArrayD<f32>, ArrayD<f32>)>,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let k = KSchedule::new(config, n_steps)?;
     let init_noise_sigma = k.init_noise_sigma(config);
     let sigmas = doubled(&k.sigmas).chain([0.0]).collect();

@@ -2,7 +2,7 @@ use ndarray::{ArrayD, Zip};
 
 use super::euler::ancestral;
 use super::heun::doubled;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, SigmaSpacing, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 
@@ -28,15 +28,15 @@ struct Step {
     up: f32,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     build(config, n_steps, false)
 }
 
-pub(super) fn plan_ancestral(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan_ancestral(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     build(config, n_steps, true)
 }
 
-fn build(config: &SchedulerConfig, n_steps: usize, is_ancestral: bool) -> Result<Plan, SchedulerError> {
+fn build(config: &SchedulerConfig, n_steps: usize, is_ancestral: bool) -> Result<Planned, SchedulerError> {
     let mut k = KSchedule::new(config, n_steps)?;
     if config.sigma_spacing == SigmaSpacing::Karras {
         k.timesteps.iter_mut().for_each(|t| *t = t.round_ties_even());

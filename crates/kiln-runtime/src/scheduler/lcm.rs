@@ -2,7 +2,7 @@ use ndarray::{ArrayD, Zip};
 
 use super::alphas::Alphas;
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::timesteps::check_steps;
 use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError, Thresholding};
 
@@ -22,7 +22,7 @@ pub(super) fn plan(
     config: &SchedulerConfig,
     n_steps: usize,
     options: &SamplerOptions,
-) -> Result<Plan, SchedulerError> {
+) -> Result<Planned, SchedulerError> {
     let timesteps = timesteps(config, n_steps, options)?;
     let schedule = Schedule::plain(timesteps.iter().map(|&t| t as f64));
     let lcm = Lcm {

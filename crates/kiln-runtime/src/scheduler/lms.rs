@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use ndarray::ArrayD;
 
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 
@@ -18,7 +18,7 @@ struct Lms {
     slopes: VecDeque<ArrayD<f32>>,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let k = KSchedule::new(config, n_steps)?;
     let init_noise_sigma = k.init_noise_sigma(config);
     let timesteps = k.timesteps.iter().map(|&t| t as f32).collect();

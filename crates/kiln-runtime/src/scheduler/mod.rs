@@ -52,5 +52,5 @@ pub use config::SchedulerConfig;
 pub use error::SchedulerError;
 pub use linear::LinearRun;
 pub use prediction::{PredictionType, Thresholding};
-pub use sampler::{Noise, Sampler, SamplerOptions};
+pub use sampler::{Method, Noise, Sampler, SamplerOptions, Schedule};
 pub use timesteps::TimestepSpacing;

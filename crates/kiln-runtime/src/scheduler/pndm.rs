@@ -1,7 +1,7 @@
 use ndarray::ArrayD;
 
 use super::alphas::Alphas;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::timesteps::{check_steps, whole};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 
@@ -28,7 +28,7 @@ struct Pndm {
     sum: Option<ArrayD<f32>>,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     check_steps(config, n_steps, if config.skip_prk_steps { 1 } else { ORDER })?;
     let spaced: Vec<i64> = whole(config, n_steps)?.iter().map(|&t| t as i64).collect();
     let stride = (config.num_train_timesteps / n_steps) as i64;

@@ -1,9 +1,11 @@
 use std::borrow::Cow;
+use std::fmt;
 
 use ndarray::{ArrayD, IxDyn, Zip};
 
 use super::alphas::Alphas;
-use super::{SchedulerClass, SchedulerConfig, SchedulerError, Thresholding};
+use super::prediction::combine;
+use super::{PredictionType, SchedulerClass, SchedulerConfig, SchedulerError, Thresholding};
 use super::{ddim, ddpm, dpm_multistep, dpm_singlestep};
 use super::{euler, heun, kdpm2, lcm, lms, pndm, unipc};
 
@@ -32,37 +34,40 @@ impl Default for SamplerOptions {
 /// For each `i` from [`Sampler::start_at`] to the last timestep: the model gets
 /// [`scale_model_input`](Sampler::scale_model_input) and `timesteps()[i]`, and [`step`](Sampler::step) takes its output.
 pub struct Sampler {
-    class: SchedulerClass,
+    name: Cow<'static, str>,
     steps: usize,
     schedule: Schedule,
     method: Box<dyn Method>,
     clips: bool,
+    prediction: Option<PredictionType>,
     /// The call that is due, once the run has started.
     next: Option<usize>,
 }
 
 /// What a run looks like from outside.
-pub(super) struct Schedule {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
     /// One per call of the model.
-    pub(super) timesteps: Vec<f32>,
-    pub(super) init_noise_sigma: f32,
+    pub timesteps: Vec<f32>,
+    /// Standard deviation of the latents that a whole run starts from.
+    pub init_noise_sigma: f32,
     /// Calls of the model per step.
-    pub(super) order: usize,
+    pub order: usize,
 }
 
 impl Schedule {
     /// One call per step, from noise of variance 1.
-    pub(super) fn plain(timesteps: impl IntoIterator<Item = f64>) -> Schedule {
+    pub fn plain(timesteps: impl IntoIterator<Item = f64>) -> Schedule {
         let timesteps = timesteps.into_iter().map(|t| t as f32).collect();
         Schedule { timesteps, init_noise_sigma: 1.0, order: 1 }
     }
 }
 
 /// A schedule and the method that follows it.
-pub(super) type Plan = (Schedule, Box<dyn Method>);
+pub(super) type Planned = (Schedule, Box<dyn Method>);
 
 /// The part of a sampler that differs from one to another.
-pub(super) trait Method: Send {
+pub trait Method: Send {
     /// Forgets all earlier calls.
     fn reset(&mut self) {}
 
@@ -107,8 +112,9 @@ impl SchedulerConfig {
             SchedulerClass::UniPc => unipc::plan(self, n_steps),
             SchedulerClass::Lcm => lcm::plan(self, n_steps, options),
         }?;
-        let clips = self.thresholding != Thresholding::None;
-        Ok(Sampler { class: self.class(), steps: n_steps, schedule, method, clips, next: None })
+        let sampler = Sampler::new(self.class().name(), n_steps, schedule, method);
+        let (clips, prediction) = (self.thresholding != Thresholding::None, Some(self.prediction_type));
+        Ok(Sampler { clips, prediction, ..sampler })
     }
 
     /// `alphas_cumprod`: the part of the signal's variance that is left at each timestep that the model was trained with.
@@ -117,10 +123,38 @@ impl SchedulerConfig {
     }
 }
 
+impl fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = f.debug_struct("Sampler");
+        f.field("name", &self.name)
+            .field("steps", &self.steps)
+            .field("schedule", &self.schedule)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Sampler {
-    /// The class that runs.
-    pub fn class(&self) -> SchedulerClass {
-        self.class
+    /// A run of `n_steps` steps by a method, which a program may bring along.
+    pub fn new(
+        name: impl Into<Cow<'static, str>>,
+        n_steps: usize,
+        schedule: Schedule,
+        method: Box<dyn Method>,
+    ) -> Sampler {
+        Sampler {
+            name: name.into(),
+            steps: n_steps,
+            schedule,
+            method,
+            clips: false,
+            prediction: None,
+            next: None,
+        }
+    }
+
+    /// The scheduler's name, for those of diffusers that of the class.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The timestep of each call of the model, noisiest first; not always whole numbers, and more than one per step where
@@ -268,6 +302,17 @@ impl Sampler {
         Ok(Zip::from(original).and(noise).map_collect(|original, noise| signal * original + spread * noise))
     }
 
+    /// The clean latents that a model's output at `call` stands for, where it is known what the model predicts.
+    pub fn estimate(&self, call: usize, output: &ArrayD<f32>, latents: &ArrayD<f32>) -> Option<ArrayD<f32>> {
+        let (prediction, (signal, spread)) = (self.prediction?, self.method.level(call).ok()?);
+        let norm = signal.hypot(spread);
+        let level = (signal / norm, spread / norm);
+        let fits = output.shape() == latents.shape();
+        fits.then(|| {
+            combine(output, latents, |output, latent| prediction.original(level, output, latent / norm))
+        })
+    }
+
     /// Runs with three numbers for latents.
     fn rehearse(&mut self, start: usize) -> Result<(), SchedulerError> {
         let constant = |channels: usize, value| ArrayD::from_elem(IxDyn(&[1, channels]), value);
@@ -278,7 +323,11 @@ impl Sampler {
             self.advance(call, &output, &mut latents, &mut |shape| ArrayD::from_elem(shape, 0.1))?;
             if !is_finite || !latents.iter().all(|x| x.is_finite()) {
                 let timestep = self.timesteps()[call];
-                return Err(SchedulerError::NotFinite { class: self.class, timestep, steps: self.steps });
+                return Err(SchedulerError::NotFinite {
+                    scheduler: self.name.to_string(),
+                    timestep,
+                    steps: self.steps,
+                });
             }
         }
         Ok(())

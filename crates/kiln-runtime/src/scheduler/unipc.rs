@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::dpm::{Factors, Level, Solver, SolverType, difference, schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Plan, Schedule};
+use super::sampler::{Method, Noise, Planned, Schedule};
 use super::{SchedulerConfig, SchedulerError};
 
 /// UniPC (Zhao et al. 2023; diffusers `schedulers/scheduling_unipc_multistep.py`): a predictor, and a corrector that uses the
@@ -21,7 +21,7 @@ struct UniPc {
     last: Option<(ArrayD<f32>, usize)>,
 }
 
-pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Plan, SchedulerError> {
+pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let (sigmas, timesteps) = schedule(config, n_steps)?;
     let unipc = UniPc {
         solver: Solver::new(config, sigmas),

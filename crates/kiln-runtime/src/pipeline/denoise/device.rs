@@ -1,14 +1,14 @@
 //! The denoising loop on a device, which latents do not leave.
 
-use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
 use std::sync::Arc;
 
 use kiln_cuda::{Device, DeviceMemory, Mark, Term};
 use kiln_engine::{DeviceTensor, ElementType, Tensor, TensorView};
 use ndarray::{ArrayD, arr1};
 
-use super::{Denoiser, Event, Run};
+use super::{DenoisingLoop, Event};
 use crate::Error;
+use crate::pipeline::progress::Progress;
 use crate::scheduler::LinearRun;
 
 /// Steps that a device is given ahead of the one that it computes.
@@ -46,7 +46,7 @@ struct Flags {
     flags: Vec<DeviceMemory>,
 }
 
-impl Denoiser<'_> {
+impl DenoisingLoop<'_, '_> {
     /// Takes the latents through the calls whose timesteps are given. Progress is told when the device has done a step.
     pub(super) fn run_on_device(
         &mut self,
@@ -54,29 +54,30 @@ impl Denoiser<'_> {
         linear: &LinearRun,
         timesteps: &[f32],
         latents: &ArrayD<f32>,
-        run: &mut Run<'_, '_>,
     ) -> Result<ArrayD<f32>, Error> {
         let conditions = self.conditions.iter();
         let conditions: Vec<(&str, DeviceTensor)> = conditions
-            .map(|(name, value)| Ok((*name, DeviceTensor::upload(device, value.view())?)))
+            .map(|(name, value)| Ok((name.as_str(), DeviceTensor::upload(device, value.view())?)))
             .collect::<Result<_, Error>>()?;
         let mut history = History::new(device, latents)?;
         let mut flags = Flags { flags: Vec::new() };
         let mut marks: Vec<Mark> = Vec::new();
-        let base = run.step;
+        let base = self.progress.step;
         for (i, &timestep) in timesteps.iter().enumerate() {
             if i + 1 == timesteps.len() {
-                self.unet.prefetch_next(VAE_DECODER)?;
+                self.runner.prefetch_next(self.facts.image_decoder)?;
             }
             let sample = self.doubled(device, history.sum(&linear.inputs[i])?)?;
-            let timestep = DeviceTensor::upload(device, arr1(&[timestep]).into_dyn().view())?;
-            let mut inputs =
-                vec![("sample", TensorView::Device(&sample)), ("timestep", TensorView::Device(&timestep))];
+            let timestep =
+                DeviceTensor::upload(device, arr1(&[self.denoiser.timestep(timestep)]).into_dyn().view())?;
+            let mut inputs = vec![
+                (self.denoiser.latents_input(), TensorView::Device(&sample)),
+                (self.denoiser.timestep_input(), TensorView::Device(&timestep)),
+            ];
             inputs.extend(conditions.iter().map(|(name, value)| (*name, TensorView::Device(value))));
-            let made = self.unet.run_where_it_is(&inputs)?.into_iter().next();
+            let made = self.runner.run_where_it_is(&inputs)?.into_iter().next();
             let Some(Tensor::Device(made)) = made else {
-                let reason = "has no output on the device".into();
-                return Err(Error::Component { component: UNET, reason });
+                return Err(self.runner.no_output());
             };
             let prediction = self.guided(device, made, latents.shape())?;
             flags.check(device, &prediction)?;
@@ -87,12 +88,12 @@ impl Denoiser<'_> {
             }
             marks.push(device.mark()?);
             if i >= AHEAD {
-                tell(run, base, &marks, timesteps, i - AHEAD)?;
+                tell(self.progress, base, &marks, timesteps, i - AHEAD)?;
             }
         }
         let latents = history.sum(&linear.latents)?;
         for i in timesteps.len().saturating_sub(AHEAD)..timesteps.len() {
-            tell(run, base, &marks, timesteps, i)?;
+            tell(self.progress, base, &marks, timesteps, i)?;
         }
         flags.refuse(device, base)?;
         Ok(latents.download()?)
@@ -135,10 +136,17 @@ impl Denoiser<'_> {
 }
 
 /// Waits until a step is done, and tells of it.
-fn tell(run: &mut Run<'_, '_>, base: usize, marks: &[Mark], timesteps: &[f32], i: usize) -> Result<(), Error> {
+fn tell(
+    progress: &mut Progress<'_>,
+    base: usize,
+    marks: &[Mark],
+    timesteps: &[f32],
+    i: usize,
+) -> Result<(), Error> {
     marks[i].finish()?;
-    run.step = base + i + 1;
-    run.tell(Event::Step { step: run.step, steps: run.steps, timestep: timesteps[i] })
+    progress.step = base + i + 1;
+    let (step, steps) = (progress.step, progress.steps);
+    progress.tell(Event::Step { step, steps, timestep: timesteps[i] })
 }
 
 impl Flags {

@@ -1,54 +1,63 @@
 //! The denoising loop.
 
+#[cfg(feature = "cuda")]
 mod device;
 
-use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
+use std::borrow::Cow;
+
 use kiln_engine::{Tensor, TensorView};
-use ndarray::{ArrayD, Axis, Slice, Zip, arr1, concatenate};
+use ndarray::{ArrayD, Axis, Slice, Zip, arr1};
 
-use super::control::Steering;
-use super::guidance::Guidance;
+use super::controlnet::ActiveControlNets;
+use super::decode::decode;
+use super::facts::Facts;
 use super::noise::Noise;
-use super::start::{Inpainting, Start};
-use super::{Event, Run, only_output};
-use crate::Error;
-use crate::residency::Network;
-use crate::scheduler::Sampler;
+use super::progress::Progress;
+use super::start::{Inpainting, Start, joined};
+use crate::architecture::Denoiser;
+use crate::residency::Runner;
+use crate::scheduler::{Sampler, SchedulerError};
+use crate::watch::Event;
+use crate::{Error, Guidance};
 
-/// All that stays the same from step to step.
-pub(super) struct Denoiser<'a> {
-    pub(super) unet: Network<'a>,
-    pub(super) steering: Option<Steering<'a>>,
+/// A pass through the loop: all that stays the same from step to step.
+pub(super) struct DenoisingLoop<'a, 'w> {
+    pub(super) facts: &'a Facts,
+    pub(super) denoiser: &'a dyn Denoiser,
+    pub(super) runner: Runner<'a>,
+    pub(super) controlnets: Option<ActiveControlNets<'a>>,
     pub(super) guidance: Guidance,
-    /// Inputs of the UNet besides latents and timestep, by name.
-    pub(super) conditions: &'a [(&'static str, ArrayD<f32>)],
+    /// Inputs of the denoiser besides latents and timestep, by name.
+    pub(super) conditions: &'a [(String, ArrayD<f32>)],
     pub(super) eta_noise: &'a mut Noise,
+    pub(super) progress: &'a mut Progress<'w>,
 }
 
-impl Denoiser<'_> {
-    /// Takes the latents `[B, C, H, W]` through all steps of the sampler from where the start says.
-    pub(super) fn run(
-        &mut self,
-        sampler: &mut Sampler,
-        start: Start,
-        run: &mut Run<'_, '_>,
-    ) -> Result<ArrayD<f32>, Error> {
+impl DenoisingLoop<'_, '_> {
+    /// Takes the latents `[B, C, H, W]` through all calls of the sampler from where the start says.
+    pub(super) fn run(mut self, sampler: &mut Sampler, start: Start) -> Result<ArrayD<f32>, Error> {
         let Start { mut latents, begin, inpainting } = start;
         let timesteps = sampler.timesteps().to_vec();
         let n = timesteps.len() - begin;
-        if let (Some(device), None, None) = (self.unet.device(), &self.steering, &inpainting)
+        #[cfg(feature = "cuda")]
+        if let Some(device) = self.runner.device().filter(|_| self.stays_on_device(inpainting.as_ref()))
             && let Some(linear) = sampler.linear_run(begin)?
         {
-            return self.run_on_device(&device, &linear, &timesteps[begin..], &latents, run);
+            return self.run_on_device(&device, &linear, &timesteps[begin..], &latents);
         }
         sampler.start_at(begin)?;
         for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
             if i + 1 == timesteps.len() {
-                self.unet.prefetch_next(VAE_DECODER)?;
+                self.runner.prefetch_next(self.facts.image_decoder)?;
             }
             let input = sampler.scale_model_input(i, &latents).into_owned();
             let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
             let prediction = self.predict(&input, timestep, share, inpainting.as_ref())?;
+            let (step, steps) = (self.progress.step + 1, self.progress.steps);
+            let estimate = match self.progress.watch.wants_preview(step, steps) {
+                true => Some(sampler.estimate(i, &prediction, &latents)),
+                false => None,
+            };
             let noise = &mut *self.eta_noise;
             sampler.step(i, &prediction, &mut latents, &mut |shape| noise.randn(shape))?;
             if let Some(inpainting) = &inpainting {
@@ -57,13 +66,32 @@ impl Denoiser<'_> {
                     false => Ok(kept.clone()),
                 })?;
             }
-            run.step += 1;
+            self.progress.step = step;
             if !latents.iter().all(|x| x.is_finite()) {
-                return Err(Error::NotFinite { step: run.step });
+                return Err(Error::NotFinite { step });
             }
-            run.tell(Event::Step { step: run.step, steps: run.steps, timestep })?;
+            self.progress.tell(Event::Step { step, steps, timestep })?;
+            if let Some(estimate) = estimate {
+                self.preview(estimate.as_ref().unwrap_or(&latents))?;
+            }
         }
         Ok(latents)
+    }
+
+    /// Whether the loop can be left to a device: nothing has to be looked at between two steps.
+    #[cfg(feature = "cuda")]
+    fn stays_on_device(&self, inpainting: Option<&Inpainting>) -> bool {
+        let is_plain = self.controlnets.is_none() && inpainting.is_none() && self.denoiser.packing().is_none();
+        is_plain && !self.progress.watch.wants_previews()
+    }
+
+    /// Tells what the pictures look like so far.
+    fn preview(&mut self, latents: &ArrayD<f32>) -> Result<(), Error> {
+        let tiling = self.runner.memory().vae_tiling;
+        let mut decoder = self.runner.other(self.facts.image_decoder)?;
+        let images = decode(&mut decoder, self.facts, tiling, latents, None)?;
+        self.runner.release_others();
+        self.progress.tell(Event::Preview { step: self.progress.step, images })
     }
 
     /// The guided prediction `[B, C, H, W]`; `share` is the part of the steps between which the step lies.
@@ -74,31 +102,40 @@ impl Denoiser<'_> {
         share: [f64; 2],
         inpainting: Option<&Inpainting>,
     ) -> Result<ArrayD<f32>, Error> {
-        let join = |axis, parts: &[ndarray::ArrayViewD<'_, f32>]| {
-            concatenate(Axis(axis), parts)
-                .map_err(|e| Error::Component { component: UNET, reason: e.to_string() })
+        let is_guided = self.guidance.is_guided();
+        let doubled = |array: &ArrayD<f32>| match is_guided {
+            true => joined(Axis(0), &[array, array]),
+            false => Ok(array.clone()),
         };
-        let guided = self.guidance.is_guided();
-        let sample = if guided { join(0, &[input.view(), input.view()])? } else { input.clone() };
-        let timestep = arr1(&[timestep]).into_dyn();
-        let residuals = match &mut self.steering {
-            Some(steering) => steering.residuals(&sample, &timestep, self.conditions, share)?,
+        let sample = doubled(input)?;
+        let timestep = arr1(&[self.denoiser.timestep(timestep)]).into_dyn();
+        let residuals = match &mut self.controlnets {
+            Some(controlnets) => controlnets.residuals(&sample, &timestep, self.conditions, share)?,
             None => Vec::new(),
         };
         let sample = match inpainting.and_then(|inpainting| inpainting.channels.as_ref()) {
-            Some(channels) if guided => {
-                let doubled = join(0, &[channels.view(), channels.view()])?;
-                join(1, &[sample.view(), doubled.view()])?
-            }
-            Some(channels) => join(1, &[sample.view(), channels.view()])?,
+            Some(channels) => joined(Axis(1), &[&sample, &doubled(channels)?])?,
             None => sample,
         };
-        let mut inputs =
-            vec![("sample", TensorView::F32(sample.view())), ("timestep", TensorView::F32(timestep.view()))];
-        inputs.extend(self.conditions.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
+        let packing = self.denoiser.packing();
+        let packed = match packing {
+            Some(packing) => packing.pack(&sample)?,
+            None => Cow::Borrowed(&sample),
+        };
+        let mut inputs = vec![
+            (self.denoiser.latents_input(), TensorView::F32(packed.view())),
+            (self.denoiser.timestep_input(), TensorView::F32(timestep.view())),
+        ];
+        inputs
+            .extend(self.conditions.iter().map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
         inputs.extend(residuals.iter().map(|(name, value)| (name.as_str(), value.view())));
-        let prediction = only_output(UNET, self.unet.run(&inputs)?)?;
-        Ok(if guided { self.guidance.combine(&prediction) } else { prediction })
+        let made = self.runner.run(&inputs)?.into_iter().next().and_then(Tensor::into_f32);
+        let made = made.ok_or_else(|| self.runner.no_output())?;
+        let prediction = match packing {
+            Some(packing) => packing.unpack(made, sample.shape())?,
+            None => made,
+        };
+        Ok(if is_guided { self.guidance.combine(&prediction) } else { prediction })
     }
 }
 
@@ -107,7 +144,7 @@ impl Inpainting {
     fn restore(
         &self,
         latents: &mut ArrayD<f32>,
-        noised: impl FnOnce(&ArrayD<f32>, &ArrayD<f32>) -> Result<ArrayD<f32>, crate::scheduler::SchedulerError>,
+        noised: impl FnOnce(&ArrayD<f32>, &ArrayD<f32>) -> Result<ArrayD<f32>, SchedulerError>,
     ) -> Result<(), Error> {
         let Some(blend) = &self.blend else { return Ok(()) };
         let kept = noised(&blend.kept, &blend.noise)?;
@@ -122,6 +159,3 @@ impl Inpainting {
         Ok(())
     }
 }
-
-/// Outputs of an engine by name.
-pub(super) type Named = Vec<(String, Tensor)>;

@@ -1,19 +1,18 @@
-use crate::Error;
+//! What a caller asks for.
+
+mod check;
+mod setters;
+
+use kiln_types::Size;
+
 use crate::generator::GeneratorKind;
 use crate::picture::Picture;
-use crate::scheduler::SchedulerClass;
+pub(crate) use check::check_side;
 
-/// Largest height and width in pixels.
-const MAX_SIDE: u32 = 8192;
-
-/// Most pictures at once.
-const MAX_BATCH: usize = 256;
-
-/// Most ControlNets at once.
-const MAX_CONTROLS: usize = 16;
-
-/// What to generate; defaults are those of diffusers' pipeline of the task.
+/// What to generate. What is left open becomes what diffusers' pipeline of the task takes by default; see
+/// [`Pipeline::resolve`](crate::Pipeline::resolve).
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Request {
     /// One prompt per picture.
     pub prompts: Vec<String>,
@@ -56,7 +55,7 @@ pub struct Request {
 }
 
 /// How prompts are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PromptSyntax {
     /// `(word)`, `(word:1.2)` and `[word]` weigh words, a backslash makes a bracket a bracket, `BREAK` starts a new block
     /// of 75 tokens, and a prompt may have several such blocks.
@@ -68,6 +67,7 @@ pub enum PromptSyntax {
 
 /// The picture that img2img and inpainting start from.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Init {
     /// The picture; resized to the request's size.
     pub image: Picture,
@@ -80,6 +80,7 @@ pub struct Init {
 
 /// One ControlNet's share of a request.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Control {
     /// The picture that it reads; resized to the request's size.
     pub image: Picture,
@@ -109,6 +110,7 @@ pub struct Variation {
 
 /// A second pass: the first pass's pictures are enlarged and refined as img2img does.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Hires {
     /// Factor on height and width.
     pub scale: f32,
@@ -130,15 +132,18 @@ pub enum Upscaler {
     Pixels,
 }
 
-/// SDXL's size, crop and aesthetics conditions (Podell et al. 2023); sizes are `[height, width]` in pixels.
+/// SDXL's size, crop and aesthetics conditions (Podell et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct MicroConditioning {
     /// Size before cropping; the picture's by default.
-    pub original_size: Option<[u32; 2]>,
-    /// Top and left of the crop.
-    pub crop: [u32; 2],
+    pub original_size: Option<Size>,
+    /// Columns of pixels that were cropped at the left.
+    pub crop_left: u32,
+    /// Rows of pixels that were cropped at the top.
+    pub crop_top: u32,
     /// Size after cropping; the picture's by default.
-    pub target_size: Option<[u32; 2]>,
+    pub target_size: Option<Size>,
     /// For refiners, instead of the target size.
     pub aesthetic_score: f32,
     /// For refiners, beside the negative prompt.
@@ -149,7 +154,8 @@ impl Default for MicroConditioning {
     fn default() -> MicroConditioning {
         MicroConditioning {
             original_size: None,
-            crop: [0, 0],
+            crop_left: 0,
+            crop_top: 0,
             target_size: None,
             aesthetic_score: 6.0,
             negative_aesthetic_score: 2.5,
@@ -182,108 +188,8 @@ impl Request {
         }
     }
 
-    pub(crate) fn negative_prompt(&self, i: usize) -> &str {
-        let index = if self.negative_prompts.len() == 1 { 0 } else { i };
-        self.negative_prompts.get(index).map_or("", String::as_str)
-    }
-
-    /// Checks all that can be checked without a model.
-    pub fn validate(&self) -> Result<(), Error> {
-        let n = self.prompts.len();
-        if n == 0 || n > MAX_BATCH {
-            return refuse("batch size", format!("{n} is not a number from 1 to {MAX_BATCH}"));
-        }
-        if ![0, 1, n].contains(&self.negative_prompts.len()) {
-            let found = self.negative_prompts.len();
-            return refuse("negative prompt", format!("{found} of them for {n} prompts"));
-        }
-        check_seeds("seed", &self.seeds, n)?;
-        if let Some(variation) = &self.variation {
-            check_seeds("variation seed", &variation.seeds, n)?;
-            check_share("variation strength", f64::from(variation.strength))?;
-        }
-        if self.steps == Some(0) {
-            return refuse("steps", "0 is not a positive number".into());
-        }
-        for (key, value) in [
-            ("guidance scale", self.guidance_scale.unwrap_or(1.0)),
-            ("guidance rescale", self.guidance_rescale),
-        ] {
-            if !value.is_finite() {
-                return refuse(key, format!("{value} is not a finite number"));
-            }
-        }
-        check_share("guidance rescale", f64::from(self.guidance_rescale))?;
-        check_share("eta", f64::from(self.eta))?;
-        if let Some(name) = &self.scheduler {
-            SchedulerClass::named(name)?;
-        }
-        // What starts from a picture fits any size that the autoencoder can halve, as in diffusers.
-        let unit = if self.init.is_some() { 1 } else { 8 };
-        check_side("height", self.height, unit)?;
-        check_side("width", self.width, unit)?;
-        self.check_tasks()
-    }
-
-    fn check_tasks(&self) -> Result<(), Error> {
-        if let Some(strength) = self.init.as_ref().and_then(|init| init.strength) {
-            check_share("strength", strength)?;
-        }
-        if self.controls.len() > MAX_CONTROLS {
-            return refuse(
-                "control image",
-                format!("{} of them, more than {MAX_CONTROLS}", self.controls.len()),
-            );
-        }
-        for control in &self.controls {
-            if let Some(scale) = control.scale.filter(|scale| !scale.is_finite()) {
-                return refuse("control scale", format!("{scale} is not a finite number"));
-            }
-            check_share("control start", control.start)?;
-            check_share("control end", control.end)?;
-            if control.start >= control.end {
-                let reason = format!("{} is not before the end, {}", control.start, control.end);
-                return refuse("control start", reason);
-            }
-        }
-        let Some(hires) = &self.hires else { return Ok(()) };
-        if !(1.0..=8.0).contains(&hires.scale) {
-            return refuse("hires scale", format!("{} is not a number from 1 to 8", hires.scale));
-        }
-        if hires.steps == Some(0) {
-            return refuse("hires steps", "0 is not a positive number".into());
-        }
-        if self.init.as_ref().is_some_and(|init| init.mask.is_some()) {
-            return refuse("hires scale", "can not be combined with a mask".into());
-        }
-        check_share("hires strength", hires.strength)
-    }
-}
-
-pub(crate) fn refuse<T>(key: &'static str, reason: String) -> Result<T, Error> {
-    Err(Error::Request { key, reason })
-}
-
-fn check_seeds(key: &'static str, seeds: &[u64], n: usize) -> Result<(), Error> {
-    match seeds.len() {
-        1 => Ok(()),
-        found if found == n => Ok(()),
-        found => refuse(key, format!("{found} of them for {n} prompts")),
-    }
-}
-
-fn check_share(key: &'static str, value: f64) -> Result<(), Error> {
-    match (0.0..=1.0).contains(&value) {
-        true => Ok(()),
-        false => refuse(key, format!("{value} is not a number from 0 to 1")),
-    }
-}
-
-pub(crate) fn check_side(key: &'static str, side: Option<u32>, unit: u32) -> Result<(), Error> {
-    match side {
-        Some(side) if side == 0 || !side.is_multiple_of(unit) || side > MAX_SIDE => {
-            refuse(key, format!("{side} is not a multiple of {unit} up to {MAX_SIDE}"))
-        }
-        _ => Ok(()),
+    /// Whether a mask says where to paint.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.init.as_ref().is_some_and(|init| init.mask.is_some())
     }
 }

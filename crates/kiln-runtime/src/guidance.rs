@@ -2,23 +2,31 @@
 
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice, Zip};
 
-/// Weight of the prompt and what follows from it.
+/// How predictions are guided.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Guidance {
-    pub(super) scale: f32,
-    pub(super) rescale: f32,
-    /// Width of the embedding through which the UNet itself is told the scale (LCM).
-    pub(super) embedding: Option<u32>,
+#[non_exhaustive]
+pub struct Guidance {
+    /// Weight of the prompt; up to 1 there is no guidance.
+    pub scale: f32,
+    /// How far the guided prediction's spread is drawn back to that of the prompt's (Lin et al. 2023, section 3.4).
+    pub rescale: f32,
+    /// Whether the denoiser itself is told the scale, so that one prediction is enough.
+    pub is_embedded: bool,
 }
 
 impl Guidance {
     /// Whether the unconditional prediction is needed.
-    pub(super) fn is_guided(self) -> bool {
-        self.scale > 1.0 && self.embedding.is_none()
+    pub fn is_guided(self) -> bool {
+        self.scale > 1.0 && !self.is_embedded
+    }
+
+    /// Rows of the denoiser's batch for so many pictures.
+    pub fn rows(self, batch: usize) -> usize {
+        if self.is_guided() { 2 * batch } else { batch }
     }
 
     /// The guided prediction `[B, C, H, W]` from `[2B, C, H, W]`, the unconditional half first.
-    pub(super) fn combine(self, prediction: &ArrayD<f32>) -> ArrayD<f32> {
+    pub(crate) fn combine(self, prediction: &ArrayD<f32>) -> ArrayD<f32> {
         let half = prediction.shape()[0] / 2;
         let unconditional = prediction.slice_axis(Axis(0), Slice::from(..half));
         let conditional = prediction.slice_axis(Axis(0), Slice::from(half..));
@@ -32,20 +40,6 @@ impl Guidance {
             }
         }
         guided
-    }
-
-    /// The scale as LCM's UNet reads it, `[B, n]` (diffusers `get_guidance_scale_embedding`).
-    pub(super) fn embedded(self, batch: usize) -> Option<ArrayD<f32>> {
-        let width = self.embedding? as usize;
-        let half = width / 2;
-        let step = 10000f32.ln() / (half.max(2) - 1) as f32;
-        let scaled = (self.scale - 1.0) * 1000.0;
-        let angle = |i: usize| scaled * (i as f32 * -step).exp();
-        Some(ArrayD::from_shape_fn(vec![batch, width], |index| match index[1] {
-            i if i < half => angle(i).sin(),
-            i if i < 2 * half => angle(i - half).cos(),
-            _ => 0.0,
-        }))
     }
 }
 

@@ -1,12 +1,11 @@
 //! Whether two pipelines of one model compute the same.
 
 use kiln_bundle::ComponentName;
-use kiln_bundle::stable_diffusion::UNET_CONTROLLED;
 use kiln_engine::{Tensor, TensorView};
 use ndarray::ArrayD;
 
 use super::Pipeline;
-use super::measure::{random, tensors};
+use super::measure::{Extent, random, tensors};
 use crate::Error;
 
 impl Pipeline {
@@ -14,35 +13,35 @@ impl Pipeline {
     /// the model's default size: the root mean square of the difference of their outputs over that of the other's, the
     /// largest of each component's.
     pub fn compare_components(&mut self, other: &mut Pipeline) -> Result<Vec<(ComponentName, f64)>, Error> {
-        let roles = self.bundle.manifest().components.keys().copied();
-        let shared = roles.filter(|role| other.bundle.component(*role).is_ok());
-        let roles: Vec<ComponentName> = shared.filter(|role| *role != UNET_CONTROLLED).collect();
-        roles
+        let own = self.bundle.manifest().components.iter();
+        let names = own.filter(|(_, component)| component.shares_weights_with.is_none()).map(|(name, _)| *name);
+        let shared: Vec<ComponentName> = names.filter(|name| other.engines.component(*name).is_ok()).collect();
+        shared
             .into_iter()
-            .map(|role| {
-                let inputs = self.default_inputs(role)?;
-                let (found, expected) = (self.outputs(role, &inputs)?, other.outputs(role, &inputs)?);
+            .map(|name| {
+                let inputs = self.default_inputs(name)?;
+                let (found, expected) = (self.outputs(name, &inputs)?, other.outputs(name, &inputs)?);
                 if found.len() != expected.len() {
                     let reason = format!("has {} outputs, the other {}", found.len(), expected.len());
-                    return Err(Error::Component { component: role, reason });
+                    return Err(Error::Component { component: name, reason });
                 }
                 let pairs = found.iter().zip(&expected);
-                Ok((role, pairs.map(|(found, expected)| drift(found, expected)).fold(0.0, f64::max)))
+                Ok((name, pairs.map(|(found, expected)| drift(found, expected)).fold(0.0, f64::max)))
             })
             .collect()
     }
 
-    fn outputs(&mut self, role: ComponentName, inputs: &[(String, Tensor)]) -> Result<Vec<ArrayD<f32>>, Error> {
+    fn outputs(&mut self, name: ComponentName, inputs: &[(String, Tensor)]) -> Result<Vec<ArrayD<f32>>, Error> {
         let views: Vec<(&str, TensorView<'_>)> =
             inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
-        let made = self.engines.network(&self.bundle, role)?.run(&views)?;
+        let made = self.engines.runner(name)?.run(&views)?;
         self.rest();
         Ok(made.into_iter().filter_map(Tensor::into_f32).collect())
     }
 
-    fn default_inputs(&self, role: ComponentName) -> Result<Vec<(String, Tensor)>, Error> {
-        let extent = self.default_extent()?;
-        Ok(random(&tensors(&self.bundle.component(role)?.inputs, extent)))
+    fn default_inputs(&self, name: ComponentName) -> Result<Vec<(String, Tensor)>, Error> {
+        let extent = Extent::default_of(&self.facts);
+        Ok(random(&tensors(&self.engines.component(name)?.inputs, extent)))
     }
 }
 

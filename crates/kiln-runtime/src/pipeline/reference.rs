@@ -1,17 +1,18 @@
 //! Whether an engine still makes what it made where it was compiled.
 
-use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
 use std::collections::HashMap;
 use std::path::Path;
 
-use kiln_bundle::Bundle;
+use kiln_bundle::{AxisSize, Bundle};
+use kiln_types::Size;
 use ndarray::{Array3, ArrayD};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use super::Pipeline;
 use crate::image::RgbImage;
-use crate::pipeline::Progress;
-use crate::{Control, Error, Init, Picture, Pipeline, Request};
+use crate::watch::Watch;
+use crate::{Control, Error, Init, Picture, Request};
 
 /// Side in latents of the reference's picture where the engines take every size.
 const SIDE: u32 = 16;
@@ -57,12 +58,11 @@ const FLAT: u8 = 2;
 
 impl Pipeline {
     /// Makes the reference of this pipeline's bundle.
-    pub fn make_reference(&mut self, progress: &mut Progress<'_>) -> Result<Reference, Error> {
-        let info = self.bundle().pipeline()?;
-        let fixed = self.fixed_sizes()?;
-        let [height, width] = match fixed {
-            Some(_) => [info.size.height, info.size.width],
-            None => [SIDE * info.latents.scale_factor; 2],
+    pub fn make_reference(&mut self, watch: Watch<'_>) -> Result<Reference, Error> {
+        let fixed = self.fixed_batch()?;
+        let size = match fixed {
+            Some(_) => self.facts.size,
+            None => Size::square(SIDE * self.facts.latents.scale_factor),
         };
         let settings = Settings {
             prompt: "a photograph of an astronaut riding a horse".into(),
@@ -70,12 +70,12 @@ impl Pipeline {
             seed: 0,
             steps: 3,
             guidance_scale: 7.5,
-            height,
-            width,
+            height: size.height,
+            width: size.width,
             batch: fixed.unwrap_or(1),
             backend: format!("{} {}", self.backend().name(), self.backend().version()),
         };
-        let output = self.generate(&settings.request(self)?, progress)?;
+        let output = self.generate_with(&settings.request(self), watch)?;
         if output.images.iter().any(|image| image.is_flat(FLAT)) {
             return Err(Error::FlatPicture);
         }
@@ -83,16 +83,12 @@ impl Pipeline {
     }
 
     /// Runs the bundle's reference again; latents that are not finite are an error.
-    pub fn verify(
-        &mut self,
-        reference: &Reference,
-        progress: &mut Progress<'_>,
-    ) -> Result<Verification, Error> {
-        let output = self.generate(&reference.settings.request(self)?, progress)?;
+    pub fn verify(&mut self, reference: &Reference, watch: Watch<'_>) -> Result<Verification, Error> {
+        let output = self.generate_with(&reference.settings.request(self), watch)?;
         if output.latents.shape() != reference.latents.shape() {
             let reason =
                 format!("made latents {:?}, not {:?}", output.latents.shape(), reference.latents.shape());
-            return Err(Error::Component { component: UNET, reason });
+            return Err(Error::Shapes(reason));
         }
         let pictures = output.images.iter().zip(&reference.pictures);
         let compared =
@@ -110,11 +106,11 @@ impl Pipeline {
     }
 
     /// Number of pictures that the engines were built for, where they take one size only.
-    fn fixed_sizes(&self) -> Result<Option<usize>, Error> {
-        let component = self.bundle().component(VAE_DECODER)?;
+    fn fixed_batch(&self) -> Result<Option<usize>, Error> {
+        let component = self.engines.component(self.facts.image_decoder)?;
         let batch = component.inputs.first().and_then(|port| port.shape.first());
         Ok(match batch {
-            Some(kiln_bundle::AxisSize::Fixed(n)) => Some(*n as usize),
+            Some(AxisSize::Fixed(n)) => Some(*n as usize),
             _ => None,
         })
     }
@@ -122,7 +118,7 @@ impl Pipeline {
 
 impl Settings {
     /// The request, with synthetic pictures where the model needs some.
-    fn request(&self, pipeline: &Pipeline) -> Result<Request, Error> {
+    fn request(&self, pipeline: &Pipeline) -> Request {
         let (height, width) = (self.height as usize, self.width as usize);
         let gradient = || {
             Picture::Planar(Array3::from_shape_fn((3, height, width), |(c, y, x)| match c {
@@ -137,19 +133,19 @@ impl Settings {
                     if 2 * x < width { 1.0 } else { 0.0 }
                 }))
             };
-        let inpaints = pipeline.settings.inpainting;
-        Ok(Request {
-            prompts: vec![self.prompt.clone(); self.batch],
-            negative_prompts: vec![self.negative_prompt.clone()],
-            seeds: vec![self.seed],
-            steps: Some(self.steps),
-            guidance_scale: Some(self.guidance_scale),
-            height: Some(self.height),
-            width: Some(self.width),
-            init: inpaints.then(|| Init { image: gradient(), strength: None, mask: Some(left_half()) }),
-            controls: (0..pipeline.n_controlnets()).map(|_| Control::new(gradient())).collect(),
-            ..Request::new("")
-        })
+        let controls: Vec<Control> = (0..pipeline.n_controlnets()).map(|_| Control::new(gradient())).collect();
+        let request = Request::new("")
+            .prompts(vec![self.prompt.as_str(); self.batch])
+            .negative_prompt(&*self.negative_prompt)
+            .seed(self.seed)
+            .steps(self.steps)
+            .guidance_scale(self.guidance_scale)
+            .size(Size::new(self.width, self.height))
+            .controls(controls);
+        match pipeline.model.denoiser.reads_masked_picture() {
+            true => request.init(Init::new(gradient()).mask(left_half())),
+            false => request,
+        }
     }
 }
 

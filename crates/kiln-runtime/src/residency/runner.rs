@@ -4,20 +4,19 @@ use std::collections::BTreeMap;
 use std::slice;
 use std::sync::Arc;
 
-use kiln_bundle::{AxisSize, Bundle, Component, ComponentName, PortInfo, Segment, TensorFile};
+use kiln_bundle::{AxisSize, Component, ComponentName, PortInfo, Segment, TensorFile};
 use kiln_cuda::Device;
 use kiln_engine::{Placement, Tensor, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
-use super::{Residency, prefetch_all};
+use super::Residency;
 use crate::{Error, MemoryOptions, Offload};
 
-/// A component whose segments are loaded when they run, if they are not loaded yet.
-pub(crate) struct Network<'a> {
+/// Runs a component, whose segments are loaded when they run, if they are not loaded yet.
+pub(crate) struct Runner<'a> {
     residency: &'a mut Residency,
-    bundle: &'a Bundle,
-    role: ComponentName,
-    component: &'a Component,
+    name: ComponentName,
+    component: Arc<Component>,
     /// Its weight file, where weights are prefetched.
     weights: Option<TensorFile>,
 }
@@ -25,32 +24,53 @@ pub(crate) struct Network<'a> {
 type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
 
 /// What the segments made for one part of the batch, as long as it is needed.
-type Made<'a> = BTreeMap<&'a str, Tensor>;
+type Made = BTreeMap<String, Tensor>;
 
-impl<'a> Network<'a> {
-    pub(super) fn new(
-        residency: &'a mut Residency,
-        bundle: &'a Bundle,
-        role: ComponentName,
-    ) -> Result<Network<'a>, Error> {
-        let component = bundle.component(role)?;
+impl<'a> Runner<'a> {
+    pub(super) fn new(residency: &'a mut Residency, name: ComponentName) -> Result<Runner<'a>, Error> {
+        let component = residency.component(name)?.clone();
         let streams = residency.memory.offload == Offload::Sequential && residency.memory.prefetch > 0;
         let weights = match &component.weights {
-            Some(name) if streams => {
-                let path = bundle.path(name);
-                Some(
-                    TensorFile::open(&path)
-                        .map_err(|e| Error::Component { component: role, reason: e.to_string() })?,
-                )
+            Some(file) if streams => {
+                let opened = TensorFile::open(&residency.bundle.path(file));
+                Some(opened.map_err(|e| Error::Component { component: name, reason: e.to_string() })?)
             }
             _ => None,
         };
-        Ok(Network { residency, bundle, role, component, weights })
+        Ok(Runner { residency, name, component, weights })
     }
 
     /// What it reads.
-    pub(crate) fn inputs(&self) -> &'a [PortInfo] {
+    pub(crate) fn inputs(&self) -> &[PortInfo] {
         &self.component.inputs
+    }
+
+    /// What it makes.
+    pub(crate) fn outputs(&self) -> &[PortInfo] {
+        &self.component.outputs
+    }
+
+    /// The error of a component without an output of floats.
+    pub(crate) fn no_output(&self) -> Error {
+        self.refuse("has no output of floats".into())
+    }
+
+    /// Another component of the same bundle, for a moment.
+    pub(crate) fn other(&mut self, name: ComponentName) -> Result<Runner<'_>, Error> {
+        Runner::new(self.residency, name)
+    }
+
+    /// Lets go, under offload, of what ran beside this component.
+    pub(crate) fn release_others(&mut self) {
+        if self.residency.memory.offload != Offload::None {
+            let name = self.name;
+            self.residency.release(|held| held == name);
+        }
+    }
+
+    /// How memory is spent.
+    pub(crate) fn memory(&self) -> MemoryOptions {
+        self.residency.memory
     }
 
     /// The device that it computes on, where that is not the host.
@@ -58,12 +78,7 @@ impl<'a> Network<'a> {
         self.residency.backend.device().cloned()
     }
 
-    /// What it makes.
-    pub(crate) fn outputs(&self) -> &'a [PortInfo] {
-        &self.component.outputs
-    }
-
-    /// Runs once; `inputs` in any order, the results in the order of [`Network::outputs`], in memory of the host.
+    /// Runs once; `inputs` in any order, the results in the order of [`Runner::outputs`], in memory of the host.
     pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Error> {
         let made = self.run_where_it_is(inputs)?.into_iter().map(Tensor::into_host);
         Ok(made.collect::<Result<_, _>>()?)
@@ -86,17 +101,18 @@ impl<'a> Network<'a> {
             }
             Offload::Sequential => made = self.run_together(&parts)?,
         }
-        self.component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
+        let component = self.component.clone();
+        component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
     }
 
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
-    pub(crate) fn prefetch_next(&mut self, role: ComponentName) -> Result<(), Error> {
+    pub(crate) fn prefetch_next(&mut self, next: ComponentName) -> Result<(), Error> {
         let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
         match (offload, self.residency.backend.swaps()) {
             _ if prefetch == 0 => Ok(()),
-            (Offload::Model, true) => self.residency.prefetch_component(self.bundle, role),
+            (Offload::Model, true) => self.residency.prefetch_component(next),
             (Offload::Model | Offload::Sequential, false) => {
-                prefetch_all(self.bundle, role);
+                self.residency.prefetch_pages(next);
                 Ok(())
             }
             (Offload::None, _) | (Offload::Sequential, true) => Ok(()),
@@ -106,19 +122,20 @@ impl<'a> Network<'a> {
     /// Runs each segment for all parts before the next segment.
     ///
     /// What segments make for each other is dropped when its last reader has run.
-    fn run_together(&mut self, parts: &[Given<'_>]) -> Result<Vec<Made<'a>>, Error> {
-        let component = self.component;
-        let mut made: Vec<Made<'a>> = parts.iter().map(|_| BTreeMap::new()).collect();
+    fn run_together(&mut self, parts: &[Given<'_>]) -> Result<Vec<Made>, Error> {
+        let (name, component) = (self.name, self.component.clone());
+        let mut made: Vec<Made> = parts.iter().map(|_| BTreeMap::new()).collect();
         for (i, segment) in component.segments.iter().enumerate() {
-            self.residency.prefetch(self.bundle, self.weights.as_ref(), self.role, i)?;
-            let loaded = self.residency.segment(self.bundle, self.role, i)?;
-            loaded.is_present = true;
-            for (given, made) in parts.iter().zip(&mut made) {
-                let outputs = loaded.engine.run(&reads(segment, given, made))?;
-                made.extend(segment.makes.iter().map(String::as_str).zip(outputs));
-                made.retain(|name, _| component.is_read_after(name, i));
-            }
-            self.residency.has_run(component, self.role, i);
+            self.residency.prefetch(self.weights.as_ref(), name, i)?;
+            self.residency.with_engine(name, i, |engine| {
+                for (given, made) in parts.iter().zip(&mut made) {
+                    let outputs = engine.run(&reads(segment, given, made))?;
+                    made.extend(segment.makes.iter().cloned().zip(outputs));
+                    made.retain(|name, _| component.is_read_after(name, i));
+                }
+                Ok(())
+            })?;
+            self.residency.has_run(name, &component, i);
         }
         Ok(made)
     }
@@ -134,7 +151,7 @@ impl<'a> Network<'a> {
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
         let is_on_device = self.residency.backend.device().is_some();
-        match (rows, self.residency.placement(self.bundle)) {
+        match (rows, self.residency.placement()) {
             (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
@@ -148,7 +165,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    fn joined(&self, name: &str, port: &PortInfo, made: &mut [Made<'a>]) -> Result<Tensor, Error> {
+    fn joined(&self, name: &str, port: &PortInfo, made: &mut [Made]) -> Result<Tensor, Error> {
         let rows: Option<Vec<Tensor>> = made.iter_mut().map(|made| made.remove(name)).collect();
         let mut rows = rows.ok_or_else(|| self.refuse(format!("made no '{name}'")))?;
         if rows.len() == 1 || !has_batch(port) {
@@ -160,7 +177,7 @@ impl<'a> Network<'a> {
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::Component { component: self.role, reason }
+        Error::Component { component: self.name, reason }
     }
 }
 
@@ -168,7 +185,7 @@ impl<'a> Network<'a> {
 fn reads<'v>(
     segment: &'v Segment,
     given: &'v [(&str, TensorView<'_>)],
-    made: &'v Made<'_>,
+    made: &'v Made,
 ) -> Vec<(&'v str, TensorView<'v>)> {
     let find = |name: &'v String| {
         let given = || given.iter().find(|(given, _)| given == name).map(|(_, view)| view.reborrow());

@@ -1,0 +1,145 @@
+//! ControlNets (Zhang et al. 2023, diffusers `pipelines/controlnet`).
+
+use std::sync::Arc;
+
+use kiln_bundle::{Bundle, Component, ComponentName, Stage};
+use kiln_engine::{Tensor, TensorView};
+use kiln_types::Size;
+use ndarray::{Array4, ArrayBase, ArrayD, Axis, arr1, concatenate};
+
+use super::facts::Facts;
+use crate::residency::Residency;
+use crate::{Control, Error};
+
+/// A ControlNet of a pipeline.
+pub(super) struct ControlNet {
+    component: ComponentName,
+    pub(super) engines: Residency,
+}
+
+impl ControlNet {
+    /// Checks that a ControlNet fits a pipeline, of which `denoiser` adds its residuals.
+    pub(super) fn fit(
+        facts: &Facts,
+        denoiser: &Component,
+        bundle: Bundle,
+        of_pipeline: &Residency,
+    ) -> Result<ControlNet, Error> {
+        let net = bundle.controlnet()?;
+        let refuse = |reason: String| Err(Error::ControlNet { path: bundle.root().into(), reason });
+        let (width, latents) = (facts.text_width, facts.latents);
+        if u64::from(net.cross_attention_dim) != width {
+            let found = net.cross_attention_dim;
+            return refuse(format!("attends to text states of width {found}; this model's have {width}"));
+        }
+        if net.latent_channels != latents.channels {
+            let (found, expected) = (net.latent_channels, latents.channels);
+            return refuse(format!("reads latents of {found} channels; this model's have {expected}"));
+        }
+        if net.scale_factor != latents.scale_factor {
+            let (found, expected) = (net.scale_factor, latents.scale_factor);
+            return refuse(format!("expects {found} pixels per latent; this model has {expected}"));
+        }
+        let components = &bundle.manifest().components;
+        let Some((name, component)) = components.iter().find(|(_, c)| c.stage == Stage::Control) else {
+            return refuse("has no component that makes residuals".into());
+        };
+        let residuals: Vec<_> =
+            denoiser.inputs.iter().filter(|port| port.name.contains("_block_residual")).collect();
+        if component.outputs.iter().collect::<Vec<_>>() != residuals {
+            return refuse("makes residuals of other shapes than this model's UNet adds".into());
+        }
+        let component = *name;
+        Ok(ControlNet { component, engines: of_pipeline.sibling(Arc::new(bundle)) })
+    }
+}
+
+/// Residuals by the name of the input that reads them.
+pub(super) type Residuals = Vec<(String, Tensor)>;
+
+/// The ControlNets of a run, with their pictures.
+pub(super) struct ActiveControlNets<'a>(Vec<ActiveControlNet<'a>>);
+
+struct ActiveControlNet<'a> {
+    net: &'a mut ControlNet,
+    control: &'a Control,
+    picture: ArrayD<f32>,
+    scale: f32,
+}
+
+impl ActiveControlNet<'_> {
+    /// Factor on the residuals of the step from one share of the way to another.
+    fn scale(&self, [from, to]: [f64; 2]) -> f32 {
+        if from < self.control.start || to > self.control.end { 0.0 } else { self.scale }
+    }
+}
+
+impl<'a> ActiveControlNets<'a> {
+    /// Prepares the control pictures, one row per row of the UNet's batch.
+    pub(super) fn new(
+        nets: impl Iterator<Item = &'a mut ControlNet>,
+        controls: &'a [Control],
+        scales: &[f32],
+        size: Size,
+        rows: usize,
+    ) -> Result<ActiveControlNets<'a>, Error> {
+        let mut active = Vec::new();
+        for ((net, control), &scale) in nets.zip(controls).zip(scales) {
+            let picture = repeated(control.image.planes("control image", size)?, rows)?;
+            active.push(ActiveControlNet { net, control, picture, scale });
+        }
+        Ok(ActiveControlNets(active))
+    }
+
+    /// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
+    pub(super) fn residuals(
+        &mut self,
+        sample: &ArrayD<f32>,
+        timestep: &ArrayD<f32>,
+        conditions: &[(String, ArrayD<f32>)],
+        share: [f64; 2],
+    ) -> Result<Residuals, Error> {
+        let any_acts = self.0.iter().any(|active| active.scale(share) != 0.0);
+        let mut sum: Residuals = Vec::new();
+        for active in &mut self.0 {
+            let scale = active.scale(share);
+            // A ControlNet that does nothing still runs where the others do not say the residuals' shapes.
+            if scale == 0.0 && (any_acts || !sum.is_empty()) {
+                continue;
+            }
+            let scale = arr1(&[scale]).into_dyn();
+            let ActiveControlNet { net, picture, .. } = active;
+            let mut runner = net.engines.runner(net.component)?;
+            let mut inputs = vec![
+                ("sample", TensorView::F32(sample.view())),
+                ("timestep", TensorView::F32(timestep.view())),
+                ("controlnet_cond", TensorView::F32(picture.view())),
+                ("conditioning_scale", TensorView::F32(scale.view())),
+            ];
+            let shared =
+                conditions.iter().filter(|(name, _)| runner.inputs().iter().any(|port| port.name == *name));
+            inputs.extend(shared.map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
+            let outputs = runner.run(&inputs)?;
+            match sum.is_empty() {
+                true => sum = runner.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
+                false => add(&mut sum, outputs),
+            }
+        }
+        Ok(sum)
+    }
+}
+
+fn add(sum: &mut Residuals, outputs: Vec<Tensor>) {
+    for ((_, sum), output) in sum.iter_mut().zip(outputs) {
+        if let (Some(a), Some(b)) = (sum.f32(), output.f32()) {
+            *sum = Tensor::F32(&a + &b);
+        }
+    }
+}
+
+/// A single picture or mask `[1, C, H, W]` for every row of a batch.
+pub(super) fn repeated(picture: Array4<f32>, rows: usize) -> Result<ArrayD<f32>, Error> {
+    let views = vec![picture.view(); rows];
+    let batch = concatenate(Axis(0), &views);
+    batch.map(ArrayBase::into_dyn).map_err(|e| Error::Shapes(e.to_string()))
+}

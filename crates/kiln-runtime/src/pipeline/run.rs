@@ -1,0 +1,161 @@
+//! One request, from texts to pictures.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kiln_bundle::{ComponentName, PortInfo};
+use kiln_engine::TensorView;
+use ndarray::ArrayD;
+
+use super::controlnet::{ActiveControlNets, ControlNet};
+use super::denoise::DenoisingLoop;
+use super::facts::Facts;
+use super::job::Job;
+use super::noise::Noise;
+use super::output::{Output, Timings};
+use super::progress::Progress;
+use super::start::Start;
+use crate::architecture::{Conditioning, Engines, Model, Outputs, PassInfo, Texts};
+use crate::residency::{EncodingKey, Residency};
+use crate::watch::Event;
+use crate::{Error, Offload};
+
+/// What works on a request.
+pub(super) struct Run<'a, 'w> {
+    pub(super) facts: &'a Facts,
+    pub(super) model: &'a Model,
+    pub(super) engines: &'a mut Residency,
+    pub(super) controlnets: &'a mut [ControlNet],
+    /// Tells what learned words a pipeline has that others do not.
+    pub(super) vocabulary: u64,
+    pub(super) progress: Progress<'w>,
+}
+
+impl Run<'_, '_> {
+    pub(super) fn draw(&mut self, job: &mut Job<'_>) -> Result<Output, Error> {
+        let begun = Instant::now();
+        let conditioning = self.encode(job)?;
+        let mut noise = Noise::new(job.request.generator, &job.request.seeds);
+        let start = self.start(job, &mut noise)?;
+        self.progress.steps = job.n_evaluations();
+        self.load(self.model.denoiser.component(job.task))?;
+        self.progress.tell(Event::Started { steps: self.progress.steps })?;
+        let started = begun.elapsed();
+
+        let mut latents = self.denoise(job, Which::First, &conditioning, start, &mut noise)?;
+        if job.second.is_some() {
+            let start = self.enlarge(job, &latents, &mut noise)?;
+            latents = self.denoise(job, Which::Second, &conditioning, start, &mut noise)?;
+        }
+        let stepped = begun.elapsed();
+        let images = self.decode(&latents)?;
+        let timings = Timings { start: started, steps: stepped - started, decode: begun.elapsed() - stepped };
+        Ok(Output { images, latents, timings })
+    }
+
+    /// Encodes the texts, unless the pool remembers what they came to.
+    fn encode(&mut self, job: &Job<'_>) -> Result<Arc<Conditioning>, Error> {
+        let key = self.encoding_key(&job.texts)?;
+        let known = self.engines.pool().encodings().get(&key);
+        let conditioning = match known {
+            Some(known) => known,
+            None => {
+                let made = Arc::new(self.model.conditioner.encode(&job.texts, self)?);
+                self.engines.pool().encodings().put(key, made.clone());
+                made
+            }
+        };
+        match conditioning.n_truncated {
+            0 => {}
+            n => self.progress.tell(Event::Truncated(n))?,
+        }
+        Ok(conditioning)
+    }
+
+    fn encoding_key(&self, texts: &Texts<'_>) -> Result<EncodingKey, Error> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.vocabulary.to_le_bytes());
+        for name in &self.facts.text_encoders {
+            hasher.update(self.engines.identity(*name)?.as_bytes());
+        }
+        hasher.update(format!("{texts:?}").as_bytes());
+        Ok(hasher.finalize().into())
+    }
+
+    fn denoise(
+        &mut self,
+        job: &mut Job<'_>,
+        which: Which,
+        conditioning: &Conditioning,
+        start: Start,
+        noise: &mut Noise,
+    ) -> Result<ArrayD<f32>, Error> {
+        let rows = job.guidance.rows(job.batch());
+        let component = self.model.denoiser.component(job.task);
+        let (request, guidance) = (job.request, job.guidance);
+        let pass = match (which, &mut job.second) {
+            (Which::Second, Some(second)) => second,
+            _ => &mut job.first,
+        };
+        let size = pass.size;
+        let conditions =
+            self.model.denoiser.conditions(&PassInfo { request, size, guidance, rows }, conditioning);
+        let controlnets = match request.controls.as_slice() {
+            [] => None,
+            controls => {
+                let nets = self.controlnets.iter_mut();
+                Some(ActiveControlNets::new(nets, controls, &job.control_scales, size, rows)?)
+            }
+        };
+        DenoisingLoop {
+            facts: self.facts,
+            denoiser: &*self.model.denoiser,
+            runner: self.engines.runner(component)?,
+            controlnets,
+            guidance,
+            conditions: &conditions,
+            eta_noise: noise,
+            progress: &mut self.progress,
+        }
+        .run(&mut pass.schedule.sampler, start)
+    }
+
+    /// Loads a component and, under offload, lets go of those that do not run together with it.
+    pub(super) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
+        // What the component before it used is of other sizes.
+        self.engines.trim_tensors();
+        if self.engines.memory().offload != Offload::None {
+            self.engines.release(|loaded| loaded == name);
+            let is_in_loop = self.engines.component(name)?.stage.is_in_loop();
+            if !is_in_loop {
+                self.controlnets.iter_mut().for_each(|net| net.engines.release(|_| false));
+            }
+        }
+        if !self.engines.is_loaded(name) {
+            self.progress.tell(Event::Loading(name))?;
+            self.engines.load(name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which pass of a job.
+#[derive(Clone, Copy)]
+enum Which {
+    First,
+    Second,
+}
+
+impl Engines for Run<'_, '_> {
+    fn inputs(&self, component: ComponentName) -> Result<&[PortInfo], Error> {
+        Ok(&self.engines.component(component)?.inputs)
+    }
+
+    fn run(&mut self, component: ComponentName, inputs: &[(&str, TensorView<'_>)]) -> Result<Outputs, Error> {
+        self.load(component)?;
+        let mut runner = self.engines.runner(component)?;
+        let outputs = runner.run(inputs)?;
+        let names = runner.outputs().iter().map(|port| port.name.clone());
+        Ok(Outputs::new(component, names.zip(outputs).collect()))
+    }
+}

@@ -1,0 +1,5 @@
+//! Tokenizers: texts to token ids.
+
+mod clip;
+
+pub use clip::{ClipTokenizer, Encoding, TokenizerError};
