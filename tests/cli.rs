@@ -228,6 +228,32 @@ fn wrong_requests_fail_before_anything_is_compiled() {
 }
 
 #[test]
+fn help_lists_exit_codes_and_variables() {
+    let work = scratch();
+    let help = succeed(&mut kiln(&["--help"], work.path()));
+    let numbered = |code: u8| help.lines().any(|line| line.starts_with(&format!("  {code}  ")));
+    assert!((0..=7).all(numbered), "{help}");
+    let names =
+        ["KILN_CACHE_DIR", "KILN_ENGINE_CACHE", "KILN_ENGINE_CACHE_LIMIT", "KILN_ONNXRUNTIME", "KILN_LOG"];
+    for name in names {
+        assert!(help.lines().any(|line| line.starts_with(&format!("  {name} "))), "{name}: {help}");
+    }
+}
+
+#[test]
+fn another_process_answers_with_its_failure_as_data() {
+    let work = scratch();
+    let job = work.path().join("job.json");
+    let execution = r#"{ "backend": "rten", "threads": null, "device": "auto" }"#;
+    fs::write(&job, format!(r#"{{ "bundle": "nowhere", "execution": {execution} }}"#)).expect("a job");
+    let mut worker = kiln(&["worker", "measure"], work.path());
+    let answer = succeed(worker.stdin(fs::File::open(&job).expect("a job")));
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!(answer["Err"]["message"], "nowhere: is not a bundle");
+    assert_eq!(answer["Err"]["exit"], "Input");
+}
+
+#[test]
 fn missing_and_broken_models_are_named() {
     let work = scratch();
     let check = |model: &str, message: &str| {
@@ -239,7 +265,9 @@ fn missing_and_broken_models_are_named() {
     fs::create_dir(work.path().join("broken")).expect("a folder");
     fs::write(work.path().join("broken/bundle.yaml"), "format: 1\nname: [").expect("a file");
     check("broken", "broken/bundle.yaml: ");
-    fs::write(work.path().join("broken/bundle.yaml"), "format: 1\nsurprise: 2").expect("a file");
+    fs::write(work.path().join("broken/bundle.yaml"), "format: 1\nname: x").expect("a file");
+    check("broken", "is of format 1");
+    fs::write(work.path().join("broken/bundle.yaml"), "format: 5\nsurprise: 2").expect("a file");
     check("broken", "unknown field `surprise`");
     fail(&mut kiln(&["inspect", "nowhere"], work.path()), 3, "error: nowhere: no such file or folder");
     fs::write(work.path().join("text.onnx"), "no model").expect("a file");
@@ -485,7 +513,8 @@ fn options_that_would_have_no_effect_are_refused() {
     let (model, work) = (tiny(), scratch());
     let model = model.path().display().to_string();
     let bundle = succeed(&mut kiln(&["compile", &model, "--no-reference"], work.path()));
-    for option in [["--variant", "fp16"], ["--attention", "plain"]] {
+    let options = [["--variant", "fp16"], ["--attention", "plain"], ["--prediction-type", "epsilon"]];
+    for option in options {
         let args = [&["generate", "a cat", "--model", bundle.trim()], &option[..]].concat();
         fail(&mut kiln(&args, work.path()), 2, &format!("error: {}: {} is a bundle", option[0], bundle.trim()));
     }

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOptions, synthesize};
-use kiln_engine::{OnnxRuntime, Rten};
 use kiln_graph::ElementType;
-use kiln_native::{Library, install, locate};
-use kiln_runtime::{Backend, Bundle, Pipeline};
+use kiln_native::install;
+use kiln_runtime::{Backend, Backends, Bundle, Device, Libraries, Pipeline, Runner, Target};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -21,20 +20,20 @@ pub(crate) fn scratch() -> TempDir {
 
 /// ONNX Runtime, fetched if it is not on this machine yet.
 pub(crate) fn onnxruntime() -> Arc<dyn Backend> {
-    static BACKEND: LazyLock<Arc<OnnxRuntime>> = LazyLock::new(|| {
-        let library = Library::OnnxRuntimeCpu;
-        let found = match locate(library).expect("KILN_ONNXRUNTIME names a library") {
-            Some(found) => found,
-            None => install(library, &mut |_| {}).expect("pip fetches ONNX Runtime for the tests"),
-        };
-        Arc::new(OnnxRuntime::open(&found.path, None).expect("ONNX Runtime opens"))
-    });
+    static BACKEND: LazyLock<Arc<dyn Backend>> = LazyLock::new(|| on_host(Runner::OnnxRuntime));
     BACKEND.clone()
 }
 
 /// Every backend that runs the CPU target.
 pub(crate) fn backends() -> [Arc<dyn Backend>; 2] {
-    [onnxruntime(), Arc::new(Rten::default())]
+    [onnxruntime(), on_host(Runner::Rten)]
+}
+
+fn on_host(runner: Runner) -> Arc<dyn Backend> {
+    let fetch = |library| Ok(install(library, &mut |_| {})?.path);
+    let libraries = Libraries::new().from_environment().fetch_with(fetch);
+    let backends = Backends::new(libraries).device(Device::Cpu).runner(runner);
+    backends.open(Target::Cpu).expect("a backend").backend
 }
 
 /// diffusers' small random-weight pipeline, whose references lie beside it, with CLIP's vocabulary linked in.

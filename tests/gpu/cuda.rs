@@ -213,13 +213,13 @@ fn a_checkpoint_is_compiled_for_the_provider_that_is_asked_for() {
     let cuda = Cuda::new(&[]);
     let model = references().join("../../models/shapes").display().to_string();
     let plan = |backend| ["plan", &model, "--device", "cuda:0", "--backend", backend];
-    fail(&mut cuda.command(&plan("rten")), 2, "--backend rten runs on the processor alone");
+    fail(&mut cuda.command(&plan("rten")), 2, "backend: rten runs on the processor alone");
 }
 
 #[test]
 fn what_is_missing_is_named() {
     let cuda = Cuda::new(&[]);
-    let cpu = "its engines are for cuda, which runs on a GPU";
+    let cpu = "the engines are for cuda, which run on a GPU";
     fail(&mut cuda.draw("a.png", &["--device", "cpu"]), 2, cpu);
     fail(cuda.draw("a.png", &[]).env("FAKE_CUDA_DEVICES", "0"), 4, "error: this machine has no NVIDIA GPU\n");
     let said = "and ONNX Runtime for CUDA 1.31.1 needs 13.0\n";

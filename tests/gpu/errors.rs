@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{OnGpu, kiln_with_gpu};
 use crate::cli::{fail, kiln, succeed};
-use crate::fixtures::scratch;
+use crate::fixtures::{scratch, tiny};
 
 fn on(gpu: &OnGpu, more: &[&str]) -> Command {
     kiln_with_gpu(&gpu.draw("a.png", more), gpu.folder())
@@ -75,17 +75,45 @@ fn a_device_that_is_lost() {
 #[test]
 fn devices_and_bundles_that_do_not_fit() {
     let gpu = OnGpu::new(false);
-    fail(&mut on(&gpu, &["--device", "cpu"]), 2, "its engines are for tensorrt-rtx, which runs on a GPU");
-    fail(&mut on(&gpu, &["--backend", "rten"]), 2, "--backend rten runs on the processor alone");
-    let said = "--backend onnxruntime does not run engines for tensorrt-rtx";
+    fail(&mut on(&gpu, &["--device", "cpu"]), 2, "the engines are for tensorrt-rtx, which run on a GPU");
+    fail(&mut on(&gpu, &["--backend", "rten"]), 2, "backend: rten runs on the processor alone");
+    let said = "backend: onnxruntime does not run engines for tensorrt-rtx";
     fail(&mut on(&gpu, &["--backend", "onnxruntime"]), 2, said);
     let cpu = super::on_cpu(false).to_str().expect("a path of text");
     let args = ["generate", "x", "--model", cpu, "--device", "cuda:0"];
-    fail(&mut kiln_with_gpu(&args, gpu.folder()), 2, "its engines are for cpu, which runs on the processor");
+    fail(&mut kiln_with_gpu(&args, gpu.folder()), 2, "the engines are for cpu, which run on the processor");
     let args = ["generate", "x", "--device", "gpu"];
     fail(&mut kiln_with_gpu(&args, gpu.folder()), 2, "expected auto, cpu, cuda or cuda:N");
     let lora = on(&gpu, &["--lora", "none.safetensors"]).output().expect("kiln runs");
     assert_eq!(lora.status.code(), Some(3));
+}
+
+#[test]
+fn a_gpu_that_a_checkpoint_is_not_drawn_on_is_told_of_in_one_line() {
+    let (work, model) = (scratch(), tiny());
+    let model = model.path().display().to_string();
+    let draw = |more: &[&str], variables: &[(&str, &str)]| {
+        let args = ["generate", "x", "--model", &model, "--steps", "1", "--out", "a.png"];
+        let mut command = kiln_with_gpu(&[&args[..], more].concat(), work.path());
+        // Without pip, and so without ONNX Runtime, which is not in the folder for downloads.
+        command.env("PATH", "").env_remove("KILN_ONNXRUNTIME").envs(variables.iter().copied());
+        let output = command.output().expect("kiln runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said.lines().filter(|line| line.starts_with("using ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let said = |lines: &[String], reason: &str| {
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(lines[0], format!("using the processor: {reason}"));
+        assert!(lines[1].starts_with("using the built-in backend rten: "), "{lines:?}");
+    };
+    let old = "TensorRT-RTX 1.7.1 needs compute capability 7.5, and the device has 7.0";
+    said(&draw(&[], &[("FAKE_CUDA_CAPABILITY", "70")]), old);
+    let driver = "the NVIDIA driver supports CUDA up to 12.4, and TensorRT-RTX 1.7.1 needs 13.0";
+    said(&draw(&[], &[("FAKE_CUDA_VERSION", "12040")]), driver);
+    assert_eq!(draw(&[], &[("FAKE_CUDA_DEVICES", "0")]).len(), 1, "a machine without a GPU has none to miss");
+    assert_eq!(draw(&["--device", "cpu"], &[]).len(), 1, "nor has who asks for the processor");
+    assert_eq!(draw(&["--backend", "rten"], &[]), Vec::<String>::new());
 }
 
 #[test]

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use kiln_bundle::SealKey;
-use kiln_cuda::{Device, Driver};
-use kiln_engine::TensorRt;
-use kiln_runtime::{Backend, MemoryOptions, Offload, Request, Size};
+use kiln_runtime::{Backend, Backends, Libraries, Library, MemoryOptions, Offload, Request, Size, Target};
 
 use super::{OnGpu, libraries};
 use crate::fixtures::pipeline;
@@ -17,10 +15,8 @@ fn backend() -> Arc<dyn Backend> {
     // SAFETY: the fake driver's initialisers have no preconditions.
     let library = unsafe { libloading::Library::new(libraries().join("libcuda.so.1")) };
     std::mem::forget(library.expect("the fake driver"));
-    let driver = Driver::open().expect("the fake driver");
-    let device = Device::open(&driver, 0).expect("the fake device");
-    let library = libraries().join("libtensorrt_rtx.so.1");
-    Arc::new(TensorRt::open(&library, &driver, device).expect("the fake TensorRT-RTX"))
+    let fakes = Libraries::new().with_path(Library::TensorrtRtx, libraries().join("libtensorrt_rtx.so.1"));
+    Backends::new(fakes).open(Target::TensorrtRtx).expect("the fake TensorRT-RTX").backend
 }
 
 #[test]

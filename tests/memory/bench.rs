@@ -39,6 +39,6 @@ fn every_way_to_spend_memory_is_measured() {
     let refuse = |args: &[&str], code, message| drop(fail(&mut kiln(args, work.path()), code, message));
     refuse(&["bench", "memory", &model, "--out", "b", "--rounds", "0"], 2, "at least one of each");
     refuse(&["bench", "memory", &model, "--out", "b", "--width", "30"], 2, "width: 30 is not a multiple of");
-    refuse(&["bench", "memory", "none", "--out", "b"], 3, "none: is no bundle");
+    refuse(&["bench", "memory", "none", "--out", "b"], 3, "none: is not a bundle");
     assert!(!work.path().join("b").exists());
 }

@@ -161,7 +161,7 @@ fn a_bundle_without_figures_is_measured_when_they_are_needed() {
     succeed(&mut kiln(&["inspect", compiled.trim(), "--verify"], work.path()));
     succeed(&mut kiln(&["measure", compiled.trim(), "--no-store"], work.path()));
     assert_eq!(fs::read_to_string(&figures).expect("figures"), measured, "what is not to be stored is not");
-    fail(&mut kiln(&["measure", &model], work.path()), 3, "is no bundle");
+    fail(&mut kiln(&["measure", &model], work.path()), 3, "is not a bundle");
 }
 
 /// Draws under a budget that sequential offload just fits into; what was taken, and what was predicted.

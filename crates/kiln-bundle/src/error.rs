@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use kiln_types::ComponentName;
+use kiln_types::{ComponentName, ErrorKind};
 
 /// Why a bundle could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,16 @@ pub enum BundleError {
 }
 
 impl BundleError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BundleError::Io { kind: std::io::ErrorKind::NotFound, .. } => ErrorKind::Input,
+            BundleError::Io { .. } => ErrorKind::Files,
+            BundleError::Occupied { .. } => ErrorKind::Request,
+            _ => ErrorKind::Input,
+        }
+    }
+
     /// An error of the operating system at a path.
     pub fn io(path: &Path, error: &std::io::Error) -> BundleError {
         let text = error.to_string();

@@ -22,7 +22,7 @@ pub use digests::Digests;
 pub use error::BundleError;
 pub use figures::{ComponentFigures, Figures, Sample};
 pub use fs::{OutputFolder, Staging};
-pub use kiln_types::{ComponentName, ElementType, Size};
+pub use kiln_types::{ComponentName, ElementType, ErrorKind, Size};
 pub use manifest::{
     Content, ControlNetInfo, FileEntry, FusedLora, LatentsInfo, Manifest, PipelineInfo, Provenance, Target,
     TextEncoderInfo, TokenizerInfo, Tuning,

@@ -1,7 +1,8 @@
-use kiln_bundle::{Bundle, pack, unpack};
+use kiln_bundle::{pack, unpack};
 
 use crate::args::{BundleArgs, BundleCommand};
 use crate::failure::Failure;
+use crate::model::open_bundle;
 use crate::models::seal_key;
 use crate::{output, paths};
 
@@ -11,11 +12,8 @@ pub(crate) fn run(args: &BundleArgs) -> Result<(), Failure> {
             if !(1..=19).contains(level) {
                 return Err(Failure::usage(format!("level: {level} is not a number from 1 to 19")));
             }
-            if !Bundle::is_bundle(bundle) {
-                return Err(Failure::input(bundle, "is no bundle").with_hint("kiln compile makes bundles"));
-            }
             paths::check_outputs(std::slice::from_ref(out))?;
-            pack(&Bundle::open(bundle)?, out, *level)?;
+            pack(&open_bundle(bundle)?, out, *level)?;
             output::data(&out.display().to_string());
         }
         BundleCommand::Unpack { file, out } => {

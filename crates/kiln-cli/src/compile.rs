@@ -1,23 +1,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_bundle::{Bundle, Content, Target};
+use kiln_bundle::{Bundle, Content, ElementType, Target};
 use kiln_compile::{
-    AttentionSpec, BuildOptions, Checkpoint, Compiled, ControlNetCheckpoint, EngineCache, EngineOptions, Plan,
-    Profile, ProfileSpec, RangeSpec, Specification, Step, TargetOptions, TargetSpec, Type,
+    AttentionSpec, BuildOptions, Compiled, ControlNetCheckpoint, EngineCache, Plan, Profile, ProfileSpec,
+    RangeSpec, Specification, Step, TargetSpec, Type,
 };
 use serde_json::{Value, json};
 
-use crate::args::{CheckpointArgs, CompileArgs, Precision};
-use crate::build::OtherProcess;
-use crate::execution::backend;
+use crate::args::{CheckpointArgs, CompileArgs};
+use crate::backends::on_host;
+use crate::building::{engine_options, target_options};
 use crate::failure::Failure;
-use crate::models::{cache, check_companions, failure, open, options, sizes};
-use crate::place::{Place, library};
+use crate::model::Model;
+use crate::models::{cache, failure, options, sizes};
 use crate::progress::Bar;
-use crate::{measure, models, output, runtime, tasks, verify};
+use crate::{measure, models, output, tasks, verify};
 
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
@@ -33,10 +32,7 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     }
     let mut spec = specification(args)?;
     let checkpoint_args = CheckpointArgs { variant: spec.variant.take(), ..args.checkpoint.clone() };
-    let checkpoint = open(&spec.checkpoint, &checkpoint_args)?;
-    if checkpoint.original().is_none() {
-        check_companions(&checkpoint)?;
-    }
+    let checkpoint = Model::open(&spec.checkpoint)?.runnable_checkpoint(&checkpoint_args)?;
     let mut loras = spec.open_loras()?;
     loras.extend(tasks::loras(&args.lora)?);
     sizes(&args.sizes, &checkpoint)?;
@@ -86,7 +82,7 @@ fn execute(
         let manifest = compiled.bundle.manifest();
         let can_verify = target == Target::Cpu && matches!(manifest.content, Content::Pipeline(_));
         if can_verify && !args.no_reference && manifest.reference.is_none() {
-            verify::record(&mut compiled.bundle, backend(args.execution)?, &models::seal_key()?)?;
+            verify::record(&mut compiled.bundle, on_host(args.execution)?, &models::seal_key()?)?;
         }
         if can_verify && !args.no_figures && compiled.bundle.manifest().figures.is_none() {
             // The bundle is good without them.
@@ -250,54 +246,11 @@ fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
     Ok(spec)
 }
 
-fn type_of(precision: Precision) -> Type {
+fn type_of(precision: ElementType) -> Type {
     match precision {
-        Precision::F32 => Type::F32,
-        Precision::F16 => Type::F16,
+        ElementType::F16 => Type::F16,
+        _ => Type::F32,
     }
-}
-
-/// What engines are built with that run in a place, as a specification says.
-pub(crate) fn options_for(
-    place: &Place,
-    checkpoint: &Checkpoint,
-    spec: TargetSpec,
-) -> Result<BuildOptions, Failure> {
-    let target = place.target();
-    let spec = TargetSpec { compute_capabilities: place.compute_capabilities(), ..spec };
-    let trace = spec.trace_options(target, checkpoint, Vec::new())?;
-    Ok(BuildOptions { trace, target: target_options(target, &spec, checkpoint)?, rehash: false })
-}
-
-fn target_options(
-    target: Target,
-    spec: &TargetSpec,
-    checkpoint: &Checkpoint,
-) -> Result<TargetOptions, Failure> {
-    Ok(match target {
-        Target::Cpu => TargetOptions::Cpu,
-        Target::Cuda => TargetOptions::Cuda(spec.tuning()),
-        Target::Onnx => TargetOptions::Onnx,
-        Target::TensorrtRtx | Target::Tensorrt => {
-            TargetOptions::Engines(engine_options(target, spec, spec.profiles(checkpoint)?)?)
-        }
-    })
-}
-
-fn engine_options(target: Target, spec: &TargetSpec, profiles: Vec<Profile>) -> Result<EngineOptions, Failure> {
-    let found = runtime::find(library(target))?;
-    Ok(EngineOptions {
-        target,
-        release: kiln_compile::release_of(&found.path)?,
-        library: found.path,
-        compute_capabilities: spec.compute_capabilities.iter().map(|c| c.0).collect(),
-        profiles,
-        workspace: spec.workspace.map(|bytes| bytes.0),
-        optimization_level: spec.optimization_level,
-        tf32: spec.tf32.unwrap_or(true),
-        allow_slow_attention: spec.allow_slow_attention,
-        builder: Arc::new(OtherProcess),
-    })
 }
 
 /// Sizes around the default ones of a bundle.

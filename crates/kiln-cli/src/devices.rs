@@ -1,21 +1,23 @@
 //! What the machine has to run engines on.
 
-use kiln_bundle::Target;
-use kiln_cuda::{Check, CudaError, Device, DeviceInfo, Driver, MemoryInfo};
-use kiln_engine::{OnnxRuntimeCuda, TensorRt};
-use kiln_native::{Library, locate};
+use kiln_runtime::{Backends, Device, DeviceCheck, DeviceReport, TargetReport};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
+use crate::backends::libraries;
 use crate::failure::Failure;
 use crate::output;
-use crate::place::{library, needed_cuda};
 
 pub(crate) fn run(args: &DevicesArgs) -> Result<(), Failure> {
-    let mut devices = vec![host()?];
-    let driver = Driver::open();
-    match driver.and_then(|driver| Ok((driver, driver.devices()?))) {
-        Ok((driver, found)) => devices.extend(found.iter().map(|info| gpu(&driver, info, args.check))),
+    let backends = Backends::new(libraries());
+    let mut devices = vec![describe(&backends.host())];
+    match backends.gpus() {
+        Ok(gpus) => devices.extend(gpus.iter().map(|gpu| {
+            let check = args.check.then(|| check(&backends, gpu));
+            let mut device = describe(gpu);
+            device["check"] = json!(check);
+            device
+        })),
         Err(error) => devices.push(json!({ "device": "cuda", "problem": error.to_string() })),
     }
     match args.json {
@@ -23,19 +25,19 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<(), Failure> {
         false => devices.iter().for_each(show),
     }
     let failed = devices.iter().find_map(|device| device["check"]["problem"].as_str());
-    failed.map_or(Ok(()), |problem| Err(Failure::unexpected(problem.to_owned())))
+    failed.map_or(Ok(()), |problem| Err(Failure::unexpected(problem)))
 }
 
 /// What a check of a GPU found.
-fn check(driver: &Driver, info: &DeviceInfo) -> Value {
-    let checked = Device::open(driver, info.ordinal).and_then(|device| device.check());
-    let check = match checked {
+fn check(backends: &Backends, gpu: &DeviceReport) -> Value {
+    let Device::Cuda(ordinal) = gpu.device else { return Value::Null };
+    let check = match backends.check_gpu(ordinal) {
         Ok(check) => check,
         Err(error) => return json!({ "problem": error.to_string() }),
     };
     let error = check.kernel_error;
-    let problem = (error > Check::TOLERANCE)
-        .then(|| format!("cuda:{} ({}) computes wrong: {error:.1e} off", info.ordinal, info.name));
+    let problem = (error > DeviceCheck::TOLERANCE)
+        .then(|| format!("{} ({}) computes wrong: {error:.1e} off", gpu.device, gpu.name));
     json!({
         "bytes_per_second_from_pageable": check.from_pageable,
         "bytes_per_second_from_pinned": check.from_pinned,
@@ -46,73 +48,30 @@ fn check(driver: &Driver, info: &DeviceInfo) -> Value {
     })
 }
 
-fn host() -> Result<Value, Failure> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let free = kiln_runtime::process_memory::available();
-    let library = match locate(Library::OnnxRuntimeCpu)? {
-        Some(found) => found.path.display().to_string(),
-        None => "is fetched when it is first needed".into(),
-    };
-    Ok(json!({
-        "device": "cpu",
-        "name": format!("{cores} cores"),
-        "free_bytes": free,
-        "targets": [{ "target": "cpu", "runs": true, "library": library }],
-    }))
-}
-
-fn gpu(driver: &Driver, info: &DeviceInfo, checks: bool) -> Value {
-    let name = format!("cuda:{}", info.ordinal);
-    let [major, minor] = driver.cuda_version();
-    let memory = Device::open(driver, info.ordinal).and_then(|device| device.memory());
-    let targets = [Target::TensorrtRtx, Target::Cuda, Target::Tensorrt];
-    let targets = targets.map(|target| runs(target, driver, info, memory.as_ref().err()));
+fn describe(device: &DeviceReport) -> Value {
+    let version = |version: Option<[u32; 2]>| version.map(|[major, minor]| format!("{major}.{minor}"));
     json!({
-        "device": name,
-        "name": info.name,
-        "total_bytes": info.total_bytes,
-        "free_bytes": memory.ok().map(|MemoryInfo { free_bytes, .. }| free_bytes),
-        "cuda": format!("{major}.{minor}"),
-        "compute_capability": info.compute_capability.to_string(),
-        "check": checks.then(|| check(driver, info)),
-        "targets": targets,
+        "device": device.device.to_string(),
+        "name": device.name,
+        "total_bytes": device.total_bytes,
+        "free_bytes": device.free_bytes,
+        "cuda": version(device.cuda_version),
+        "compute_capability": version(device.compute_capability),
+        "targets": device.targets.iter().map(describe_target).collect::<Vec<_>>(),
     })
 }
 
-/// Whether engines of a target run on a device, and why not.
-fn runs(target: Target, driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Value {
-    let library = library(target);
-    let found = locate(library);
-    let missing = match &found {
-        Ok(None) if !library.can_be_fetched() => {
-            Some(format!("{library} is not found; {} names it", library.variable()))
-        }
-        Ok(_) => None,
-        Err(e) => Some(e.to_string()),
+fn describe_target(report: &TargetReport) -> Value {
+    let library = match &report.library {
+        Some(path) => path.display().to_string(),
+        None => "is fetched when it is first needed".into(),
     };
-    let problem = problem(target, driver, info, unusable).or(missing);
-    let path = match found {
-        Ok(Some(found)) => found.path.display().to_string(),
-        _ => "is fetched when it is first needed".into(),
-    };
-    json!({ "target": target.to_string(), "runs": problem.is_none(), "problem": problem, "library": path })
-}
-
-/// Why engines of a target do not run on a device.
-fn problem(target: Target, driver: &Driver, info: &DeviceInfo, unusable: Option<&CudaError>) -> Option<String> {
-    let library = library(target).to_string();
-    let needed = match target {
-        Target::Cuda => OnnxRuntimeCuda::NEEDED_COMPUTE_CAPABILITY,
-        _ => TensorRt::NEEDED_COMPUTE_CAPABILITY,
-    };
-    let found = info.compute_capability;
-    match driver.check_version(&library, needed_cuda(target)) {
-        Err(error) => Some(error.to_string()),
-        Ok(()) if found < needed => {
-            Some(format!("{library} needs compute capability {needed}, and the device has {found}"))
-        }
-        Ok(()) => unusable.map(CudaError::to_string),
-    }
+    json!({
+        "target": report.target.to_string(),
+        "runs": report.problem.is_none(),
+        "problem": report.problem,
+        "library": library,
+    })
 }
 
 fn show(device: &Value) {

@@ -1,61 +1,98 @@
-//! Errors as a user reads them.
+//! Errors as a user reads them, and the exit codes that they lead to.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use kiln_bundle::BundleError;
 use kiln_compile::CompileError;
-use kiln_engine::{EngineError, EngineErrorKind};
 use kiln_lora::LoraError;
-use kiln_native::{Error as NativeError, ErrorKind as NativeErrorKind};
-use kiln_runtime::Error as RuntimeError;
-use kiln_runtime::image::ImageError;
+use kiln_runtime::{EngineError, EngineErrorKind, Error as RuntimeError, ErrorKind, NativeError};
+use serde::{Deserialize, Serialize};
 
 use crate::output;
 
-/// A message, what may help, and the exit code.
-#[derive(Debug)]
+/// Why the program ends without success. The number is the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Unexpected = 1,
+    Usage = 2,
+    Input = 3,
+    Device = 4,
+    Files = 5,
+    Differs = 6,
+    Memory = 7,
+}
+
+impl Exit {
+    pub(crate) const ALL: [Exit; 7] =
+        [Exit::Unexpected, Exit::Usage, Exit::Input, Exit::Device, Exit::Files, Exit::Differs, Exit::Memory];
+
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Exit::Unexpected => "an engine failed, or something unexpected happened",
+            Exit::Usage => "the command line or a request's parameter is wrong",
+            Exit::Input => "a checkpoint, bundle or model file is missing, malformed or not supported",
+            Exit::Device => "a native library, driver or device cannot be found, fetched or used",
+            Exit::Files => "a file cannot be read or written",
+            Exit::Differs => "what was compared or verified differs more than allowed",
+            Exit::Memory => "what was asked for does not fit into the memory budget or a GPU",
+        }
+    }
+}
+
+impl From<ErrorKind> for Exit {
+    fn from(kind: ErrorKind) -> Exit {
+        match kind {
+            ErrorKind::Request => Exit::Usage,
+            ErrorKind::Input => Exit::Input,
+            ErrorKind::Device => Exit::Device,
+            ErrorKind::Files => Exit::Files,
+            ErrorKind::Memory => Exit::Memory,
+            _ => Exit::Unexpected,
+        }
+    }
+}
+
+/// A message, what may help, and how the program ends.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Failure {
     message: String,
     hint: Option<String>,
-    code: u8,
+    exit: Exit,
 }
 
-const UNEXPECTED: u8 = 1;
-const USAGE: u8 = 2;
-const INPUT: u8 = 3;
-const LIBRARY: u8 = 4;
-const FILES: u8 = 5;
-const DIFFERS: u8 = 6;
-const BUDGET: u8 = 7;
-
 impl Failure {
-    pub(crate) fn unexpected(message: String) -> Failure {
-        Failure { message, hint: None, code: UNEXPECTED }
+    fn new(exit: impl Into<Exit>, message: impl ToString) -> Failure {
+        Failure { message: message.to_string(), hint: None, exit: exit.into() }
     }
 
-    pub(crate) fn usage(message: impl Into<String>) -> Failure {
-        Failure { message: message.into(), hint: None, code: USAGE }
+    pub(crate) fn unexpected(message: impl ToString) -> Failure {
+        Failure::new(Exit::Unexpected, message)
+    }
+
+    pub(crate) fn usage(message: impl ToString) -> Failure {
+        Failure::new(Exit::Usage, message)
     }
 
     pub(crate) fn input(path: &Path, reason: &str) -> Failure {
-        Failure { message: format!("{}: {reason}", path.display()), hint: None, code: INPUT }
+        Failure::new(Exit::Input, format!("{}: {reason}", path.display()))
     }
 
     /// What was compared is not as close as was asked for.
-    pub(crate) fn differs(message: impl Into<String>) -> Failure {
-        Failure { message: message.into(), hint: None, code: DIFFERS }
+    pub(crate) fn differs(message: impl ToString) -> Failure {
+        Failure::new(Exit::Differs, message)
     }
 
-    /// An output can not be written, whatever the operating system's reason.
+    /// An output cannot be written, whatever the operating system's reason.
     pub(crate) fn writing(error: BundleError) -> Failure {
         match error {
-            BundleError::Io { .. } => Failure { code: FILES, ..error.into() },
+            BundleError::Io { .. } => Failure { exit: Exit::Files, ..error.into() },
             other => other.into(),
         }
     }
 
-    /// An error of the engine cache in `root`, with a hint that it can be moved where it can not be written.
+    /// An error of the engine cache in `root`, with a hint that it can be moved where it cannot be written.
     pub(crate) fn of_cache(error: BundleError, root: &Path) -> Failure {
         use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull};
         let kind = match &error {
@@ -76,6 +113,18 @@ impl Failure {
         Failure { hint: Some(hint.into()), ..self }
     }
 
+    fn with_hints(self, hint: Option<&str>) -> Failure {
+        match hint {
+            Some(hint) => self.with_hint(hint),
+            None => self,
+        }
+    }
+
+    /// The same about something that was being done.
+    pub(crate) fn while_doing(self, what: &str) -> Failure {
+        Failure { message: format!("{what}: {}", self.message), ..self }
+    }
+
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
@@ -85,76 +134,61 @@ impl Failure {
         if let Some(hint) = &self.hint {
             output::say(&format!("\nhint: {hint}"));
         }
-        ExitCode::from(self.code)
+        ExitCode::from(self.exit as u8)
     }
 }
 
 impl From<CompileError> for Failure {
     fn from(error: CompileError) -> Failure {
-        let code = match error {
-            CompileError::Bundle(error) => return error.into(),
-            CompileError::Option { .. } => USAGE,
-            CompileError::Toolkit(_) => LIBRARY,
-            CompileError::Build { .. } => UNEXPECTED,
-            _ => INPUT,
-        };
-        Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code }
+        match error {
+            CompileError::Bundle(error) => error.into(),
+            error => Failure::new(error.kind(), &error).with_hints(error.hint()),
+        }
     }
 }
 
 impl From<BundleError> for Failure {
     fn from(error: BundleError) -> Failure {
-        use std::io::ErrorKind::{NotFound, StorageFull};
-        let (code, hint) = match &error {
-            BundleError::Io { kind: NotFound, .. } => (INPUT, None),
-            BundleError::Io { kind: StorageFull, .. } => (FILES, Some("free some space")),
-            BundleError::Io { .. } => (FILES, None),
-            BundleError::Occupied { .. } => {
-                (USAGE, Some("--out takes a folder that does not exist or is empty"))
-            }
+        let hint = match &error {
+            BundleError::Io { kind: std::io::ErrorKind::StorageFull, .. } => Some("free some space"),
+            BundleError::Occupied { .. } => Some("--out takes a folder that does not exist or is empty"),
             BundleError::Size { .. } | BundleError::Digest { .. } => {
-                (INPUT, Some("delete the bundle and compile it again"))
+                Some("delete the bundle and compile it again")
             }
-            _ => (INPUT, None),
+            _ => None,
         };
-        Failure { message: error.to_string(), hint: hint.map(str::to_owned), code }
+        Failure::new(error.kind(), &error).with_hints(hint)
     }
 }
 
 impl From<LoraError> for Failure {
     fn from(error: LoraError) -> Failure {
-        Failure { message: error.to_string(), hint: None, code: INPUT }
+        RuntimeError::from(error).into()
     }
 }
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Failure {
-        let (code, hint) = match error.kind() {
+        let hint = match error.kind() {
             EngineErrorKind::Library => {
-                (LIBRARY, Some("kiln runtime install fetches the right libraries; --backend rten needs none"))
+                Some("kiln runtime install fetches the right libraries; --backend rten needs none")
             }
-            EngineErrorKind::Load => (INPUT, None),
-            EngineErrorKind::Input => (USAGE, None),
-            EngineErrorKind::Device => (LIBRARY, Some("kiln devices shows what runs where")),
+            EngineErrorKind::Device => Some("kiln devices shows what runs where"),
             EngineErrorKind::Incompatible => {
-                (INPUT, Some("kiln compile --target tensorrt-rtx builds for this machine's devices"))
+                Some("kiln compile --target tensorrt-rtx builds for this machine's devices")
             }
             EngineErrorKind::OutOfMemory => {
-                (BUDGET, Some("--offload model, --offload sequential and --vae-tile take less"))
+                Some("--offload model, --offload sequential and --vae-tile take less")
             }
-            _ => (UNEXPECTED, None),
+            _ => None,
         };
-        Failure { message: error.to_string(), hint: hint.map(str::to_owned), code }
+        Failure::new(ErrorKind::from(error.kind()), &error).with_hints(hint)
     }
 }
 
 impl From<NativeError> for Failure {
     fn from(error: NativeError) -> Failure {
-        let code = match error.kind() {
-            NativeErrorKind::Cache => FILES,
-            _ => LIBRARY,
-        };
-        Failure { message: error.to_string(), hint: error.hint().map(str::to_owned), code }
+        RuntimeError::from(error).into()
     }
 }
 
@@ -163,12 +197,6 @@ impl From<RuntimeError> for Failure {
         match error {
             RuntimeError::Bundle(error) => error.into(),
             RuntimeError::Engine(error) => error.into(),
-            RuntimeError::Native(error) => error.into(),
-            RuntimeError::Image(error) => {
-                let code = if matches!(error, ImageError::Write { .. }) { FILES } else { INPUT };
-                Failure { message: error.to_string(), hint: None, code }
-            }
-            RuntimeError::Request { .. } | RuntimeError::Scheduler(_) => Failure::usage(error.to_string()),
             RuntimeError::Budget { budget, smallest } => {
                 let hint = format!(
                     "--memory-budget {}MiB is the smallest that fits; kiln plan shows what takes how much",
@@ -177,18 +205,22 @@ impl From<RuntimeError> for Failure {
                 let [budget, smallest] = [budget, smallest].map(output::bytes);
                 let message =
                     format!("memory budget: {budget} are too few: this request takes at least {smallest}");
-                Failure { message, hint: Some(hint), code: BUDGET }
+                Failure::new(Exit::Memory, message).with_hint(hint)
             }
-            RuntimeError::Tokenizer(_)
-            | RuntimeError::SchedulerFile { .. }
-            | RuntimeError::Embedding { .. }
-            | RuntimeError::Reference { .. }
-            | RuntimeError::Lora(_)
-            | RuntimeError::Target { .. }
-            | RuntimeError::ControlNet { .. } => {
-                Failure { message: error.to_string(), hint: None, code: INPUT }
-            }
-            other => Failure { message: other.to_string(), hint: None, code: UNEXPECTED },
+            error => Failure::new(error.kind(), &error).with_hints(hint(&error)),
         }
+    }
+}
+
+/// What may help, in the words of the command line where it has some.
+fn hint(error: &RuntimeError) -> Option<&str> {
+    match error {
+        RuntimeError::Request { key: "device", .. } => {
+            Some("kiln compile makes engines for another device with --target cpu, cuda or tensorrt-rtx")
+        }
+        RuntimeError::Request { key: "backend", .. } => {
+            Some("--backend auto takes what engines are for; --device cpu runs a checkpoint on the processor")
+        }
+        error => error.hint(),
     }
 }

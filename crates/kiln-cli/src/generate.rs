@@ -1,20 +1,19 @@
 use std::hash::{BuildHasher, RandomState};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::scheduler::SchedulerClass;
-use kiln_runtime::{Error, Event, Output, Pipeline, PromptSyntax, Request, Variation, Watch};
+use kiln_runtime::{Error, Output, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
+use crate::draw::Seconds;
 use crate::failure::Failure;
 use crate::memtrace::MemoryTrace;
+use crate::model::Model;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
-use crate::place::Place;
-use crate::progress::Bar;
 use crate::settings::{settings, text_chunks};
-use crate::{execution, models, output, paths, plan, tasks};
+use crate::{backends, draw, models, output, paths, plan, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
@@ -22,23 +21,20 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     args.scheduler.as_deref().map(SchedulerClass::named).transpose().map_err(Error::from)?;
     let memory = args.memory.options();
     memory.validate()?;
-    execution::check(args.execution)?;
+    let backends = args.execution.backends();
+    backends.check()?;
     let files = output_files(args, &request)?;
     let loras = tasks::loras(&args.tasks.lora)?;
-    let model = paths::model(args.model.as_ref())?;
-    let models: Vec<&Path> = [&model].into_iter().chain(&args.tasks.controlnet).map(PathBuf::as_path).collect();
-    refuse_unused(&args.checkpoint, &models)?;
-    let needs_host = !args.tasks.lora.is_empty() || !args.tasks.controlnet.is_empty();
-    let place = Place::for_model(&model, args.execution, needs_host)?;
-    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start(place.device()));
-    let bundle = bundle(&model, &args.checkpoint, &args.cache, &place)?;
-    let controlnets = args
-        .tasks
-        .controlnet
-        .iter()
-        .map(|folder| controlnet_bundle(folder, &args.checkpoint, &args.cache))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut pipeline = models::pipeline(bundle, place.backend(args.execution)?)?;
+    let model = Model::open(&paths::model(args.model.as_ref())?)?;
+    let controlnets = args.tasks.controlnet.iter().map(|path| Model::open(path));
+    let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
+    refuse_unused(&args.checkpoint, [&model].into_iter().chain(&controlnets))?;
+    let place = backends::place(&model, &backends, on_host(args))?;
+    let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start(place.gpu().cloned()));
+    let bundle = bundle(model, &args.checkpoint, &args.cache, &place)?;
+    let controlnets = controlnets.into_iter().map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
+    let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
+    let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;
@@ -52,13 +48,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     if let Some(budget) = args.memory.memory_budget {
         pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
     }
-    if let Some(steps) = args.warm_up {
-        let request = request.clone().steps(steps as usize);
-        sample(&mut pipeline, &request, &mut None)?;
-    }
-    let output = sample(&mut pipeline, &request, &mut trace)?;
+    draw::warm_up(&mut pipeline, &request, args.warm_up)?;
+    let output = draw::draw(&mut pipeline, &request, &mut trace)?;
     if let (Some(trace), Some(file)) = (trace, &args.memory.memory_trace) {
-        trace.finish(file)?;
+        trace.finish().write(file)?;
     }
 
     let settings = settings(&pipeline, &pipeline.resolve(&request)?, args)?;
@@ -113,33 +106,15 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
     Ok(request)
 }
 
-fn sample(
-    pipeline: &mut Pipeline,
-    request: &Request,
-    trace: &mut Option<MemoryTrace>,
-) -> Result<Output, Failure> {
-    let mut bar = None;
-    let mut watch = |event: Event| {
-        if let Some(trace) = trace {
-            match &event {
-                Event::Loading(role) => trace.phase(format!("load {role}")),
-                Event::Started { .. } => trace.phase("steps"),
-                Event::Decoding { done, total } if done < total => trace.phase("decode"),
-                _ => {}
-            }
+/// What keeps a checkpoint's engines on the processor.
+fn on_host(args: &GenerateArgs) -> Option<&'static str> {
+    match (args.tasks.lora.is_empty(), args.tasks.controlnet.is_empty()) {
+        (false, _) => {
+            Some("--lora changes the weights of a checkpoint there alone; kiln compile takes it for a GPU")
         }
-        match event {
-            Event::Truncated(n) => {
-                output::say(&format!("the prompt is too long: its last {n} tokens are ignored"))
-            }
-            Event::Started { steps } => bar = Some(Bar::steps(steps)),
-            Event::Step { step, .. } => bar.iter().for_each(|bar| bar.step(step)),
-            Event::Decoding { .. } => bar = None,
-            _ => {}
-        }
-        ControlFlow::Continue(())
-    };
-    Ok(pipeline.generate_with(request, Watch::new().on_event(&mut watch))?)
+        (true, false) => Some("--controlnet is compiled for the processor alone"),
+        (true, true) => None,
+    }
 }
 
 fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, Failure> {
@@ -185,13 +160,8 @@ fn unused(stem: &str, n: usize) -> PathBuf {
 }
 
 fn report(settings: &Value, files: &[PathBuf], output: &Output) -> Value {
-    let seconds = |duration: std::time::Duration| duration.as_secs_f64();
     let mut report = settings.clone();
     report["images"] = json!(files);
-    report["seconds"] = json!({
-        "start": seconds(output.timings.start),
-        "steps": seconds(output.timings.steps),
-        "decode": seconds(output.timings.decode),
-    });
+    report["seconds"] = json!(Seconds::from(output.timings));
     report
 }

@@ -4,14 +4,12 @@ use std::io::stderr;
 
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::environment::KILN_LOG;
 use crate::failure::Failure;
-
-/// Names the level from which messages are shown: error, warn, info, debug or trace.
-const KILN_LOG: &str = "KILN_LOG";
 
 /// Whether messages are shown.
 pub(crate) fn is_on() -> bool {
-    std::env::var_os(KILN_LOG).is_some_and(|level| !level.is_empty())
+    std::env::var_os(KILN_LOG.name).is_some_and(|level| !level.is_empty())
 }
 
 /// Shows messages on stderr from the level that `KILN_LOG` names.
@@ -19,9 +17,10 @@ pub(crate) fn start() -> Result<(), Failure> {
     if !is_on() {
         return Ok(());
     }
-    let level = std::env::var(KILN_LOG).unwrap_or_default();
+    let level = std::env::var(KILN_LOG.name).unwrap_or_default();
     let filter: LevelFilter = level.parse().map_err(|_| {
-        Failure::usage(format!("{KILN_LOG}: '{level}' is not error, warn, info, debug or trace"))
+        let name = KILN_LOG.name;
+        Failure::usage(format!("{name}: '{level}' is not error, warn, info, debug or trace"))
     })?;
     tracing_subscriber::fmt().with_max_level(filter).with_writer(stderr).with_ansi(false).without_time().init();
     Ok(())

@@ -1,15 +1,19 @@
 //! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
 
 mod args;
+mod backends;
 mod bench;
 mod build;
+mod building;
 mod bundles;
 mod cache;
+mod child;
 mod compare;
 mod compile;
 mod convert;
 mod devices;
-mod execution;
+mod draw;
+mod environment;
 mod failure;
 mod generate;
 mod inspect;
@@ -17,10 +21,10 @@ mod interrupt;
 mod log;
 mod measure;
 mod memtrace;
+mod model;
 mod models;
 mod output;
 mod paths;
-mod place;
 mod plan;
 mod progress;
 mod runtime;
@@ -34,7 +38,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Work};
 use failure::Failure;
 
 fn main() -> ExitCode {
@@ -54,7 +58,9 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
-        Command::BuildEngine => build::run(),
+        Command::Worker { work: Work::BuildEngine } => child::answer(build::work),
+        Command::Worker { work: Work::Measure } => child::answer(measure::work),
+        Command::Worker { work: Work::Draw } => child::answer(draw::work),
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),

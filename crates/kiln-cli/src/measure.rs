@@ -1,29 +1,28 @@
 //! What a bundle's engines take, measured in a process that does nothing else.
 
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use kiln_bundle::{Bundle, Figures, Sample};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::args::{ExecutionArgs, MeasureArgs};
+use crate::args::{ExecutionArgs, MeasureArgs, Work};
 use crate::failure::Failure;
+use crate::model::open_bundle;
 use crate::models::{self, seal_key};
-use crate::place::Place;
 use crate::progress::Bar;
-use crate::{execution, output};
+use crate::{backends, child, output};
+
+/// A bundle to measure in another process.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Job {
+    bundle: PathBuf,
+    execution: ExecutionArgs,
+}
 
 pub(crate) fn run(args: &MeasureArgs) -> Result<(), Failure> {
-    if !Bundle::is_bundle(&args.bundle) {
-        return Err(Failure::input(&args.bundle, "is no bundle").with_hint("kiln compile makes bundles"));
-    }
-    let mut bundle = Bundle::open(&args.bundle)?;
-    let mut pipeline =
-        models::pipeline(bundle.clone(), Place::of(&bundle, args.execution)?.backend(args.execution)?)?;
-    let bar = Bar::spinner("measuring");
-    let figures = pipeline.measure(&mut |role| bar.message(role.to_string()))?.ok_or_else(|| {
-        Failure::unexpected("this operating system does not tell how much memory a process has taken".into())
-    })?;
-    drop(bar);
+    let mut bundle = open_bundle(&args.bundle)?;
+    let figures = measure(&bundle, args.execution)?;
     if !args.no_store {
         bundle.set_figures(&figures, &seal_key()?)?;
     }
@@ -34,6 +33,21 @@ pub(crate) fn run(args: &MeasureArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Measures a bundle's engines here.
+pub(crate) fn work(job: Job) -> Result<Figures, Failure> {
+    measure(&open_bundle(&job.bundle)?, job.execution)
+}
+
+fn measure(bundle: &Bundle, execution: ExecutionArgs) -> Result<Figures, Failure> {
+    let backends = execution.backends();
+    let backend = backends::open(&backends, &backends.place(bundle.manifest().target)?)?;
+    let mut pipeline = models::pipeline(bundle.clone(), backend)?;
+    let bar = Bar::spinner("measuring");
+    pipeline.measure(&mut |role| bar.message(role.to_string()))?.ok_or_else(|| {
+        Failure::unexpected("this operating system does not tell how much memory a process has taken")
+    })
+}
+
 /// Measures a bundle's engines and records what they take.
 pub(crate) fn record(bundle: &mut Bundle, execution: ExecutionArgs) -> Result<Figures, Failure> {
     let figures = in_another_process(bundle, execution)?;
@@ -42,22 +56,11 @@ pub(crate) fn record(bundle: &mut Bundle, execution: ExecutionArgs) -> Result<Fi
 }
 
 /// Figures of a process that holds nothing else; an engine that fails there takes nothing with it.
-pub(crate) fn in_another_process(bundle: &Bundle, args: ExecutionArgs) -> Result<Figures, Failure> {
-    let unusable = |e: std::io::Error| Failure::unexpected(format!("can not start another kiln: {e}"));
-    let program = std::env::current_exe().map_err(unusable)?;
-    let mut command = Command::new(program);
-    command.arg("measure").arg(bundle.root()).args(["--no-store", "--json"]);
-    command.args(execution::arguments(args));
+pub(crate) fn in_another_process(bundle: &Bundle, execution: ExecutionArgs) -> Result<Figures, Failure> {
     let _bar = Bar::spinner("measuring");
-    let answer = command.stdin(Stdio::null()).output().map_err(unusable)?;
-    if !answer.status.success() {
-        let said = String::from_utf8_lossy(&answer.stderr);
-        let reason = said.lines().find_map(|line| line.strip_prefix("error: "));
-        let reason = reason.map_or_else(|| answer.status.to_string(), str::to_owned);
-        return Err(Failure::input(bundle.root(), &format!("could not be measured: {reason}")));
-    }
-    serde_json::from_slice(&answer.stdout)
-        .map_err(|e| Failure::unexpected(format!("the process that measured answered nonsense: {e}")))
+    let figures = child::call(Work::Measure, &Job { bundle: bundle.root().into(), execution });
+    figures
+        .map_err(|failure| failure.while_doing(&format!("{}: could not be measured", bundle.root().display())))
 }
 
 fn show(figures: &Figures) {

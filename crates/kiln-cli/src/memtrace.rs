@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kiln_bundle::BundleError;
-use kiln_cuda::Device;
-use kiln_runtime::process_memory;
+use kiln_runtime::{Gpu, process_memory};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -20,7 +18,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 const GPU_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What was seen of a process's memory.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Recording {
     /// Seconds since the beginning, and bytes that were taken.
     pub(crate) samples: Vec<(f64, u64)>,
@@ -31,9 +29,10 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    pub(crate) fn read(file: &Path) -> Result<Recording, Failure> {
-        let bytes = std::fs::read(file).map_err(|e| Failure::from(BundleError::io(file, &e)))?;
-        serde_json::from_slice(&bytes).map_err(|e| Failure::input(file, &e.to_string()))
+    /// Writes it as JSON.
+    pub(crate) fn write(&self, file: &Path) -> Result<(), Failure> {
+        let text = serde_json::to_vec(self).map_err(Failure::unexpected)?;
+        kiln_bundle::fs::write_atomic(file, &text).map_err(Failure::writing)
     }
 
     /// From the beginning to the last sample.
@@ -47,16 +46,16 @@ impl Recording {
 enum Watched {
     Process,
     /// A GPU, and what was taken of it before.
-    Gpu(Arc<Device>, u64),
+    Gpu(Gpu, u64),
 }
 
 impl Watched {
-    fn new(device: Option<Arc<Device>>) -> Watched {
-        match device {
+    fn new(gpu: Option<Gpu>) -> Watched {
+        match gpu {
             None => Watched::Process,
-            Some(device) => {
-                let before = taken(&device).unwrap_or(0);
-                Watched::Gpu(device, before)
+            Some(gpu) => {
+                let before = gpu.taken_bytes().unwrap_or(0);
+                Watched::Gpu(gpu, before)
             }
         }
     }
@@ -64,7 +63,7 @@ impl Watched {
     fn bytes(&self) -> Option<u64> {
         match self {
             Watched::Process => process_memory::resident(),
-            Watched::Gpu(device, before) => Some(taken(device)?.saturating_sub(*before)),
+            Watched::Gpu(gpu, before) => Some(gpu.taken_bytes()?.saturating_sub(*before)),
         }
     }
 
@@ -74,10 +73,6 @@ impl Watched {
             Watched::Gpu(..) => GPU_INTERVAL,
         }
     }
-}
-
-fn taken(device: &Device) -> Option<u64> {
-    device.memory().ok().map(|memory| memory.total_bytes - memory.free_bytes)
 }
 
 /// Samples memory until it is finished.
@@ -92,9 +87,9 @@ pub(crate) struct MemoryTrace {
 
 impl MemoryTrace {
     /// Watches a GPU's memory or, without one, what of this process is resident.
-    pub(crate) fn start(device: Option<Arc<Device>>) -> MemoryTrace {
+    pub(crate) fn start(gpu: Option<Gpu>) -> MemoryTrace {
         let start = Instant::now();
-        let watched = Watched::new(device);
+        let watched = Watched::new(gpu);
         let seen = watched.clone();
         let (samples, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (taken, ends) = (samples.clone(), stop.clone());
@@ -118,8 +113,8 @@ impl MemoryTrace {
         }
     }
 
-    /// Writes samples and phases as JSON.
-    pub(crate) fn finish(mut self, file: &Path) -> Result<(), Failure> {
+    /// What was seen so far.
+    pub(crate) fn finish(mut self) -> Recording {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(sampler) = self.sampler.take() {
             // A sampler has nothing to say that a panic could hide.
@@ -130,12 +125,10 @@ impl MemoryTrace {
             Watched::Process => process_memory::peak().unwrap_or(0),
             Watched::Gpu(..) => samples.iter().map(|(_, bytes)| *bytes).max().unwrap_or(0),
         };
-        let recording = Recording {
+        Recording {
             samples: std::mem::take(&mut samples),
             phases: std::mem::take(&mut self.phases),
             peak_bytes,
-        };
-        let text = serde_json::to_vec(&recording).unwrap_or_default();
-        kiln_bundle::fs::write_atomic(file, &text).map_err(Failure::writing)
+        }
     }
 }

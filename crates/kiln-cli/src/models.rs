@@ -1,6 +1,6 @@
-//! Opening models: checkpoints and bundles, compiled into the engine cache where they are not.
+//! The bundles of models, from the engine cache where they are checkpoints.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_bundle::{Bundle, SealKey};
@@ -10,13 +10,13 @@ use kiln_compile::{
 };
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
-use kiln_runtime::{Backend, Pipeline};
+use kiln_runtime::{Backend, Pipeline, Place};
 
-use crate::args::{CacheArgs, CheckpointArgs, PredictionChoice, SizeArgs};
+use crate::args::{CacheArgs, CheckpointArgs, SizeArgs};
 use crate::failure::Failure;
-use crate::place::Place;
+use crate::model::{Model, check_companions};
 use crate::progress::Bar;
-use crate::{compile, paths};
+use crate::{building, paths};
 
 /// The engine cache, whose entries bear the user's seal.
 pub(crate) fn cache(args: &CacheArgs) -> Result<EngineCache, Failure> {
@@ -32,58 +32,49 @@ fn seal_key_file() -> Result<PathBuf, Failure> {
     Ok(kiln_native::cache_dir()?.join(SealKey::FILE))
 }
 
-/// Opens a checkpoint folder or a single-file checkpoint.
-pub(crate) fn open(path: &Path, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
-    match (path.is_file(), &args.variant, args.prediction_type) {
-        (true, Some(_), _) => {
-            Err(Failure::usage("--variant chooses between the files of a folder, and this is one file"))
-        }
-        (false, _, Some(_)) => Err(Failure::usage("--prediction-type is for single-file checkpoints")
-            .with_hint("a folder says it in scheduler/scheduler_config.json")),
-        (true, None, asked) => {
-            Ok(Checkpoint::open_original(path, asked.map(PredictionChoice::prediction_type))?)
-        }
-        (false, variant, None) => Ok(Checkpoint::open(path, variant.as_deref())?),
-    }
-}
-
-/// The checkpoint's bundle from the engine cache, made now if need be.
+/// The model's bundle: itself, or that of the checkpoint from the engine cache, made now if need be.
 pub(crate) fn bundle(
-    model: &Path,
+    model: Model,
     args: &CheckpointArgs,
     cache: &CacheArgs,
     place: &Place,
 ) -> Result<Bundle, Failure> {
-    if Bundle::is_bundle(model) {
-        return Ok(Bundle::open(model)?);
+    if let Model::Bundle(bundle) = model {
+        return Ok(bundle);
     }
-    let checkpoint = open(model, args)?;
-    if checkpoint.original().is_none() {
-        check_companions(&checkpoint)?;
-    }
+    let checkpoint = model.checkpoint(args)?;
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
-    let options = match place {
-        Place::Host => options(args),
-        Place::Gpu(_) => {
+    let options = match place.gpu() {
+        None => options(args),
+        Some(_) => {
             let attention = args.attention.map(AttentionSpec);
-            compile::options_for(place, &checkpoint, TargetSpec { attention, ..TargetSpec::default() })?
+            building::options_for(place, &checkpoint, TargetSpec { attention, ..TargetSpec::default() })?
         }
     };
-    let compiled = cache.compile(&checkpoint, &options, &mut |progress| bar.compiling(progress));
-    Ok(compiled.map_err(|e| failure(e, &cache))?.bundle)
+    let mut progress = |progress| bar.compiling(progress);
+    let plan = cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?;
+    // What is compiled was checked before it was.
+    match cache.bundle_of(&plan).map_err(|e| failure(e, &cache))? {
+        Some(bundle) => Ok(bundle),
+        None => {
+            check_companions(&checkpoint)?;
+            Ok(cache.execute(&plan, &mut progress).map_err(|e| failure(e, &cache))?.bundle)
+        }
+    }
 }
 
-/// A ControlNet's bundle from the engine cache, made now if need be.
+/// A ControlNet's bundle: itself, or that from the engine cache, made now if need be.
 pub(crate) fn controlnet_bundle(
-    folder: &Path,
+    model: Model,
     args: &CheckpointArgs,
     cache: &CacheArgs,
 ) -> Result<Bundle, Failure> {
-    if Bundle::is_bundle(folder) {
-        return Ok(Bundle::open(folder)?);
-    }
-    let checkpoint = ControlNetCheckpoint::open(folder, args.variant.as_deref())?;
+    let path = match model {
+        Model::Bundle(bundle) => return Ok(bundle),
+        Model::Folder(path) | Model::File(path) => path,
+    };
+    let checkpoint = ControlNetCheckpoint::open(&path, args.variant.as_deref())?;
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
     let mut progress = |progress| bar.compiling(progress);
@@ -93,17 +84,19 @@ pub(crate) fn controlnet_bundle(
 }
 
 /// Refuses options about compiling where all of `models` are bundles, which are compiled already.
-pub(crate) fn refuse_unused(args: &CheckpointArgs, models: &[&Path]) -> Result<(), Failure> {
-    let given = [("--variant", args.variant.is_some()), ("--attention", args.attention.is_some())];
-    let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
-    match models.iter().all(|model| Bundle::is_bundle(model)) {
-        false => Ok(()),
-        true => {
-            let model = models.first().map(|model| model.display().to_string()).unwrap_or_default();
+pub(crate) fn refuse_unused<'a>(
+    args: &CheckpointArgs,
+    models: impl IntoIterator<Item = &'a Model>,
+) -> Result<(), Failure> {
+    let mut models = models.into_iter().peekable();
+    let first = models.peek().map(|model| model.path().display().to_string()).unwrap_or_default();
+    match args.given() {
+        Some(option) if models.all(|model| matches!(model, Model::Bundle(_))) => {
             let reason =
-                format!("{option}: {model} is a bundle, for which that was decided when it was compiled");
+                format!("{option}: {first} is a bundle, for which that was decided when it was compiled");
             Err(Failure::usage(reason).with_hint(format!("kiln compile takes {option} and a checkpoint")))
         }
+        _ => Ok(()),
     }
 }
 
@@ -112,15 +105,6 @@ pub(crate) fn options(args: &CheckpointArgs) -> BuildOptions {
     let cuts = Cuts::Every(SEGMENT_BYTES);
     let policy = EmitPolicy { attention: args.attention(), cuts, ..EmitPolicy::default() };
     BuildOptions::cpu(TraceOptions::for_bundle(policy, Sizes::Dynamic))
-}
-
-/// Refuses a checkpoint whose scheduler or tokenizers the runtime could not load from the bundle.
-pub(crate) fn check_companions(checkpoint: &Checkpoint) -> Result<(), Failure> {
-    kiln_runtime::open_scheduler(&checkpoint.scheduler()?)?;
-    for tokenizer in checkpoint.tokenizers()? {
-        kiln_runtime::open_tokenizer(&tokenizer.folder, tokenizer.positions, tokenizer.vocabulary)?;
-    }
-    Ok(())
 }
 
 pub(crate) fn failure(error: CompileError, cache: &EngineCache) -> Failure {

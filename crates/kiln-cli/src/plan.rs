@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::args::{Budget, ExecutionArgs, OffloadChoice, PlanArgs};
 use crate::failure::Failure;
+use crate::model::Model;
 use crate::models::{self, refuse_unused};
-use crate::place::Place;
-use crate::{execution, measure, output, paths};
+use crate::{backends, measure, output, paths};
 
 /// Share of the memory that is free which `auto` takes.
 const SHARE: f64 = 0.9;
@@ -21,12 +21,13 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
         .guidance_scale(args.guidance_scale);
     (request.height, request.width) = (args.height, args.width);
     request.validate()?;
-    execution::check(args.execution)?;
-    let model = paths::model(args.model.as_ref())?;
-    refuse_unused(&args.checkpoint, &[&model])?;
-    let place = Place::for_model(&model, args.execution, false)?;
-    let bundle = models::bundle(&model, &args.checkpoint, &args.cache, &place)?;
-    let pipeline = models::pipeline(bundle, place.backend(args.execution)?)?;
+    let backends = args.execution.backends();
+    backends.check()?;
+    let model = Model::open(&paths::model(args.model.as_ref())?)?;
+    refuse_unused(&args.checkpoint, [&model])?;
+    let place = backends::place(&model, &backends, None)?;
+    let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place)?;
+    let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
     let budget = args.memory_budget.map(|budget| bytes(budget, &pipeline)).transpose()?;
     let chosen = budget.map(|budget| plan.within(budget));
@@ -70,7 +71,7 @@ pub(crate) fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<F
     }
     let figures = measure::in_another_process(&bundle, execution)?;
     if bundle.figures()?.is_none_or(|stored| stored.backend == figures.backend) {
-        // A bundle that can not be written is measured again the next time.
+        // A bundle that cannot be written is measured again the next time.
         let _ = bundle.set_figures(&figures, &models::seal_key()?);
     }
     Ok(figures)

@@ -1,42 +1,24 @@
-use kiln_native::{Library, Origin, install, locate};
+use kiln_native::{Library, Origin, locate};
 use serde_json::json;
 
 use crate::args::{LibraryChoice, RuntimeArgs, RuntimeCommand};
+use crate::backends::fetch;
 use crate::failure::Failure;
 use crate::output;
-use crate::progress::Bar;
 
 pub(crate) fn run(args: &RuntimeArgs) -> Result<(), Failure> {
     match &args.command {
         RuntimeCommand::Install { library } => {
-            let found = fetch(match library {
+            let path = fetch(match library {
                 LibraryChoice::Cpu => Library::OnnxRuntimeCpu,
                 LibraryChoice::Cuda => Library::OnnxRuntimeCuda,
                 LibraryChoice::TensorrtRtx => Library::TensorrtRtx,
             })?;
-            output::data(&found.path.display().to_string());
+            output::data(&path.display().to_string());
             Ok(())
         }
         RuntimeCommand::List { json } => list(*json),
     }
-}
-
-/// A library, fetched if need be.
-pub(crate) fn find(library: Library) -> Result<kiln_native::Found, Failure> {
-    match locate(library)? {
-        Some(found) => Ok(found),
-        None => fetch(library),
-    }
-}
-
-/// Fetches a library unless it is there, saying so in one line.
-pub(crate) fn fetch(library: Library) -> Result<kiln_native::Found, Failure> {
-    if library.can_be_fetched() && kiln_native::install_dir(library).is_ok_and(|folder| !folder.exists()) {
-        let cache = kiln_native::cache_dir()?;
-        output::say(&format!("fetching {library} with pip into {}", cache.display()));
-    }
-    let bar = Bar::bytes("fetching");
-    Ok(install(library, &mut |progress| bar.installing(progress))?)
 }
 
 fn list(as_json: bool) -> Result<(), Failure> {

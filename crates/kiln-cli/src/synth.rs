@@ -11,7 +11,7 @@ pub(crate) fn run(args: &SynthArgs) -> Result<(), Failure> {
         ArchitectureChoice::Tiny => Architecture::Tiny,
     };
     let bar = Bar::bytes("writing");
-    let folder = synthesize(architecture, args.dtype.dtype(), args.seed, &args.out, &mut |done, total| {
+    let folder = synthesize(architecture, args.dtype, args.seed, &args.out, &mut |done, total| {
         bar.at(done, total);
     });
     let folder = folder.map_err(|error| match error {

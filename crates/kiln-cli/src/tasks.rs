@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kiln_lora::{Lora, LoraFile};
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Size, Upscaler};
+use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
 
 use crate::args::{TaskArgs, UpscalerChoice};
 use crate::failure::Failure;
@@ -47,9 +47,8 @@ impl TaskArgs {
 
     pub(crate) fn micro_conditioning(&self) -> MicroConditioning {
         let mut micro = MicroConditioning::default();
-        let size = |[height, width]: [u32; 2]| Size { width, height };
-        micro.original_size = self.original_size.map(size);
-        micro.target_size = self.target_size.map(size);
+        micro.original_size = self.original_size;
+        micro.target_size = self.target_size;
         [micro.crop_top, micro.crop_left] = self.crop.unwrap_or([0, 0]);
         micro.aesthetic_score = self.aesthetic_score;
         micro.negative_aesthetic_score = self.negative_aesthetic_score;

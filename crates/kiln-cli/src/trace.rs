@@ -3,14 +3,15 @@ use kiln_compile::{TraceOptions, trace};
 use kiln_graph::{Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
 use serde_json::json;
 
-use crate::args::{FlavorChoice, Precision, TraceArgs};
+use crate::args::{FlavorChoice, TraceArgs};
 use crate::failure::Failure;
-use crate::models::{self, sizes};
+use crate::model::Model;
+use crate::models::sizes;
 use crate::output;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
-    let checkpoint = models::open(&args.checkpoint_path, &args.checkpoint)?;
+    let checkpoint = Model::open(&args.checkpoint_path)?.checkpoint(&args.checkpoint)?;
     let options = TraceOptions {
         policy: policy(args),
         sizes: sizes(&args.sizes, &checkpoint)?,
@@ -43,8 +44,8 @@ fn policy(args: &TraceArgs) -> EmitPolicy {
         attention: args.checkpoint.attention(),
         precision: PrecisionPolicy {
             scopes: args.keep_f32.iter().map(|scope| (scope.clone(), ElementType::F32)).collect(),
-            storage: args.storage.map(Precision::dtype),
-            ..PrecisionPolicy::uniform(args.precision.dtype())
+            storage: args.storage,
+            ..PrecisionPolicy::uniform(args.precision)
         },
         flavor: match args.flavor {
             FlavorChoice::Standard => Flavor::Standard,
@@ -52,14 +53,5 @@ fn policy(args: &TraceArgs) -> EmitPolicy {
             FlavorChoice::OnnxruntimeCuda => Flavor::OnnxRuntimeCuda,
         },
         cuts: if args.cut.is_empty() { Cuts::None } else { Cuts::At(args.cut.clone()) },
-    }
-}
-
-impl Precision {
-    pub(crate) fn dtype(self) -> ElementType {
-        match self {
-            Precision::F32 => ElementType::F32,
-            Precision::F16 => ElementType::F16,
-        }
     }
 }

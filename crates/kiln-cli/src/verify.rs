@@ -2,29 +2,27 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kiln_bundle::{Bundle, SealKey};
-use kiln_engine::Backend;
-use kiln_runtime::{Error, Event, Reference, Watch};
+use kiln_runtime::{Backend, Backends, Device, Error, Event, Place, Reference, Watch};
 use serde_json::json;
 
-use crate::args::{DeviceChoice, ExecutionArgs, VerifyArgs};
+use crate::args::VerifyArgs;
+use crate::backends;
 use crate::failure::Failure;
+use crate::model::open_bundle;
 use crate::models::{self, seal_key};
 use crate::output;
-use crate::place::Place;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
-    if !Bundle::is_bundle(&args.bundle) {
-        return Err(Failure::input(&args.bundle, "is no bundle").with_hint("kiln compile makes bundles"));
-    }
-    let mut bundle = Bundle::open(&args.bundle)?;
+    let mut bundle = open_bundle(&args.bundle)?;
     bundle.verify()?;
-    let place = Place::of(&bundle, args.execution)?;
+    let backends = args.execution.backends();
+    let place = backends.place(bundle.manifest().target)?;
     if let Some(other) = &args.against {
-        return against(bundle, other, &place, args);
+        return against(bundle, other, &backends, &place, args);
     }
     if args.record {
-        record(&mut bundle, place.backend(args.execution)?, &seal_key()?)?;
+        record(&mut bundle, backends::open(&backends, &place)?, &seal_key()?)?;
         output::data(&bundle.root().display().to_string());
         return Ok(());
     }
@@ -32,7 +30,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
-    let mut pipeline = models::pipeline(bundle, place.backend(args.execution)?)?;
+    let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let verification = watched(|watch| match pipeline.verify(&reference, watch) {
         Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite)) => {
             Err(Failure::differs(error.to_string()))
@@ -70,19 +68,22 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
 }
 
 /// Compares a bundle's components with those of another.
-fn against(bundle: Bundle, other: &Path, place: &Place, args: &VerifyArgs) -> Result<(), Failure> {
-    if !Bundle::is_bundle(other) {
-        return Err(Failure::input(other, "is no bundle").with_hint("kiln compile makes bundles"));
-    }
-    let other = Bundle::open(other)?;
-    let anywhere = ExecutionArgs { device: DeviceChoice::Auto, ..args.execution };
-    let elsewhere = Place::of(&other, anywhere)?;
-    let found = || place.backend(args.execution);
-    let expected = || elsewhere.backend(anywhere);
+fn against(
+    bundle: Bundle,
+    other: &Path,
+    backends: &Backends,
+    place: &Place,
+    args: &VerifyArgs,
+) -> Result<(), Failure> {
+    let other = open_bundle(other)?;
+    let anywhere = backends.clone().device(Device::Auto);
+    let elsewhere = anywhere.place(other.manifest().target)?;
+    let found = || backends::open(backends, place);
+    let expected = || backends::open(&anywhere, &elsewhere);
     // A process has one ONNX Runtime; that of a GPU runs the processor's models too.
-    let (found, expected) = match place {
-        Place::Gpu(_) => (found()?, expected()?),
-        Place::Host => {
+    let (found, expected) = match place.gpu() {
+        Some(_) => (found()?, expected()?),
+        None => {
             let expected = expected()?;
             (found()?, expected)
         }

@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::{BundleError, ComponentName, TensorFileError};
+use kiln_bundle::{BundleError, ComponentName, ErrorKind, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
 
@@ -88,6 +88,17 @@ impl CompileError {
 
     pub(crate) fn io(path: &Path, error: &std::io::Error) -> CompileError {
         BundleError::io(path, error).into()
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            CompileError::Bundle(error) => error.kind(),
+            CompileError::Option { .. } => ErrorKind::Request,
+            CompileError::Toolkit(_) => ErrorKind::Device,
+            CompileError::Build { .. } => ErrorKind::Unexpected,
+            _ => ErrorKind::Input,
+        }
     }
 
     /// What may help.

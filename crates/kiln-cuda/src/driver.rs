@@ -38,12 +38,17 @@ impl fmt::Display for ComputeCapability {
 }
 
 impl Driver {
+    /// Whether the driver's library is on this machine, whatever it says of its devices.
+    pub fn is_installed() -> bool {
+        // SAFETY: loading NVIDIA's driver has no preconditions.
+        unsafe { sys::is_culib_present() }
+    }
+
     /// Opens the driver's library, `libcuda.so.1` or `nvcuda.dll`.
     ///
     /// Errors are of kind [`NoDriver`], where there is none or it finds no working device.
     pub fn open() -> Result<Driver, CudaError> {
-        // SAFETY: the initialisers of NVIDIA's driver have no preconditions.
-        if !unsafe { sys::is_culib_present() } {
+        if !Driver::is_installed() {
             return Err(CudaError::new(NoDriver, "this machine has no NVIDIA driver"));
         }
         result::init().map_err(|e| {

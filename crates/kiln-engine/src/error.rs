@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use kiln_cuda::{CudaError, CudaErrorKind};
+use kiln_types::ErrorKind;
 
 /// What kind of thing went wrong in an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,18 @@ pub enum EngineErrorKind {
     OutOfMemory,
     /// The device stopped working; nothing in this process can use it any more.
     Lost,
+}
+
+impl From<EngineErrorKind> for ErrorKind {
+    fn from(kind: EngineErrorKind) -> ErrorKind {
+        match kind {
+            EngineErrorKind::Library | EngineErrorKind::Device => ErrorKind::Device,
+            EngineErrorKind::Load | EngineErrorKind::Incompatible => ErrorKind::Input,
+            EngineErrorKind::Input => ErrorKind::Request,
+            EngineErrorKind::OutOfMemory => ErrorKind::Memory,
+            EngineErrorKind::Run | EngineErrorKind::Lost => ErrorKind::Unexpected,
+        }
+    }
 }
 
 /// An error of a backend or an engine.

@@ -27,6 +27,31 @@ pub const LOCALAPPDATA: &str = "LOCALAPPDATA";
 /// Folders in which Python and pip are looked for.
 pub const PATH: &str = "PATH";
 
+/// A variable that a user may set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What it says, in one line.
+    pub meaning: &'static str,
+}
+
+/// The variables of kiln's own that this crate reads.
+pub const VARIABLES: [Variable; 5] = [
+    Variable {
+        name: KILN_CACHE_DIR,
+        meaning: "folder for downloads (default: kiln in the platform's cache folder)",
+    },
+    Variable { name: KILN_ONNXRUNTIME, meaning: "ONNX Runtime's shared library, or the folder that holds it" },
+    Variable { name: KILN_ONNXRUNTIME_CUDA, meaning: "the same with its CUDA provider beside it" },
+    Variable { name: KILN_TENSORRT_RTX, meaning: "TensorRT-RTX's shared library, or the folder that holds it" },
+    Variable {
+        name: KILN_TENSORRT,
+        meaning: "TensorRT's shared library libnvinfer, or the folder that holds it",
+    },
+];
+
+/// Every variable that this crate reads.
 pub(crate) const ALL: [&str; 9] = [
     KILN_CACHE_DIR,
     KILN_ONNXRUNTIME,

@@ -17,6 +17,17 @@ pub enum ErrorKind {
     Wheel,
 }
 
+impl From<ErrorKind> for kiln_types::ErrorKind {
+    fn from(kind: ErrorKind) -> kiln_types::ErrorKind {
+        match kind {
+            ErrorKind::Cache => kiln_types::ErrorKind::Files,
+            ErrorKind::NotALibrary | ErrorKind::Platform | ErrorKind::Fetch | ErrorKind::Wheel => {
+                kiln_types::ErrorKind::Device
+            }
+        }
+    }
+}
+
 /// Why a library could not be found or fetched.
 #[derive(Debug, thiserror::Error)]
 pub struct Error {

@@ -3,7 +3,7 @@
 //!     cargo run --release --example swaps -- BUNDLE 10
 #![expect(clippy::print_stdout, reason = "an example talks")]
 
-use kiln_runtime::{Bundle, MemoryOptions, Offload, Pipeline, Request, gpu_backend};
+use kiln_runtime::{Backends, Bundle, Libraries, MemoryOptions, Offload, Pipeline, Request};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: swaps BUNDLE PICTURES".into());
     };
     let bundle = Bundle::open(bundle)?;
-    let backend = gpu_backend(&bundle, 0)?;
+    let backends = Backends::new(Libraries::new().from_environment());
+    let backend = backends.open(bundle.manifest().target)?.backend;
     let memory = MemoryOptions::new().offload(Offload::Model);
     let mut pipeline = Pipeline::builder(bundle).backend(backend.clone()).memory(memory).build()?;
     let free = || backend.device().map_or(Ok(0), |device| device.memory().map(|memory| memory.free_bytes));

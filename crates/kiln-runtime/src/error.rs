@@ -1,3 +1,5 @@
+mod kind;
+
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::{BundleError, ComponentName};
@@ -5,6 +7,8 @@ use kiln_cuda::CudaError;
 use kiln_engine::EngineError;
 use kiln_lora::LoraError;
 use kiln_native::Error as NativeError;
+
+pub use kind::ErrorKind;
 
 use crate::image::ImageError;
 use crate::scheduler::SchedulerError;
@@ -137,6 +141,14 @@ pub enum Error {
     /// A native library is not on this machine.
     #[error("{0} is not installed; kiln runtime install {name} fetches it", name = .0.name())]
     NotInstalled(kiln_native::Library),
+    /// What runs engines was left out when the program was built.
+    #[error("{what} is not in this program, which was built without the feature '{feature}' of kiln-runtime")]
+    Feature {
+        /// What is missing.
+        what: &'static str,
+        /// The feature that brings it.
+        feature: &'static str,
+    },
     /// A native library that was asked for cannot be used.
     #[error(transparent)]
     Native(#[from] NativeError),

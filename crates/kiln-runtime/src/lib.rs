@@ -1,12 +1,13 @@
 //! Runs Stable Diffusion pipelines from bundles: the library to embed.
 //!
 //! ```no_run
-//! use std::ops::ControlFlow;
-//! use kiln_runtime::{Bundle, Pipeline, Request, cpu_backend};
+//! use kiln_runtime::{Backends, Bundle, Libraries, Pipeline, Request};
 //!
-//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef".as_ref())?;
-//! let mut pipeline = Pipeline::new(bundle, cpu_backend()?.backend)?;
-//! let output = pipeline.generate(&Request::new("a red circle"), &mut |_| ControlFlow::Continue(()))?;
+//! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef")?;
+//! let backends = Backends::new(Libraries::new().from_environment());
+//! let backend = backends.open(bundle.manifest().target)?.backend;
+//! let mut pipeline = Pipeline::builder(bundle).backend(backend).build()?;
+//! let output = pipeline.generate(&Request::new("a red circle"))?;
 //! output.images[0].save_png("circle.png".as_ref(), &[])?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -27,7 +28,7 @@
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
 pub mod architecture;
-mod backend;
+mod backends;
 mod companions;
 mod error;
 pub mod generator;
@@ -46,13 +47,19 @@ mod stable_diffusion;
 pub mod tokenizer;
 mod watch;
 
-pub use backend::{CpuBackend, cpu_backend, gpu_backend};
+#[cfg(feature = "cuda")]
+pub use backends::DeviceCheck;
+pub use backends::{
+    Backends, Device, DeviceReport, Found, Gpu, Libraries, Library, Notice, Opened, Origin, Place, Runner,
+    TargetReport, library,
+};
 pub use companions::{open_scheduler, open_tokenizer};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use guidance::Guidance;
-pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey};
-pub use kiln_engine::{Backend, EngineError, Placement};
+pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey, Target};
+pub use kiln_engine::{Backend, EngineError, EngineErrorKind, Placement};
 pub use kiln_lora::{LoraError, LoraFile};
+pub use kiln_native::Error as NativeError;
 pub use kiln_types::Size;
 pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};

@@ -1,65 +1,40 @@
 //! Values that arguments choose among.
 
-use std::fmt;
-use std::str::FromStr;
-
 use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use kiln_bundle::ElementType;
+use kiln_runtime::Runner;
 
-/// Where engines run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DeviceChoice {
-    Auto,
-    Cpu,
-    /// The GPU of that number.
-    Cuda(usize),
-}
-
-impl DeviceChoice {
-    /// The number of the GPU, where it is one.
-    pub(crate) fn ordinal(self) -> usize {
-        match self {
-            DeviceChoice::Cuda(ordinal) => ordinal,
-            DeviceChoice::Auto | DeviceChoice::Cpu => 0,
+/// What runs engines.
+pub(super) fn runner() -> impl TypedValueParser<Value = Runner> {
+    let help = |runner| match runner {
+        Runner::OnnxRuntime => "ONNX Runtime or nothing; on a GPU, its CUDA provider",
+        Runner::Rten => "The built-in backend",
+        _ => {
+            "ONNX Runtime, fetched if need be, else the built-in backend; on a GPU, what the engines are for, or \
+             TensorRT-RTX"
         }
-    }
+    };
+    let values = Runner::ALL.map(|runner| PossibleValue::new(runner.name()).help(help(runner)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Runner>())
 }
 
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<DeviceChoice, String> {
-        let ordinal = |text: &str| text.parse().ok().filter(|n: &usize| *n < 1 << 10);
-        match text {
-            "auto" => Ok(DeviceChoice::Auto),
-            "cpu" => Ok(DeviceChoice::Cpu),
-            "cuda" => Ok(DeviceChoice::Cuda(0)),
-            text => text
-                .strip_prefix("cuda:")
-                .and_then(ordinal)
-                .map(DeviceChoice::Cuda)
-                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".into()),
-        }
-    }
+/// Types that networks compute in and weights are stored in.
+pub(super) fn float() -> impl TypedValueParser<Value = ElementType> {
+    let floats = [(ElementType::F32, "32-bit floats"), (ElementType::F16, "16-bit floats")];
+    let values = floats.map(|(element, help)| PossibleValue::new(element.name()).help(help));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<ElementType>())
 }
 
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DeviceChoice::Auto => f.write_str("auto"),
-            DeviceChoice::Cpu => f.write_str("cpu"),
-            DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
+/// Work that another process does.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BackendChoice {
-    /// ONNX Runtime, fetched if need be, else the built-in backend; on a GPU, what the engines are for, or TensorRT-RTX.
-    Auto,
-    /// ONNX Runtime or nothing; on a GPU, its CUDA provider.
-    Onnxruntime,
-    /// The built-in backend.
-    Rten,
+pub(crate) enum Work {
+    /// Build an engine.
+    BuildEngine,
+    /// Measure a bundle's engines.
+    Measure,
+    /// Draw a picture and watch the memory.
+    Draw,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,14 +69,6 @@ pub(crate) enum FlavorChoice {
     Onnxruntime,
     /// Those of ONNX Runtime's CUDA provider.
     OnnxruntimeCuda,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Precision {
-    /// 32-bit floats.
-    F32,
-    /// 16-bit floats.
-    F16,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

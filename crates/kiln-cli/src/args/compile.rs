@@ -1,11 +1,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use kiln_bundle::Target;
+use kiln_bundle::{ElementType, Target};
 use kiln_compile::{Bytes, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
-use super::{CacheArgs, ExecutionArgs, Precision, PredictionChoice};
+use super::choices::float;
+use super::{CacheArgs, ExecutionArgs, PredictionChoice};
 
 #[derive(Args)]
 pub(crate) struct CompileArgs {
@@ -18,11 +19,11 @@ pub(crate) struct CompileArgs {
     #[arg(long = "target", value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
     /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) precision: Option<Precision>,
+    #[arg(long, value_name = "TYPE", value_parser = float())]
+    pub(crate) precision: Option<ElementType>,
     /// Type to store weights in [default: the type they are used in].
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) storage: Option<Precision>,
+    #[arg(long, value_name = "TYPE", value_parser = float())]
+    pub(crate) storage: Option<ElementType>,
     /// Most bytes of weights in a segment, which sequential offload loads by itself; four times as many in autoencoders [default: 16MiB for cpu, whole engines for GPUs].
     #[arg(long, value_name = "SIZE")]
     pub(crate) segment_size: Option<Bytes>,
@@ -98,6 +99,17 @@ pub(crate) struct CheckpointArgs {
 }
 
 impl CheckpointArgs {
+    /// The first option that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let CheckpointArgs { variant, prediction_type, attention } = self;
+        let given = [
+            ("--variant", variant.is_some()),
+            ("--prediction-type", prediction_type.is_some()),
+            ("--attention", attention.is_some()),
+        ];
+        given.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
+    }
+
     pub(crate) fn attention(&self) -> AttentionPolicy {
         self.attention.unwrap_or_default()
     }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use kiln_compile::Bytes;
 use kiln_runtime::{MemoryOptions, Offload, Placement, VaeTiling};
+use serde::{Deserialize, Serialize};
 
 use super::{CacheArgs, CheckpointArgs, ExecutionArgs};
 
@@ -71,7 +72,7 @@ impl std::str::FromStr for Tile {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum OffloadChoice {
     /// All that were needed so far.
     None,
@@ -87,6 +88,16 @@ pub(crate) enum PlacementChoice {
     Mapped,
     /// In memory, rearranged for the processor.
     Packed,
+}
+
+impl From<OffloadChoice> for Offload {
+    fn from(choice: OffloadChoice) -> Offload {
+        match choice {
+            OffloadChoice::None => Offload::None,
+            OffloadChoice::Model => Offload::Model,
+            OffloadChoice::Sequential => Offload::Sequential,
+        }
+    }
 }
 
 impl From<Offload> for OffloadChoice {
@@ -107,11 +118,7 @@ impl MemoryArgs {
             tile.map_or_else(VaeTiling::default, VaeTiling::of).overlap(overlap)
         };
         MemoryOptions::new()
-            .offload(match self.offload {
-                OffloadChoice::None => Offload::None,
-                OffloadChoice::Model => Offload::Model,
-                OffloadChoice::Sequential => Offload::Sequential,
-            })
+            .offload(self.offload.into())
             .placement(self.weights.map(|choice| match choice {
                 PlacementChoice::Mapped => Placement::Mapped,
                 PlacementChoice::Packed => Placement::Packed,

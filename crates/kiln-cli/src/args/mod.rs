@@ -2,51 +2,35 @@
 
 mod choices;
 mod compile;
+mod help;
 mod memory;
+mod numbers;
+mod text;
 mod upkeep;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use kiln_bundle::{ElementType, Size};
+use kiln_runtime::{Device, Runner};
+use serde::{Deserialize, Serialize};
 
 pub(crate) use choices::{
-    ArchitectureChoice, BackendChoice, DeviceChoice, FlavorChoice, GeneratorChoice, Precision,
-    PredictionChoice, SyntaxChoice, UpscalerChoice,
+    ArchitectureChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice, UpscalerChoice, Work,
 };
 pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,
 };
+use numbers::{number, point, share};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  success
-  1  an engine failed, or something unexpected happened
-  2  the command line or a request's parameter is wrong
-  3  a checkpoint, bundle or model file is missing, malformed or not supported
-  4  a native library, driver or device can not be found, fetched or used
-  5  a file can not be read or written
-  6  what was compared or verified differs more than allowed
-  7  what was asked for does not fit into the memory budget or a GPU
-
-Environment:
-  KILN_CACHE_DIR     folder for downloads (default: kiln in the platform's cache folder)
-  KILN_ENGINE_CACHE  folder for engines (default: engine-cache/ in a checkout, else in KILN_CACHE_DIR)
-  KILN_ENGINE_CACHE_LIMIT  how large the engine cache may grow, as 20GiB (default: no limit)
-  KILN_ONNXRUNTIME   ONNX Runtime's shared library, or the folder that holds it
-  KILN_ONNXRUNTIME_CUDA  the same with its CUDA provider beside it
-  KILN_TENSORRT_RTX  TensorRT-RTX's shared library, or the folder that holds it
-  KILN_TENSORRT      TensorRT's shared library libnvinfer, or the folder that holds it
-  KILN_LOG           which messages of TensorRT are shown: error, warn, info, debug, trace
-  NO_COLOR           no colours";
-
 /// Turns Stable Diffusion checkpoints into engines and runs them.
 #[derive(Parser)]
-#[command(name = "kiln", version, after_help = EXIT_CODES)]
+#[command(name = "kiln", version, after_long_help = help::after())]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -60,9 +44,13 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     /// Make a checkpoint's bundle in the engine cache.
     Compile(Box<CompileArgs>),
-    /// Build one engine, as `kiln compile` asks for on standard input.
+    /// Do one piece of work, as another process of kiln asks for on standard input.
     #[command(hide = true)]
-    BuildEngine,
+    Worker {
+        /// What to do.
+        #[arg(value_enum)]
+        work: Work,
+    },
     /// Show what is in a checkpoint, a bundle or an ONNX file.
     Inspect(InspectArgs),
     /// Write a single-file checkpoint as a diffusers folder.
@@ -163,17 +151,19 @@ pub(crate) struct GenerateArgs {
 }
 
 /// What runs the engines.
-#[derive(Args, Clone, Copy)]
+#[derive(Args, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct ExecutionArgs {
     /// What runs the engines.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
-    pub(crate) backend: BackendChoice,
+    #[arg(long, default_value_t = Runner::Auto, value_parser = choices::runner())]
+    #[serde(with = "text")]
+    pub(crate) backend: Runner,
     /// Threads per operator [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
     /// Where engines run: cpu, cuda:0, or auto for what a bundle was built for, and for checkpoints a GPU that can run them.
-    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
-    pub(crate) device: DeviceChoice,
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    #[serde(with = "text")]
+    pub(crate) device: Device,
 }
 
 #[derive(Args)]
@@ -233,14 +223,14 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_enum, default_value_t = UpscalerChoice::Latents, requires = "hires")]
     pub(crate) hires_upscaler: UpscalerChoice,
     /// SDXL: size before cropping that the picture shall look like, as WIDTHxHEIGHT.
-    #[arg(long, value_name = "WxH", value_parser = size)]
-    pub(crate) original_size: Option<[u32; 2]>,
+    #[arg(long, value_name = "WxH")]
+    pub(crate) original_size: Option<Size>,
     /// SDXL: where the crop began, as LEFT,TOP.
     #[arg(long, value_name = "X,Y", value_parser = point)]
     pub(crate) crop: Option<[u32; 2]>,
     /// SDXL: size after cropping that the picture shall look like, as WIDTHxHEIGHT.
-    #[arg(long, value_name = "WxH", value_parser = size)]
-    pub(crate) target_size: Option<[u32; 2]>,
+    #[arg(long, value_name = "WxH")]
+    pub(crate) target_size: Option<Size>,
     /// SDXL refiner: aesthetic score.
     #[arg(long, value_name = "X", default_value_t = 6.0)]
     pub(crate) aesthetic_score: f32,
@@ -261,11 +251,11 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_enum, default_value_t = FlavorChoice::Standard)]
     pub(crate) flavor: FlavorChoice,
     /// Type to compute in; norms and softmax stay in f32.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    pub(crate) precision: Precision,
+    #[arg(long, default_value_t = ElementType::F32, value_parser = choices::float())]
+    pub(crate) precision: ElementType,
     /// Type to store weights in [default: the type they are used in].
-    #[arg(long, value_enum)]
-    pub(crate) storage: Option<Precision>,
+    #[arg(long, value_parser = choices::float())]
+    pub(crate) storage: Option<ElementType>,
     /// Scopes that compute in f32 whatever --precision says, such as mid_block.attentions.
     #[arg(long, value_name = "SCOPE")]
     pub(crate) keep_f32: Vec<String>,
@@ -368,37 +358,9 @@ pub(crate) struct SynthArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Type to store weights in.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    pub(crate) dtype: Precision,
+    #[arg(long, default_value_t = ElementType::F32, value_parser = choices::float())]
+    pub(crate) dtype: ElementType,
     /// Seed of the weights.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-}
-
-fn number(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|n: &f64| n.is_finite() && *n >= 0.0)
-        .ok_or_else(|| "expected a number from 0".into())
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    number(text).ok().filter(|n| *n <= 1.0).ok_or_else(|| "expected a number from 0 to 1".into())
-}
-
-/// `WIDTHxHEIGHT` as height and width.
-fn size(text: &str) -> Result<[u32; 2], String> {
-    pair(text, 'x').filter(|size| !size.contains(&0)).ok_or_else(|| "expected WIDTHxHEIGHT".into())
-}
-
-/// `X,Y` as top and left.
-fn point(text: &str) -> Result<[u32; 2], String> {
-    pair(text, ',').ok_or_else(|| "expected X,Y".into())
-}
-
-/// Two numbers across and down, turned around.
-fn pair(text: &str, separator: char) -> Option<[u32; 2]> {
-    let (across, down) = text.split_once(separator)?;
-    let number = |text: &str| text.trim().parse().ok().filter(|n: &u32| *n <= 1 << 20);
-    Some([number(down)?, number(across)?])
 }

@@ -9,19 +9,17 @@ use kiln_compile::{
 };
 use kiln_graph::AttentionPolicy;
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{MemoryOptions, Placement, Request};
+use kiln_runtime::{Backends, MemoryOptions, Place, Placement, Request};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{check, memory, warm_up_steps, write};
+use super::{PROMPT, check, memory, warm_up_steps, write};
 use crate::args::{BenchLadderArgs, BenchMemoryArgs};
 use crate::failure::Failure;
-use crate::models::{self, check_companions, failure};
-use crate::place::Place;
+use crate::model::Model;
+use crate::models::{self, failure};
 use crate::progress::Bar;
-use crate::{compile, output, paths};
-
-const PROMPT: &str = "a photograph of an astronaut riding a horse";
+use crate::{backends, building, output, paths};
 
 /// Most bytes of weights in a segment of a GPU's engines, for the rows with sequential offload.
 const GPU_SEGMENTS: u64 = 256 << 20;
@@ -68,28 +66,26 @@ struct Case {
 
 pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
     check(args.steps, args.rounds)?;
-    let model = paths::model(args.model.as_ref())?;
-    if Bundle::is_bundle(&model) {
-        return Err(Failure::input(&model, "is a bundle, of which no others can be compiled")
+    let model = Model::open(&paths::model(args.model.as_ref())?)?;
+    if let Model::Bundle(bundle) = &model {
+        return Err(Failure::input(bundle.root(), "is a bundle, of which no others can be compiled")
             .with_hint("kiln bench ladder takes the checkpoint that the bundle was made of"));
     }
-    let place = Place::for_model(&model, args.execution, false)?;
-    let checkpoint = models::open(&model, &args.checkpoint)?;
-    if checkpoint.original().is_none() {
-        check_companions(&checkpoint)?;
-    }
+    let backends = args.execution.backends();
+    let place = backends::place(&model, &backends, None)?;
+    let checkpoint = model.runnable_checkpoint(&args.checkpoint)?;
     let cache = models::cache(&args.cache)?;
     let folder = OutputFolder::open(&args.out)?;
     let mut cases = Vec::new();
     let mut left_out = Vec::new();
-    for rung in rungs(&place, &checkpoint, args)? {
+    for rung in rungs(&backends, &place, &checkpoint)? {
         match built(&rung.spec, &rung.place, &checkpoint, &cache) {
             Ok(bundle) => cases.push(Case { rung, bundle, seconds: Vec::new(), image: None }),
             Err(failure) if !cases.is_empty() => leave_out(&rung, &failure, &mut left_out),
             Err(failure) => return Err(failure),
         }
     }
-    measure(&mut cases, args, &mut left_out)?;
+    measure(&mut cases, &backends, args, &mut left_out)?;
     let rows = rows(&cases, args.steps)?;
     for (i, case) in cases.iter().enumerate() {
         if let Some(image) = &case.image {
@@ -125,8 +121,10 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
 }
 
 /// From everything off to everything on.
-fn rungs(place: &Place, checkpoint: &Checkpoint, args: &BenchLadderArgs) -> Result<Vec<Rung>, Failure> {
-    let Place::Gpu(_) = place else { return Ok(rungs_of_host(place)) };
+fn rungs(backends: &Backends, place: &Place, checkpoint: &Checkpoint) -> Result<Vec<Rung>, Failure> {
+    if place.gpu().is_none() {
+        return Ok(rungs_of_host(place));
+    }
     let mut targets = vec![place.target()];
     if targets == [Target::TensorrtRtx] {
         targets.insert(0, Target::Cuda);
@@ -135,7 +133,7 @@ fn rungs(place: &Place, checkpoint: &Checkpoint, args: &BenchLadderArgs) -> Resu
     let mut rungs = Vec::new();
     for target in targets {
         let place = place.with_target(target);
-        match (place.backend(args.execution), target) {
+        match (backends::open(backends, &place), target) {
             (Ok(_), Target::Cuda) => rungs.extend(rungs_of_onnxruntime(&place)),
             (Ok(_), _) => rungs.extend(rungs_of_tensorrt(&place, checkpoint)),
             (Err(failure), Target::Cuda) if n_targets > 1 => {
@@ -214,10 +212,7 @@ fn rungs_of_tensorrt(place: &Place, checkpoint: &Checkpoint) -> Vec<Rung> {
 
 /// What memory is measured of: fused attention, and sliced attention.
 fn memory_specs(place: &Place) -> Vec<TargetSpec> {
-    let segments = match place {
-        Place::Host => None,
-        Place::Gpu(_) => Some(Bytes(GPU_SEGMENTS)),
-    };
+    let segments = place.gpu().map(|_| Bytes(GPU_SEGMENTS));
     let sliced = AttentionSpec(AttentionPolicy::Halved);
     let allow_slow_attention = place.target().has_engines();
     let spec = |attention| TargetSpec { attention, segments, allow_slow_attention, ..TargetSpec::default() };
@@ -243,20 +238,25 @@ fn built(
     checkpoint: &Checkpoint,
     cache: &EngineCache,
 ) -> Result<Bundle, Failure> {
-    let options = compile::options_for(place, checkpoint, spec.clone())?;
+    let options = building::options_for(place, checkpoint, spec.clone())?;
     let bar = Bar::bytes("compiling");
     let compiled = cache.compile(checkpoint, &options, &mut |progress| bar.compiling(progress));
     Ok(compiled.map_err(|e| failure(e, cache))?.bundle)
 }
 
 /// Measures every rung in turn. Those that fail are left out, but for the first, beside which all others are measured.
-fn measure(cases: &mut Vec<Case>, args: &BenchLadderArgs, left_out: &mut Vec<LeftOut>) -> Result<(), Failure> {
+fn measure(
+    cases: &mut Vec<Case>,
+    backends: &Backends,
+    args: &BenchLadderArgs,
+    left_out: &mut Vec<LeftOut>,
+) -> Result<(), Failure> {
     let (bar, n_cases) = (Bar::count("measuring"), cases.len());
     for round in 0..args.rounds {
         let mut measured = Vec::new();
         for (i, mut case) in cases.drain(..).enumerate() {
             bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
-            match draw(&case, args) {
+            match draw(&case, backends, args.steps) {
                 Ok((seconds, image)) => {
                     case.seconds.push(seconds);
                     case.image = Some(image);
@@ -277,20 +277,21 @@ fn leave_out(rung: &Rung, failure: &Failure, left_out: &mut Vec<LeftOut>) {
 }
 
 /// Seconds of a picture and of its steps, after a short one.
-fn draw(case: &Case, args: &BenchLadderArgs) -> Result<((f64, f64), RgbImage), Failure> {
-    let backend = case.rung.place.backend_that(args.execution, case.rung.records)?;
+fn draw(case: &Case, backends: &Backends, steps: usize) -> Result<((f64, f64), RgbImage), Failure> {
+    let backends = backends.clone().recording(case.rung.records);
+    let backend = backends::open(&backends, &case.rung.place)?;
     let mut pipeline = models::pipeline(case.bundle.clone(), backend)?;
     let placement = Some(case.rung.placement);
     pipeline.set_memory(MemoryOptions::new().placement(placement))?;
     let request = |steps| Request::new(PROMPT).steps(steps);
     let warm_up = request(warm_up_steps(&case.rung.place) as usize);
     // On a GPU twice: the decoder's first run may move the memory that all engines of TensorRT compute in.
-    let n_warm_ups = if case.rung.place.device().is_some() { 2 } else { 1 };
+    let n_warm_ups = if case.rung.place.gpu().is_some() { 2 } else { 1 };
     for _ in 0..n_warm_ups {
         pipeline.generate(&warm_up)?;
     }
     let start = Instant::now();
-    let mut output = pipeline.generate(&request(args.steps))?;
+    let mut output = pipeline.generate(&request(steps))?;
     let seconds = (start.elapsed().as_secs_f64(), output.timings.steps.as_secs_f64());
     Ok((seconds, output.images.swap_remove(0)))
 }
@@ -319,7 +320,7 @@ fn rows(cases: &[Case], steps: usize) -> Result<Vec<Row>, Failure> {
 }
 
 fn device(place: &Place) -> String {
-    place.device().map_or_else(|| "cpu".into(), |device| device.info().name.clone())
+    place.gpu().map_or_else(|| "cpu".into(), |gpu| gpu.name().to_owned())
 }
 
 fn markdown(rows: &[Row]) -> String {

@@ -1,22 +1,22 @@
 //! Measuring what ways to spend memory take, each in a process of its own.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use kiln_bundle::{Bundle, OutputFolder};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{MemoryChoice, Request};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::{chart, check, table, warm_up_steps, write};
-use crate::args::BenchMemoryArgs;
+use super::{PROMPT, chart, check, table, warm_up_steps, write};
+use crate::args::{BenchMemoryArgs, Work};
+use crate::draw::{Drawn, Job};
 use crate::failure::Failure;
 use crate::memtrace::Recording;
-use crate::place::Place;
+use crate::model::open_bundle;
 use crate::plan::{figures, offload, tile};
 use crate::progress::Bar;
-use crate::{execution, output};
+use crate::{backends, child, models, output};
 
 /// One way to spend memory, measured.
 #[derive(Serialize)]
@@ -47,24 +47,7 @@ struct Case {
     choice: MemoryChoice,
     /// Steps to draw before what is timed.
     warm_up: Option<u32>,
-    runs: Vec<Run>,
-}
-
-struct Run {
-    seconds: Seconds,
-    recording: Recording,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct Seconds {
-    start: f64,
-    steps: f64,
-    decode: f64,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    seconds: Seconds,
+    runs: Vec<Drawn>,
 }
 
 pub(super) fn run(args: &BenchMemoryArgs) -> Result<(), Failure> {
@@ -97,7 +80,7 @@ pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<R
     for round in 0..args.rounds {
         for (i, case) in cases.iter_mut().enumerate() {
             bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
-            case.runs.push(generate(case, folder.path(), i, args)?);
+            case.runs.push(draw(case, folder.path(), i, args)?);
         }
     }
     drop(bar);
@@ -111,16 +94,13 @@ pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<R
 
 /// Every way to run a bundle.
 fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<Case>, Failure> {
-    if !Bundle::is_bundle(path) {
-        return Err(Failure::input(path, "is no bundle").with_hint("kiln compile makes bundles"));
-    }
-    let bundle = Bundle::open(path)?;
-    let place = Place::of(&bundle, args.execution)?;
-    let backend = place.backend(args.execution)?;
-    let pipeline = crate::models::pipeline(bundle, backend)?;
+    let bundle = open_bundle(path)?;
+    let backends = args.execution.backends();
+    let place = backends.place(bundle.manifest().target)?;
+    let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
     let model = label(pipeline.bundle());
-    let warm_up = place.device().map(|_| warm_up_steps(&place));
+    let warm_up = place.gpu().map(|_| warm_up_steps(&place));
     let case = |choice| Case { bundle: path.into(), model: model.clone(), choice, warm_up, runs: Vec::new() };
     Ok(plan.choices.into_iter().map(case).collect())
 }
@@ -141,42 +121,23 @@ fn label(bundle: &Bundle) -> String {
 }
 
 /// Draws a picture in another process.
-fn generate(case: &Case, folder: &Path, index: usize, args: &BenchMemoryArgs) -> Result<Run, Failure> {
-    let unusable = |e: std::io::Error| Failure::unexpected(format!("can not start another kiln: {e}"));
-    let trace = file(folder, case, index, "json");
-    let mut command = Command::new(std::env::current_exe().map_err(unusable)?);
-    command.args([
-        "generate",
-        "a photograph of an astronaut riding a horse",
-        "--seed",
-        "0",
-        "--json",
-        "--model",
-    ]);
-    command
-        .arg(&case.bundle)
-        .args(["--steps", &args.steps.to_string(), "--out"])
-        .arg(file(folder, case, index, "png"));
-    command.arg("--memory-trace").arg(&trace).args(["--offload", &offload(&case.choice.memory)]);
-    let numbers = [
-        ("--vae-tile", tile(&case.choice.memory).map(u64::from)),
-        ("--warm-up", case.warm_up.map(u64::from)),
-        ("--height", args.height.map(u64::from)),
-        ("--width", args.width.map(u64::from)),
-    ];
-    for (name, number) in numbers {
-        command.args(number.iter().flat_map(|n| [name.to_owned(), n.to_string()]));
-    }
-    command.args(execution::arguments(args.execution));
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let done = child.spawn().and_then(|child| child.wait_with_output()).map_err(unusable)?;
-    if !done.status.success() {
-        let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', " ");
-        return Err(Failure::unexpected(format!("{}: {said}", case.bundle.display())));
-    }
-    let answer: Answer = serde_json::from_slice(&done.stdout)
-        .map_err(|e| Failure::unexpected(format!("the process that was measured answered nonsense: {e}")))?;
-    Ok(Run { seconds: answer.seconds, recording: Recording::read(&trace)? })
+fn draw(case: &Case, folder: &Path, index: usize, args: &BenchMemoryArgs) -> Result<Drawn, Failure> {
+    let job = Job {
+        bundle: case.bundle.clone(),
+        prompt: PROMPT.into(),
+        steps: args.steps,
+        warm_up: case.warm_up,
+        width: args.width,
+        height: args.height,
+        offload: case.choice.memory.offload.into(),
+        vae_tile: tile(&case.choice.memory),
+        picture: file(folder, case, index, "png"),
+        execution: args.execution,
+    };
+    let drawn: Drawn = child::call(Work::Draw, &job)
+        .map_err(|failure| failure.while_doing(&case.bundle.display().to_string()))?;
+    drawn.recording.write(&file(folder, case, index, "json"))?;
+    Ok(drawn)
 }
 
 /// A file of a case, whose name tells which one.
@@ -186,7 +147,7 @@ fn file(folder: &Path, case: &Case, index: usize, ending: &str) -> PathBuf {
 }
 
 fn rows(cases: Vec<Case>, folder: &Path, steps: usize) -> Result<Vec<Row>, Failure> {
-    let per_step = |run: &Run| run.seconds.steps / steps as f64;
+    let per_step = |run: &Drawn| run.seconds.steps / steps as f64;
     let first: Vec<f64> = cases[0].runs.iter().map(per_step).collect();
     let mut reference: Option<(PathBuf, RgbImage)> = None;
     let mut rows = Vec::new();

@@ -6,10 +6,13 @@ mod memory;
 mod table;
 
 use kiln_bundle::OutputFolder;
+use kiln_runtime::Place;
 
 use crate::args::{BenchArgs, BenchCommand};
 use crate::failure::Failure;
-use crate::place::Place;
+
+/// What is drawn.
+const PROMPT: &str = "a photograph of an astronaut riding a horse";
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
@@ -28,9 +31,9 @@ fn check(steps: usize, rounds: usize) -> Result<(), Failure> {
 
 /// Steps to draw before what is timed: until all is loaded, and on a GPU until kernels are chosen and runs are recorded.
 fn warm_up_steps(place: &Place) -> u32 {
-    match place {
-        Place::Host => 2,
-        Place::Gpu(_) => 5,
+    match place.gpu() {
+        None => 2,
+        Some(_) => 5,
     }
 }
 

@@ -211,6 +211,15 @@ impl EngineCache {
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
+    /// The bundle of a plan, if the cache has it, which counts as use.
+    pub fn bundle_of(&self, plan: &Plan<'_>) -> Result<Option<Bundle>, CompileError> {
+        let found = self.cached(plan)?;
+        if found.is_some() {
+            Entry::touch(&plan.place(self));
+        }
+        Ok(found)
+    }
+
     /// Builds what the cache lacks and puts the bundle together.
     pub fn execute(
         &self,
@@ -219,8 +228,7 @@ impl EngineCache {
     ) -> Result<Compiled, CompileError> {
         let target = plan.place(self);
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if let Some(bundle) = self.cached(plan)? {
-            Entry::touch(&target);
+        if let Some(bundle) = self.bundle_of(plan)? {
             return Ok(Compiled { bundle, was_cached: true });
         }
         self.prepare()?;

@@ -1,0 +1,61 @@
+//! What runs engines, as the command line asks for it.
+
+use std::sync::Arc;
+
+use kiln_runtime::{Backend, Backends, Device, Libraries, Library, Notice, Place, Target};
+
+use crate::args::ExecutionArgs;
+use crate::failure::Failure;
+use crate::model::Model;
+use crate::output;
+use crate::progress::Bar;
+
+impl ExecutionArgs {
+    /// Backends of the device and runner that were asked for.
+    pub(crate) fn backends(self) -> Backends {
+        Backends::new(libraries()).device(self.device).runner(self.backend).threads(self.threads)
+    }
+}
+
+/// Those of the environment, or else fetched ones.
+pub(crate) fn libraries() -> Libraries {
+    Libraries::new().from_environment().fetch_with(|library| Ok(fetch(library)?))
+}
+
+/// Fetches a library unless it is there, saying so in one line.
+pub(crate) fn fetch(library: Library) -> Result<std::path::PathBuf, kiln_native::Error> {
+    if library.can_be_fetched() && kiln_native::install_dir(library).is_ok_and(|folder| !folder.exists()) {
+        let cache = kiln_native::cache_dir()?;
+        output::say(&format!("fetching {library} with pip into {}", cache.display()));
+    }
+    let bar = Bar::bytes("fetching");
+    Ok(kiln_native::install(library, &mut |progress| bar.installing(progress))?.path)
+}
+
+/// Where a model's engines run; what `on_host` says keeps those of a checkpoint on the processor, unless a device was
+/// asked for.
+pub(crate) fn place(model: &Model, backends: &Backends, on_host: Option<&str>) -> Result<Place, Failure> {
+    let place = match model {
+        Model::Bundle(bundle) => backends.place(bundle.manifest().target)?,
+        Model::Folder(_) | Model::File(_) => backends.choose(on_host)?,
+    };
+    place.notices().iter().for_each(say);
+    Ok(place)
+}
+
+/// Opens what runs engines in a place, and tells what is not as it was preferred to be.
+pub(crate) fn open(backends: &Backends, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
+    let opened = backends.open_at(place)?;
+    opened.notices.iter().filter(|notice| !place.notices().contains(notice)).for_each(say);
+    Ok(opened.backend)
+}
+
+/// Opens what runs the processor's engines.
+pub(crate) fn on_host(args: ExecutionArgs) -> Result<Arc<dyn Backend>, Failure> {
+    let backends = args.backends().device(Device::Cpu);
+    open(&backends, &backends.place(Target::Cpu)?)
+}
+
+fn say(notice: &Notice) {
+    output::say(&notice.to_string());
+}

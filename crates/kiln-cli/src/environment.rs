@@ -1,0 +1,29 @@
+//! The environment variables that the program reads.
+
+use kiln_native::env::{VARIABLES, Variable};
+
+/// Folder for engines; read by the command line's parser.
+pub(crate) const KILN_ENGINE_CACHE: Variable = Variable {
+    name: "KILN_ENGINE_CACHE",
+    meaning: "folder for engines (default: engine-cache/ in a checkout, else in KILN_CACHE_DIR)",
+};
+
+/// Largest size of the engine cache; read by the command line's parser.
+pub(crate) const KILN_ENGINE_CACHE_LIMIT: Variable = Variable {
+    name: "KILN_ENGINE_CACHE_LIMIT",
+    meaning: "how large the engine cache may grow, as 20GiB (default: no limit)",
+};
+
+/// The level from which messages are shown.
+pub(crate) const KILN_LOG: Variable = Variable {
+    name: "KILN_LOG",
+    meaning: "which messages of TensorRT are shown: error, warn, info, debug, trace",
+};
+
+/// Read by the progress bars and by the command line's parser.
+const NO_COLOR: Variable = Variable { name: "NO_COLOR", meaning: "no colours" };
+
+/// All that a user may set.
+pub(crate) fn all() -> impl Iterator<Item = Variable> {
+    VARIABLES.into_iter().chain([KILN_ENGINE_CACHE, KILN_ENGINE_CACHE_LIMIT, KILN_LOG, NO_COLOR])
+}

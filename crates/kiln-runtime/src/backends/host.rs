@@ -1,0 +1,64 @@
+//! Backends on the processor.
+
+use std::sync::Arc;
+
+use kiln_engine::Backend;
+
+use super::{Libraries, Notice, Runner};
+use crate::Error;
+
+type Backed = (Arc<dyn Backend>, Option<Notice>);
+
+pub(super) fn open(runner: Runner, threads: Option<usize>, libraries: &Libraries) -> Result<Backed, Error> {
+    match runner {
+        Runner::Rten => built_in(threads, None),
+        Runner::OnnxRuntime => Ok((onnxruntime(threads, libraries, |error| Err(error))?.0, None)),
+        Runner::Auto => onnxruntime(threads, libraries, |error| {
+            let reason = error.to_string();
+            built_in(threads, Some(Notice::BuiltIn { reason })).map_err(|_| error)
+        }),
+    }
+}
+
+/// ONNX Runtime, or what `instead` makes of a failure that does not concern a library that somebody named.
+#[cfg(feature = "onnxruntime")]
+fn onnxruntime(
+    threads: Option<usize>,
+    libraries: &Libraries,
+    instead: impl FnOnce(Error) -> Result<Backed, Error>,
+) -> Result<Backed, Error> {
+    use kiln_engine::OnnxRuntime;
+    use kiln_native::Library;
+
+    // A process has one, and the one for GPUs has the processor's provider too.
+    if let Some(runtime) = OnnxRuntime::in_use().filter(|_| threads.is_none()) {
+        return Ok((Arc::new(runtime), None));
+    }
+    let located = libraries.locate(Library::OnnxRuntimeCpu)?;
+    let is_named = located.as_ref().is_some_and(|located| located.is_named);
+    let path = located.map_or_else(|| libraries.fetch(Library::OnnxRuntimeCpu), |located| Ok(located.path));
+    match path.and_then(|path| Ok(OnnxRuntime::open(&path, threads)?)) {
+        Ok(runtime) => Ok((Arc::new(runtime), None)),
+        Err(error) if is_named => Err(error),
+        Err(error) => instead(error),
+    }
+}
+
+#[cfg(not(feature = "onnxruntime"))]
+fn onnxruntime(
+    _threads: Option<usize>,
+    _libraries: &Libraries,
+    instead: impl FnOnce(Error) -> Result<Backed, Error>,
+) -> Result<Backed, Error> {
+    instead(Error::Feature { what: "ONNX Runtime", feature: "onnxruntime" })
+}
+
+#[cfg(feature = "rten")]
+fn built_in(threads: Option<usize>, notice: Option<Notice>) -> Result<Backed, Error> {
+    Ok((Arc::new(kiln_engine::Rten::new(threads)), notice))
+}
+
+#[cfg(not(feature = "rten"))]
+fn built_in(_threads: Option<usize>, _notice: Option<Notice>) -> Result<Backed, Error> {
+    Err(Error::Feature { what: "the built-in backend", feature: "rten" })
+}

@@ -1,0 +1,121 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_native::{Found, Library, locate};
+
+use crate::Error;
+
+type Fetch = dyn Fn(Library) -> Result<PathBuf, Error> + Send + Sync;
+
+/// Where native libraries come from: nowhere, unless it is said.
+///
+/// A path that was given comes first, then what the environment says, then what is fetched.
+#[derive(Clone, Default)]
+pub struct Libraries {
+    paths: Vec<(Library, PathBuf)>,
+    environment: bool,
+    fetch: Option<Arc<Fetch>>,
+}
+
+/// A library file.
+pub(crate) struct Located {
+    pub(crate) path: PathBuf,
+    /// Whether somebody named it, so that nothing else may take its place.
+    pub(crate) is_named: bool,
+}
+
+impl Libraries {
+    /// From nowhere.
+    pub fn new() -> Libraries {
+        Libraries::default()
+    }
+
+    /// A library from a file.
+    #[must_use]
+    pub fn with_path(mut self, library: Library, path: impl AsRef<Path>) -> Libraries {
+        self.paths.retain(|(other, _)| *other != library);
+        self.paths.push((library, path.as_ref().into()));
+        self
+    }
+
+    /// Also what the `KILN_*` variables name, what lies beside the program, and what is installed in kiln's cache folder.
+    #[must_use]
+    pub fn from_environment(self) -> Libraries {
+        Libraries { environment: true, ..self }
+    }
+
+    /// Also what `fetch` gets, which is called for each library that is needed and not found.
+    #[must_use]
+    pub fn fetch_with(
+        self,
+        fetch: impl Fn(Library) -> Result<PathBuf, Error> + Send + Sync + 'static,
+    ) -> Libraries {
+        Libraries { fetch: Some(Arc::new(fetch)), ..self }
+    }
+
+    /// The library's file, fetched if need be.
+    pub fn find(&self, library: Library) -> Result<PathBuf, Error> {
+        match self.locate(library)? {
+            Some(located) => Ok(located.path),
+            None => self.fetch(library),
+        }
+    }
+
+    /// The library's file, where it is on this machine.
+    pub fn path(&self, library: Library) -> Result<Option<PathBuf>, Error> {
+        Ok(self.locate(library)?.map(|located| located.path))
+    }
+
+    /// Whether a library that is not found is fetched.
+    pub fn fetches(&self, library: Library) -> bool {
+        self.fetch.is_some() && library.can_be_fetched()
+    }
+
+    pub(crate) fn locate(&self, library: Library) -> Result<Option<Located>, Error> {
+        if let Some((_, path)) = self.paths.iter().find(|(other, _)| *other == library) {
+            return Ok(Some(Located { path: path.clone(), is_named: true }));
+        }
+        if !self.environment {
+            return Ok(None);
+        }
+        let located = |found: Found| Located { is_named: found.is_explicit(), path: found.path };
+        Ok(locate(library)?.map(located))
+    }
+
+    pub(crate) fn fetch(&self, library: Library) -> Result<PathBuf, Error> {
+        self.fetch.as_ref().map_or(Err(Error::NotInstalled(library)), |fetch| fetch(library))
+    }
+}
+
+impl fmt::Debug for Libraries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Libraries")
+            .field("paths", &self.paths)
+            .field("environment", &self.environment)
+            .field("fetches", &self.fetch.is_some())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_found_unless_it_is_said() {
+        let nowhere = Libraries::new();
+        assert!(nowhere.path(Library::OnnxRuntimeCpu).expect("no path").is_none());
+        let error = nowhere.find(Library::OnnxRuntimeCpu).expect_err("no library");
+        assert!(matches!(error, Error::NotInstalled(Library::OnnxRuntimeCpu)), "{error}");
+    }
+
+    #[test]
+    fn a_path_comes_before_what_is_fetched() {
+        let fetched = Libraries::new().fetch_with(|_| Ok("fetched.so".into()));
+        assert_eq!(fetched.find(Library::TensorrtRtx).expect("a library"), Path::new("fetched.so"));
+        let named = fetched.with_path(Library::TensorrtRtx, "named.so");
+        assert_eq!(named.find(Library::TensorrtRtx).expect("a library"), Path::new("named.so"));
+        assert_eq!(named.find(Library::OnnxRuntimeCpu).expect("a library"), Path::new("fetched.so"));
+    }
+}

@@ -1,0 +1,26 @@
+use std::fmt;
+
+/// Something that is used in place of something better, and why. Written in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// The built-in backend runs the engines.
+    BuiltIn {
+        /// Why ONNX Runtime does not.
+        reason: String,
+    },
+    /// The processor runs the engines.
+    Processor {
+        /// Why the machine's GPU does not.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::BuiltIn { reason } => write!(f, "using the built-in backend rten: {reason}"),
+            Notice::Processor { reason } => write!(f, "using the processor: {reason}"),
+        }
+    }
+}

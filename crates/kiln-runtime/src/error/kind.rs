@@ -1,0 +1,48 @@
+use kiln_engine::EngineErrorKind;
+pub use kiln_types::ErrorKind;
+
+use super::Error;
+use crate::image::ImageError;
+
+impl Error {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Request { .. } | Error::Scheduler(_) | Error::NoBackend => ErrorKind::Request,
+            Error::Cancelled { .. } => ErrorKind::Cancelled,
+            Error::Budget { .. } => ErrorKind::Memory,
+            Error::NotFinite { .. }
+            | Error::PictureNotFinite
+            | Error::FlatPicture
+            | Error::Component { .. }
+            | Error::Shapes(_) => ErrorKind::Unexpected,
+            Error::Architecture { .. }
+            | Error::SchedulerFile { .. }
+            | Error::Embedding { .. }
+            | Error::Reference { .. }
+            | Error::Target { .. }
+            | Error::ControlNet { .. }
+            | Error::Lora(_)
+            | Error::Tokenizer(_) => ErrorKind::Input,
+            Error::Bundle(error) => error.kind(),
+            Error::Engine(error) => error.kind().into(),
+            Error::Image(ImageError::Write { .. }) => ErrorKind::Files,
+            Error::Image(_) => ErrorKind::Input,
+            Error::NotInstalled(_) | Error::Feature { .. } => ErrorKind::Device,
+            Error::Native(error) => error.kind().into(),
+        }
+    }
+
+    /// What may help, where the library knows: one line.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Error::Native(error) => error.hint(),
+            Error::Engine(error) => match error.kind() {
+                EngineErrorKind::Incompatible => Some("compile the model for this machine's devices"),
+                EngineErrorKind::OutOfMemory => Some("offload and tiled decoding take less memory"),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
