@@ -6,6 +6,7 @@
 
 mod bundle;
 mod cache;
+mod canonical;
 mod checkpoint;
 mod error;
 mod family;
@@ -13,7 +14,7 @@ mod inspect;
 mod original;
 mod spec;
 mod synth;
-mod target;
+mod targets;
 mod trace;
 mod weights;
 
@@ -33,7 +34,7 @@ pub use spec::{
     Specification, TargetSpec, Type,
 };
 pub use synth::{Architecture, synthesize};
-pub use target::{
+pub use targets::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
     TargetOptions, release_of,
 };

@@ -25,7 +25,7 @@ use kiln_lora::{Lora, LoraFile};
 use kiln_nets::Sizes;
 use serde::{Deserialize, Deserializer};
 
-use crate::target::{Profile, Range};
+use crate::targets::{Profile, Range};
 use crate::{Checkpoint, CompileError, SEGMENT_BYTES, TraceOptions};
 
 /// Largest specification that is read.

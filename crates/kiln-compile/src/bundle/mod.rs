@@ -24,7 +24,7 @@ use subject::Subject;
 
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
-use crate::target::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
+use crate::targets::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
 use crate::trace::{Traced, n_bytes};
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 

@@ -6,7 +6,7 @@ use kiln_bundle::{Bundle, MANIFEST, Target};
 
 use super::{Models, Part, Plan, recipes};
 use crate::checkpoint::Source;
-use crate::target::{EngineOptions, OnnxModel, TargetOptions};
+use crate::targets::{EngineOptions, OnnxModel, TargetOptions};
 use crate::{CompileError, Recipe};
 
 pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'static>, CompileError> {

@@ -1,7 +1,7 @@
 //! What parts are built into, by target.
 
-mod cpu;
 mod engines;
+mod onnx;
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use kiln_graph::{Dim, ModelPort};
 use crate::TracedModel;
 use crate::trace::{Traced, n_bytes};
 
-pub(crate) use cpu::build as build_onnx;
 pub use engines::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
     release_of,
 };
 pub(crate) use engines::{OnnxModel, build as build_engines, build_from_onnx};
+pub(crate) use onnx::build as build_onnx;
 
 /// What engines are built for, and how.
 #[derive(Clone, Debug)]

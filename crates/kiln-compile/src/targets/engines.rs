@@ -316,7 +316,7 @@ pub(crate) fn build(
         .prefix(".onnx-")
         .tempdir_in(folder)
         .map_err(|e| CompileError::io(folder, &e))?;
-    let components = super::cpu::build(traced, work.path(), progress)?.components.into_iter();
+    let components = super::onnx::build(traced, work.path(), progress)?.components.into_iter();
     let models = components.map(|(role, component)| {
         let of_role = traced.iter().filter(|traced| traced.role == role).flat_map(|traced| &traced.models);
         let inputs = of_role.map(|model| ports(&model.inputs)).collect();
