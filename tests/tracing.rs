@@ -34,7 +34,7 @@ fn run_unet(backend: &dyn Backend, folder: &Path, models: &[TracedModel]) -> Arr
         ("timestep".into(), timestep.into()),
         ("encoder_hidden_states".into(), references.f32("unet.encoder_hidden_states").into()),
     ]);
-    for model in models.iter().filter(|model| model.role == UNET) {
+    for model in models.iter().filter(|model| model.name == UNET) {
         let mut engine = backend.load(&folder.join(&model.file), &LoadOptions::default()).expect("an engine");
         let names: Vec<String> = engine.inputs().iter().map(|port| port.name.clone()).collect();
         let inputs: Vec<(&str, TensorView<'_>)> =

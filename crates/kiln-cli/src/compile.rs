@@ -94,9 +94,6 @@ fn execute(
                 output::say(&format!("{}; kiln measure tries again", failure.message()));
             }
         }
-        if !compiled.was_cached && !args.allow_slow_attention {
-            warn_of_slow_attention(&compiled.bundle);
-        }
         made.push(compiled.bundle.root().into());
         reports.push(report_bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
     }
@@ -111,18 +108,6 @@ fn execute(
         }
     }
     Ok(reports)
-}
-
-/// An autoencoder's only attention has a head for which there may be no fused kernel; it runs once a picture.
-fn warn_of_slow_attention(bundle: &Bundle) {
-    for (role, component) in &bundle.manifest().components {
-        let n = component.attention().decomposed;
-        if n > 0 && bundle.manifest().target.has_engines() {
-            output::say(&format!(
-                "{role}: TensorRT has no fused kernel for {n} of its attentions, which take several"
-            ));
-        }
-    }
 }
 
 fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {

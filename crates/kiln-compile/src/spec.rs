@@ -361,7 +361,7 @@ impl TargetSpec {
             components.extend([(VAE_ENCODER, Type::F32), (VAE_DECODER, Type::F32)]);
         }
         components.extend(&self.precision.components);
-        let precisions = components.into_iter().map(|(role, dtype)| (role, of(dtype.dtype())));
+        let precisions = components.into_iter().map(|(name, dtype)| (name, of(dtype.dtype())));
         Ok(TraceOptions {
             precisions: precisions.collect(),
             controlled: self.controlnet.unwrap_or(target == Target::Cpu),

@@ -41,7 +41,7 @@ pub(super) fn recipe(
     if let TargetOptions::Engines(options) = &options.target {
         options.add_to(&mut recipe);
         for component in traced {
-            options.add_sizes_to(&mut recipe, component.role, &ports(&component.inputs));
+            options.add_sizes_to(&mut recipe, component.name, component.stage, &ports(&component.inputs));
         }
     }
     recipe.emission = named_options(&options.trace);
@@ -134,7 +134,7 @@ fn canonical_text(
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
     let TraceOptions { policy, precisions, sizes, controlled, learned_tokens, loras: _ } = options;
-    let types = precisions.iter().map(|(role, precision)| format!("{role} {}", precision.compute));
+    let types = precisions.iter().map(|(name, precision)| format!("{name} {}", precision.compute));
     let sizes = match sizes {
         Sizes::Dynamic => "dynamic".into(),
         Sizes::Static { batch, height, width } => format!("batch {batch}, latents {height}x{width}"),

@@ -67,7 +67,7 @@ impl TargetOptions {
 fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
     Component {
         stage: traced.stage,
-        shares_weights_with: (traced.owner != traced.role).then_some(traced.owner),
+        shares_weights_with: (traced.owner != traced.name).then_some(traced.owner),
         segments: models.iter().map(|model| segment(model)).collect(),
         weights: models.first().map(|model| model.weights.clone()),
         weight_bytes: traced.weights().map(n_bytes).sum(),
