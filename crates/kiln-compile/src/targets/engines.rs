@@ -5,11 +5,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{AttentionFacts, AxisSize, Component, ComponentName, PortInfo, Segment, Stage, Target};
+use kiln_bundle::{
+    AttentionFacts, AxisSize, Bundle, Component, ComponentName, PortInfo, Segment, Stage, Target,
+};
 use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError, TrtErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::ports;
+use super::{TargetRow, ports};
 use crate::cache::{Built, Recipe};
 use crate::trace::Traced;
 use crate::{CompileError, Progress};
@@ -89,6 +91,22 @@ impl Profile {
             width: around(width),
             tokens: Range { min: positions, opt: positions, max: 4 * positions },
         }
+    }
+}
+
+impl Profile {
+    /// Sizes around the default ones of a bundle.
+    ///
+    /// # Errors
+    ///
+    /// Where the bundle is not one of a pipeline with a text encoder.
+    pub fn of_bundle(bundle: &Bundle) -> Result<Profile, CompileError> {
+        let info = bundle.pipeline()?;
+        let Some(encoder) = info.text_encoders.first() else {
+            return Err(CompileError::checkpoint(bundle.root(), "has no text encoder"));
+        };
+        let side = |pixels: u32| u64::from(pixels / info.latents.scale_factor);
+        Ok(Profile::around(side(info.size.height), side(info.size.width), encoder.positions.into()))
     }
 }
 
@@ -286,11 +304,26 @@ impl EngineOptions {
     }
 }
 
-/// Product and version of a TensorRT library, which is loaded for it.
-pub fn release_of(library: &Path) -> Result<String, CompileError> {
-    match Library::open(library) {
-        Ok(library) => Ok(library.release().to_owned()),
-        Err(e) => Err(CompileError::Toolkit(e.to_string())),
+/// What builds engines.
+#[derive(Clone, Debug)]
+pub struct Toolkit {
+    /// `libtensorrt_rtx` or `libnvinfer`, with its ONNX parser beside it.
+    pub library: PathBuf,
+    /// Product and version of the library.
+    pub release: String,
+    /// Who runs the builder.
+    pub builder: Arc<dyn EngineBuilder>,
+}
+
+impl Toolkit {
+    /// Loads a library to ask it for its release.
+    ///
+    /// # Errors
+    ///
+    /// [`CompileError::Toolkit`], where it is not a library of TensorRT or TensorRT-RTX, or of a release that is not known.
+    pub fn open(library: PathBuf, builder: Arc<dyn EngineBuilder>) -> Result<Toolkit, CompileError> {
+        let opened = Library::open(&library).map_err(|e| CompileError::Toolkit(e.to_string()))?;
+        Ok(Toolkit { release: opened.release().to_owned(), library, builder })
     }
 }
 
@@ -399,8 +432,7 @@ fn build_segment(
         optimization_level: options.optimization_level,
         tf32: options.tf32,
         attention,
-        // Those of TensorRT-RTX are unloaded and loaded instead.
-        streams_weights: options.target == Target::Tensorrt,
+        streams_weights: TargetRow::of(options.target).streams_weights,
     };
     let engine = options.builder.build(&job).map_err(|failure| match failure {
         JobFailure::Builder(reason) => CompileError::Build { component: *name, reason, hint: None },

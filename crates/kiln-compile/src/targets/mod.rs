@@ -2,6 +2,7 @@
 
 mod engines;
 mod onnx;
+mod row;
 
 use std::collections::BTreeMap;
 
@@ -13,10 +14,11 @@ use crate::trace::{Traced, n_bytes};
 
 pub use engines::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
-    release_of,
+    Toolkit,
 };
 pub(crate) use engines::{OnnxModel, build as build_engines, build_from_onnx};
 pub(crate) use onnx::build as build_onnx;
+pub(crate) use row::TargetRow;
 
 /// What engines are built for, and how.
 #[derive(Clone, Debug)]
