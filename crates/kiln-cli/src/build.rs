@@ -2,11 +2,34 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
-use kiln_compile::{BuiltEngine, EngineBuilder, EngineJob, JobFailure};
+use kiln_bundle::Target;
+use kiln_compile::{
+    BuildOptions, BuiltEngine, Checkpoint, EngineBuilder, EngineJob, JobFailure, TargetSpec, Toolkit,
+};
 
 use crate::failure::Failure;
-use crate::{log, output};
+use crate::place::{Place, library};
+use crate::{log, output, runtime};
+
+/// What builds engines of a target, fetched if need be.
+pub(crate) fn toolkit(target: Target) -> Result<Toolkit, Failure> {
+    let found = runtime::find(library(target))?;
+    Ok(Toolkit::open(found.path, Arc::new(OtherProcess))?)
+}
+
+/// What engines are built with that run in a place, as a specification for its target says.
+pub(crate) fn options_for(
+    place: &Place,
+    checkpoint: &Checkpoint,
+    mut spec: TargetSpec,
+) -> Result<BuildOptions, Failure> {
+    if let Some(devices) = spec.compute_capabilities_mut() {
+        *devices = place.compute_capabilities();
+    }
+    spec.build_options(checkpoint, Vec::new(), toolkit)
+}
 
 /// What the other process prints.
 type Answer = Result<BuiltEngine, JobFailure>;

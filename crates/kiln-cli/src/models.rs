@@ -14,7 +14,7 @@ use crate::args::{CacheArgs, CheckpointArgs, PredictionChoice, SizeArgs};
 use crate::failure::Failure;
 use crate::place::Place;
 use crate::progress::Bar;
-use crate::{compile, paths};
+use crate::{build, paths};
 
 /// The engine cache, whose entries bear the user's seal.
 pub(crate) fn cache(args: &CacheArgs) -> Result<EngineCache, Failure> {
@@ -65,7 +65,9 @@ pub(crate) fn bundle(
         Place::Host => options(args),
         Place::Gpu(_) => {
             let attention = args.attention.map(AttentionSpec);
-            compile::options_for(place, &checkpoint, TargetSpec { attention, ..TargetSpec::default() })?
+            let mut spec = TargetSpec::new(place.target());
+            spec.networks_mut().attention = attention;
+            build::options_for(place, &checkpoint, spec)?
         }
     };
     let compiled = cache.compile(&checkpoint, &options, &mut |progress| bar.compiling(progress));

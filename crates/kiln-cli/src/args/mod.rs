@@ -2,6 +2,7 @@
 
 mod choices;
 mod compile;
+mod group;
 mod memory;
 mod upkeep;
 
@@ -13,7 +14,7 @@ pub(crate) use choices::{
     ArchitectureChoice, BackendChoice, DeviceChoice, FlavorChoice, GeneratorChoice, Precision,
     PredictionChoice, SyntaxChoice, UpscalerChoice,
 };
-pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
+pub(crate) use compile::{CheckpointArgs, CompileArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,
