@@ -129,7 +129,7 @@ fn segments_in_turn_compute_the_same() {
             &*backend,
             1e-4,
         );
-        let segments: Vec<&str> = models.iter().filter(|m| m.role == UNET).map(|m| m.file.as_str()).collect();
+        let segments: Vec<&str> = models.iter().filter(|m| m.name == UNET).map(|m| m.file.as_str()).collect();
         assert_eq!(segments, ["unet.0.onnx", "unet.1.onnx", "unet.2.onnx", "unet.3.onnx", "unet.4.onnx"]);
     }
 }
