@@ -11,6 +11,7 @@ mod checkpoint;
 mod error;
 mod family;
 mod inspect;
+mod json;
 mod original;
 mod spec;
 mod synth;

@@ -13,7 +13,7 @@ use kiln_lora::{LoraError, WeightChanges};
 use safetensors::Dtype;
 
 use crate::CompileError;
-use crate::checkpoint::read_json;
+use crate::json::read_json;
 
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 18;

@@ -17,8 +17,9 @@ pub use controlnet::ControlNetCheckpoint;
 use controlnet::controlnets;
 use index::{UNSUPPORTED, flag, library_class, pipelines, require};
 use layout::{Layout, file_name, tokenizer_files};
-pub(crate) use layout::{Part, Source, read_json};
+pub(crate) use layout::{Part, Source};
 
+use crate::json::read_json;
 use crate::weights::{Network, WeightFiles};
 use crate::{CompileError, Family, Original, PredictionType};
 
