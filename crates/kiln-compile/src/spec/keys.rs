@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 /// A type that is read key by key.
 pub(super) trait Keys: Default {
@@ -73,8 +73,7 @@ impl<'de, T: Keys> Visitor<'de> for OfKeys<T> {
         let mut seen = BTreeSet::new();
         while let Some(key) = map.next_key::<String>()? {
             if !value.read(&key, &mut map)? {
-                // As the value's error it is told with the key's place.
-                map.next_value_seed(Refused(&refusal::<T>(&key)))?;
+                return Err(A::Error::custom(refusal::<T>(&key)));
             }
             if let Some(twice) = seen.replace(key) {
                 return Err(A::Error::custom(format!("duplicate field `{twice}`")));
@@ -84,21 +83,11 @@ impl<'de, T: Keys> Visitor<'de> for OfKeys<T> {
     }
 }
 
-struct Refused<'a>(&'a str);
-
-impl<'de> DeserializeSeed<'de> for Refused<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, _deserializer: D) -> Result<(), D::Error> {
-        Err(D::Error::custom(self.0))
-    }
-}
-
 fn refusal<T: Keys>(key: &str) -> String {
     let takers: Vec<String> = super::TargetSpec::takers(key).map(|target| target.to_string()).collect();
     let known: Vec<String> = T::keys().iter().map(|key| format!("`{key}`")).collect();
     match takers.as_slice() {
         [] => format!("unknown field `{key}`, expected one of {}", known.join(", ")),
-        takers => format!("has a meaning for {} alone", takers.join(" and ")),
+        takers => format!("{key}: has a meaning for {} alone", takers.join(" and ")),
     }
 }

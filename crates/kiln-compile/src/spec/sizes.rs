@@ -87,7 +87,7 @@ impl TryFrom<Vec<ProfileSpec>> for FixedSizes {
         match profiles.as_slice() {
             [] => Ok(FixedSizes(None)),
             [one] if one.fixed().is_some() => Ok(FixedSizes(one.fixed())),
-            _ => Err("without engines for GPUs, one with fixed sizes, or none and every size"),
+            _ => Err("profiles: without engines for GPUs, one with fixed sizes, or none and every size"),
         }
     }
 }

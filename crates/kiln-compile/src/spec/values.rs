@@ -112,7 +112,7 @@ impl TryFrom<u8> for OptimizationLevel {
     fn try_from(level: u8) -> Result<OptimizationLevel, String> {
         match level {
             0..=5 => Ok(OptimizationLevel(level)),
-            _ => Err(format!("{level} is not from 0 to 5")),
+            _ => Err(format!("optimization_level: {level} is not from 0 to 5")),
         }
     }
 }
