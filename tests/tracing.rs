@@ -34,7 +34,7 @@ fn run_unet(backend: &dyn Backend, folder: &Path, models: &[TracedModel]) -> Arr
         ("timestep".into(), timestep.into()),
         ("encoder_hidden_states".into(), references.f32("unet.encoder_hidden_states").into()),
     ]);
-    for model in models.iter().filter(|model| model.role == UNET) {
+    for model in models.iter().filter(|model| model.name == UNET) {
         let mut engine = backend.load(&folder.join(&model.file), &LoadOptions::default()).expect("an engine");
         let names: Vec<String> = engine.inputs().iter().map(|port| port.name.clone()).collect();
         let inputs: Vec<(&str, TensorView<'_>)> =
@@ -129,7 +129,7 @@ fn segments_in_turn_compute_the_same() {
             &*backend,
             1e-4,
         );
-        let segments: Vec<&str> = models.iter().filter(|m| m.role == UNET).map(|m| m.file.as_str()).collect();
+        let segments: Vec<&str> = models.iter().filter(|m| m.name == UNET).map(|m| m.file.as_str()).collect();
         assert_eq!(segments, ["unet.0.onnx", "unet.1.onnx", "unet.2.onnx", "unet.3.onnx", "unet.4.onnx"]);
     }
 }

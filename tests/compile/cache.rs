@@ -335,7 +335,7 @@ fn the_cache_is_shown_and_cleaned_by_commands() {
     fail(&mut kiln(&["cache", "verify"], work.path()), 3, "items are damaged");
     let pruned = succeed(&mut kiln(&["cache", "prune", "--json"], work.path()));
     assert!(pruned.contains(r#""unet-cpu-"#) && !pruned.contains("text_encoder-cpu"), "{pruned}");
-    fail(&mut kiln(&["cache", "prune", "--max-size", "much"], work.path()), 2, "'much' is no size");
+    fail(&mut kiln(&["cache", "prune", "--max-size", "much"], work.path()), 2, "'much' is not a size");
     succeed(&mut kiln(&["cache", "prune", "--max-size", "0B"], work.path()));
     assert_eq!(succeed(&mut kiln(&["cache", "list"], work.path())), "");
 }

@@ -3,7 +3,8 @@
 use std::fs;
 
 use kiln_bundle::Target;
-use kiln_compile::{Bytes, ComputeCapability, Specification};
+use kiln_compile::{Bytes, ComputeCapability, OptimizationLevel, Specification, TargetSpec};
+use kiln_graph::ElementType;
 use proptest::prelude::*;
 
 use crate::cli::{fail, kiln, succeed};
@@ -52,10 +53,18 @@ targets:
     .expect("a specification");
     assert!(spec.checkpoint.ends_with("shapes") && spec.checkpoint.is_absolute());
     assert_eq!((spec.loras[0].weight, spec.loras[1].weight), (1.0, -0.5));
-    let rtx = &spec.targets[&Target::TensorrtRtx];
+    let TargetSpec::TensorrtRtx(rtx) = &spec.targets[&Target::TensorrtRtx] else { panic!("of TensorRT-RTX") };
     assert_eq!(rtx.compute_capabilities, [ComputeCapability([8, 9]), ComputeCapability([12, 0])]);
-    assert_eq!(rtx.workspace, Some(Bytes(3 << 29)));
-    assert_eq!((rtx.profiles.len(), rtx.tf32, rtx.optimization_level), (2, Some(false), Some(5)));
+    let engines = &rtx.engines;
+    assert_eq!(engines.workspace, Some(Bytes(3 << 29)));
+    assert_eq!((engines.profiles.len(), engines.tf32, engines.allow_slow_attention), (2, Some(false), true));
+    assert_eq!(engines.optimization_level.map(OptimizationLevel::get), Some(5));
+    assert_eq!(
+        (engines.networks.precision.compute, engines.networks.controlnet),
+        (Some(ElementType::F16), Some(true))
+    );
+    let TargetSpec::Cpu(cpu) = &spec.targets[&Target::Cpu] else { panic!("of the CPU") };
+    assert_eq!(cpu.networks.precision.storage, Some(ElementType::F16));
 }
 
 #[test]
@@ -76,20 +85,20 @@ fn what_is_not_understood_is_refused_with_its_place() {
     let rtx = |text: &str| format!("checkpoint: x\ntargets:\n  tensorrt-rtx:\n    {text}\n");
     let refused = |text: &str| read(&rtx(text)).expect_err("refused");
     for (text, message) in [
-        ("compute_capabilities: [ada]", "'ada' is no compute capability such as 8.9"),
-        ("workspace: lots", "'lots' is no size such as 512MiB or 4GiB"),
-        ("workspace: -1GiB", "'-1GiB' is no size"),
-        ("optimization_level: 6", "optimization_level: is not from 0 to 5"),
+        ("compute_capabilities: [ada]", "'ada' is not a compute capability such as 8.9"),
+        ("workspace: lots", "'lots' is not a size such as 512MiB or 4GiB"),
+        ("workspace: -1GiB", "'-1GiB' is not a size"),
+        ("optimization_level: 6", "optimization_level: 6 is not from 0 to 5"),
         ("precision: {compute: f8}", "unknown variant `f8`, expected one of `f32`, `f16`, `bf16`"),
-        ("precision: {components: {vae: f32}}", "unknown variant `vae`"),
+        ("precision: {components: {vae: f32}}", "unknown component 'vae'"),
+        ("precision: {compute: i64}", "i64 holds no fractions; expected f32, f16 or bf16"),
+        ("precision: {components: {unet: i64}}", "i64 holds no fractions"),
+        ("tf32: true\n    tf32: false", "duplicate"),
         ("profiles: [{height: 512}]", "missing field `width`"),
         ("profiles: [{height: big, width: 8}]", "expected a number, or {min, opt, max}"),
-        ("profiles: [{height: 0, width: 8}]", "profiles[0].height: 0, 0, 0 are not ascending from 1 to 8192"),
-        (
-            "profiles: [{height: 8, width: {min: 9, opt: 8, max: 9}}]",
-            "profiles[0].width: 9, 8, 9 are not ascending",
-        ),
-        ("profiles: [{batch: 257, height: 8, width: 8}]", "profiles[0].batch: 257, 257, 257 are not ascending"),
+        ("profiles: [{height: 0, width: 8}]", "height: 0, 0, 0 are not ascending from 1 to 8192"),
+        ("profiles: [{height: 8, width: {min: 9, opt: 8, max: 9}}]", "width: 9, 8, 9 are not ascending"),
+        ("profiles: [{batch: 257, height: 8, width: 8}]", "batch: 257, 257, 257 are not ascending"),
         ("sizes: []", "unknown field `sizes`"),
     ] {
         let found = refused(text);
@@ -103,16 +112,51 @@ fn what_is_not_understood_is_refused_with_its_place() {
         "allow_slow_attention: true",
     ] {
         let found = read(&format!("checkpoint: x\ntargets:\n  cpu: {{{key}}}\n")).expect_err("refused");
-        assert!(found.contains("has a meaning for ") && found.ends_with("alone"), "{found}");
+        let name = key.split(':').next().expect("a name");
+        assert!(found.starts_with(&format!("targets.cpu: {name}: has a meaning for ")), "{found}");
+        assert!(found.contains(" alone at line 3 column "), "{found}");
     }
-    check_refused(
-        "checkpoint: x\ntargets:\n  onnx: {segments: 16MiB}\n",
-        "targets.onnx.segments: engines are built from whole models",
-    );
-    check_refused(
-        "checkpoint: x\ntargets:\n  cpu: {profiles: [{height: {min: 8, opt: 8, max: 16}, width: 8}]}\n",
-        "targets.cpu.profiles: without engines for GPUs, one with fixed sizes, or none and every size",
-    );
+    for (target, message) in [
+        (
+            "onnx: {segments: 16MiB}",
+            "onnx: segments: has a meaning for cpu and cuda and tensorrt-rtx and tensorrt alone",
+        ),
+        (
+            "cpu: {profiles: [{height: {min: 8, opt: 8, max: 16}, width: 8}]}",
+            "profiles: without engines for GPUs, one with fixed sizes, or none and every size",
+        ),
+    ] {
+        let found = read(&format!("checkpoint: x\ntargets:\n  {target}\n")).expect_err("refused");
+        assert!(
+            found.starts_with("targets.") && found.contains(message) && found.contains(" at line 3 "),
+            "{found}"
+        );
+    }
+}
+
+#[test]
+fn a_target_takes_the_keys_of_its_type_and_no_other() {
+    let keys = [
+        ("attention: plain", "cpu cuda tensorrt-rtx tensorrt onnx"),
+        ("precision: {}", "cpu cuda tensorrt-rtx tensorrt onnx"),
+        ("controlnet: true", "cpu cuda tensorrt-rtx tensorrt onnx"),
+        ("profiles: [{height: 64, width: 64}]", "cpu cuda tensorrt-rtx tensorrt onnx"),
+        ("profiles: [{height: {min: 8, opt: 8, max: 16}, width: 8}]", "tensorrt-rtx tensorrt"),
+        ("segments: 16MiB", "cpu cuda tensorrt-rtx tensorrt"),
+        ("workspace: 1GiB", "tensorrt-rtx tensorrt"),
+        ("optimization_level: 0", "cuda tensorrt-rtx tensorrt"),
+        ("tf32: true", "cuda tensorrt-rtx tensorrt"),
+        ("channels_last: true", "cuda"),
+        ("allow_slow_attention: true", "tensorrt-rtx tensorrt"),
+        ("compute_capabilities: ['8.9']", "tensorrt-rtx"),
+    ];
+    for (key, takers) in keys {
+        for target in Target::ALL {
+            let result = read(&format!("checkpoint: x\ntargets:\n  {target}: {{{key}}}\n"));
+            let takes = takers.split(' ').any(|taker| taker == target.to_string());
+            assert_eq!(result.is_ok(), takes, "{target}: {key}: {result:?}");
+        }
+    }
 }
 
 #[test]
@@ -145,6 +189,8 @@ fn the_command_builds_what_a_specification_says() {
     fail(&mut kiln(&["compile", "bad.yaml"], work.path()), 3, "bad.yaml: ");
     let foreign = ["compile", "model.yaml", "--compute-capability", "8.9"];
     fail(&mut kiln(&foreign, work.path()), 2, "--compute-capability has no meaning without engines for GPUs");
+    let whole = ["compile", "model.yaml", "--target", "onnx", "--segment-size", "1MiB"];
+    fail(&mut kiln(&whole, work.path()), 2, "--segment-size has no meaning without targets other than onnx");
     fail(
         &mut kiln(&["compile", "model.yaml", "--target", "tpu"], work.path()),
         2,

@@ -1,54 +1,74 @@
-use std::collections::BTreeMap;
+//! `kiln compile`: what is compiled is decided once, as a [`Mode`], and what a mode does not take is refused there.
+
+mod mode;
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kiln_bundle::{Bundle, Content, ElementType, Target};
-use kiln_compile::{
-    AttentionSpec, BuildOptions, Compiled, ControlNetCheckpoint, EngineCache, Plan, Profile, ProfileSpec,
-    RangeSpec, Specification, Step, TargetSpec, Type,
-};
-use serde_json::{Value, json};
+use kiln_bundle::{Bundle, Content, Target};
+use kiln_compile::{BuildOptions, ControlNetCheckpoint, EngineCache, EngineSpec, Plan, Profile};
+use serde_json::Value;
 
-use crate::args::{CheckpointArgs, CompileArgs};
+use crate::args::{CheckpointArgs, CompileArgs, TracedArgs};
 use crate::backends::on_host;
-use crate::building::{engine_options, target_options};
+use crate::building::toolkit;
 use crate::failure::Failure;
 use crate::model::Model;
 use crate::models::{cache, failure, options, sizes};
 use crate::progress::Bar;
 use crate::{measure, models, output, tasks, verify};
 
+use mode::{Mode, OfOnnx, OfPipeline};
+
 pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
     let start = Instant::now();
-    if Bundle::is_bundle(&args.source) {
-        return from_onnx(args, start);
-    }
-    if args.from_onnx {
-        return Err(Failure::input(&args.source, "is no bundle")
-            .with_hint("kiln compile CHECKPOINT --target onnx makes what --from-onnx builds from"));
-    }
-    if ControlNetCheckpoint::is_one(&args.source) {
-        return controlnet(args, start);
-    }
-    let mut spec = specification(args)?;
-    let checkpoint_args = CheckpointArgs { variant: spec.variant.take(), ..args.checkpoint.clone() };
-    let checkpoint = Model::open(&spec.checkpoint)?.runnable_checkpoint(&checkpoint_args)?;
-    let mut loras = spec.open_loras()?;
-    loras.extend(tasks::loras(&args.lora)?);
-    sizes(&args.sizes, &checkpoint)?;
     let cache = cache(&args.cache)?;
+    let reports = match Mode::of(args)? {
+        Mode::Pipeline(mode) => pipeline(mode, &cache, args)?,
+        Mode::ControlNet(traced) => controlnet(traced, &cache, args)?,
+        Mode::Onnx(mode) => from_onnx(&mode, &cache, args)?,
+    };
+    report::finish(args, reports, start);
+    Ok(())
+}
+
+/// Compiles all that makes pictures, for every target.
+fn pipeline(mode: OfPipeline<'_>, cache: &EngineCache, args: &CompileArgs) -> Result<Vec<Value>, Failure> {
+    let OfPipeline { mut specification, networks, traced } = mode;
+    let checkpoint_args = CheckpointArgs { variant: specification.variant.take(), ..traced.checkpoint.clone() };
+    let checkpoint = Model::open(&specification.checkpoint)?.runnable_checkpoint(&checkpoint_args)?;
+    let mut loras = specification.open_loras()?;
+    loras.extend(tasks::loras(&networks.lora)?);
+    sizes(&networks.sizes, &checkpoint)?;
     let bar = Bar::bytes("compiling");
     let mut progress = |progress| bar.compiling(progress);
     let mut plans = Vec::new();
-    for (target, spec) in &spec.targets {
-        let trace = spec.trace_options(*target, &checkpoint, loras.clone())?;
-        let target = target_options(*target, spec, &checkpoint)?;
-        let options = BuildOptions { trace, target, rehash: args.rehash };
-        plans.push(cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, &cache))?);
+    for spec in specification.targets.values() {
+        let options = spec.build_options(&checkpoint, loras.clone(), toolkit)?;
+        let options = BuildOptions { rehash: traced.rehash, ..options };
+        plans.push(cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, cache))?);
     }
-    let reports = execute(plans, &cache, args, bar)?;
-    finish(args, reports, start);
-    Ok(())
+    execute(plans, cache, args, bar)
+}
+
+/// Compiles a ControlNet by itself, for every pipeline of its family.
+fn controlnet(traced: &TracedArgs, cache: &EngineCache, args: &CompileArgs) -> Result<Vec<Value>, Failure> {
+    let checkpoint = ControlNetCheckpoint::open(&args.source, traced.checkpoint.variant.as_deref())?;
+    let bar = Bar::bytes("compiling");
+    let options = BuildOptions { rehash: traced.rehash, ..options(&traced.checkpoint) };
+    let plan = cache.plan_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));
+    execute(vec![plan.map_err(|e| failure(e, cache))?], cache, args, bar)
+}
+
+/// Builds engines from a bundle of ONNX, which another machine may have traced.
+fn from_onnx(mode: &OfOnnx<'_>, cache: &EngineCache, args: &CompileArgs) -> Result<Vec<Value>, Failure> {
+    let source = Bundle::open(&args.source)?;
+    let spec = EngineSpec { allow_slow_attention: mode.engines.allow_slow_attention, ..EngineSpec::default() };
+    let (target, profiles) = (mode.target, vec![Profile::of_bundle(&source)?]);
+    let options = spec.options(target, toolkit(target)?, &mode.engines.compute_capabilities, profiles);
+    let plan = cache.plan_from_onnx(&source, &options).map_err(|e| failure(e, cache))?;
+    execute(vec![plan], cache, args, Bar::bytes("compiling"))
 }
 
 /// Shows the plans, or carries them out; what is told of each.
@@ -67,7 +87,7 @@ fn execute(
     if args.dry_run {
         drop(bar);
         let plans = plans.iter().zip(&steps);
-        return Ok(plans.map(|(plan, steps)| report_plan(plan.target(), steps, args)).collect());
+        return Ok(plans.map(|(plan, steps)| report::plan(plan.target(), steps, args)).collect());
     }
     cache.build(&plans, args.jobs, &mut |progress| bar.compiling(progress)).map_err(failure)?;
     drop(bar);
@@ -90,11 +110,8 @@ fn execute(
                 output::say(&format!("{}; kiln measure tries again", failure.message()));
             }
         }
-        if !compiled.was_cached && !args.allow_slow_attention {
-            warn_of_slow_attention(&compiled.bundle);
-        }
         made.push(compiled.bundle.root().into());
-        reports.push(report_bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
+        reports.push(report::bundle(target, &compiled, &steps.next().unwrap_or_default(), args));
     }
     if let Some(limit) = args.cache_limit {
         let keep: Vec<&Path> = made.iter().map(PathBuf::as_path).collect();
@@ -107,222 +124,4 @@ fn execute(
         }
     }
     Ok(reports)
-}
-
-/// An autoencoder's only attention has a head for which there may be no fused kernel; it runs once a picture.
-fn warn_of_slow_attention(bundle: &Bundle) {
-    for (role, component) in &bundle.manifest().components {
-        let n = component.attention().decomposed;
-        if n > 0 && bundle.manifest().target.has_engines() {
-            output::say(&format!(
-                "{role}: TensorRT has no fused kernel for {n} of its attentions, which take several"
-            ));
-        }
-    }
-}
-
-fn finish(args: &CompileArgs, reports: Vec<Value>, start: Instant) {
-    if args.json {
-        let key = if args.dry_run { "plans" } else { "bundles" };
-        output::data(&json!({ key: reports, "seconds": start.elapsed().as_secs_f64() }).to_string());
-    }
-}
-
-/// Compiles a ControlNet by itself, for every pipeline of its family.
-fn controlnet(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
-    let unused = [
-        ("--precision", args.precision.is_some()),
-        ("--storage", args.storage.is_some()),
-        ("--segment-size", args.segment_size.is_some()),
-        ("--lora", !args.lora.is_empty()),
-        ("--width", args.sizes.width.is_some()),
-        ("--compute-capability", !args.compute_capabilities.is_empty()),
-        ("--target", args.targets.iter().any(|target| *target != Target::Cpu)),
-    ];
-    if let Some((option, _)) = unused.into_iter().find(|(_, is_given)| *is_given) {
-        return Err(Failure::usage(format!(
-            "{option}: a ControlNet by itself is compiled for the CPU, in f32"
-        ))
-        .with_hint("inside a pipeline's folder it is compiled for the pipeline's targets"));
-    }
-    let checkpoint = ControlNetCheckpoint::open(&args.source, args.checkpoint.variant.as_deref())?;
-    let cache = cache(&args.cache)?;
-    let bar = Bar::bytes("compiling");
-    let options = BuildOptions { rehash: args.rehash, ..options(&args.checkpoint) };
-    let plan = cache.plan_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));
-    let reports = execute(vec![plan.map_err(|e| failure(e, &cache))?], &cache, args, bar)?;
-    finish(args, reports, start);
-    Ok(())
-}
-
-/// Builds engines from a bundle of ONNX, which another machine may have traced.
-fn from_onnx(args: &CompileArgs, start: Instant) -> Result<(), Failure> {
-    let unused = [
-        ("--attention", args.checkpoint.attention.is_some()),
-        ("--variant", args.checkpoint.variant.is_some()),
-        ("--precision", args.precision.is_some()),
-        ("--storage", args.storage.is_some()),
-        ("--segment-size", args.segment_size.is_some()),
-        ("--lora", !args.lora.is_empty()),
-        ("--prediction-type", args.checkpoint.prediction_type.is_some()),
-        ("--rehash", args.rehash),
-        ("--width", args.sizes.width.is_some()),
-    ];
-    if let Some((option, _)) = unused.into_iter().find(|(_, is_given)| *is_given) {
-        return Err(Failure::usage(format!("{option}: a bundle of ONNX was decided when it was traced")));
-    }
-    let [target] = args.targets.as_slice() else {
-        return Err(Failure::usage("a bundle can only be compiled with --target tensorrt-rtx, or tensorrt"));
-    };
-    if !target.has_engines() {
-        return Err(Failure::usage("a bundle can only be compiled with --target tensorrt-rtx, or tensorrt"));
-    }
-    let source = Bundle::open(&args.source)?;
-    let spec = TargetSpec {
-        compute_capabilities: args.compute_capabilities.clone(),
-        allow_slow_attention: args.allow_slow_attention,
-        ..TargetSpec::default()
-    };
-    let options = engine_options(*target, &spec, vec![profile_of(&source)?])?;
-    let cache = cache(&args.cache)?;
-    let plan = cache.plan_from_onnx(&source, &options).map_err(|e| failure(e, &cache))?;
-    let reports = execute(vec![plan], &cache, args, Bar::bytes("compiling"))?;
-    finish(args, reports, start);
-    Ok(())
-}
-
-/// What the arguments and the specification, where there is one, say together; arguments win.
-fn specification(args: &CompileArgs) -> Result<Specification, Failure> {
-    let is_specification = args.source.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
-    let mut spec = match is_specification {
-        true => Specification::read(&args.source)?,
-        false => Specification { checkpoint: args.source.clone(), ..Specification::default() },
-    };
-    if let Some(variant) = &args.checkpoint.variant {
-        spec.variant = Some(variant.clone());
-    }
-    if !args.targets.is_empty() {
-        let wanted = args.targets.iter();
-        spec.targets = wanted.map(|t| (*t, spec.targets.get(t).cloned().unwrap_or_default())).collect();
-    }
-    if spec.targets.is_empty() {
-        spec.targets = BTreeMap::from([(Target::Cpu, TargetSpec::default())]);
-    }
-    if !spec.targets.keys().any(|target| target.has_engines()) {
-        let foreign = [
-            ("--compute-capability", !args.compute_capabilities.is_empty()),
-            ("--allow-slow-attention", args.allow_slow_attention),
-        ];
-        if let Some((option, _)) = foreign.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(Failure::usage(format!("{option} has no meaning without engines for GPUs"))
-                .with_hint("--target tensorrt-rtx builds for GPUs"));
-        }
-    }
-    for (target, spec) in &mut spec.targets {
-        if let Some(policy) = args.checkpoint.attention {
-            spec.attention = Some(AttentionSpec(policy));
-        }
-        if let Some(precision) = args.precision {
-            spec.precision.compute = Some(type_of(precision));
-        }
-        if let (Some(height), Some(width)) = (args.sizes.height, args.sizes.width) {
-            let fixed = |n: u32| RangeSpec::Fixed(n.into());
-            let batch = Some(fixed(args.sizes.batch_size.unwrap_or(1)));
-            spec.profiles = vec![ProfileSpec { batch, height: fixed(height), width: fixed(width) }];
-        }
-        if let Some(bytes) = args.segment_size {
-            spec.segments = Some(bytes);
-        }
-        if let Some(storage) = args.storage {
-            spec.precision.storage = Some(type_of(storage));
-        }
-        if target.has_engines() {
-            if *target == Target::TensorrtRtx && !args.compute_capabilities.is_empty() {
-                spec.compute_capabilities.clone_from(&args.compute_capabilities);
-            }
-            spec.allow_slow_attention |= args.allow_slow_attention;
-        }
-    }
-    Ok(spec)
-}
-
-fn type_of(precision: ElementType) -> Type {
-    match precision {
-        ElementType::F16 => Type::F16,
-        _ => Type::F32,
-    }
-}
-
-/// Sizes around the default ones of a bundle.
-fn profile_of(bundle: &Bundle) -> Result<Profile, Failure> {
-    let info = bundle.pipeline()?;
-    let positions = info.text_encoders.first().map_or(77, |encoder| u64::from(encoder.positions));
-    let side = |pixels: u32| u64::from(pixels / info.latents.scale_factor);
-    Ok(Profile::around(side(info.size.height), side(info.size.width), positions))
-}
-
-fn report_plan(target: Target, steps: &[Step], args: &CompileArgs) -> Value {
-    if !args.json {
-        output::data(&format!("{target}"));
-        steps.iter().for_each(|step| report_step(step, args.why, output::data));
-    }
-    json!({ "target": target.to_string(), "parts": steps.iter().map(describe).collect::<Vec<_>>() })
-}
-
-fn report_bundle(target: Target, compiled: &Compiled, steps: &[Step], args: &CompileArgs) -> Value {
-    let root = compiled.bundle.root().display().to_string();
-    if !args.json {
-        let built = steps.iter().filter(|step| !step.is_cached);
-        built.for_each(|step| report_step(step, true, output::say));
-        output::data(&root);
-    }
-    let mut report = json!({
-        "target": target.to_string(),
-        "bundle": root,
-        "key": compiled.bundle.manifest().provenance.key,
-        "cached": compiled.was_cached,
-    });
-    if args.why {
-        report["parts"] = steps.iter().map(describe).collect();
-    }
-    report
-}
-
-fn report_step(step: &Step, why: bool, print: fn(&str)) {
-    let state = match (step.is_cached, step.differences.is_empty()) {
-        (true, _) => "cached".into(),
-        (false, true) => "to build: there is none like it".into(),
-        (false, false) => {
-            let names: Vec<&str> = step.differences.iter().map(|d| d.name.as_str()).collect();
-            format!("to build: other {}", names.join(", "))
-        }
-    };
-    let slash = if step.folder.is_empty() { "" } else { "/" };
-    let size = output::bytes(step.weight_bytes);
-    let line = format!("  {}{slash}{:<16} {size} of weights, {state}", step.folder, step.recipe.part);
-    print(&line);
-    if why {
-        for difference in &step.differences {
-            let show = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
-            print(&format!(
-                "    {}: {} -> {}",
-                difference.name,
-                show(&difference.before),
-                show(&difference.now)
-            ));
-        }
-    }
-}
-
-fn describe(step: &Step) -> Value {
-    let differences =
-        step.differences.iter().map(|d| json!({ "name": d.name, "before": d.before, "now": d.now }));
-    json!({
-        "folder": step.folder,
-        "part": step.recipe.part,
-        "key": step.recipe.key(),
-        "cached": step.is_cached,
-        "weight_bytes": step.weight_bytes,
-        "differences": differences.collect::<Vec<_>>(),
-    })
 }

@@ -49,7 +49,11 @@ pub(crate) fn bundle(
         None => options(args),
         Some(_) => {
             let attention = args.attention.map(AttentionSpec);
-            building::options_for(place, &checkpoint, TargetSpec { attention, ..TargetSpec::default() })?
+            {
+                let mut spec = TargetSpec::new(place.target());
+                spec.networks_mut().attention = attention;
+                building::options_for(place, &checkpoint, spec)?
+            }
         }
     };
     let mut progress = |progress| bar.compiling(progress);

@@ -6,6 +6,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kiln_compile::Progress as Compiling;
 use kiln_native::Progress as Installing;
 
+use crate::output;
+
 const BYTES: &str = "{prefix:>10} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {eta} left {msg}";
 const COUNT: &str = "{prefix:>10} [{bar:30}] {pos}/{len}, {eta} left";
 const WORK: &str = "{prefix:>10} {spinner} {msg}";
@@ -64,11 +66,16 @@ impl Bar {
     pub(crate) fn compiling(&self, progress: Compiling) {
         match progress {
             Compiling::Tracing(role) => self.message(format!("tracing {role}")),
-            Compiling::Writing { role, done, total } => {
+            Compiling::Writing { component, done, total } => {
                 self.at(done, total);
-                self.message(role.to_string());
+                self.message(component.to_string());
             }
             Compiling::Building(role) => self.message(format!("building {role}")),
+            Compiling::DecomposedAttention { component, n } => self.0.suspend(|| {
+                output::say(&format!(
+                    "{component}: TensorRT has no fused kernel for {n} of its attentions, which take several"
+                ));
+            }),
             Compiling::Sealing => self.message("taking digests".into()),
             _ => {}
         }

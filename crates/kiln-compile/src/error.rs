@@ -4,9 +4,6 @@ use kiln_bundle::{BundleError, ComponentName, ErrorKind, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
 
-/// What TensorRT says of an attention that it would have to take apart.
-const NO_KERNEL: &str = "not supported by a dedicated kernel";
-
 /// Why a checkpoint could not be traced or compiled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -49,12 +46,14 @@ pub enum CompileError {
         reason: String,
     },
     /// An engine can not be built.
-    #[error("{role}: {reason}")]
+    #[error("{component}: {reason}")]
     Build {
         /// The component.
-        role: ComponentName,
+        component: ComponentName,
         /// What the builder says.
         reason: String,
+        /// What may help.
+        hint: Option<&'static str>,
     },
     /// Attentions of an engine would be several kernels with the matrix of all scores between them.
     #[error("{model}: {n} of its attentions would not be fused")]
@@ -106,9 +105,7 @@ impl CompileError {
         match self {
             CompileError::Checkpoint { hint, .. } => hint.as_deref(),
             CompileError::Option { hint, .. } => Some(hint),
-            CompileError::Build { reason, .. } if reason.contains(NO_KERNEL) => Some(
-                "TensorRT has no fused kernel for an attention of this size and type; --allow-slow-attention does without",
-            ),
+            CompileError::Build { hint, .. } => *hint,
             CompileError::SlowAttention { .. } => Some("--allow-slow-attention accepts that"),
             _ => None,
         }

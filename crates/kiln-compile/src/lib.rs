@@ -6,14 +6,16 @@
 
 mod bundle;
 mod cache;
+mod canonical;
 mod checkpoint;
 mod error;
 mod family;
 mod inspect;
+mod json;
 mod original;
 mod spec;
 mod synth;
-mod target;
+mod targets;
 mod trace;
 mod weights;
 
@@ -29,13 +31,14 @@ pub use inspect::{
 };
 pub use original::{Original, PredictionType, WeightView};
 pub use spec::{
-    AttentionSpec, Bytes, ComputeCapability, LoraSpec, OpenRange, PrecisionSpec, ProfileSpec, RangeSpec,
-    Specification, TargetSpec, Type,
+    AttentionSpec, Bytes, ComputeCapability, CpuSpec, CudaSpec, EngineSpec, FixedSizes, LoraSpec, NetworkSpec,
+    OnnxSpec, OpenRange, OptimizationLevel, PrecisionSpec, ProfileSpec, RangeSpec, RtxSpec, Specification,
+    TargetSpec,
 };
 pub use synth::{Architecture, synthesize};
-pub use target::{
+pub use targets::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
-    TargetOptions, release_of,
+    TargetOptions, Toolkit,
 };
 pub use trace::{
     AUTOENCODER_SEGMENTS, Progress, SEGMENT_BYTES, TraceOptions, TracedModel, trace, trace_controlnet,

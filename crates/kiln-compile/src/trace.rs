@@ -1,13 +1,11 @@
 //! Checkpoint to ONNX.
 
-use kiln_bundle::stable_diffusion::{
-    CONTROLNET, TEXT_ENCODER, TEXT_ENCODER_2, UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER,
-};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use kiln_bundle::stable_diffusion::{CONTROLNET, UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use kiln_bundle::{ComponentName, Stage, fs::create_folder};
 use kiln_graph::{
     Cuts, ElementType, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout,
@@ -18,7 +16,7 @@ use kiln_nets::{
     Autoencoder, ClipTextModel, ControlNetModel, Sizes, TextPorts, UNet2DConditionModel, UnetPorts,
 };
 
-use crate::checkpoint::{Checkpoint, ControlNetCheckpoint, TextEncoder};
+use crate::checkpoint::{Checkpoint, ControlNetCheckpoint};
 use crate::error::CompileError;
 use crate::weights::WeightFiles;
 
@@ -87,7 +85,7 @@ pub enum Progress {
     /// Writing weights.
     Writing {
         /// The component.
-        role: ComponentName,
+        component: ComponentName,
         /// Bytes written of all components.
         done: u64,
         /// Bytes to write.
@@ -95,13 +93,20 @@ pub enum Progress {
     },
     /// An engine is being built from what was written.
     Building(ComponentName),
+    /// The builder has no fused kernel for attentions of an engine that was built: they are several kernels.
+    DecomposedAttention {
+        /// The component.
+        component: ComponentName,
+        /// How many.
+        n: u64,
+    },
     /// Taking digests of what was written.
     Sealing,
 }
 
 /// One emitted component, before it is written.
 pub(crate) struct Traced<'a> {
-    pub(crate) role: ComponentName,
+    pub(crate) name: ComponentName,
     pub(crate) stage: Stage,
     /// The component whose weights it reads.
     pub(crate) owner: ComponentName,
@@ -121,7 +126,7 @@ pub(crate) struct Traced<'a> {
 #[derive(Clone, Debug)]
 pub struct TracedModel {
     /// The component.
-    pub role: ComponentName,
+    pub name: ComponentName,
     /// File in the folder that was asked for.
     pub file: String,
     /// The file of its weights.
@@ -185,7 +190,7 @@ pub(crate) fn trace_pipeline<'a>(
             "CLIPTextModel"
         })?;
         let ports = TextPorts { batch, states: encoder.states, learned: options.learned_tokens };
-        tracer.add(encoder.role(), Stage::TextEncoder, network.trace(ports), &encoder.part.weights)?;
+        tracer.add(encoder.component, Stage::TextEncoder, network.trace(ports), &encoder.part.weights)?;
     }
 
     let catalog = checkpoint.unet.weights.catalog();
@@ -244,7 +249,8 @@ pub(crate) fn trace_steering<'a>(
     tracer.finish(checkpoint.root())
 }
 
-/// Text positions of every CLIP text encoder that Stable Diffusion uses.
+/// Text positions that a ControlNet attends to: its configuration does not say it, and every text encoder that ControlNets
+/// of Stable Diffusion are trained with, OpenAI's CLIP and OpenCLIP, has a context of 77 tokens (Radford et al. 2021).
 const CLIP_POSITIONS: u64 = 77;
 
 struct Tracer<'a, 'o> {
@@ -272,13 +278,13 @@ impl<'a, 'o> Tracer<'a, 'o> {
 
     fn add(
         &mut self,
-        role: ComponentName,
+        name: ComponentName,
         stage: Stage,
         graph: Graph,
         source: &'a WeightFiles,
     ) -> Result<(), CompileError> {
-        (self.progress)(Progress::Tracing(role));
-        let graph = Graph { name: role.to_string(), ..graph };
+        (self.progress)(Progress::Tracing(name));
+        let graph = Graph { name: name.to_string(), ..graph };
         let mut own_cuts = graph.cut_points();
         let cuts = match &self.policy.cuts {
             Cuts::At(names) => Cuts::At(names.iter().filter(|cut| own_cuts.contains(cut)).cloned().collect()),
@@ -291,14 +297,14 @@ impl<'a, 'o> Tracer<'a, 'o> {
         if !self.policy.precision.scopes.is_empty() {
             self.known_scopes.extend(graph.scopes());
         }
-        let owner = if role == UNET_CONTROLLED { UNET } else { role };
+        let owner = if name == UNET_CONTROLLED { UNET } else { name };
         let changes = self.plan.changes(owner).cloned();
         let policy = self.policy.precision.clone();
         let precision = self.precisions.get(&owner).cloned().unwrap_or(policy);
         let compute = precision.compute;
         let models = emit(&graph, &EmitPolicy { cuts, precision, ..self.policy.clone() })?;
         self.traced.push(Traced {
-            role,
+            name,
             stage,
             owner,
             models,
@@ -346,15 +352,6 @@ fn beginning(scope: &str) -> String {
     }
 }
 
-impl TextEncoder {
-    pub(crate) fn role(&self) -> ComponentName {
-        match self.part.name.as_str() {
-            "text_encoder" => TEXT_ENCODER,
-            _ => TEXT_ENCODER_2,
-        }
-    }
-}
-
 pub(crate) fn write_all(
     traced: &[Traced<'_>],
     folder: &Path,
@@ -371,12 +368,12 @@ pub(crate) fn write_all(
     let mut layouts: BTreeMap<&str, WeightLayout> = BTreeMap::new();
     let mut written = Vec::new();
     for component in traced {
-        let (role, data) = (component.role, component.data.as_str());
+        let (name, data) = (component.name, component.data.as_str());
         if !layouts.contains_key(data) {
             let changes = component.changes.as_deref();
             let layout = component.source.write(&folder.join(data), &weights[data], changes, &mut |bytes| {
                 done += bytes;
-                progress(Progress::Writing { role, done, total });
+                progress(Progress::Writing { component: name, done, total });
             })?;
             layouts.insert(data, layout);
         }
@@ -385,7 +382,7 @@ pub(crate) fn write_all(
             let path = folder.join(&file);
             fs::write(&path, model.to_onnx(&layouts[data])?).map_err(|e| CompileError::io(&path, &e))?;
             written.push(TracedModel {
-                role,
+                name,
                 file,
                 weights: data.into(),
                 n_nodes: model.n_nodes,

@@ -13,7 +13,7 @@ use kiln_lora::{LoraError, WeightChanges};
 use safetensors::Dtype;
 
 use crate::CompileError;
-use crate::checkpoint::read_json;
+use crate::json::read_json;
 
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 18;
@@ -179,7 +179,8 @@ impl WeightFiles {
             let mut hasher = blake3::Hasher::new();
             hasher.update_reader(file.take(length)).map_err(refuse)?;
             let info = &place.info;
-            let header = format!("{name} {} {:?} {}", info.dtype, info.shape, place.is_transposed);
+            let shape: Vec<String> = info.shape.iter().map(u64::to_string).collect();
+            let header = format!("{name} {} {} {}", info.dtype, shape.join("x"), place.is_transposed);
             digests.insert(header, hasher.finalize());
         }
         let mut hasher = blake3::Hasher::new();

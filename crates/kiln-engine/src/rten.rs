@@ -32,7 +32,7 @@ impl Backend for Rten {
     }
 
     fn version(&self) -> &str {
-        "0.27"
+        env!("KILN_RTEN_RELEASE")
     }
 
     fn holds_scores(&self) -> bool {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::str::FromStr;
 
 use crate::ElementType;
@@ -34,6 +35,17 @@ impl FromStr for AttentionPolicy {
     }
 }
 
+impl fmt::Display for AttentionPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AttentionPolicy::Fused => f.write_str("fused"),
+            AttentionPolicy::Plain => f.write_str("plain"),
+            AttentionPolicy::Sliced(n_heads) => write!(f, "sliced:{n_heads}"),
+            AttentionPolicy::Halved => f.write_str("sliced:auto"),
+        }
+    }
+}
+
 /// Whose dialect of ONNX is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Flavor {
@@ -45,6 +57,16 @@ pub enum Flavor {
     /// Also those that ONNX Runtime's CUDA provider alone has: convolutions and group norms of channels that lie last, and
     /// the norms' activations with them.
     OnnxRuntimeCuda,
+}
+
+impl fmt::Display for Flavor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flavor::Standard => "standard",
+            Flavor::OnnxRuntime => "onnxruntime",
+            Flavor::OnnxRuntimeCuda => "onnxruntime-cuda",
+        })
+    }
 }
 
 impl Flavor {

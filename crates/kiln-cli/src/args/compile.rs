@@ -6,6 +6,7 @@ use kiln_compile::{Bytes, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
 use super::choices::float;
+use super::group::Group;
 use super::{CacheArgs, ExecutionArgs, PredictionChoice};
 
 #[derive(Args)]
@@ -18,21 +19,10 @@ pub(crate) struct CompileArgs {
     /// What to build for: cpu, tensorrt-rtx, cuda, tensorrt, onnx (to build from elsewhere); may be given several times [default: those of the specification, or cpu].
     #[arg(long = "target", value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
-    /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
-    #[arg(long, value_name = "TYPE", value_parser = float())]
-    pub(crate) precision: Option<ElementType>,
-    /// Type to store weights in [default: the type they are used in].
-    #[arg(long, value_name = "TYPE", value_parser = float())]
-    pub(crate) storage: Option<ElementType>,
-    /// Most bytes of weights in a segment, which sequential offload loads by itself; four times as many in autoencoders [default: 16MiB for cpu, whole engines for GPUs].
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) segment_size: Option<Bytes>,
-    /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].
-    #[arg(long = "compute-capability", value_name = "X.Y")]
-    pub(crate) compute_capabilities: Vec<ComputeCapability>,
-    /// Accept GPU engines whose attention is several kernels.
-    #[arg(long)]
-    pub(crate) allow_slow_attention: bool,
+    #[command(flatten)]
+    pub(crate) networks: Group<NetworkArgs>,
+    #[command(flatten)]
+    pub(crate) engines: Group<EngineArgs>,
     /// How many parts are built at once; a part of a GPU engine takes gigabytes.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) jobs: usize,
@@ -45,12 +35,6 @@ pub(crate) struct CompileArgs {
     /// Say what has changed since the likest part in the cache.
     #[arg(long)]
     pub(crate) why: bool,
-    /// Read the checkpoint's weights even where their files look unchanged.
-    #[arg(long)]
-    pub(crate) rehash: bool,
-    /// LoRA that becomes part of the weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
-    #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
-    pub(crate) lora: Vec<String>,
     /// Leave out the reference that `kiln verify` compares with.
     #[arg(long)]
     pub(crate) no_reference: bool,
@@ -60,14 +44,52 @@ pub(crate) struct CompileArgs {
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
-    pub(crate) sizes: SizeArgs,
-    #[command(flatten)]
     pub(crate) cache: CacheArgs,
     #[command(flatten)]
-    pub(crate) checkpoint: CheckpointArgs,
+    pub(crate) traced: Group<TracedArgs>,
     /// Print one JSON object instead of the bundles' paths.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What a pipeline's networks become.
+#[derive(Args)]
+pub(crate) struct NetworkArgs {
+    /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
+    #[arg(long, value_name = "TYPE", value_parser = float())]
+    pub(crate) precision: Option<ElementType>,
+    /// Type to store weights in [default: the type they are used in].
+    #[arg(long, value_name = "TYPE", value_parser = float())]
+    pub(crate) storage: Option<ElementType>,
+    /// Most bytes of weights in a segment, which sequential offload loads by itself; four times as many in autoencoders [default: 16MiB for cpu, whole engines for GPUs].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) segment_size: Option<Bytes>,
+    /// LoRA that becomes part of the weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
+    #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
+    pub(crate) lora: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sizes: SizeArgs,
+}
+
+/// How GPU engines are built.
+#[derive(Args)]
+pub(crate) struct EngineArgs {
+    /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].
+    #[arg(long = "compute-capability", value_name = "X.Y")]
+    pub(crate) compute_capabilities: Vec<ComputeCapability>,
+    /// Accept GPU engines whose attention is several kernels.
+    #[arg(long)]
+    pub(crate) allow_slow_attention: bool,
+}
+
+/// How a checkpoint is read and traced.
+#[derive(Args)]
+pub(crate) struct TracedArgs {
+    /// Read the checkpoint's weights even where their files look unchanged.
+    #[arg(long)]
+    pub(crate) rehash: bool,
+    #[command(flatten)]
+    pub(crate) checkpoint: CheckpointArgs,
 }
 
 /// Fixed sizes; without them, engines take every size.

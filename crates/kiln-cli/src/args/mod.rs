@@ -2,6 +2,7 @@
 
 mod choices;
 mod compile;
+mod group;
 mod help;
 mod memory;
 mod numbers;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use choices::{
     ArchitectureChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice, UpscalerChoice, Work,
 };
-pub(crate) use compile::{CheckpointArgs, CompileArgs, SizeArgs};
+pub(crate) use compile::{CheckpointArgs, CompileArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,

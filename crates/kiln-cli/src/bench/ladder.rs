@@ -3,11 +3,12 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use kiln_bundle::{Bundle, OutputFolder, Target};
+use kiln_bundle::{Bundle, OutputFolder, Size, Target};
 use kiln_compile::{
-    AttentionSpec, Bytes, Checkpoint, EngineCache, PrecisionSpec, ProfileSpec, RangeSpec, TargetSpec, Type,
+    AttentionSpec, Bytes, Checkpoint, CpuSpec, CudaSpec, EngineCache, NetworkSpec, OptimizationLevel,
+    PrecisionSpec, TargetSpec,
 };
-use kiln_graph::AttentionPolicy;
+use kiln_graph::{AttentionPolicy, ElementType};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Backends, MemoryOptions, Place, Placement, Request};
 use serde::Serialize;
@@ -150,18 +151,19 @@ fn rung(name: &'static str, place: &Place, spec: &TargetSpec) -> Rung {
     Rung { name, place, spec, placement: Placement::Packed, records: false }
 }
 
-fn plain() -> TargetSpec {
-    TargetSpec { attention: Some(AttentionSpec(AttentionPolicy::Plain)), ..TargetSpec::default() }
+fn plain() -> NetworkSpec {
+    NetworkSpec { attention: Some(AttentionSpec(AttentionPolicy::Plain)), ..NetworkSpec::default() }
 }
 
-fn fused(spec: &TargetSpec) -> TargetSpec {
-    TargetSpec { attention: Some(AttentionSpec(AttentionPolicy::Fused)), ..spec.clone() }
+fn fused() -> NetworkSpec {
+    NetworkSpec { attention: Some(AttentionSpec(AttentionPolicy::Fused)), ..NetworkSpec::default() }
 }
 
 fn rungs_of_host(place: &Place) -> Vec<Rung> {
-    let (plain, fused) = (plain(), fused(&plain()));
-    let precision = PrecisionSpec { storage: Some(Type::F16), ..PrecisionSpec::default() };
-    let stored = TargetSpec { precision, ..fused.clone() };
+    let spec = |networks| TargetSpec::Cpu(CpuSpec { networks, ..CpuSpec::default() });
+    let precision = PrecisionSpec { storage: Some(ElementType::F16), ..PrecisionSpec::default() };
+    let (plain, stored) = (spec(plain()), spec(NetworkSpec { precision, ..fused() }));
+    let fused = spec(fused());
     let mapped = |name, spec| Rung { placement: Placement::Mapped, ..rung(name, place, spec) };
     vec![
         mapped("fp32", &plain),
@@ -175,34 +177,38 @@ fn rungs_of_host(place: &Place) -> Vec<Rung> {
 /// The steps of diffusers' page, one on top of the other.
 fn rungs_of_onnxruntime(place: &Place) -> Vec<Rung> {
     let computed_in = |compute| PrecisionSpec { compute: Some(compute), ..PrecisionSpec::default() };
-    let f32 = TargetSpec {
-        precision: computed_in(Type::F32),
+    let f32 = CudaSpec {
+        networks: NetworkSpec { precision: computed_in(ElementType::F32), ..plain() },
         tf32: Some(false),
         channels_last: Some(false),
-        optimization_level: Some(0),
-        ..plain()
+        optimization_level: Some(OptimizationLevel::NONE),
+        ..CudaSpec::default()
     };
-    let tuned = TargetSpec { optimization_level: None, ..f32.clone() };
-    let tf32 = TargetSpec { tf32: None, ..tuned.clone() };
-    let f16 = TargetSpec { precision: computed_in(Type::F16), ..tf32.clone() };
-    let channels_last = TargetSpec { channels_last: None, ..f16.clone() };
-    let fused = fused(&channels_last);
+    let tuned = CudaSpec { optimization_level: None, ..f32.clone() };
+    let tf32 = CudaSpec { tf32: None, ..tuned.clone() };
+    let in_f16 = NetworkSpec { precision: computed_in(ElementType::F16), ..plain() };
+    let f16 = CudaSpec { networks: in_f16, ..tf32.clone() };
+    let channels_last = CudaSpec { channels_last: None, ..f16.clone() };
+    let in_f16 = NetworkSpec { precision: computed_in(ElementType::F16), ..fused() };
+    let fused = CudaSpec { networks: in_f16, ..channels_last.clone() };
+    let rung = |name, spec: &CudaSpec| rung(name, place, &TargetSpec::Cuda(spec.clone()));
     vec![
-        rung("fp32", place, &f32),
-        rung("autotuned convolutions", place, &tuned),
-        rung("TF32", place, &tf32),
-        rung("fp16", place, &f16),
-        rung("channels last", place, &channels_last),
-        rung("memory-efficient attention", place, &fused),
-        Rung { records: true, ..rung("CUDA graph", place, &fused) },
+        rung("fp32", &f32),
+        rung("autotuned convolutions", &tuned),
+        rung("TF32", &tf32),
+        rung("fp16", &f16),
+        rung("channels last", &channels_last),
+        rung("memory-efficient attention", &fused),
+        Rung { records: true, ..rung("CUDA graph", &fused) },
     ]
 }
 
 fn rungs_of_tensorrt(place: &Place, checkpoint: &Checkpoint) -> Vec<Rung> {
-    let spec = fused(&TargetSpec::default());
-    let [height, width] = checkpoint.default_size().map(RangeSpec::Fixed);
-    let profiles = vec![ProfileSpec { batch: Some(RangeSpec::Fixed(1)), height, width }];
-    let of_one_size = TargetSpec { profiles, ..spec.clone() };
+    let mut spec = TargetSpec::new(place.target());
+    *spec.networks_mut() = fused();
+    let [height, width] = checkpoint.default_size().map(|side| side as u32);
+    let mut of_one_size = spec.clone();
+    of_one_size.fix_sizes(1, Size::new(width, height));
     vec![
         rung("compiled by TensorRT-RTX", place, &spec),
         Rung { records: true, ..rung("compiled by TensorRT-RTX, CUDA graph", place, &spec) },
@@ -212,11 +218,18 @@ fn rungs_of_tensorrt(place: &Place, checkpoint: &Checkpoint) -> Vec<Rung> {
 
 /// What memory is measured of: fused attention, and sliced attention.
 fn memory_specs(place: &Place) -> Vec<TargetSpec> {
-    let segments = place.gpu().map(|_| Bytes(GPU_SEGMENTS));
-    let sliced = AttentionSpec(AttentionPolicy::Halved);
-    let allow_slow_attention = place.target().has_engines();
-    let spec = |attention| TargetSpec { attention, segments, allow_slow_attention, ..TargetSpec::default() };
-    vec![spec(None), spec(Some(sliced))]
+    let spec = |attention| {
+        let mut spec = TargetSpec::new(place.target());
+        spec.networks_mut().attention = attention;
+        if let (Some(_), Some(segments)) = (place.gpu(), spec.segments_mut()) {
+            *segments = Some(Bytes(GPU_SEGMENTS));
+        }
+        if let Some(engines) = spec.engines_mut() {
+            engines.allow_slow_attention = true;
+        }
+        spec
+    };
+    vec![spec(None), spec(Some(AttentionSpec(AttentionPolicy::Halved)))]
 }
 
 fn memory_args(args: &BenchLadderArgs, bundles: Vec<std::path::PathBuf>) -> BenchMemoryArgs {

@@ -44,12 +44,12 @@ pub(super) fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes, traced: &[Tra
 
 fn text_encoder_info(encoder: &TextEncoder, traced: &[Traced<'_>]) -> TextEncoderInfo {
     let config = &encoder.part.config;
-    let models = traced.iter().filter(|component| component.role == encoder.role());
+    let models = traced.iter().filter(|component| component.name == encoder.component);
     let outputs = models.flat_map(|component| &component.outputs);
     let (pooled, states): (Vec<String>, Vec<String>) =
         outputs.map(|port| port.name.clone()).partition(|name| name == "text_embeds");
     TextEncoderInfo {
-        component: encoder.role(),
+        component: encoder.component,
         tokenizer: TokenizerInfo { kind: "clip".into(), folder: Some(encoder.tokenizer.into()) },
         positions: config.max_positions() as u32,
         width: config.hidden_size() as u32,

@@ -5,7 +5,6 @@ mod recipes;
 mod relay;
 mod subject;
 
-use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +14,8 @@ use std::thread;
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
 use kiln_bundle::{
-    Bundle, BundleError, ComponentName, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Staging,
-    Target,
+    Bundle, BundleError, ComponentName, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Stage,
+    Staging, Target,
 };
 use kiln_graph::Cuts;
 
@@ -24,7 +23,7 @@ use subject::Subject;
 
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
-use crate::target::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
+use crate::targets::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
 use crate::trace::{Traced, n_bytes};
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 
@@ -98,13 +97,12 @@ impl Models<'_> {
 
     /// Weights on which no output depends, of the components whose weights LoRAs name.
     fn unread(&self) -> Vec<(ComponentName, Vec<String>)> {
-        let is_text = |role: ComponentName| matches!(role, TEXT_ENCODER | TEXT_ENCODER_2);
         match self {
             Models::Traced(traced) => {
-                traced.iter().filter(|t| is_text(t.role)).map(|t| (t.role, t.unread())).collect()
+                traced.iter().filter(|t| t.stage == Stage::TextEncoder).map(|t| (t.name, t.unread())).collect()
             }
             Models::Onnx(models) => {
-                models.iter().map(|model| (model.role, model.component.unread_weights.clone())).collect()
+                models.iter().map(|model| (model.name, model.component.unread_weights.clone())).collect()
             }
         }
     }
@@ -375,9 +373,9 @@ impl<'a> Plan<'a> {
                 link(&entry.root.join(&name), &folder.join(&name))?;
                 manifest.files.insert(name, listed);
             }
-            for (role, mut component) in entry.record.components {
-                component.unread_weights = unread.get(&role).cloned().unwrap_or_default();
-                manifest.components.insert(role, component);
+            for (name, mut component) in entry.record.components {
+                component.unread_weights = unread.get(&name).cloned().unwrap_or_default();
+                manifest.components.insert(name, component);
             }
         }
         let mut files = Vec::new();

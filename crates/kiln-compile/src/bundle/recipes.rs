@@ -7,15 +7,16 @@ use kiln_bundle::{Content, Digests, FusedLora, Provenance};
 use kiln_graph::{Cuts, WeightLayout};
 use kiln_lora::Lora;
 use kiln_nets::Sizes;
+use serde_json::json;
 
 use super::{BuildOptions, Part, Plan};
 use crate::checkpoint::Source;
-use crate::target::{TargetOptions, ports};
+use crate::targets::{TargetOptions, ports};
 use crate::trace::Traced;
-use crate::{CompileError, Recipe, TraceOptions};
+use crate::{CompileError, Recipe, TraceOptions, canonical};
 
 /// Counts the changes of how parts are built from the same graphs, weights and options.
-pub(super) const BUILDER: &str = "2";
+pub(super) const BUILDER: &str = "3";
 
 /// What a part is built from.
 pub(super) fn recipe(
@@ -40,7 +41,7 @@ pub(super) fn recipe(
     if let TargetOptions::Engines(options) = &options.target {
         options.add_to(&mut recipe);
         for component in traced {
-            options.add_sizes_to(&mut recipe, component.role, &ports(&component.inputs));
+            options.add_sizes_to(&mut recipe, component.name, component.stage, &ports(&component.inputs));
         }
     }
     recipe.emission = named_options(&options.trace);
@@ -57,7 +58,8 @@ fn weights_digest(part: &str, traced: &[Traced<'_>], digests: &mut Digests) -> R
     }
     let first = &source.files()[0];
     let path = first.canonicalize().map_err(|e| CompileError::io(first, &e))?;
-    let name = format!("{}#{part}#{}", path.display(), &hasher.finalize().to_hex()[..16]);
+    // The form of the digest is part of the name under which it is remembered.
+    let name = format!("{}#{part}#2#{}", path.display(), &hasher.finalize().to_hex()[..16]);
     let files: Vec<&Path> = source.files().iter().map(|file| file.as_path()).collect();
     digests.of(&name, &files, || source.content_digest(names.into_iter()))
 }
@@ -104,36 +106,50 @@ pub(super) fn seal(
     parts: &[Part<'_>],
     nested: &[(String, Plan<'_>)],
 ) {
-    provenance.key = String::new();
-    let mut hasher = blake3::Hasher::new();
-    let mut part = |text: &str| {
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text.as_bytes());
-    };
-    part(&format!("{content:?}"));
-    part(&format!("{provenance:?}"));
-    parts.iter().for_each(|built| part(&built.recipe.key()));
-    nested.iter().for_each(|(_, plan)| part(&plan.provenance.key));
-    provenance.key = hasher.finalize().to_hex().to_string();
+    let parts = parts.iter().map(|part| part.recipe.key()).collect();
+    let nested = nested.iter().map(|(_, plan)| plan.provenance.key.clone()).collect();
+    provenance.key = canonical::digest(&canonical_text(provenance, content, parts, nested));
+}
+
+/// What a bundle's key is a digest of: what its manifest says of content and provenance, and the keys of its parts and of
+/// the bundles inside it.
+fn canonical_text(
+    provenance: &Provenance,
+    content: &Content,
+    parts: Vec<String>,
+    nested: Vec<String>,
+) -> String {
+    let Provenance { kiln, key: _, toolkit, options, checkpoint, loras } = provenance;
+    canonical::text(&json!({
+        "content": content,
+        "kiln": kiln,
+        "toolkit": toolkit,
+        "options": options,
+        "checkpoint": checkpoint,
+        "loras": loras,
+        "parts": parts,
+        "nested": nested,
+    }))
 }
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
     let TraceOptions { policy, precisions, sizes, controlled, learned_tokens, loras: _ } = options;
-    let types = precisions.iter().map(|(role, precision)| format!("{role} {}", precision.compute));
+    let types = precisions.iter().map(|(name, precision)| format!("{name} {}", precision.compute));
     let sizes = match sizes {
         Sizes::Dynamic => "dynamic".into(),
         Sizes::Static { batch, height, width } => format!("batch {batch}, latents {height}x{width}"),
     };
     let precision = &policy.precision;
+    let scopes = precision.scopes.iter().map(|(scope, compute)| format!("{scope} {compute}"));
     BTreeMap::from([
-        ("attention".into(), format!("{:?}", policy.attention).to_lowercase()),
-        ("flavor".into(), format!("{:?}", policy.flavor).to_lowercase()),
+        ("attention".into(), policy.attention.to_string()),
+        ("flavor".into(), policy.flavor.to_string()),
         ("compute".into(), precision.compute.to_string()),
         ("storage".into(), precision.storage.map_or("as computed".into(), |dtype| dtype.to_string())),
         ("norms".into(), precision.norms.to_string()),
         ("softmax".into(), precision.softmax.to_string()),
         ("components".into(), types.collect::<Vec<_>>().join(", ")),
-        ("scopes".into(), format!("{:?}", precision.scopes)),
+        ("scopes".into(), scopes.collect::<Vec<_>>().join(", ")),
         ("sizes".into(), sizes),
         (
             "segments".into(),
@@ -156,4 +172,64 @@ fn fused_loras(loras: &[Lora]) -> Vec<FusedLora> {
         weight: lora.weight,
     };
     loras.iter().filter(|lora| lora.weight != 0.0).map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_bundle::ControlNetInfo;
+
+    fn provenance() -> Provenance {
+        Provenance {
+            kiln: "1.2.3".into(),
+            key: "of no meaning".into(),
+            toolkit: Some("TensorRT-RTX 1.7.1".into()),
+            options: BTreeMap::from([("tf32".into(), "true".into()), ("attention".into(), "fused".into())]),
+            checkpoint: BTreeMap::from([("controlnet weights".into(), "00ff".into())]),
+            loras: vec![FusedLora { name: "a.safetensors".into(), blake3: "0f".into(), weight: 0.5 }],
+        }
+    }
+
+    fn content() -> Content {
+        Content::Controlnet(ControlNetInfo { scale_factor: 8, latent_channels: 4, cross_attention_dim: 768 })
+    }
+
+    fn text(change: impl FnOnce(&mut Provenance)) -> String {
+        let mut provenance = provenance();
+        change(&mut provenance);
+        canonical_text(&provenance, &content(), vec!["k1".into()], vec!["k2".into()])
+    }
+
+    /// Whoever changes this text makes every user put every bundle together anew.
+    #[test]
+    fn the_canonical_text_is_pinned() {
+        let expected = concat!(
+            "kiln key 1\n",
+            r#"{"checkpoint":{"controlnet weights":"00ff"},"#,
+            r#""content":{"cross_attention_dim":768,"kind":"controlnet","latent_channels":4,"scale_factor":8},"#,
+            r#""kiln":"1.2.3","loras":[{"blake3":"0f","name":"a.safetensors","weight":0.5}],"nested":["k2"],"#,
+            r#""options":{"attention":"fused","tf32":"true"},"parts":["k1"],"toolkit":"TensorRT-RTX 1.7.1"}"#,
+        );
+        assert_eq!(text(|_| {}), expected);
+    }
+
+    #[test]
+    fn everything_but_the_key_itself_changes_the_text() {
+        type Change = fn(&mut Provenance);
+        let changes: [Change; 9] = [
+            |p| p.kiln.push('0'),
+            |p| p.toolkit = None,
+            |p| drop(p.options.remove("tf32")),
+            |p| drop(p.options.insert("tf32".into(), "false".into())),
+            |p| drop(p.checkpoint.insert("controlnet weights".into(), "00fe".into())),
+            |p| p.loras.clear(),
+            |p| p.loras[0].weight = 0.25,
+            |p| p.loras[0].name.push('x'),
+            |p| p.loras[0].blake3.push('0'),
+        ];
+        let same = canonical_text(&provenance(), &content(), vec![], vec!["k1".into(), "k2".into()]);
+        let texts: BTreeSet<String> = changes.into_iter().map(text).chain([text(|_| {}), same]).collect();
+        assert_eq!(texts.len(), changes.len() + 2);
+        assert_eq!(text(|p| p.key.clear()), text(|_| {}));
+    }
 }

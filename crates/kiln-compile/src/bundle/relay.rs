@@ -6,7 +6,7 @@ use kiln_bundle::{Bundle, MANIFEST, Target};
 
 use super::{Models, Part, Plan, recipes};
 use crate::checkpoint::Source;
-use crate::target::{EngineOptions, OnnxModel, TargetOptions};
+use crate::targets::{EngineOptions, OnnxModel, TargetOptions};
 use crate::{CompileError, Recipe};
 
 pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'static>, CompileError> {
@@ -18,10 +18,10 @@ pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'sta
     }
     let target = TargetOptions::Engines(options.clone());
     let mut groups: BTreeMap<&str, Vec<OnnxModel>> = BTreeMap::new();
-    for (role, component) in &manifest.components {
+    for (name, component) in &manifest.components {
         let weights = component.weights.as_deref().unwrap_or_default();
         let part = weights.rsplit_once('.').map_or(weights, |(stem, _)| stem);
-        groups.entry(part).or_default().push(OnnxModel::new(*role, source.root(), component.clone())?);
+        groups.entry(part).or_default().push(OnnxModel::new(*name, source.root(), component.clone())?);
     }
     let parts = groups.into_iter().map(|(name, models)| {
         let mut recipe = Recipe::new(name, options.target);
@@ -30,7 +30,7 @@ pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'sta
         for model in &models {
             let digest = |file: &str| manifest.files.get(file).map(|listed| listed.blake3.clone());
             for segment in &model.component.segments {
-                recipe.add(format!("graph {}", model.role), digest(&segment.engine).unwrap_or_default());
+                recipe.add(format!("graph {}", model.name), digest(&segment.engine).unwrap_or_default());
             }
             if let Some(weights) = &model.component.weights {
                 recipe.add("weights", digest(weights).unwrap_or_default());
@@ -38,7 +38,7 @@ pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'sta
         }
         options.add_to(&mut recipe);
         for model in &models {
-            options.add_sizes_to(&mut recipe, model.role, &model.component.inputs);
+            options.add_sizes_to(&mut recipe, model.name, model.component.stage, &model.component.inputs);
         }
         recipe.emission = manifest.provenance.options.clone();
         Part { models: Models::Onnx(models), recipe }

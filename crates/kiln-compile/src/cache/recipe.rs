@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_bundle::Target;
+use serde_json::json;
+
+use crate::canonical;
 
 /// What one part of a bundle is built from: its key in the cache, told in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,20 +40,18 @@ impl Recipe {
         self.ingredients.insert(name.into(), value.into());
     }
 
+    /// What the key is a digest of: part, target and ingredients as canonical JSON.
+    fn canonical(&self) -> String {
+        canonical::text(&json!({
+            "part": self.part,
+            "target": self.target.to_string(),
+            "ingredients": self.ingredients,
+        }))
+    }
+
     /// BLAKE3 digest over part, target and ingredients, in hexadecimal.
     pub fn key(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        let mut part = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        };
-        part(&self.part);
-        part(&self.target.to_string());
-        for (name, value) in &self.ingredients {
-            part(name);
-            part(value);
-        }
-        hasher.finalize().to_hex().to_string()
+        canonical::digest(&self.canonical())
     }
 
     /// Name of the entry's folder.
@@ -79,4 +80,51 @@ fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>
             now: now.get(name).cloned(),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe() -> Recipe {
+        let mut recipe = Recipe::new("unet", Target::TensorrtRtx);
+        recipe.add("weights", "00ff");
+        recipe.add("graph unet", "ab\n\"cd\"");
+        recipe.emission.insert("attention".into(), "fused".into());
+        recipe
+    }
+
+    /// Whoever changes this text makes every user build every part anew.
+    #[test]
+    fn the_canonical_text_is_pinned() {
+        let text = r#"kiln key 1
+{"ingredients":{"graph unet":"ab\n\"cd\"","weights":"00ff"},"part":"unet","target":"tensorrt-rtx"}"#;
+        assert_eq!(recipe().canonical(), text);
+    }
+
+    #[test]
+    fn each_ingredient_changes_the_key_and_what_explains_a_graph_does_not() {
+        type Change = fn(&mut Recipe);
+        let changes: [Change; 7] = [
+            |r| r.part.push('2'),
+            |r| r.target = Target::Cpu,
+            |r| r.add("weights", "00fe"),
+            |r| r.add("weights", ""),
+            |r| r.add("more", ""),
+            |r| drop(r.ingredients.remove("weights")),
+            |r| {
+                let value = r.ingredients.remove("weights").unwrap_or_default();
+                r.add("weight", format!("s{value}"));
+            },
+        ];
+        let keys = changes.into_iter().map(|change| {
+            let mut recipe = recipe();
+            change(&mut recipe);
+            recipe.key()
+        });
+        let keys: BTreeSet<String> = keys.chain([recipe().key()]).collect();
+        assert_eq!(keys.len(), changes.len() + 1);
+        let explained = Recipe { emission: BTreeMap::new(), ..recipe() };
+        assert_eq!(explained.key(), recipe().key());
+    }
 }

@@ -6,7 +6,8 @@ use kiln_nets::ControlNetConfig;
 use serde_json::Value;
 
 use super::index::library_class;
-use super::layout::{Layout, Part, file_name, read_json};
+use super::layout::{Layout, Part, file_name};
+use crate::json::read_json;
 use crate::weights::Network;
 use crate::{CompileError, Family, Original};
 

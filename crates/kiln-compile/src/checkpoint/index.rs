@@ -1,6 +1,9 @@
 //! `model_index.json`: which pipelines run, and of what they are made.
 
-use kiln_bundle::stable_diffusion::{LATENT_CONSISTENCY, STABLE_DIFFUSION, STABLE_DIFFUSION_XL};
+use kiln_bundle::ComponentName;
+use kiln_bundle::stable_diffusion::{
+    LATENT_CONSISTENCY, STABLE_DIFFUSION, STABLE_DIFFUSION_XL, TEXT_ENCODER, TEXT_ENCODER_2,
+};
 use kiln_nets::TextStates;
 use serde_json::Value;
 
@@ -10,8 +13,8 @@ pub(super) struct Pipelines {
     pub(super) architecture: &'static str,
     /// What the classes' names start with; what follows is the task, which is the runtime's matter.
     classes: &'static [&'static str],
-    /// Folder, class, and tokenizer of each text encoder.
-    pub(super) text_encoders: &'static [(&'static str, &'static str, &'static str)],
+    /// Component, which names its folder, class, and tokenizer of each text encoder.
+    pub(super) text_encoders: &'static [(ComponentName, &'static str, &'static str)],
     pub(super) states: TextStates,
 }
 
@@ -20,21 +23,21 @@ const PIPELINES: [Pipelines; 3] = [
         architecture: STABLE_DIFFUSION_XL,
         classes: &["StableDiffusionXL"],
         text_encoders: &[
-            ("text_encoder", "CLIPTextModel", "tokenizer"),
-            ("text_encoder_2", "CLIPTextModelWithProjection", "tokenizer_2"),
+            (TEXT_ENCODER, "CLIPTextModel", "tokenizer"),
+            (TEXT_ENCODER_2, "CLIPTextModelWithProjection", "tokenizer_2"),
         ],
         states: TextStates::Penultimate,
     },
     Pipelines {
         architecture: STABLE_DIFFUSION,
         classes: &["StableDiffusion"],
-        text_encoders: &[("text_encoder", "CLIPTextModel", "tokenizer")],
+        text_encoders: &[(TEXT_ENCODER, "CLIPTextModel", "tokenizer")],
         states: TextStates::Last,
     },
     Pipelines {
         architecture: LATENT_CONSISTENCY,
         classes: &["LatentConsistencyModel"],
-        text_encoders: &[("text_encoder", "CLIPTextModel", "tokenizer")],
+        text_encoders: &[(TEXT_ENCODER, "CLIPTextModel", "tokenizer")],
         states: TextStates::Last,
     },
 ];

@@ -1,15 +1,12 @@
 //! Where a checkpoint's components lie: in the folders of a folder, or in one file.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::json::read_json;
 use crate::weights::{Network, WeightFiles};
 use crate::{CompileError, Original};
-
-/// Largest JSON file that is read.
-const MAX_JSON: u64 = 64 << 20;
 
 /// One component: its configuration and weights.
 #[derive(Debug)]
@@ -93,13 +90,4 @@ pub(super) fn file_name(path: &Path) -> String {
         "" => "checkpoint".into(),
         safe => safe.into(),
     }
-}
-
-pub(crate) fn read_json(path: &Path) -> Result<Value, CompileError> {
-    let size = fs::metadata(path).map_err(|e| CompileError::io(path, &e))?.len();
-    if size > MAX_JSON {
-        return Err(CompileError::checkpoint(path, format!("has {size} bytes, more than any configuration")));
-    }
-    let text = fs::read(path).map_err(|e| CompileError::io(path, &e))?;
-    serde_json::from_slice(&text).map_err(|e| CompileError::checkpoint(path, e.to_string()))
 }

@@ -4,9 +4,10 @@ mod controlnet;
 mod index;
 mod layout;
 
-use kiln_bundle::stable_diffusion::UNET;
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::ComponentName;
+use kiln_bundle::stable_diffusion::UNET;
 use kiln_graph::WeightInfo;
 use kiln_lora::ModelWeights;
 use kiln_nets::{AutoencoderConfig, ClipTextConfig, TextStates, UNet2DConditionConfig};
@@ -16,8 +17,9 @@ pub use controlnet::ControlNetCheckpoint;
 use controlnet::controlnets;
 use index::{UNSUPPORTED, flag, library_class, pipelines, require};
 use layout::{Layout, file_name, tokenizer_files};
-pub(crate) use layout::{Part, Source, read_json};
+pub(crate) use layout::{Part, Source};
 
+use crate::json::read_json;
 use crate::weights::{Network, WeightFiles};
 use crate::{CompileError, Family, Original, PredictionType};
 
@@ -42,6 +44,7 @@ pub struct Checkpoint {
 /// A text encoder with its tokenizer.
 #[derive(Debug)]
 pub(crate) struct TextEncoder {
+    pub(crate) component: ComponentName,
     pub(crate) part: Part<ClipTextConfig>,
     pub(crate) states: TextStates,
     pub(crate) has_projection: bool,
@@ -116,13 +119,14 @@ impl Checkpoint {
         require(index, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
 
         let mut text_encoders = Vec::new();
-        for &(name, class, tokenizer) in kind.text_encoders {
-            if library_class(index, name).is_none() && kind.text_encoders.len() > 1 {
+        for (component, class, tokenizer) in kind.text_encoders {
+            if library_class(index, component).is_none() && kind.text_encoders.len() > 1 {
                 continue;
             }
-            require(index, name, &[class]).map_err(refuse)?;
+            require(index, component, &[class]).map_err(refuse)?;
             text_encoders.push(TextEncoder {
-                part: layout.part(name, Network::Clip, ClipTextConfig::from_json)?,
+                component: *component,
+                part: layout.part(component, Network::Clip, ClipTextConfig::from_json)?,
                 states: kind.states,
                 has_projection: class.ends_with("WithProjection"),
                 tokenizer,
@@ -260,11 +264,11 @@ impl Checkpoint {
     /// The weights that LoRAs can change.
     pub(crate) fn lora_targets(&self) -> ModelWeights {
         let mut model = ModelWeights::new();
-        let encoders = self.text_encoders.iter().map(|encoder| (encoder.role(), &encoder.part.weights));
-        for (role, weights) in encoders.chain([(UNET, &self.unet.weights)]) {
+        let encoders = self.text_encoders.iter().map(|encoder| (encoder.component, &encoder.part.weights));
+        for (name, weights) in encoders.chain([(UNET, &self.unet.weights)]) {
             let entries = weights.catalog().into_entries();
             let shape = |info: WeightInfo| info.shape.into_iter().map(|n| n as usize).collect();
-            model.insert(role, entries.into_iter().map(|(name, info)| (name, shape(info))), []);
+            model.insert(name, entries.into_iter().map(|(name, info)| (name, shape(info))), []);
         }
         model
     }

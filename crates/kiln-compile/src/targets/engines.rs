@@ -1,16 +1,17 @@
 //! Engines of TensorRT-RTX, built without the device that they are for, and of TensorRT, built on it.
 
-use kiln_bundle::stable_diffusion::{VAE_DECODER, VAE_ENCODER};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{AttentionFacts, AxisSize, Component, ComponentName, PortInfo, Segment, Target};
-use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError};
+use kiln_bundle::{
+    AttentionFacts, AxisSize, Bundle, Component, ComponentName, PortInfo, Segment, Stage, Target,
+};
+use kiln_trt::{Builder, BuilderFlag, HostMemory, Library, ProfilingVerbosity, TrtError, TrtErrorKind};
 use serde::{Deserialize, Serialize};
 
-use super::ports;
+use super::{TargetRow, ports};
 use crate::cache::{Built, Recipe};
 use crate::trace::Traced;
 use crate::{CompileError, Progress};
@@ -93,6 +94,22 @@ impl Profile {
     }
 }
 
+impl Profile {
+    /// Sizes around the default ones of a bundle.
+    ///
+    /// # Errors
+    ///
+    /// Where the bundle is not one of a pipeline with a text encoder.
+    pub fn of_bundle(bundle: &Bundle) -> Result<Profile, CompileError> {
+        let info = bundle.pipeline()?;
+        let Some(encoder) = info.text_encoders.first() else {
+            return Err(CompileError::checkpoint(bundle.root(), "has no text encoder"));
+        };
+        let side = |pixels: u32| u64::from(pixels / info.latents.scale_factor);
+        Ok(Profile::around(side(info.size.height), side(info.size.width), encoder.positions.into()))
+    }
+}
+
 impl fmt::Display for Profile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Profile { batch, height, width, tokens } = self;
@@ -154,6 +171,8 @@ pub struct BuiltEngine {
 pub enum JobFailure {
     /// What the builder says, in one line.
     Builder(String),
+    /// The same, where it has no fused kernel for an attention that must not become several.
+    NoFusedKernel(String),
     /// The engine can not be written: the operating system's error number.
     Writing(i32),
 }
@@ -177,11 +196,14 @@ impl EngineBuilder for InProcess {
 impl EngineJob {
     /// Builds the engine and writes it.
     pub fn run(&self) -> Result<BuiltEngine, JobFailure> {
-        let built = match self.attention {
-            AttentionRule::Fused => self.build(false),
-            AttentionRule::FusedIfPossible => self.build(false).or_else(|_| self.build(true)),
+        let built = match (self.build(false), self.attention) {
+            (Err(e), AttentionRule::FusedIfPossible) if lacks_fused_kernel(&e) => self.build(true),
+            (result, _) => result,
         };
-        let (engine, built) = built.map_err(|e| JobFailure::Builder(e.to_string()))?;
+        let (engine, built) = built.map_err(|e| match lacks_fused_kernel(&e) {
+            true => JobFailure::NoFusedKernel(e.to_string()),
+            false => JobFailure::Builder(e.to_string()),
+        })?;
         let written = std::fs::write(&self.engine, engine.as_bytes());
         written.map(|()| built).map_err(|e| JobFailure::Writing(e.raw_os_error().unwrap_or_default()))
     }
@@ -225,6 +247,14 @@ impl EngineJob {
     }
 }
 
+/// What TensorRT says of an attention that it would have to take apart.
+const NO_KERNEL: &str = "not supported by a dedicated kernel";
+
+/// Whether a build failed because an attention that must not become several kernels has no fused one.
+fn lacks_fused_kernel(error: &TrtError) -> bool {
+    error.kind() == TrtErrorKind::Build && error.to_string().contains(NO_KERNEL)
+}
+
 impl EngineOptions {
     /// What can change an engine, besides its graph, weights and sizes, by name.
     fn choices(&self) -> BTreeMap<String, String> {
@@ -257,28 +287,49 @@ impl EngineOptions {
     }
 
     /// Adds the sizes at which a component's inputs arrive.
-    pub(crate) fn add_sizes_to(&self, recipe: &mut Recipe, role: ComponentName, inputs: &[PortInfo]) {
+    pub(crate) fn add_sizes_to(
+        &self,
+        recipe: &mut Recipe,
+        name: ComponentName,
+        stage: Stage,
+        inputs: &[PortInfo],
+    ) {
         let join = |sizes: &Vec<i64>| sizes.iter().map(i64::to_string).collect::<Vec<_>>().join("x");
         for (i, profile) in self.profiles.iter().enumerate() {
-            for (input, picks) in sizes(inputs, role, profile) {
+            for (input, picks) in sizes(inputs, stage, profile) {
                 let text = picks.each_ref().map(join).join(" ");
-                recipe.add(format!("profile {i} of {role} {input}"), text);
+                recipe.add(format!("profile {i} of {name} {input}"), text);
             }
         }
     }
 }
 
-/// Product and version of a TensorRT library, which is loaded for it.
-pub fn release_of(library: &Path) -> Result<String, CompileError> {
-    match Library::open(library) {
-        Ok(library) => Ok(library.release().to_owned()),
-        Err(e) => Err(CompileError::Toolkit(e.to_string())),
+/// What builds engines.
+#[derive(Clone, Debug)]
+pub struct Toolkit {
+    /// `libtensorrt_rtx` or `libnvinfer`, with its ONNX parser beside it.
+    pub library: PathBuf,
+    /// Product and version of the library.
+    pub release: String,
+    /// Who runs the builder.
+    pub builder: Arc<dyn EngineBuilder>,
+}
+
+impl Toolkit {
+    /// Loads a library to ask it for its release.
+    ///
+    /// # Errors
+    ///
+    /// [`CompileError::Toolkit`], where it is not a library of TensorRT or TensorRT-RTX, or of a release that is not known.
+    pub fn open(library: PathBuf, builder: Arc<dyn EngineBuilder>) -> Result<Toolkit, CompileError> {
+        let opened = Library::open(&library).map_err(|e| CompileError::Toolkit(e.to_string()))?;
+        Ok(Toolkit { release: opened.release().to_owned(), library, builder })
     }
 }
 
 /// A component's ONNX models with their weights beside them, to build engines from.
 pub(crate) struct OnnxModel {
-    pub(crate) role: ComponentName,
+    pub(crate) name: ComponentName,
     folder: PathBuf,
     /// What the models say of themselves.
     pub(crate) component: Component,
@@ -289,17 +340,17 @@ pub(crate) struct OnnxModel {
 impl OnnxModel {
     /// The only model of a component whose files lie in `folder`.
     pub(crate) fn new(
-        role: ComponentName,
+        name: ComponentName,
         folder: &Path,
         component: Component,
     ) -> Result<OnnxModel, CompileError> {
         match component.segments.as_slice() {
             [_] => {
-                Ok(OnnxModel { role, folder: folder.into(), inputs: vec![component.inputs.clone()], component })
+                Ok(OnnxModel { name, folder: folder.into(), inputs: vec![component.inputs.clone()], component })
             }
             _ => Err(CompileError::checkpoint(
                 folder,
-                format!("{role} is in segments, whose sizes are not known"),
+                format!("{name} is in segments, whose sizes are not known"),
             )),
         }
     }
@@ -316,11 +367,11 @@ pub(crate) fn build(
         .prefix(".onnx-")
         .tempdir_in(folder)
         .map_err(|e| CompileError::io(folder, &e))?;
-    let components = super::cpu::build(traced, work.path(), progress)?.components.into_iter();
-    let models = components.map(|(role, component)| {
-        let of_role = traced.iter().filter(|traced| traced.role == role).flat_map(|traced| &traced.models);
-        let inputs = of_role.map(|model| ports(&model.inputs)).collect();
-        OnnxModel { role, folder: work.path().into(), component, inputs }
+    let components = super::onnx::build(traced, work.path(), progress)?.components.into_iter();
+    let models = components.map(|(name, component)| {
+        let of_component = traced.iter().filter(|traced| traced.name == name).flat_map(|traced| &traced.models);
+        let inputs = of_component.map(|model| ports(&model.inputs)).collect();
+        OnnxModel { name, folder: work.path().into(), component, inputs }
     });
     build_from_onnx(&models.collect::<Vec<_>>(), options, folder, progress)
 }
@@ -336,27 +387,35 @@ pub(crate) fn build_from_onnx(
     for model in models {
         let mut segments = Vec::new();
         for i in 0..model.component.segments.len() {
-            progress(Progress::Building(model.role));
+            progress(Progress::Building(model.name));
             let (segment, peak_bytes) = build_segment(model, i, options, folder)?;
+            let n = segment.attention.decomposed;
+            if n > 0 {
+                progress(Progress::DecomposedAttention { component: model.name, n });
+            }
             built.files.push(segment.engine.clone());
             built.peak_bytes = built.peak_bytes.max(peak_bytes);
             segments.push(segment);
         }
         let component = Component { segments, weights: None, ..model.component.clone() };
-        built.components.insert(model.role, component);
+        built.components.insert(model.name, component);
     }
     Ok(built)
 }
 
+/// What helps where an attention has no fused kernel.
+const ALLOW_SLOW_ATTENTION: &str =
+    "TensorRT has no fused kernel for an attention of this size and type; --allow-slow-attention does without";
+
 /// Builds one engine; what the manifest says of it, and most bytes that building it held.
 fn build_segment(
-    OnnxModel { role, folder: source, component, inputs }: &OnnxModel,
+    OnnxModel { name, folder: source, component, inputs }: &OnnxModel,
     i: usize,
     options: &EngineOptions,
     folder: &Path,
 ) -> Result<(Segment, Option<u64>), CompileError> {
     let segment = &component.segments[i];
-    let attention = rule(*role, options);
+    let attention = rule(component.stage, options);
     let slow = segment.attention.decomposed;
     let refuse = |n| Err(CompileError::SlowAttention { model: segment.engine.clone(), n });
     if slow > 0 && attention == AttentionRule::Fused {
@@ -367,17 +426,19 @@ fn build_segment(
         library: options.library.clone(),
         model: source.join(&segment.engine),
         engine: folder.join(&file),
-        profiles: options.profiles.iter().map(|profile| sizes(&inputs[i], *role, profile)).collect(),
+        profiles: options.profiles.iter().map(|profile| sizes(&inputs[i], component.stage, profile)).collect(),
         compute_capabilities: options.compute_capabilities.clone(),
         workspace: options.workspace,
         optimization_level: options.optimization_level,
         tf32: options.tf32,
         attention,
-        // Those of TensorRT-RTX are unloaded and loaded instead.
-        streams_weights: options.target == Target::Tensorrt,
+        streams_weights: TargetRow::of(options.target).streams_weights,
     };
     let engine = options.builder.build(&job).map_err(|failure| match failure {
-        JobFailure::Builder(reason) => CompileError::Build { role: *role, reason },
+        JobFailure::Builder(reason) => CompileError::Build { component: *name, reason, hint: None },
+        JobFailure::NoFusedKernel(reason) => {
+            CompileError::Build { component: *name, reason, hint: Some(ALLOW_SLOW_ATTENTION) }
+        }
         JobFailure::Writing(error) => CompileError::io(&job.engine, &std::io::Error::from_raw_os_error(error)),
     })?;
     let known = engine.attention.fused + engine.attention.decomposed;
@@ -393,19 +454,18 @@ fn build_segment(
 }
 
 /// An autoencoder has one attention, with one head as wide as its channels, for which there often is no fused kernel.
-fn rule(role: ComponentName, options: &EngineOptions) -> AttentionRule {
-    match role {
-        _ if options.allow_slow_attention => AttentionRule::FusedIfPossible,
-        VAE_ENCODER | VAE_DECODER => AttentionRule::FusedIfPossible,
-        _ => AttentionRule::Fused,
+fn rule(stage: Stage, options: &EngineOptions) -> AttentionRule {
+    match options.allow_slow_attention || stage.is_autoencoder() {
+        true => AttentionRule::FusedIfPossible,
+        false => AttentionRule::Fused,
     }
 }
 
 /// Sizes of the inputs that have open ones.
-fn sizes(inputs: &[PortInfo], role: ComponentName, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
-    let batch = match role {
-        VAE_ENCODER => Range::fixed(1),
-        VAE_DECODER => profile.batch,
+fn sizes(inputs: &[PortInfo], stage: Stage, profile: &Profile) -> BTreeMap<String, [Vec<i64>; 3]> {
+    let batch = match stage {
+        Stage::ImageEncoder => Range::fixed(1),
+        Stage::ImageDecoder => profile.batch,
         // Without guidance one sample per picture, with it two; prompts likewise.
         _ => Range { opt: 2 * profile.batch.opt, max: 2 * profile.batch.max, ..profile.batch },
     };

@@ -1,7 +1,8 @@
 //! What parts are built into, by target.
 
-mod cpu;
 mod engines;
+mod onnx;
+mod row;
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,13 @@ use kiln_graph::{Dim, ModelPort};
 use crate::TracedModel;
 use crate::trace::{Traced, n_bytes};
 
-pub(crate) use cpu::build as build_onnx;
 pub use engines::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
-    release_of,
+    Toolkit,
 };
 pub(crate) use engines::{OnnxModel, build as build_engines, build_from_onnx};
+pub(crate) use onnx::build as build_onnx;
+pub(crate) use row::TargetRow;
 
 /// What engines are built for, and how.
 #[derive(Clone, Debug)]
@@ -67,7 +69,7 @@ impl TargetOptions {
 fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
     Component {
         stage: traced.stage,
-        shares_weights_with: (traced.owner != traced.role).then_some(traced.owner),
+        shares_weights_with: (traced.owner != traced.name).then_some(traced.owner),
         segments: models.iter().map(|model| segment(model)).collect(),
         weights: models.first().map(|model| model.weights.clone()),
         weight_bytes: traced.weights().map(n_bytes).sum(),

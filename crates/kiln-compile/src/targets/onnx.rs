@@ -18,9 +18,9 @@ pub(crate) fn build(
     let mut components = BTreeMap::new();
     let mut files = BTreeSet::new();
     for traced in traced {
-        let models: Vec<&TracedModel> = written.iter().filter(|model| model.role == traced.role).collect();
+        let models: Vec<&TracedModel> = written.iter().filter(|model| model.name == traced.name).collect();
         files.extend(models.iter().flat_map(|model| [model.file.clone(), model.weights.clone()]));
-        components.insert(traced.role, component(traced, &models));
+        components.insert(traced.name, component(traced, &models));
     }
     Ok(Built { components, files: files.into_iter().collect(), peak_bytes: None })
 }

@@ -1,0 +1,140 @@
+//! From a specification to what the compile stage is told.
+
+use std::collections::BTreeMap;
+
+use kiln_bundle::stable_diffusion::{VAE_DECODER, VAE_ENCODER};
+use kiln_bundle::{ComponentName, Target, Tuning};
+use kiln_graph::{Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_lora::Lora;
+use kiln_nets::Sizes;
+
+use super::sizes;
+use super::target::{CudaSpec, EngineSpec, TargetSpec};
+use super::values::{Bytes, ComputeCapability, OptimizationLevel};
+use crate::targets::{EngineOptions, Profile, TargetOptions, TargetRow, Toolkit};
+use crate::{BuildOptions, Checkpoint, CompileError, TraceOptions};
+
+impl TargetSpec {
+    /// How the networks are traced for this target.
+    pub fn trace_options(
+        &self,
+        checkpoint: &Checkpoint,
+        loras: Vec<Lora>,
+    ) -> Result<TraceOptions, CompileError> {
+        let (row, networks) = (TargetRow::of(self.target()), self.networks());
+        let precision = &networks.precision;
+        let of = |compute: ElementType| PrecisionPolicy {
+            norms: if row.norms_as_computed { compute } else { ElementType::F32 },
+            scopes: precision.keep_f32.iter().map(|scope| (scope.clone(), ElementType::F32)).collect(),
+            storage: precision.storage,
+            ..PrecisionPolicy::uniform(compute)
+        };
+        let segments = self.segments().map(|bytes| bytes.0).or(row.segments);
+        let policy = EmitPolicy {
+            attention: networks.attention.map(|attention| attention.0).unwrap_or_default(),
+            precision: of(precision.compute.unwrap_or(row.compute)),
+            flavor: self.flavor().unwrap_or(row.flavor),
+            cuts: segments.map_or(Cuts::None, Cuts::Every),
+        };
+        let mut components: BTreeMap<ComponentName, ElementType> = BTreeMap::new();
+        if precision.compute.is_none() && row.compute != ElementType::F32 && checkpoint.vae_overflows() {
+            components.extend([(VAE_ENCODER, ElementType::F32), (VAE_DECODER, ElementType::F32)]);
+        }
+        components.extend(&precision.components);
+        Ok(TraceOptions {
+            precisions: components.into_iter().map(|(name, compute)| (name, of(compute))).collect(),
+            controlled: networks.controlnet.unwrap_or(row.controlled),
+            loras,
+            ..TraceOptions::for_bundle(policy, self.sizes(checkpoint)?)
+        })
+    }
+
+    /// What a bundle of the checkpoint is built with; `toolkit` finds what builds engines, for the targets that are made of
+    /// them.
+    pub fn build_options<E: From<CompileError>>(
+        &self,
+        checkpoint: &Checkpoint,
+        loras: Vec<Lora>,
+        toolkit: impl FnOnce(Target) -> Result<Toolkit, E>,
+    ) -> Result<BuildOptions, E> {
+        let trace = self.trace_options(checkpoint, loras)?;
+        let engines = |spec: &EngineSpec, devices: &[ComputeCapability]| {
+            let profiles = spec.profiles(checkpoint)?;
+            let target = self.target();
+            Ok::<_, E>(TargetOptions::Engines(spec.options(target, toolkit(target)?, devices, profiles)))
+        };
+        let target = match self {
+            TargetSpec::Cpu(_) => TargetOptions::Cpu,
+            TargetSpec::Cuda(spec) => TargetOptions::Cuda(spec.tuning()),
+            TargetSpec::TensorrtRtx(spec) => engines(&spec.engines, &spec.compute_capabilities)?,
+            TargetSpec::Tensorrt(spec) => engines(spec, &[])?,
+            TargetSpec::Onnx(_) => TargetOptions::Onnx,
+        };
+        Ok(BuildOptions { trace, target, rehash: false })
+    }
+
+    fn segments(&self) -> Option<Bytes> {
+        match self {
+            TargetSpec::Cpu(spec) => spec.segments,
+            TargetSpec::Cuda(spec) => spec.segments,
+            TargetSpec::TensorrtRtx(spec) => spec.engines.segments,
+            TargetSpec::Tensorrt(spec) => spec.segments,
+            TargetSpec::Onnx(_) => None,
+        }
+    }
+
+    /// The dialect of ONNX, where it is not the target's own.
+    fn flavor(&self) -> Option<Flavor> {
+        match self {
+            TargetSpec::Cuda(spec) if spec.channels_last == Some(false) => Some(Flavor::OnnxRuntime),
+            _ => None,
+        }
+    }
+
+    fn sizes(&self, checkpoint: &Checkpoint) -> Result<Sizes, CompileError> {
+        match self {
+            TargetSpec::Cpu(spec) => spec.profiles.sizes(checkpoint),
+            TargetSpec::Cuda(spec) => spec.profiles.sizes(checkpoint),
+            TargetSpec::TensorrtRtx(spec) => sizes::sizes(&spec.engines.profiles, checkpoint),
+            TargetSpec::Tensorrt(spec) => sizes::sizes(&spec.profiles, checkpoint),
+            TargetSpec::Onnx(spec) => spec.profiles.sizes(checkpoint),
+        }
+    }
+}
+
+impl CudaSpec {
+    /// How ONNX Runtime's CUDA provider runs the models: as fast as it can, unless told.
+    pub fn tuning(&self) -> Tuning {
+        let search = self.optimization_level != Some(OptimizationLevel::NONE);
+        Tuning { tf32: self.tf32.unwrap_or(true), search }
+    }
+}
+
+impl EngineSpec {
+    /// The profiles in latents; without any, one around the model's own size.
+    pub fn profiles(&self, checkpoint: &Checkpoint) -> Result<Vec<Profile>, CompileError> {
+        sizes::in_latents(&self.profiles, checkpoint)
+    }
+
+    /// What engines are built with, for these devices and at these sizes.
+    pub fn options(
+        &self,
+        target: Target,
+        toolkit: Toolkit,
+        devices: &[ComputeCapability],
+        profiles: Vec<Profile>,
+    ) -> EngineOptions {
+        EngineOptions {
+            target,
+            library: toolkit.library,
+            release: toolkit.release,
+            compute_capabilities: devices.iter().map(|device| device.0).collect(),
+            profiles,
+            workspace: self.workspace.map(|bytes| bytes.0),
+            optimization_level: self.optimization_level.map(OptimizationLevel::get),
+            tf32: self.tf32.unwrap_or(true),
+            allow_slow_attention: self.allow_slow_attention,
+            builder: toolkit.builder,
+        }
+    }
+}
