@@ -1,6 +1,7 @@
 //! Pictures: reading, writing, resizing, comparing.
 
 mod compare;
+mod decode;
 mod resize;
 
 use std::fs::File;
@@ -8,16 +9,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
 pub use compare::Comparison;
-
-/// Largest side of a picture that is read, in pixels.
-const MAX_SIDE: u32 = 32768;
-
-/// Most memory that reading a picture may take.
-const MAX_BYTES: u64 = 1 << 30;
 
 /// Why a picture could not be made, read, written or compared.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +51,13 @@ pub enum ImageError {
     },
 }
 
-/// Whether a JPEG's data ends with the marker that says so; decoders make up what is missing.
-fn is_whole_jpeg(path: &Path) -> io::Result<bool> {
-    let bytes = std::fs::read(path)?;
-    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|pair| pair == marker);
-    let (start_of_scan, end_of_image) = (last([0xff, 0xda]), last([0xff, 0xd9]));
-    Ok(end_of_image.is_some() && end_of_image > start_of_scan)
+/// Reads a file that a picture may fill.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    match file.metadata()?.len() {
+        n if n > decode::MAX_BYTES => Err(io::Error::other(format!("has {n} bytes, more than any picture"))),
+        _ => std::fs::read(path),
+    }
 }
 
 /// A picture of eight bits per channel, row by row.
@@ -122,24 +117,10 @@ impl RgbImage {
     /// `load_image` does. Values of JPEG files differ from Pillow's by up to 3, and those of 16 bits are scaled to eight.
     pub fn open(path: &Path) -> Result<RgbImage, ImageError> {
         let refuse = |reason: String| ImageError::Read { path: path.into(), reason };
-        let mut reader = ImageReader::open(path)
-            .and_then(ImageReader::with_guessed_format)
+        let bytes = read(path)
             .map_err(|e| refuse(e.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()))?;
-        if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(path).unwrap_or(true) {
-            return Err(refuse("is cut off".into()));
-        }
-        let mut limits = Limits::default();
-        limits.max_image_width = Some(MAX_SIDE);
-        limits.max_image_height = Some(MAX_SIDE);
-        limits.max_alloc = Some(MAX_BYTES);
-        reader.limits(limits);
-        let mut decoder = reader.into_decoder().map_err(|e| refuse(e.to_string()))?;
-        let orientation = decoder.orientation().map_err(|e| refuse(e.to_string()))?;
-        let mut image = DynamicImage::from_decoder(decoder).map_err(|e| refuse(e.to_string()))?;
-        image.apply_orientation(orientation);
-        let image = image.into_rgb8();
-        let (width, height) = image.dimensions();
-        RgbImage::from_raw(width, height, image.into_raw())
+        let decode::Rgb { width, height, data } = decode::decode(&bytes).map_err(refuse)?;
+        RgbImage::from_raw(width, height, data)
     }
 
     /// The picture at another size, by Lanczos' filter as Pillow applies it.
