@@ -4,7 +4,6 @@ mod checkpoints;
 mod cli;
 mod compile;
 mod families;
-mod fixtures;
 mod generator;
 mod gpu;
 mod image;
@@ -21,3 +20,5 @@ mod tensorrt;
 mod tokenizer;
 mod tracing;
 mod workspace;
+
+use support::fixtures;

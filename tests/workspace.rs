@@ -1,13 +1,20 @@
 //! What the workspace promises about itself.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 /// Crates that `package` is built from, by name.
 #[track_caller]
 fn dependencies(package: &str) -> String {
+    tree(&["--package", package, "--edges", "normal,build"])
+}
+
+#[track_caller]
+fn tree(arguments: &[&str]) -> String {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let output = Command::new(cargo)
-        .args(["tree", "--package", package, "--edges", "normal,build", "--prefix", "none", "--offline"])
+        .args(["tree", "--prefix", "none", "--offline"])
+        .args(arguments)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .output()
         .expect("cargo runs");
@@ -38,4 +45,30 @@ fn loras_know_neither_networks_nor_engines() {
     for never in ["kiln-graph ", "kiln-nets ", "kiln-engine ", "kiln-runtime ", "kiln-compile "] {
         assert!(!tree.contains(never), "kiln-lora depends on {never}");
     }
+}
+
+/// What an application compiles that runs kiln on one backend.
+#[track_caller]
+fn with_one_backend(backend: &str) -> String {
+    tree(&["--package", "kiln-runtime", "--no-default-features", "--features", backend, "--edges", "normal"])
+}
+
+#[test]
+fn who_wants_one_backend_compiles_no_other() {
+    let cuda = ["cudarc ", "kiln-cuda ", "kiln-trt "];
+    for (backend, others) in [("onnxruntime", ["rten ", "rten-tensor "]), ("rten", ["ort ", "ort-sys "])] {
+        let tree = with_one_backend(backend);
+        assert!(tree.contains("kiln-engine "), "{tree}");
+        for never in cuda.into_iter().chain(others) {
+            let found = tree.lines().any(|line| line.starts_with(never));
+            assert!(!found, "kiln-runtime with {backend} depends on {never}");
+        }
+    }
+}
+
+#[test]
+fn the_runtime_depends_on_few_crates() {
+    let tree = with_one_backend("onnxruntime");
+    let lines: BTreeSet<&str> = tree.lines().collect();
+    assert!(lines.len() <= 144, "{} lines:\n{tree}", lines.len());
 }

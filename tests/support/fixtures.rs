@@ -13,7 +13,7 @@ use kiln_runtime::{Backend, Bundle, Event};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::references;
+use super::references;
 
 /// A folder of this test run, removed by the operating system's or cargo's cleaning.
 pub(crate) fn scratch() -> TempDir {
