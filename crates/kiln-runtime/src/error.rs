@@ -1,7 +1,6 @@
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::BundleError;
-use kiln_cuda::CudaError;
 use kiln_engine::EngineError;
 use kiln_lora::LoraError;
 use kiln_native::Error as NativeError;
@@ -120,6 +119,12 @@ pub enum Error {
     /// A picture can not be made or written.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// No backend that was built in runs engines on the processor.
+    #[error("no backend runs on the CPU: {reason}")]
+    NoBackend {
+        /// Why the last of them does not.
+        reason: String,
+    },
     /// A native library is not on this machine.
     #[error("{0} is not installed; kiln runtime install {name} fetches it", name = .0.name())]
     NotInstalled(kiln_native::Library),
@@ -128,8 +133,9 @@ pub enum Error {
     Native(#[from] NativeError),
 }
 
-impl From<CudaError> for Error {
-    fn from(error: CudaError) -> Error {
+#[cfg(feature = "cuda")]
+impl From<kiln_cuda::CudaError> for Error {
+    fn from(error: kiln_cuda::CudaError) -> Error {
         Error::Engine(error.into())
     }
 }

@@ -43,7 +43,9 @@ pub mod scheduler;
 pub mod tokenizer;
 mod verify;
 
-pub use backend::{CpuBackend, cpu_backend, gpu_backend};
+#[cfg(feature = "cuda")]
+pub use backend::gpu_backend;
+pub use backend::{CpuBackend, cpu_backend};
 pub use companions::{open_scheduler, open_tokenizer};
 pub use error::Error;
 pub use kiln_bundle::{Bundle, ComponentName, Figures};

@@ -45,9 +45,9 @@ impl Pipeline {
     /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
     /// where the operating system does not tell what a process holds.
     pub fn measure(&mut self, progress: &mut dyn FnMut(ComponentName)) -> Result<Option<Figures>, Error> {
-        let Some(meter) = Meter::of(self.backend()) else { return Ok(None) };
+        let Some(meter) = <dyn Meter>::of(self.backend()) else { return Ok(None) };
         let before = self.memory();
-        let figures = self.measure_all(before, &meter, progress);
+        let figures = self.measure_all(before, &*meter, progress);
         self.set_memory(before)?;
         figures.map(Some)
     }
@@ -55,7 +55,7 @@ impl Pipeline {
     fn measure_all(
         &mut self,
         memory: MemoryOptions,
-        meter: &Meter,
+        meter: &dyn Meter,
         progress: &mut dyn FnMut(ComponentName),
     ) -> Result<Figures, Error> {
         // The second UNet, which ControlNets steer, takes what the first one takes and little more.
@@ -90,7 +90,7 @@ impl Pipeline {
     /// Runs a component at growing sizes, so that each run finds what the one before it left, as steps of a loop do.
     ///
     /// Sizes that an engine was not built for are left out, unless it has no other.
-    fn samples(&mut self, role: ComponentName, meter: &Meter) -> Result<Vec<Sample>, Error> {
+    fn samples(&mut self, role: ComponentName, meter: &dyn Meter) -> Result<Vec<Sample>, Error> {
         self.release();
         meter.settle(self.backend())?;
         meter.reset_peak();
@@ -171,11 +171,11 @@ impl Pipeline {
             true => vec![Extent { size: [1, 1], ..one }],
             false => {
                 // Engines of a device may not have been built for more than the model's own size.
-                let (shares, most_times) = match (growth, self.backend().device()) {
-                    (Growth::Linear, None) => (LINEAR, MOST),
-                    (Growth::Quadratic, None) => (QUADRATIC, 2),
-                    (Growth::Linear, Some(_)) => (LINEAR, 1),
-                    (Growth::Quadratic, Some(_)) => (QUADRATIC, 1),
+                let (shares, most_times) = match (growth, self.backend().format().is_for_device()) {
+                    (Growth::Linear, false) => (LINEAR, MOST),
+                    (Growth::Quadratic, false) => (QUADRATIC, 2),
+                    (Growth::Linear, true) => (LINEAR, 1),
+                    (Growth::Quadratic, true) => (QUADRATIC, 1),
                 };
                 let size =
                     |share: &f64| largest.map(|side| ((side as f64 * share / 8.0).ceil() as u64 * 8).min(side));

@@ -145,7 +145,7 @@ impl Pipeline {
         let mut held: Vec<(ComponentName, f64)> = Vec::new();
         let mut peak = (0.0, UNET);
         // On a device all engines compute in one memory, which stays as large as the largest needs.
-        let shares_arena = self.backend().device().is_some() && memory.offload == Offload::None;
+        let shares_arena = self.backend().format().is_for_device() && memory.offload == Offload::None;
         let mut arena = 0.0_f64;
         let mut seconds = 0.0;
         for work in works {

@@ -1,5 +1,6 @@
 //! Which engines are loaded.
 
+#[cfg(feature = "tensorrt")]
 mod kernels;
 mod network;
 
@@ -7,13 +8,12 @@ use kiln_bundle::stable_diffusion::{UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCO
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, ComponentName, TensorFile, Tuning};
-use kiln_engine::{Backend, CudaTuning, Engine, Format, LoadOptions, Placement, heap};
+use kiln_bundle::{Bundle, Component, ComponentName, Segment, TensorFile, Tuning};
+use kiln_engine::{Backend, CudaTuning, Engine, KernelStore, LoadOptions, Placement, heap};
 use kiln_lora::LoraPlan;
 
 use crate::lora::ChangedWeights;
 use crate::{Error, MemoryOptions, Offload};
-use kernels::KernelFile;
 pub(crate) use network::Network;
 
 /// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.
@@ -142,21 +142,32 @@ impl Residency {
         let component = bundle.component(role)?;
         let segment = &component.segments[i];
         let swaps = self.memory.offload != Offload::None;
-        let device = self.backend.device().filter(|_| self.backend.format() == Format::TensorRtRtx);
-        let kernels = device.and_then(|device| KernelFile::new(bundle, &segment.engine, device));
         let mut options = LoadOptions {
             placement: self.placement(bundle),
             overrides: None,
             swaps,
             streaming: self.streaming(role),
             tuning: bundle.manifest().tuning.map(tuning).unwrap_or_default(),
-            kernels: kernels.map(|kernels| Arc::new(kernels) as _),
+            kernels: self.kernels(bundle, segment),
         };
         if let Some(changes) = self.loras.changes(owner(role)) {
             let weights = ChangedWeights::new(bundle, component, segment, changes)?;
             options.overrides = weights.map(|weights| Arc::new(weights) as _);
         }
         Ok(self.backend.load(&bundle.path(&segment.engine), &options)?)
+    }
+
+    /// Where kernels are kept that TensorRT-RTX compiles for an engine.
+    #[cfg(feature = "tensorrt")]
+    fn kernels(&self, bundle: &Bundle, segment: &Segment) -> Option<Arc<dyn KernelStore>> {
+        let device =
+            self.backend.device().filter(|_| self.backend.format() == kiln_engine::Format::TensorRtRtx)?;
+        Some(Arc::new(kernels::KernelFile::new(bundle, &segment.engine, device)?))
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
+    fn kernels(&self, _bundle: &Bundle, _segment: &Segment) -> Option<Arc<dyn KernelStore>> {
+        None
     }
 
     /// Most bytes of a component's weights on the device, where weights stream.

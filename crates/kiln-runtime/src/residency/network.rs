@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::slice;
-use std::sync::Arc;
 
 use kiln_bundle::{AxisSize, Bundle, Component, ComponentName, PortInfo, Segment, TensorFile};
-use kiln_cuda::Device;
 use kiln_engine::{Placement, Tensor, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
@@ -54,7 +52,8 @@ impl<'a> Network<'a> {
     }
 
     /// The device that it computes on, where that is not the host.
-    pub(crate) fn device(&self) -> Option<Arc<Device>> {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&self) -> Option<std::sync::Arc<kiln_cuda::Device>> {
         self.residency.backend.device().cloned()
     }
 
@@ -133,7 +132,7 @@ impl<'a> Network<'a> {
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        let is_on_device = self.residency.backend.device().is_some();
+        let is_on_device = self.residency.backend.format().is_for_device();
         match (rows, self.residency.placement(self.bundle)) {
             (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
                 .map(|row| {
@@ -187,6 +186,6 @@ fn row_of<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
     match view {
         TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),
         TensorView::I64(view) => TensorView::I64(view.slice_axis(Axis(0), at)),
-        TensorView::Device(tensor) => TensorView::Device(tensor),
+        _ => view.reborrow(),
     }
 }

@@ -1,5 +1,6 @@
 //! The denoising loop.
 
+#[cfg(feature = "cuda")]
 mod device;
 
 use kiln_bundle::stable_diffusion::{UNET, VAE_DECODER};
@@ -36,6 +37,7 @@ impl Denoiser<'_> {
         let Start { mut latents, begin, inpainting } = start;
         let timesteps = sampler.timesteps().to_vec();
         let n = timesteps.len() - begin;
+        #[cfg(feature = "cuda")]
         if let (Some(device), None, None) = (self.unet.device(), &self.steering, &inpainting)
             && let Some(linear) = sampler.linear_run(begin)?
         {
