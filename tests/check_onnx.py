@@ -1,6 +1,6 @@
-"""Holds traced models against the onnx checker and stock ONNX Runtime.
+"""Holds traced models against the onnx checker, shape inference included.
 
-    pip install onnx onnxruntime
+    pip install onnx==1.23.2
     kiln trace CHECKPOINT --out DIR && python tests/check_onnx.py DIR
 """
 
@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import onnx
-import onnxruntime
 
-for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
+paths = sorted(Path(sys.argv[1]).glob("*.onnx"))
+if not paths:
+    sys.exit(f"{sys.argv[1]}: holds no models")
+for path in paths:
     onnx.checker.check_model(path, full_check=True)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    ports = [[f"{p.name}{p.shape}" for p in group] for group in (session.get_inputs(), session.get_outputs())]
-    print(f"{path.name}: {', '.join(ports[0])} -> {', '.join(ports[1])}")
+    print(f"{path.name}: valid")

@@ -2,10 +2,10 @@
 
 mod architecture;
 mod checkpoints;
+mod circles;
 mod cli;
 mod compile;
 mod families;
-mod fixtures;
 mod generator;
 mod gpu;
 mod image;
@@ -22,3 +22,5 @@ mod tensorrt;
 mod tokenizer;
 mod tracing;
 mod workspace;
+
+use support::fixtures;

@@ -10,6 +10,7 @@ mod error;
 mod figures;
 pub mod fs;
 mod manifest;
+#[cfg(feature = "pack")]
 mod pack;
 mod seal;
 pub mod stable_diffusion;
@@ -27,6 +28,7 @@ pub use manifest::{
     Content, ControlNetInfo, FileEntry, FusedLora, LatentsInfo, Manifest, PipelineInfo, Provenance, Target,
     TextEncoderInfo, TokenizerInfo, Tuning,
 };
+#[cfg(feature = "pack")]
 pub use pack::{pack, unpack};
 pub use seal::SealKey;
 pub use tensors::{TensorFile, TensorFileError, TensorInfo};

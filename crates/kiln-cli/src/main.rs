@@ -1,4 +1,8 @@
 //! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "doc comments of arguments are help texts, in which brackets are brackets"
+)]
 
 mod args;
 mod backends;

@@ -17,6 +17,7 @@
 //! device.read(&memory, &mut bytes)?;
 //! # Ok::<(), kiln_cuda::CudaError>(())
 //! ```
+#![expect(unsafe_code, reason = "the CUDA driver is a C library")]
 
 mod check;
 mod device;

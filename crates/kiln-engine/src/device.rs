@@ -7,7 +7,7 @@ use kiln_cuda::{CudaError, CudaErrorKind, Device, DeviceMemory};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
 use crate::error::EngineErrorKind;
-use crate::{ElementType, EngineError, TensorView};
+use crate::{ElementType, EngineError};
 
 /// A tensor on a device, contiguous; cheap to clone.
 #[derive(Clone, Debug)]
@@ -39,22 +39,20 @@ impl DeviceTensor {
         })
     }
 
+    /// Copies elements, as they lie in memory, to it.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), CudaError> {
+        self.device().write(&self.memory, bytes)
+    }
+
     /// Copies a tensor of the same type and shape to it.
-    pub(crate) fn fill(&self, value: &TensorView<'_>) -> Result<(), CudaError> {
-        let bytes = match value {
-            TensorView::F32(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
-            TensorView::I64(array) => le_bytes(array.iter().map(|x| x.to_le_bytes())),
-            TensorView::Device(tensor) => {
-                return self.device().copy((&tensor.memory, 0), (&self.memory, 0), self.n_bytes());
-            }
-        };
-        self.device().write(&self.memory, &bytes)
+    pub(crate) fn copy_from(&self, other: &DeviceTensor) -> Result<(), CudaError> {
+        self.device().copy((&other.memory, 0), (&self.memory, 0), self.n_bytes())
     }
 
     /// A copy in memory of its own.
     pub(crate) fn duplicate(&self) -> Result<DeviceTensor, CudaError> {
         let own = DeviceTensor::new(self.device(), self.element_type, &self.shape)?;
-        self.device().copy((&self.memory, 0), (&own.memory, 0), self.n_bytes())?;
+        own.copy_from(self)?;
         Ok(own)
     }
 
@@ -106,7 +104,7 @@ impl DeviceTensor {
 }
 
 /// Bytes of a tensor; an error where they are more than can be counted.
-pub(crate) fn n_bytes(element_type: ElementType, shape: &[usize]) -> Result<usize, CudaError> {
+fn n_bytes(element_type: ElementType, shape: &[usize]) -> Result<usize, CudaError> {
     let product = shape.iter().try_fold(element_type.n_bytes(), |n, &side| n.checked_mul(side));
     product.ok_or_else(|| CudaError::new(CudaErrorKind::Other, format!("a tensor of {shape:?} is too large")))
 }
@@ -114,6 +112,20 @@ pub(crate) fn n_bytes(element_type: ElementType, shape: &[usize]) -> Result<usiz
 /// Elements as they lie in memory.
 pub(crate) fn le_bytes<const N: usize>(elements: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
     elements.flatten().collect()
+}
+
+impl From<CudaError> for EngineError {
+    fn from(error: CudaError) -> EngineError {
+        let kind = match error.kind() {
+            CudaErrorKind::NoDriver | CudaErrorKind::DriverTooOld | CudaErrorKind::NoDevice => {
+                EngineErrorKind::Device
+            }
+            CudaErrorKind::OutOfMemory => EngineErrorKind::OutOfMemory,
+            CudaErrorKind::Lost => EngineErrorKind::Lost,
+            _ => EngineErrorKind::Run,
+        };
+        EngineError::unlocated(kind, error)
+    }
 }
 
 /// What libraries say where memory of the device is full; they have no codes for it.

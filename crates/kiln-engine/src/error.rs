@@ -1,7 +1,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use kiln_cuda::{CudaError, CudaErrorKind};
 use kiln_types::ErrorKind;
 
 /// What kind of thing went wrong in an engine.
@@ -71,19 +70,5 @@ impl fmt::Display for EngineError {
             Some(path) => write!(f, "{}: {}", path.display(), self.reason),
             None => f.write_str(&self.reason),
         }
-    }
-}
-
-impl From<CudaError> for EngineError {
-    fn from(error: CudaError) -> EngineError {
-        let kind = match error.kind() {
-            CudaErrorKind::NoDriver | CudaErrorKind::DriverTooOld | CudaErrorKind::NoDevice => {
-                EngineErrorKind::Device
-            }
-            CudaErrorKind::OutOfMemory => EngineErrorKind::OutOfMemory,
-            CudaErrorKind::Lost => EngineErrorKind::Lost,
-            _ => EngineErrorKind::Run,
-        };
-        EngineError::unlocated(kind, error)
     }
 }

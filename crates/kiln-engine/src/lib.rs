@@ -1,34 +1,56 @@
 //! Engines: what a compiled component runs on.
 //!
 //! A [`Backend`] loads model files into [`Engine`]s; an engine maps named tensors to named tensors. Two backends run the
-//! same ONNX files on the CPU: [`OnnxRuntime`], a native library opened at run time, and [`Rten`], which is always there.
-//! On a GPU, [`TensorRt`] runs engines of TensorRT and TensorRT-RTX, and [`OnnxRuntimeCuda`] ONNX files; what they make
-//! stays there as [`DeviceTensor`]s.
+//! same ONNX files on the CPU: `OnnxRuntime`, a native library opened at run time, and `Rten`, which is part of kiln. On a
+//! GPU, `TensorRt` runs engines of TensorRT and TensorRT-RTX, and `OnnxRuntimeCuda` ONNX files; what they make stays there
+//! as `DeviceTensor`s.
+//!
+//! Each backend is a feature: `onnxruntime`, `rten` and `tensorrt`, which implies `cuda`. ONNX Runtime's CUDA provider
+//! needs `onnxruntime` and `cuda`. Without `cuda`, no code that knows of CUDA is compiled.
+#![cfg_attr(
+    not(any(feature = "onnxruntime", feature = "tensorrt")),
+    allow(dead_code, reason = "what only those backends use")
+)]
 
+mod bind;
+#[cfg(feature = "cuda")]
 mod device;
 mod error;
 pub mod heap;
+#[cfg(any(feature = "onnxruntime", feature = "rten"))]
+mod host;
+#[cfg(feature = "onnxruntime")]
 mod onnxruntime;
 mod overrides;
+#[cfg(feature = "cuda")]
 mod recording;
+#[cfg(feature = "rten")]
 mod rten;
 mod tensor;
+#[cfg(feature = "tensorrt")]
 mod tensorrt;
+#[cfg(any(feature = "onnxruntime", feature = "rten"))]
+mod weights;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use kiln_cuda::Device;
-use tensor::HostView;
-
+#[cfg(feature = "cuda")]
 pub use device::DeviceTensor;
 pub use error::{EngineError, EngineErrorKind};
+#[cfg(feature = "cuda")]
+pub use kiln_cuda::Device;
 pub use kiln_types::{ElementType, Placement};
-pub use onnxruntime::{CudaTuning, OnnxRuntime, OnnxRuntimeCuda};
+#[cfg(feature = "onnxruntime")]
+pub use onnxruntime::OnnxRuntime;
+#[cfg(all(feature = "onnxruntime", feature = "cuda"))]
+pub use onnxruntime::OnnxRuntimeCuda;
 pub use overrides::{Elements, WeightOverride, WeightSource};
+#[cfg(feature = "rten")]
 pub use rten::Rten;
 pub use tensor::{ForeignTensor, Port, Tensor, TensorView};
+#[cfg(feature = "tensorrt")]
 pub use tensorrt::TensorRt;
 
 /// Something that can load engines.
@@ -50,6 +72,7 @@ pub trait Backend: Send + Sync {
     }
 
     /// The device that it computes on, where that is not the host.
+    #[cfg(feature = "cuda")]
     fn device(&self) -> Option<&Arc<Device>> {
         None
     }
@@ -80,6 +103,16 @@ pub enum Format {
     TensorRt,
 }
 
+impl Format {
+    /// Whether such engines run on a device and not on the host.
+    pub fn is_for_device(self) -> bool {
+        match self {
+            Format::Onnx => false,
+            Format::OnnxForCuda | Format::TensorRtRtx | Format::TensorRt => true,
+        }
+    }
+}
+
 /// How an engine is loaded; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
@@ -97,6 +130,22 @@ pub struct LoadOptions {
     pub tuning: CudaTuning,
     /// Where kernels are kept that an engine's library compiles on the device, which takes seconds.
     pub kernels: Option<Arc<dyn KernelStore>>,
+}
+
+/// How ONNX Runtime's CUDA provider runs a model; all of it by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaTuning {
+    /// Whether products of 32-bit floats may have 10 bits of mantissa.
+    pub tf32: bool,
+    /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs, which takes seconds; not of
+    /// engines whose weights come and go.
+    pub search: bool,
+}
+
+impl Default for CudaTuning {
+    fn default() -> CudaTuning {
+        CudaTuning { tf32: true, search: true }
+    }
 }
 
 /// Keeps what a library compiled from one process to the next. Kernels are code: a store gives back only what it was given.
@@ -129,38 +178,4 @@ pub trait Engine: Send {
     fn prefetch(&mut self) -> Result<(), EngineError> {
         Ok(())
     }
-}
-
-/// The inputs in the order of the ports, after names, types and shapes were checked.
-fn bind<'a, 'v>(
-    model: &Path,
-    ports: &[Port],
-    inputs: &'a [(&str, TensorView<'v>)],
-) -> Result<Vec<&'a TensorView<'v>>, EngineError> {
-    let refuse = |reason| EngineError::new(EngineErrorKind::Input, model, reason);
-    if let Some((name, _)) = inputs.iter().find(|(name, _)| !ports.iter().any(|port| port.name == *name)) {
-        let names: Vec<&str> = ports.iter().map(|port| port.name.as_str()).collect();
-        return Err(refuse(format!("has no input '{name}'; it has {}", names.join(", "))));
-    }
-    ports
-        .iter()
-        .map(|port| match inputs.iter().find(|(name, _)| *name == port.name) {
-            Some((_, value)) if port.accepts(value) => Ok(value),
-            Some((_, value)) => {
-                Err(refuse(format!("input {port} got {} {:?}", value.element_type(), value.shape())))
-            }
-            None => Err(refuse(format!("input {port} is missing"))),
-        })
-        .collect()
-}
-
-/// The same for an engine that computes on the host.
-fn bind_on_host<'a>(
-    model: &Path,
-    ports: &[Port],
-    inputs: &'a [(&str, TensorView<'_>)],
-) -> Result<Vec<HostView<'a>>, EngineError> {
-    let bound = bind(model, ports, inputs)?.into_iter();
-    let on_host: Option<_> = bound.map(TensorView::on_host).collect();
-    on_host.ok_or_else(|| EngineError::new(EngineErrorKind::Input, model, "an input is on a device"))
 }

@@ -9,9 +9,10 @@ use rten_tensor::prelude::*;
 use rten_tensor::{Tensor as RtenTensor, TensorView as RtenView};
 
 use crate::error::EngineErrorKind::{Load, Run};
-use crate::overrides::{WeightSource, for_each_weight};
-use crate::tensor::HostView;
-use crate::{Backend, ElementType, Engine, EngineError, LoadOptions, Port, Tensor, TensorView, bind_on_host};
+use crate::host::{HostView, bind_on_host};
+use crate::overrides::{Elements, WeightSource};
+use crate::weights::for_each_weight;
+use crate::{Backend, ElementType, Engine, EngineError, LoadOptions, Port, Tensor, TensorView};
 
 /// rten; needs no native library.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +60,7 @@ fn load_with(model: &Path, source: &dyn WeightSource, threads: Option<usize>) ->
     let path = model.with_file_name(source.file());
     let mut data = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     for_each_weight(source, threads, |name, weight| {
-        let bytes = weight.elements.to_le_bytes();
+        let bytes = le_bytes(&weight.elements);
         let start = usize::try_from(weight.offset).unwrap_or(usize::MAX);
         let place = start.checked_add(bytes.len()).and_then(|end| data.get_mut(start..end));
         let place = place.ok_or_else(|| format!("weight '{name}' lies outside {}", path.display()))?;
@@ -70,6 +71,15 @@ fn load_with(model: &Path, source: &dyn WeightSource, threads: Option<usize>) ->
     let mut options = ModelOptions::with_all_ops();
     options.external_data(source.file(), data);
     options.load(graph).map_err(|e| e.to_string())
+}
+
+/// The elements as they lie in a file, with the least significant byte first.
+fn le_bytes(elements: &Elements) -> Vec<u8> {
+    match elements {
+        Elements::F32(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Elements::F16(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Elements::BF16(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
 }
 
 struct RtenEngine {

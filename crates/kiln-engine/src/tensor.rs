@@ -1,9 +1,10 @@
 use std::fmt;
 
-use kiln_cuda::CudaError;
 use ndarray::{ArrayD, ArrayViewD};
 
-use crate::{DeviceTensor, ElementType};
+#[cfg(feature = "cuda")]
+use crate::device::{DeviceTensor, le_bytes};
+use crate::{ElementType, EngineError};
 
 /// One input or output of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,36 +35,24 @@ impl fmt::Display for Port {
 
 /// A tensor lent to an engine.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum TensorView<'a> {
     /// 32-bit floats.
     F32(ArrayViewD<'a, f32>),
     /// 64-bit integers.
     I64(ArrayViewD<'a, i64>),
     /// On a device.
+    #[cfg(feature = "cuda")]
     Device(&'a DeviceTensor),
 }
 
-/// A view of a tensor in memory of the host.
-#[derive(Debug)]
-pub(crate) enum HostView<'a> {
-    F32(ArrayViewD<'a, f32>),
-    I64(ArrayViewD<'a, i64>),
-}
-
 impl TensorView<'_> {
-    pub(crate) fn on_host(&self) -> Option<HostView<'_>> {
-        match self {
-            TensorView::F32(array) => Some(HostView::F32(array.view())),
-            TensorView::I64(array) => Some(HostView::I64(array.view())),
-            TensorView::Device(_) => None,
-        }
-    }
-
     /// Element type.
     pub fn element_type(&self) -> ElementType {
         match self {
             TensorView::F32(_) => ElementType::F32,
             TensorView::I64(_) => ElementType::I64,
+            #[cfg(feature = "cuda")]
             TensorView::Device(tensor) => tensor.element_type(),
         }
     }
@@ -78,8 +67,19 @@ impl TensorView<'_> {
         match self {
             TensorView::F32(array) => array.shape(),
             TensorView::I64(array) => array.shape(),
+            #[cfg(feature = "cuda")]
             TensorView::Device(tensor) => tensor.shape(),
         }
+    }
+
+    /// Copies it to a tensor of the same type and shape on a device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn copy_to(&self, place: &DeviceTensor) -> Result<(), EngineError> {
+        Ok(match self {
+            TensorView::F32(array) => place.write(&le_bytes(array.iter().map(|x| x.to_le_bytes()))),
+            TensorView::I64(array) => place.write(&le_bytes(array.iter().map(|x| x.to_le_bytes()))),
+            TensorView::Device(tensor) => place.copy_from(tensor),
+        }?)
     }
 
     /// The same view, as long as this one is borrowed.
@@ -87,6 +87,7 @@ impl TensorView<'_> {
         match self {
             TensorView::F32(array) => TensorView::F32(array.view()),
             TensorView::I64(array) => TensorView::I64(array.view()),
+            #[cfg(feature = "cuda")]
             TensorView::Device(tensor) => TensorView::Device(tensor),
         }
     }
@@ -94,6 +95,7 @@ impl TensorView<'_> {
 
 /// A tensor that an engine made.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Tensor {
     /// 32-bit floats.
     F32(ArrayD<f32>),
@@ -102,6 +104,7 @@ pub enum Tensor {
     /// In memory of the host that its backend manages.
     Foreign(Box<dyn ForeignTensor>),
     /// On a device.
+    #[cfg(feature = "cuda")]
     Device(DeviceTensor),
 }
 
@@ -124,13 +127,15 @@ impl Tensor {
             Tensor::F32(array) => TensorView::F32(array.view()),
             Tensor::I64(array) => TensorView::I64(array.view()),
             Tensor::Foreign(tensor) => tensor.view(),
+            #[cfg(feature = "cuda")]
             Tensor::Device(tensor) => TensorView::Device(tensor),
         }
     }
 
     /// The same tensor in memory of the host.
-    pub fn into_host(self) -> Result<Tensor, CudaError> {
+    pub fn into_host(self) -> Result<Tensor, EngineError> {
         match self {
+            #[cfg(feature = "cuda")]
             Tensor::Device(tensor) => Ok(Tensor::F32(tensor.download()?)),
             tensor => Ok(tensor),
         }
@@ -148,7 +153,7 @@ impl Tensor {
     pub fn f32(&self) -> Option<ArrayViewD<'_, f32>> {
         match self.view() {
             TensorView::F32(view) => Some(view),
-            TensorView::I64(_) | TensorView::Device(_) => None,
+            _ => None,
         }
     }
 }

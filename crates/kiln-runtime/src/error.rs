@@ -3,7 +3,6 @@ mod kind;
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::{BundleError, ComponentName};
-use kiln_cuda::CudaError;
 use kiln_engine::EngineError;
 use kiln_lora::LoraError;
 use kiln_native::Error as NativeError;
@@ -154,8 +153,9 @@ pub enum Error {
     Native(#[from] NativeError),
 }
 
-impl From<CudaError> for Error {
-    fn from(error: CudaError) -> Error {
+#[cfg(feature = "cuda")]
+impl From<kiln_cuda::CudaError> for Error {
+    fn from(error: kiln_cuda::CudaError) -> Error {
         Error::Engine(error.into())
     }
 }

@@ -29,6 +29,7 @@
 //! std::fs::write("unet.engine", builder.build(&network, &config)?.as_bytes())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+#![expect(unsafe_code, reason = "TensorRT is a C++ library, called through its virtual tables")]
 
 mod alias;
 mod builder;

@@ -1,28 +1,30 @@
 //! Memory that engines freed, which matters where engines come and go.
 //!
 //! On Linux the tensors of ONNX Runtime lie in a pool of kiln's own; everything else is the C library's, whose heap keeps
-//! what was freed for each thread. Elsewhere these functions do nothing.
+//! what was freed for each thread. Elsewhere these functions do nothing. Pool and heap belong to the process: what is given
+//! back is memory that nobody uses, whichever engine freed it.
 
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
 mod extents;
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
 pub(crate) mod pool;
 
-/// Gives all memory that was freed back to the operating system.
+/// Gives all memory that was freed back to the operating system. Any thread may call it at any time; what other threads
+/// free next is served more slowly.
 pub fn trim() {
+    trim_tensors(0);
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "a call into the C library")]
     // SAFETY: `malloc_trim` has no preconditions and may run on any thread.
     unsafe {
-        pool::trim(0);
         libc::malloc_trim(0);
     }
 }
 
 /// Gives memory of freed tensors back to the operating system, all but so many bytes.
 pub fn trim_tensors(keep: u64) {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
     pool::trim(usize::try_from(keep).unwrap_or(usize::MAX));
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    #[cfg(not(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime")))]
     let _ = keep;
 }

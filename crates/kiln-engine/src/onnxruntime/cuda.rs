@@ -16,7 +16,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use super::OnnxRuntime;
 use crate::device::failure;
 use crate::error::EngineErrorKind::{Library, Load};
-use crate::{Backend, Engine, EngineError, Format, LoadOptions};
+use crate::{Backend, CudaTuning, Engine, EngineError, Format, LoadOptions};
 use engine::CudaEngine;
 
 /// ONNX Runtime with its CUDA provider on a device.
@@ -27,22 +27,6 @@ pub struct OnnxRuntimeCuda {
     runtime: OnnxRuntime,
     device: Arc<Device>,
     records: bool,
-}
-
-/// How the CUDA provider runs a model; all of it by default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CudaTuning {
-    /// Whether products of 32-bit floats may have 10 bits of mantissa.
-    pub tf32: bool,
-    /// Whether all of cuDNN's algorithms are tried for each convolution when it first runs, which takes seconds; not of
-    /// engines whose weights come and go.
-    pub search: bool,
-}
-
-impl Default for CudaTuning {
-    fn default() -> CudaTuning {
-        CudaTuning { tf32: true, search: true }
-    }
 }
 
 impl OnnxRuntimeCuda {

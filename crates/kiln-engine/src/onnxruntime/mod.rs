@@ -2,6 +2,7 @@
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod allocator;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use std::path::{Path, PathBuf};
@@ -16,14 +17,15 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, Outlet, Tensor as OrtTensor, TensorElementType, TensorRef};
 
 use crate::error::EngineErrorKind::{Library, Load, Run};
-use crate::overrides::{Elements, WeightOverride, WeightSource, for_each_weight};
-use crate::tensor::HostView;
+use crate::host::{HostView, bind_on_host};
+use crate::overrides::{Elements, WeightOverride, WeightSource};
+use crate::weights::for_each_weight;
 use crate::{
     Backend, ElementType, Engine, EngineError, ForeignTensor, LoadOptions, Placement, Port, Tensor, TensorView,
-    bind_on_host,
 };
 
-pub use cuda::{CudaTuning, OnnxRuntimeCuda};
+#[cfg(feature = "cuda")]
+pub use cuda::OnnxRuntimeCuda;
 
 /// ONNX Runtime, opened from a shared library, with its CPU provider.
 pub struct OnnxRuntime {

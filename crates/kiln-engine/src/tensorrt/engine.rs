@@ -12,9 +12,10 @@ use super::failure;
 use super::kernels::Kernels;
 use super::plan::{Plan, PlanReader};
 use super::profiles::Profiles;
+use crate::bind::bind;
 use crate::error::EngineErrorKind::{Load, Run};
 use crate::recording::Recording;
-use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
+use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView};
 
 /// An engine, and where it reads and writes.
 pub(super) struct TrtEngine {
@@ -247,7 +248,7 @@ impl Engine for TrtEngine {
         self.set_shapes(bound.iter().map(|view| view.shape().iter().map(|&n| n as i64).collect()).collect())?;
         for (i, value) in bound.into_iter().enumerate() {
             if let Some(setup) = &self.setup {
-                setup.inputs[i].fill(value)?;
+                value.copy_to(&setup.inputs[i])?;
             }
         }
         self.enqueue()?;

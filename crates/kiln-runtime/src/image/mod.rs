@@ -147,7 +147,8 @@ impl RgbImage {
     /// Decodes a PNG, JPEG or WebP file: turned as its EXIF data says and without its alpha channel, as diffusers'
     /// `load_image` does. Values of JPEG files differ from Pillow's by up to 3, and those of 16 bits are scaled to eight.
     pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
-        decode::rgb(bytes).map_err(ImageError::Decode)
+        let decode::Rgb { width, height, data } = decode::decode(bytes).map_err(ImageError::Decode)?;
+        RgbImage::from_raw(width, height, data)
     }
 
     /// The picture at another size, by Lanczos' filter as Pillow applies it.

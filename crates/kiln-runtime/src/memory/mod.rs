@@ -1,5 +1,7 @@
 //! How a pipeline spends memory.
 
+#[cfg(feature = "cuda")]
+mod device;
 mod meter;
 pub mod process;
 

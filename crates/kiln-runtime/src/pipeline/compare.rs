@@ -34,7 +34,7 @@ impl Pipeline {
     fn outputs(&mut self, name: ComponentName, inputs: &[(String, Tensor)]) -> Result<Vec<ArrayD<f32>>, Error> {
         let views: Vec<(&str, TensorView<'_>)> =
             inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.view())).collect();
-        let made = self.engines.runner(name)?.run(&views)?;
+        let made = self.engines.chain(name)?.run(&views)?;
         self.rest();
         Ok(made.into_iter().filter_map(Tensor::into_f32).collect())
     }

@@ -109,7 +109,7 @@ impl<'a> ActiveControlNets<'a> {
             }
             let scale = arr1(&[scale]).into_dyn();
             let ActiveControlNet { net, picture, .. } = active;
-            let mut runner = net.engines.runner(net.component)?;
+            let mut chain = net.engines.chain(net.component)?;
             let mut inputs = vec![
                 ("sample", TensorView::F32(sample.view())),
                 ("timestep", TensorView::F32(timestep.view())),
@@ -117,11 +117,11 @@ impl<'a> ActiveControlNets<'a> {
                 ("conditioning_scale", TensorView::F32(scale.view())),
             ];
             let shared =
-                conditions.iter().filter(|(name, _)| runner.inputs().iter().any(|port| port.name == *name));
+                conditions.iter().filter(|(name, _)| chain.inputs().iter().any(|port| port.name == *name));
             inputs.extend(shared.map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
-            let outputs = runner.run(&inputs)?;
+            let outputs = chain.run(&inputs)?;
             match sum.is_empty() {
-                true => sum = runner.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
+                true => sum = chain.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
                 false => add(&mut sum, outputs),
             }
         }

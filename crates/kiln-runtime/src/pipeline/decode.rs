@@ -8,7 +8,7 @@ use super::facts::Facts;
 use super::progress::Progress;
 use super::run::Run;
 use crate::image::RgbImage;
-use crate::residency::Runner;
+use crate::residency::Chain;
 use crate::watch::Event;
 use crate::{Error, VaeTiling};
 
@@ -18,14 +18,14 @@ impl Run<'_, '_> {
         let name = self.facts.image_decoder;
         self.load(name)?;
         let tiling = self.engines.memory().vae_tiling;
-        let mut runner = self.engines.runner(name)?;
-        decode(&mut runner, self.facts, tiling, latents, Some(&mut self.progress))
+        let mut chain = self.engines.chain(name)?;
+        decode(&mut chain, self.facts, tiling, latents, Some(&mut self.progress))
     }
 }
 
 /// Decodes latents `[B, C, H, W]`, and tells of it where somebody listens.
 pub(super) fn decode(
-    runner: &mut Runner<'_>,
+    chain: &mut Chain<'_>,
     facts: &Facts,
     tiling: Option<VaeTiling>,
     latents: &ArrayD<f32>,
@@ -34,7 +34,7 @@ pub(super) fn decode(
     let total = latents.shape()[0];
     let (scale, shift) = (facts.latents.scaling as f32, facts.latents.shift as f32);
     let tiles = facts.decoding_tiles(tiling, latents.shape())?;
-    let at_once = match runner.inputs().first().and_then(|port| port.shape.first()) {
+    let at_once = match chain.inputs().first().and_then(|port| port.shape.first()) {
         Some(AxisSize::Fixed(n)) => usize::try_from(*n).unwrap_or(1).max(1),
         _ => 1,
     };
@@ -47,8 +47,8 @@ pub(super) fn decode(
         tell(images.len())?;
         let part = part.mapv(|x| x / scale + shift);
         let mut decode = |tile: &ArrayD<f32>| {
-            let outputs = runner.run(&[("latents", TensorView::F32(tile.view()))])?;
-            outputs.into_iter().next().and_then(Tensor::into_f32).ok_or_else(|| runner.no_output())
+            let outputs = chain.run(&[("latents", TensorView::F32(tile.view()))])?;
+            outputs.into_iter().next().and_then(Tensor::into_f32).ok_or_else(|| chain.no_output())
         };
         let decoded = match &tiles {
             Some(tiles) => tiles.map(&part, |tile| Ok(vec![decode(tile)?]))?.swap_remove(0),

@@ -51,9 +51,9 @@ pub(super) fn measure(
     engines: &mut Residency,
     progress: &mut dyn FnMut(ComponentName),
 ) -> Result<Option<Figures>, Error> {
-    let Some(meter) = Meter::of(&**engines.backend()) else { return Ok(None) };
+    let Some(meter) = <dyn Meter>::of(&**engines.backend()) else { return Ok(None) };
     let before = engines.memory();
-    let figures = Measurement { facts, engines, meter: &meter }.all(before, progress);
+    let figures = Measurement { facts, engines, meter: &*meter }.all(before, progress);
     engines.set_memory(before);
     figures.map(Some)
 }
@@ -61,7 +61,7 @@ pub(super) fn measure(
 struct Measurement<'a> {
     facts: &'a Facts,
     engines: &'a mut Residency,
-    meter: &'a Meter,
+    meter: &'a dyn Meter,
 }
 
 impl Measurement<'_> {
@@ -159,7 +159,7 @@ impl Measurement<'_> {
         let begun = Instant::now();
         for i in 1..=MOST_RUNS {
             let start = Instant::now();
-            self.engines.runner(name)?.run(&views)?;
+            self.engines.chain(name)?.run(&views)?;
             seconds = seconds.min(start.elapsed().as_secs_f64());
             if i >= least_runs && begun.elapsed() > LONG_ENOUGH {
                 break;
@@ -177,15 +177,16 @@ impl Measurement<'_> {
         let longest = full[0].max(full[1]);
         let largest = full.map(|side| (side * MOST.min(longest)).div_ceil(longest));
         let growth = growth(component, &**self.engines.backend());
+        let is_on_device = self.engines.backend().format().is_for_device();
         let mut extents: Vec<Extent> = match shapes(one) == shapes(Extent { size: [1, 1], ..one }) {
             true => vec![Extent { size: [1, 1], ..one }],
             false => {
                 // Engines of a device may not have been built for more than the model's own size.
-                let (shares, most_times) = match (growth, self.engines.backend().device()) {
-                    (Growth::Linear, None) => (LINEAR, MOST),
-                    (Growth::Quadratic, None) => (QUADRATIC, 2),
-                    (Growth::Linear, Some(_)) => (LINEAR, 1),
-                    (Growth::Quadratic, Some(_)) => (QUADRATIC, 1),
+                let (shares, most_times) = match (growth, is_on_device) {
+                    (Growth::Linear, false) => (LINEAR, MOST),
+                    (Growth::Quadratic, false) => (QUADRATIC, 2),
+                    (Growth::Linear, true) => (LINEAR, 1),
+                    (Growth::Quadratic, true) => (QUADRATIC, 1),
                 };
                 let size =
                     |share: &f64| largest.map(|side| ((side as f64 * share / 8.0).ceil() as u64 * 8).min(side));

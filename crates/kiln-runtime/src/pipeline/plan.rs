@@ -152,7 +152,7 @@ impl Forecaster<'_> {
         let mut held: Vec<(ComponentName, f64)> = Vec::new();
         let mut peak = (0.0, self.facts.image_decoder);
         // On a device all engines compute in one memory, which stays as large as the largest needs.
-        let shares_arena = self.engines.backend().device().is_some() && memory.offload == Offload::None;
+        let shares_arena = self.engines.backend().format().is_for_device() && memory.offload == Offload::None;
         let mut arena = 0.0_f64;
         let mut seconds = 0.0;
         for work in works {

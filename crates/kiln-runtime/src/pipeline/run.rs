@@ -110,7 +110,7 @@ impl Run<'_, '_> {
         DenoisingLoop {
             facts: self.facts,
             denoiser: &*self.model.denoiser,
-            runner: self.engines.runner(component)?,
+            chain: self.engines.chain(component)?,
             controlnets,
             guidance,
             conditions: &conditions,
@@ -153,9 +153,9 @@ impl Engines for Run<'_, '_> {
 
     fn run(&mut self, component: ComponentName, inputs: &[(&str, TensorView<'_>)]) -> Result<Outputs, Error> {
         self.load(component)?;
-        let mut runner = self.engines.runner(component)?;
-        let outputs = runner.run(inputs)?;
-        let names = runner.outputs().iter().map(|port| port.name.clone());
+        let mut chain = self.engines.chain(component)?;
+        let outputs = chain.run(inputs)?;
+        let names = chain.outputs().iter().map(|port| port.name.clone());
         Ok(Outputs::new(component, names.zip(outputs).collect()))
     }
 }

@@ -137,9 +137,9 @@ impl Run<'_, '_> {
         let name = self.facts.image_encoder()?;
         self.load(name)?;
         let tiles = self.facts.encoding_tiles(self.engines.memory().vae_tiling, picture.shape())?;
-        let mut runner = self.engines.runner(name)?;
+        let mut chain = self.engines.chain(name)?;
         let mut encode = |tile: &ArrayD<f32>| -> Result<Vec<ArrayD<f32>>, Error> {
-            let outputs = runner.run(&[("sample", TensorView::F32(tile.view()))])?;
+            let outputs = chain.run(&[("sample", TensorView::F32(tile.view()))])?;
             Ok(outputs.into_iter().filter_map(Tensor::into_f32).collect())
         };
         let outputs = match tiles {

@@ -7,18 +7,13 @@ use kiln_bundle::{Bundle, SealKey, fs::write_atomic};
 use kiln_cuda::Device;
 use kiln_engine::KernelStore;
 
+use super::KernelCache;
+
 /// Bytes of the seal that comes before the kernels, in hexadecimal.
 const SEAL_BYTES: usize = 64;
 
 /// Most bytes that are read back.
 const MOST: u64 = 1 << 30;
-
-/// The folder of kernels, and the key that seals them.
-#[derive(Clone, Debug)]
-pub(crate) struct KernelCache {
-    pub(crate) folder: PathBuf,
-    pub(crate) key: SealKey,
-}
 
 /// The file of one engine's kernels on one device.
 #[derive(Debug)]

@@ -1,28 +1,38 @@
 //! Which engines are loaded.
 
+mod chain;
 mod encodings;
+#[cfg(feature = "cuda")]
 mod kernels;
 mod pool;
-mod runner;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, ComponentName, Stage, TensorFile, Tuning};
-use kiln_engine::{Backend, CudaTuning, Engine, Format, LoadOptions, Placement};
+use kiln_bundle::{Bundle, Component, ComponentName, SealKey, Segment, Stage, TensorFile, Tuning};
+#[cfg(feature = "cuda")]
+use kiln_engine::Format;
+use kiln_engine::{Backend, CudaTuning, Engine, KernelStore, LoadOptions, Placement};
 use kiln_lora::{Lora, LoraPlan};
 
 use crate::lora::ChangedWeights;
 use crate::{Error, MemoryOptions, Offload};
+pub(crate) use chain::Chain;
 pub(crate) use encodings::EncodingKey;
-pub(crate) use kernels::KernelCache;
-use kernels::KernelFile;
 pub use pool::Pool;
 use pool::{EngineKey, Slot};
-pub(crate) use runner::Runner;
 
 /// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.
 const PACKED_BYTES: u64 = 256 << 20;
+
+/// The folder of kernels, and the key that seals them.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only devices have kernels to keep"))]
+pub(crate) struct KernelCache {
+    pub(crate) folder: PathBuf,
+    pub(crate) key: SealKey,
+}
 
 /// The engines that a pipeline holds of one bundle, segment by segment, as its memory options say.
 pub(crate) struct Residency {
@@ -139,8 +149,8 @@ impl Residency {
     }
 
     /// A component to run.
-    pub(crate) fn runner(&mut self, name: ComponentName) -> Result<Runner<'_>, Error> {
-        Runner::new(self, name)
+    pub(crate) fn chain(&mut self, name: ComponentName) -> Result<Chain<'_>, Error> {
+        Chain::new(self, name)
     }
 
     /// Loads all segments of a component, unless only the one that runs is to be loaded.
@@ -214,23 +224,32 @@ impl Residency {
 
     fn open(&self, name: ComponentName, component: &Component, i: usize) -> Result<Box<dyn Engine>, Error> {
         let (bundle, segment) = (&*self.bundle, &component.segments[i]);
-        let device = self.backend.device().filter(|_| self.backend.format() == Format::TensorRtRtx);
-        let kernels = device.zip(self.kernels.as_ref());
-        let kernels =
-            kernels.and_then(|(device, cache)| KernelFile::new(cache, bundle, &segment.engine, device));
         let mut options = LoadOptions {
             placement: self.placement(),
             overrides: None,
             swaps: self.swaps(),
             streaming: self.streaming(component.stage),
             tuning: bundle.manifest().tuning.map(tuning).unwrap_or_default(),
-            kernels: kernels.map(|kernels| Arc::new(kernels) as _),
+            kernels: self.kernel_store(segment),
         };
         if let Some(changes) = self.changes.changes(bundle.weights_owner(name)) {
             let weights = ChangedWeights::new(bundle, component, segment, changes)?;
             options.overrides = weights.map(|weights| Arc::new(weights) as _);
         }
         Ok(self.backend.load(&bundle.path(&segment.engine), &options)?)
+    }
+
+    /// Where kernels of an engine are kept that its library compiles on the device.
+    #[cfg(feature = "cuda")]
+    fn kernel_store(&self, segment: &Segment) -> Option<Arc<dyn KernelStore>> {
+        let device = self.backend.device().filter(|_| self.backend.format() == Format::TensorRtRtx)?;
+        let file = kernels::KernelFile::new(self.kernels.as_ref()?, &self.bundle, &segment.engine, device)?;
+        Some(Arc::new(file))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn kernel_store(&self, _segment: &Segment) -> Option<Arc<dyn KernelStore>> {
+        None
     }
 
     fn swaps(&self) -> bool {

@@ -144,7 +144,7 @@ impl Context {
             let bytes: Vec<u8> = match made.view() {
                 TensorView::F32(array) => array.iter().flat_map(|x| x.to_le_bytes()).collect(),
                 TensorView::I64(array) => array.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                TensorView::Device(_) => die("rten has no device"),
+                _ => die("rten has no device"),
             };
             cuda::bytes(self.address(&port.name), bytes.len()).copy_from_slice(&bytes);
         }

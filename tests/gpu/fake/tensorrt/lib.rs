@@ -3,7 +3,7 @@
 //!
 //! It is strict where the real one is silent or crashes: a run without weights, without its memory or with a tensor that
 //! has no address ends the process.
-#![allow(unsafe_code, reason = "a C++ library in all but name")]
+#![expect(unsafe_code, reason = "a C++ library in all but name")]
 
 mod context;
 mod cuda;

@@ -13,10 +13,11 @@ use ort::value::{DynTensorValueType, DynValue, TensorElementType};
 
 use super::super::port;
 use super::in_short;
+use crate::bind::bind;
 use crate::device::failure;
 use crate::error::EngineErrorKind::{Load, Run};
 use crate::recording::Recording;
-use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView, bind};
+use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, TensorView};
 
 /// Sizes whose tensors and recordings are kept.
 const MOST_SETUPS: usize = 8;
@@ -166,7 +167,7 @@ impl Engine for CudaEngine {
             None => self.prepare(&shapes)?,
         };
         for (place, value) in setup.inputs.iter().zip(bound) {
-            place.fill(value)?;
+            value.copy_to(place)?;
         }
         match setup.n_runs {
             0 => self.run_first(&mut setup)?,

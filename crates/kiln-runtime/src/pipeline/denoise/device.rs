@@ -65,7 +65,7 @@ impl DenoisingLoop<'_, '_> {
         let base = self.progress.step;
         for (i, &timestep) in timesteps.iter().enumerate() {
             if i + 1 == timesteps.len() {
-                self.runner.prefetch_next(self.facts.image_decoder)?;
+                self.chain.prefetch_next(self.facts.image_decoder)?;
             }
             let sample = self.doubled(device, history.sum(&linear.inputs[i])?)?;
             let timestep =
@@ -75,9 +75,9 @@ impl DenoisingLoop<'_, '_> {
                 (self.denoiser.timestep_input(), TensorView::Device(&timestep)),
             ];
             inputs.extend(conditions.iter().map(|(name, value)| (*name, TensorView::Device(value))));
-            let made = self.runner.run_where_it_is(&inputs)?.into_iter().next();
+            let made = self.chain.run_where_it_is(&inputs)?.into_iter().next();
             let Some(Tensor::Device(made)) = made else {
-                return Err(self.runner.no_output());
+                return Err(self.chain.no_output());
             };
             let prediction = self.guided(device, made, latents.shape())?;
             flags.check(device, &prediction)?;

@@ -15,7 +15,7 @@ use super::noise::Noise;
 use super::progress::Progress;
 use super::start::{Inpainting, Start, joined};
 use crate::architecture::Denoiser;
-use crate::residency::Runner;
+use crate::residency::Chain;
 use crate::scheduler::{Sampler, SchedulerError};
 use crate::watch::Event;
 use crate::{Error, Guidance};
@@ -24,7 +24,7 @@ use crate::{Error, Guidance};
 pub(super) struct DenoisingLoop<'a, 'w> {
     pub(super) facts: &'a Facts,
     pub(super) denoiser: &'a dyn Denoiser,
-    pub(super) runner: Runner<'a>,
+    pub(super) chain: Chain<'a>,
     pub(super) controlnets: Option<ActiveControlNets<'a>>,
     pub(super) guidance: Guidance,
     /// Inputs of the denoiser besides latents and timestep, by name.
@@ -40,7 +40,7 @@ impl DenoisingLoop<'_, '_> {
         let timesteps = sampler.timesteps().to_vec();
         let n = timesteps.len() - begin;
         #[cfg(feature = "cuda")]
-        if let Some(device) = self.runner.device().filter(|_| self.stays_on_device(inpainting.as_ref()))
+        if let Some(device) = self.chain.device().filter(|_| self.stays_on_device(inpainting.as_ref()))
             && let Some(linear) = sampler.linear_run(begin)?
         {
             return self.run_on_device(&device, &linear, &timesteps[begin..], &latents);
@@ -48,7 +48,7 @@ impl DenoisingLoop<'_, '_> {
         sampler.start_at(begin)?;
         for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
             if i + 1 == timesteps.len() {
-                self.runner.prefetch_next(self.facts.image_decoder)?;
+                self.chain.prefetch_next(self.facts.image_decoder)?;
             }
             let input = sampler.scale_model_input(i, &latents).into_owned();
             let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
@@ -87,10 +87,10 @@ impl DenoisingLoop<'_, '_> {
 
     /// Tells what the pictures look like so far.
     fn preview(&mut self, latents: &ArrayD<f32>) -> Result<(), Error> {
-        let tiling = self.runner.memory().vae_tiling;
-        let mut decoder = self.runner.other(self.facts.image_decoder)?;
+        let tiling = self.chain.memory().vae_tiling;
+        let mut decoder = self.chain.other(self.facts.image_decoder)?;
         let images = decode(&mut decoder, self.facts, tiling, latents, None)?;
-        self.runner.release_others();
+        self.chain.release_others();
         self.progress.tell(Event::Preview { step: self.progress.step, images })
     }
 
@@ -129,8 +129,8 @@ impl DenoisingLoop<'_, '_> {
         inputs
             .extend(self.conditions.iter().map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
         inputs.extend(residuals.iter().map(|(name, value)| (name.as_str(), value.view())));
-        let made = self.runner.run(&inputs)?.into_iter().next().and_then(Tensor::into_f32);
-        let made = made.ok_or_else(|| self.runner.no_output())?;
+        let made = self.chain.run(&inputs)?.into_iter().next().and_then(Tensor::into_f32);
+        let made = made.ok_or_else(|| self.chain.no_output())?;
         let prediction = match packing {
             Some(packing) => packing.unpack(made, sample.shape())?,
             None => made,

@@ -11,7 +11,7 @@ use kiln_runtime::{Backend, Backends, Bundle, Device, Libraries, Pipeline, Runne
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::references;
+use super::references;
 
 /// A folder of this test run, removed by the operating system's or cargo's cleaning.
 pub(crate) fn scratch() -> TempDir {

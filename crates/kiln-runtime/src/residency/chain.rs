@@ -5,15 +5,14 @@ use std::slice;
 use std::sync::Arc;
 
 use kiln_bundle::{AxisSize, Component, ComponentName, PortInfo, Segment, TensorFile};
-use kiln_cuda::Device;
 use kiln_engine::{Placement, Tensor, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
 use super::Residency;
 use crate::{Error, MemoryOptions, Offload};
 
-/// Runs a component, whose segments are loaded when they run, if they are not loaded yet.
-pub(crate) struct Runner<'a> {
+/// A component as the chain of its segments, which are loaded when they run, if they are not loaded yet.
+pub(crate) struct Chain<'a> {
     residency: &'a mut Residency,
     name: ComponentName,
     component: Arc<Component>,
@@ -26,8 +25,8 @@ type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
 /// What the segments made for one part of the batch, as long as it is needed.
 type Made = BTreeMap<String, Tensor>;
 
-impl<'a> Runner<'a> {
-    pub(super) fn new(residency: &'a mut Residency, name: ComponentName) -> Result<Runner<'a>, Error> {
+impl<'a> Chain<'a> {
+    pub(super) fn new(residency: &'a mut Residency, name: ComponentName) -> Result<Chain<'a>, Error> {
         let component = residency.component(name)?.clone();
         let streams = residency.memory.offload == Offload::Sequential && residency.memory.prefetch > 0;
         let weights = match &component.weights {
@@ -37,7 +36,7 @@ impl<'a> Runner<'a> {
             }
             _ => None,
         };
-        Ok(Runner { residency, name, component, weights })
+        Ok(Chain { residency, name, component, weights })
     }
 
     /// What it reads.
@@ -56,8 +55,8 @@ impl<'a> Runner<'a> {
     }
 
     /// Another component of the same bundle, for a moment.
-    pub(crate) fn other(&mut self, name: ComponentName) -> Result<Runner<'_>, Error> {
-        Runner::new(self.residency, name)
+    pub(crate) fn other(&mut self, name: ComponentName) -> Result<Chain<'_>, Error> {
+        Chain::new(self.residency, name)
     }
 
     /// Lets go, under offload, of what ran beside this component.
@@ -74,11 +73,12 @@ impl<'a> Runner<'a> {
     }
 
     /// The device that it computes on, where that is not the host.
-    pub(crate) fn device(&self) -> Option<Arc<Device>> {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&self) -> Option<Arc<kiln_cuda::Device>> {
         self.residency.backend.device().cloned()
     }
 
-    /// Runs once; `inputs` in any order, the results in the order of [`Runner::outputs`], in memory of the host.
+    /// Runs once; `inputs` in any order, the results in the order of [`Chain::outputs`], in memory of the host.
     pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Error> {
         let made = self.run_where_it_is(inputs)?.into_iter().map(Tensor::into_host);
         Ok(made.collect::<Result<_, _>>()?)
@@ -150,7 +150,7 @@ impl<'a> Runner<'a> {
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        let is_on_device = self.residency.backend.device().is_some();
+        let is_on_device = self.residency.backend.format().is_for_device();
         match (rows, self.residency.placement()) {
             (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
                 .map(|row| {
@@ -204,6 +204,6 @@ fn row_of<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
     match view {
         TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),
         TensorView::I64(view) => TensorView::I64(view.slice_axis(Axis(0), at)),
-        TensorView::Device(tensor) => TensorView::Device(tensor),
+        _ => view.reborrow(),
     }
 }

@@ -1,5 +1,7 @@
 //! Reference files and the comparison of numbers.
 
+pub(crate) mod fixtures;
+
 use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, ArrayViewD};
