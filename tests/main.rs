@@ -3,6 +3,7 @@
 mod checkpoints;
 mod cli;
 mod compile;
+mod docs;
 mod families;
 mod fixtures;
 mod generator;
