@@ -5,6 +5,7 @@ mod checkpoints;
 mod circles;
 mod cli;
 mod compile;
+mod docs;
 mod families;
 mod generator;
 mod gpu;
