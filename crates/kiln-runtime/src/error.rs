@@ -63,9 +63,6 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// A pipeline was built without anything that runs engines.
-    #[error("no backend: the pipeline's builder was given none")]
-    NoBackend,
     /// Two arrays do not go together, which the pipeline's own checks should have found.
     #[error("shapes: {0}")]
     Shapes(String),

@@ -1,14 +1,13 @@
 //! Runs Stable Diffusion pipelines from bundles: the library to embed.
 //!
 //! ```no_run
-//! use kiln_runtime::{Backends, Bundle, Libraries, Pipeline, Request};
+//! use kiln_runtime::{Bundle, Libraries, Pipeline, Request};
 //!
 //! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef")?;
-//! let backends = Backends::new(Libraries::new().from_environment());
-//! let backend = backends.open(bundle.manifest().target)?.backend;
-//! let mut pipeline = Pipeline::builder(bundle).backend(backend).build()?;
-//! let output = pipeline.generate(&Request::new("a red circle"))?;
-//! output.images[0].save_png("circle.png".as_ref(), &[])?;
+//! let libraries = Libraries::new().from_environment();
+//! let mut pipeline = Pipeline::builder(bundle).libraries(libraries).build()?;
+//! let output = pipeline.generate(&Request::new("a red circle").seed(7))?;
+//! output.images[0].save_png("circle.png", &[])?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -47,7 +46,20 @@ mod stable_diffusion;
 pub mod tokenizer;
 mod watch;
 
-#[cfg(feature = "cuda")]
+/// Arrays, which latents and planes of pictures are.
+pub use ndarray;
+
+/// Bundles: manifests, components, files.
+pub mod bundle {
+    pub use kiln_bundle::*;
+}
+
+/// Engines and the backends that load them.
+pub mod engine {
+    pub use kiln_engine::*;
+}
+
+#[cfg(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt")))]
 pub use backends::DeviceCheck;
 pub use backends::{
     Backends, Device, DeviceReport, Found, Gpu, Libraries, Library, Notice, Opened, Origin, Place, Runner,

@@ -115,6 +115,7 @@ impl<'a> Watch<'a> {
         self.preview_every.is_some_and(|every| step < steps && step.is_multiple_of(every))
     }
 
+    #[cfg(feature = "cuda")]
     pub(crate) fn wants_previews(&self) -> bool {
         self.preview_every.is_some()
     }

@@ -12,7 +12,7 @@ type Backed = (Arc<dyn Backend>, Option<Notice>);
 pub(super) fn open(runner: Runner, threads: Option<usize>, libraries: &Libraries) -> Result<Backed, Error> {
     match runner {
         Runner::Rten => built_in(threads, None),
-        Runner::OnnxRuntime => Ok((onnxruntime(threads, libraries, |error| Err(error))?.0, None)),
+        Runner::OnnxRuntime => Ok((onnxruntime(threads, libraries, Err)?.0, None)),
         Runner::Auto => onnxruntime(threads, libraries, |error| {
             let reason = error.to_string();
             built_in(threads, Some(Notice::BuiltIn { reason })).map_err(|_| error)

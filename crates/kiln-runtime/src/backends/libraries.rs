@@ -22,6 +22,7 @@ pub struct Libraries {
 pub(crate) struct Located {
     pub(crate) path: PathBuf,
     /// Whether somebody named it, so that nothing else may take its place.
+    #[cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "nothing takes the place of another"))]
     pub(crate) is_named: bool,
 }
 

@@ -7,7 +7,7 @@
 //!
 //! let bundle = Bundle::open("engine-cache/shapes-cpu-0123456789abcdef")?;
 //! let backends = Backends::new(Libraries::new().from_environment()).device(Device::Cpu).threads(Some(4));
-//! let opened = backends.open(bundle.manifest().target)?;
+//! let opened = backends.open_for(&bundle)?;
 //! opened.notices.iter().for_each(|notice| eprintln!("{notice}"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -15,9 +15,9 @@
 //! What takes the place of something better is never silent: it comes with a [`Notice`].
 
 mod device;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt")))]
 mod gpu;
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt"))))]
 #[path = "no_gpu.rs"]
 mod gpu;
 mod host;
@@ -31,14 +31,14 @@ mod target;
 use std::fmt;
 use std::sync::Arc;
 
-use kiln_bundle::Target;
+use kiln_bundle::{Bundle, Target};
 use kiln_engine::Backend;
 use kiln_types::limits::MAX_THREADS;
 
 use crate::Error;
 
 pub use device::Device;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt")))]
 pub use gpu::DeviceCheck;
 pub use gpu::Gpu;
 pub use kiln_native::{Found, Library, Origin};
@@ -112,6 +112,12 @@ impl Backends {
         Backends { records, ..self }
     }
 
+    /// The same with native libraries from elsewhere.
+    #[must_use]
+    pub fn with_libraries(self, libraries: Libraries) -> Backends {
+        Backends { libraries, ..self }
+    }
+
     /// Where native libraries come from.
     pub fn libraries(&self) -> &Libraries {
         &self.libraries
@@ -135,6 +141,11 @@ impl Backends {
     /// was asked for by name, the built-in backend takes over where ONNX Runtime cannot be had.
     pub fn open(&self, target: Target) -> Result<Opened, Error> {
         self.open_at(&self.place(target)?)
+    }
+
+    /// Opens what runs the engines of a bundle, like [`Backends::open`].
+    pub fn open_for(&self, bundle: &Bundle) -> Result<Opened, Error> {
+        self.open(bundle.manifest().target)
     }
 
     /// Opens what runs engines in a place.

@@ -9,7 +9,7 @@ use kiln_engine::Backend;
 use super::Libraries;
 use crate::Error;
 
-/// A GPU that is in use: never, without the feature `cuda`.
+/// A GPU that is in use: never, without the feature `cuda` and a library that runs engines there.
 #[derive(Clone, Debug)]
 pub struct Gpu(Infallible);
 

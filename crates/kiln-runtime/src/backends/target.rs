@@ -16,11 +16,11 @@ pub fn library(target: Target) -> Option<Library> {
 }
 
 /// The targets whose engines run on GPUs, the preferred one first.
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt")))]
 pub(super) const OF_GPUS: [Target; 3] = [Target::TensorrtRtx, Target::Cuda, Target::Tensorrt];
 
 /// What the engines of a target need of a GPU.
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt")))]
 pub(super) struct Needs {
     pub(super) library: Library,
     /// The version of CUDA that the driver has to support; zero where the library says it itself.
@@ -29,7 +29,7 @@ pub(super) struct Needs {
     pub(super) compute_capability: kiln_cuda::ComputeCapability,
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", any(feature = "onnxruntime", feature = "tensorrt")))]
 impl Needs {
     /// Fails for targets whose engines do not run on a GPU, or not in this program.
     pub(super) fn of(target: Target) -> Result<Needs, crate::Error> {

@@ -8,7 +8,7 @@ impl Error {
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Request { .. } | Error::Scheduler(_) | Error::NoBackend => ErrorKind::Request,
+            Error::Request { .. } | Error::Scheduler(_) => ErrorKind::Request,
             Error::Cancelled { .. } => ErrorKind::Cancelled,
             Error::Budget { .. } => ErrorKind::Memory,
             Error::NotFinite { .. }

@@ -205,7 +205,8 @@ impl RgbImage {
     }
 
     /// Writes a PNG file that appears whole or not at all.
-    pub fn save_png(&self, path: &Path, text: &[(&str, String)]) -> Result<(), ImageError> {
+    pub fn save_png(&self, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<(), ImageError> {
+        let path = path.as_ref();
         let refuse = |e: io::Error| ImageError::Write { path: path.into(), reason: e.to_string() };
         static N_SAVED: AtomicU64 = AtomicU64::new(0);
         let n = N_SAVED.fetch_add(1, Ordering::Relaxed);

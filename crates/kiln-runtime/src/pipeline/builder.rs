@@ -7,6 +7,7 @@ use kiln_engine::{Backend, Format};
 use super::Pipeline;
 use super::facts::Facts;
 use crate::architecture::{self, Architecture};
+use crate::backends::{Backends, Device, Libraries};
 use crate::residency::{KernelCache, Pool, Residency};
 use crate::stable_diffusion::StableDiffusion;
 use crate::{Error, MemoryOptions};
@@ -16,6 +17,7 @@ use crate::{Error, MemoryOptions};
 #[must_use]
 pub struct PipelineBuilder {
     bundle: Bundle,
+    backends: Backends,
     backend: Option<Backing>,
     memory: MemoryOptions,
     pool: Pool,
@@ -36,6 +38,7 @@ impl PipelineBuilder {
     pub(super) fn new(bundle: Bundle) -> PipelineBuilder {
         PipelineBuilder {
             bundle,
+            backends: Backends::new(Libraries::new()),
             backend: None,
             memory: MemoryOptions::default(),
             pool: Pool::new(),
@@ -45,7 +48,23 @@ impl PipelineBuilder {
         }
     }
 
-    /// Runs the engines with a backend, such as [`Backends`](crate::Backends) opens.
+    /// Sets where native libraries come from; without it, from nowhere, and the built-in backend runs what it can.
+    pub fn libraries(self, libraries: Libraries) -> PipelineBuilder {
+        PipelineBuilder { backends: self.backends.with_libraries(libraries), ..self }
+    }
+
+    /// Sets the device; by default the one that the bundle's engines are for.
+    pub fn device(self, device: Device) -> PipelineBuilder {
+        PipelineBuilder { backends: self.backends.device(device), ..self }
+    }
+
+    /// Sets the threads per operator on the processor; one per core by default.
+    pub fn threads(self, threads: impl Into<Option<usize>>) -> PipelineBuilder {
+        PipelineBuilder { backends: self.backends.threads(threads.into()), ..self }
+    }
+
+    /// Runs the engines with a backend that is open already, as where several pipelines share one; then libraries, device
+    /// and threads say nothing.
     pub fn backend(self, backend: Arc<dyn Backend>) -> PipelineBuilder {
         PipelineBuilder { backend: Some(Backing(backend)), ..self }
     }
@@ -85,7 +104,13 @@ impl PipelineBuilder {
     /// that the key does not vouch for, and where one of its small files cannot be used.
     pub fn build(self) -> Result<Pipeline, Error> {
         self.memory.validate()?;
-        let Some(Backing(backend)) = self.backend else { return Err(Error::NoBackend) };
+        let (backend, notices) = match self.backend {
+            Some(Backing(backend)) => (backend, Vec::new()),
+            None => {
+                let opened = self.backends.open_for(&self.bundle)?;
+                (opened.backend, opened.notices)
+            }
+        };
         check_target(&self.bundle, &*backend, self.seal_key.as_ref())?;
         let model = architecture::open(&self.bundle, &self.architectures)?;
         let facts = Facts::read(&self.bundle, &*model.denoiser)?;
@@ -94,8 +119,16 @@ impl PipelineBuilder {
         let (folder, seal_key) = (self.kernels, self.seal_key);
         let kernels = folder.zip(seal_key.clone()).map(|(folder, key)| KernelCache { folder, key });
         let engines = Residency::new(bundle.clone(), backend, self.pool, kernels, self.memory);
-        let mut pipeline =
-            Pipeline { bundle, facts, model, engines, controlnets: Vec::new(), seal_key, vocabulary: 0 };
+        let mut pipeline = Pipeline {
+            bundle,
+            facts,
+            model,
+            engines,
+            controlnets: Vec::new(),
+            seal_key,
+            notices,
+            vocabulary: 0,
+        };
         for folder in controlnets {
             let nested = Bundle::open(pipeline.bundle.path(&folder))?;
             pipeline.add_controlnet(nested)?;

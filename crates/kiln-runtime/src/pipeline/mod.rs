@@ -30,6 +30,7 @@ use kiln_lora::{Lora, LoraFile, LoraPlan};
 use ndarray::ArrayD;
 
 use crate::architecture::{Model, Task};
+use crate::backends::Notice;
 use crate::error::refuse;
 use crate::image::RgbImage;
 use crate::lora::targets;
@@ -58,6 +59,7 @@ pub struct Pipeline {
     engines: Residency,
     controlnets: Vec<ControlNet>,
     seal_key: Option<SealKey>,
+    notices: Vec<Notice>,
     /// Which words are known; 0 for those of the tokenizer alone.
     vocabulary: u64,
 }
@@ -76,6 +78,11 @@ impl Pipeline {
     /// The backend that runs the engines.
     pub fn backend(&self) -> &dyn Backend {
         &**self.engines.backend()
+    }
+
+    /// What is not as it was preferred to be where the builder opened the backend.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
     }
 
     /// The pool that holds the engines.
