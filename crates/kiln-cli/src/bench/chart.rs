@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::memory::Row;
+use super::row::Row;
 use crate::memtrace::Recording;
 use crate::output::bytes;
 

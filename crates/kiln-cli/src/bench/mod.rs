@@ -3,6 +3,7 @@
 mod chart;
 mod ladder;
 mod memory;
+mod row;
 mod table;
 
 use kiln_bundle::OutputFolder;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use kiln_runtime::Request;
 use serde_json::{Value, json};
 
-use super::memory::Row;
+use super::row::Row;
 use crate::args::BenchMemoryArgs;
 use crate::output::bytes;
 

@@ -30,21 +30,8 @@ pub(crate) trait Meter {
     }
 }
 
-impl dyn Meter {
-    /// Reads the memory in which a backend's engines compute; none where nobody tells how much of it is held.
-    pub(crate) fn of(backend: &dyn Backend) -> Option<Box<dyn Meter>> {
-        #[cfg(feature = "cuda")]
-        if let Some(device) = backend.device() {
-            return Some(Box::new(super::device::DeviceMeter::new(device)));
-        }
-        let is_known =
-            !backend.format().is_for_device() && process::resident().is_some() && process::reset_peak();
-        is_known.then(|| Box::new(ProcessMeter) as _)
-    }
-}
-
 /// Resident memory of this process.
-struct ProcessMeter;
+pub(super) struct ProcessMeter;
 
 impl Meter for ProcessMeter {
     fn base(&self) -> u64 {

@@ -5,7 +5,7 @@ mod device;
 mod meter;
 pub mod process;
 
-use kiln_engine::Placement;
+use kiln_engine::{Backend, Placement};
 use kiln_types::limits::MAX_PREFETCH;
 
 use crate::error::{Error, refuse};
@@ -147,5 +147,18 @@ impl MemoryOptions {
             true => Ok(()),
             false => refuse("VAE tile overlap", format!("{overlap} is not a number from 0 to under 0.9")),
         }
+    }
+}
+
+impl dyn Meter {
+    /// Reads the memory in which a backend's engines compute; none where nobody tells how much of it is held.
+    pub(crate) fn of(backend: &dyn Backend) -> Option<Box<dyn Meter>> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = backend.device() {
+            return Some(Box::new(device::DeviceMeter::new(device)));
+        }
+        let is_known =
+            !backend.format().is_for_device() && process::resident().is_some() && process::reset_peak();
+        is_known.then(|| Box::new(meter::ProcessMeter) as _)
     }
 }

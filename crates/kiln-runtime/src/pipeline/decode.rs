@@ -6,22 +6,10 @@ use ndarray::{ArrayD, Axis};
 
 use super::facts::Facts;
 use super::progress::Progress;
-use super::run::Run;
 use crate::image::RgbImage;
 use crate::residency::Chain;
 use crate::watch::Event;
 use crate::{Error, VaeTiling};
-
-impl Run<'_, '_> {
-    /// Decodes one latent at a time (diffusers' `enable_vae_slicing`), or as many as the engine was built for.
-    pub(super) fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Vec<RgbImage>, Error> {
-        let name = self.facts.image_decoder;
-        self.load(name)?;
-        let tiling = self.engines.memory().vae_tiling;
-        let mut chain = self.engines.chain(name)?;
-        decode(&mut chain, self.facts, tiling, latents, Some(&mut self.progress))
-    }
-}
 
 /// Decodes latents `[B, C, H, W]`, and tells of it where somebody listens.
 pub(super) fn decode(

@@ -5,7 +5,7 @@ use ndarray::{Array4, ArrayD, ArrayView2, Axis, Ix4, s};
 use super::job::Job;
 use super::noise::Noise;
 use super::run::Run;
-use super::start::Start;
+use super::state::Start;
 use crate::{Error, Upscaler};
 
 impl Run<'_, '_> {

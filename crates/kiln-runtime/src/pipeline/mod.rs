@@ -17,6 +17,7 @@ mod progress;
 mod reference;
 mod run;
 mod start;
+mod state;
 mod tiling;
 
 use std::fmt;

@@ -8,14 +8,16 @@ use kiln_engine::TensorView;
 use ndarray::ArrayD;
 
 use super::controlnet::{ActiveControlNets, ControlNet};
+use super::decode::decode;
 use super::denoise::DenoisingLoop;
 use super::facts::Facts;
 use super::job::Job;
 use super::noise::Noise;
 use super::output::{Output, Timings};
 use super::progress::Progress;
-use super::start::Start;
+use super::state::Start;
 use crate::architecture::{Conditioning, Engines, Model, Outputs, PassInfo, Texts};
+use crate::image::RgbImage;
 use crate::residency::{EncodingKey, Residency};
 use crate::watch::Event;
 use crate::{Error, Offload};
@@ -118,6 +120,15 @@ impl Run<'_, '_> {
             progress: &mut self.progress,
         }
         .run(&mut pass.schedule.sampler, start)
+    }
+
+    /// Decodes one latent at a time (diffusers' `enable_vae_slicing`), or as many as the engine was built for.
+    pub(super) fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Vec<RgbImage>, Error> {
+        let name = self.facts.image_decoder;
+        self.load(name)?;
+        let tiling = self.engines.memory().vae_tiling;
+        let mut chain = self.engines.chain(name)?;
+        decode(&mut chain, self.facts, tiling, latents, Some(&mut self.progress))
     }
 
     /// Loads a component and, under offload, lets go of those that do not run together with it.

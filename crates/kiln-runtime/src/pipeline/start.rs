@@ -2,40 +2,15 @@
 
 use kiln_engine::{Tensor, TensorView};
 use kiln_types::Size;
-use ndarray::{Array4, ArrayD, Axis, Slice, Zip, concatenate};
+use ndarray::{Array4, ArrayD, Axis, Slice, Zip};
 
 use super::controlnet::repeated;
 use super::job::{Job, Pass};
 use super::noise::{Noise, initial_noise};
 use super::run::Run;
+use super::state::{Blend, Inpainting, Start, joined};
 use crate::scheduler::Sampler;
 use crate::{Error, Init, Picture};
-
-/// The state before the first step.
-pub(super) struct Start {
-    /// `[B, C, H, W]`.
-    pub(super) latents: ArrayD<f32>,
-    /// The sampler's first step to take.
-    pub(super) begin: usize,
-    pub(super) inpainting: Option<Inpainting>,
-}
-
-/// What to paint anew and what to keep.
-pub(super) struct Inpainting {
-    /// `[B, 1, H, W]`, 1 where to paint.
-    pub(super) mask: ArrayD<f32>,
-    /// Mask and masked picture `[B, 1 + C, H, W]` for a UNet that was trained to inpaint.
-    pub(super) channels: Option<ArrayD<f32>>,
-    /// For any other UNet: what is put back after each step.
-    pub(super) blend: Option<Blend>,
-}
-
-pub(super) struct Blend {
-    /// The picture's latents `[B, C, H, W]`.
-    pub(super) kept: ArrayD<f32>,
-    /// The noise that they get.
-    pub(super) noise: ArrayD<f32>,
-}
 
 impl Run<'_, '_> {
     /// Latents of a job's first pass, drawing random numbers in the order in which diffusers' pipelines do.
@@ -205,12 +180,6 @@ fn start_from(
 /// The initial picture `[1, 3, H, W]` in `[-1, 1]`.
 fn signed(image: &Picture, size: Size) -> Result<Array4<f32>, Error> {
     Ok(image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0))
-}
-
-/// Arrays joined along an axis.
-pub(super) fn joined(axis: Axis, parts: &[&ArrayD<f32>]) -> Result<ArrayD<f32>, Error> {
-    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
-    concatenate(axis, &views).map_err(|e| Error::Shapes(e.to_string()))
 }
 
 /// `torch.nn.functional.interpolate` with mode nearest.

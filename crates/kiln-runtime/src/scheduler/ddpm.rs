@@ -2,8 +2,8 @@ use ndarray::{ArrayD, Axis, Slice, Zip};
 
 use super::alphas::Alphas;
 use super::config::VarianceType;
+use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Planned, Schedule};
 use super::timesteps::whole;
 use super::{PredictionType, SchedulerConfig, SchedulerError, Thresholding};
 

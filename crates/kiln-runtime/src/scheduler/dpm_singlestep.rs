@@ -3,8 +3,8 @@ use std::collections::VecDeque;
 use ndarray::ArrayD;
 
 use super::dpm::{Factors, Solver, SolverType, difference, schedule};
+use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Planned, Schedule};
 use super::{SchedulerConfig, SchedulerError};
 
 /// DPM-Solver and DPM-Solver++ of several calls per step (Lu et al. 2022; diffusers

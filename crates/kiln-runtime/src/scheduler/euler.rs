@@ -1,6 +1,6 @@
 use ndarray::ArrayD;
 
-use super::sampler::{Method, Noise, Planned, Schedule};
+use super::method::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 

@@ -1,7 +1,7 @@
 use ndarray::{ArrayD, Zip};
 
+use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError, Thresholding};
 

@@ -2,7 +2,7 @@ use ndarray::{ArrayD, Zip};
 
 use super::euler::ancestral;
 use super::heun::doubled;
-use super::sampler::{Method, Noise, Planned, Schedule};
+use super::method::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, SigmaSpacing, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 

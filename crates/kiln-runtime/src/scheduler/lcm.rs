@@ -1,8 +1,8 @@
 use ndarray::{ArrayD, Zip};
 
 use super::alphas::Alphas;
+use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Planned, Schedule};
 use super::timesteps::check_steps;
 use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError, Thresholding};
 

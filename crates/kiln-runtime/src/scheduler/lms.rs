@@ -2,8 +2,8 @@ use std::collections::VecDeque;
 
 use ndarray::ArrayD;
 
+use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Planned, Schedule};
 use super::sigmas::{KSchedule, denoised, input_divisor};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 

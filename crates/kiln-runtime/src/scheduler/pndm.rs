@@ -1,7 +1,7 @@
 use ndarray::ArrayD;
 
 use super::alphas::Alphas;
-use super::sampler::{Method, Noise, Planned, Schedule};
+use super::method::{Method, Noise, Planned, Schedule};
 use super::timesteps::{check_steps, whole};
 use super::{PredictionType, SchedulerConfig, SchedulerError};
 

@@ -3,8 +3,8 @@ use std::collections::VecDeque;
 use ndarray::ArrayD;
 
 use super::dpm::{Factors, Level, Solver, SolverType, difference, schedule};
+use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::sampler::{Method, Noise, Planned, Schedule};
 use super::{SchedulerConfig, SchedulerError};
 
 /// UniPC (Zhao et al. 2023; diffusers `schedulers/scheduling_unipc_multistep.py`): a predictor, and a corrector that uses the

@@ -13,7 +13,7 @@ use super::decode::decode;
 use super::facts::Facts;
 use super::noise::Noise;
 use super::progress::Progress;
-use super::start::{Inpainting, Start, joined};
+use super::state::{Inpainting, Start, joined};
 use crate::architecture::Denoiser;
 use crate::residency::Chain;
 use crate::scheduler::{Sampler, SchedulerError};
