@@ -243,8 +243,8 @@ fn classes_and_values_that_are_not_supported_are_named() {
 fn values_that_half_precision_does_not_have_are_refused() {
     for (value, reason) in [
         (1e6, "holds 1000000, which overflows f16"),
-        (f32::INFINITY, "holds inf, which is no finite number"),
-        (f32::NAN, "holds NaN, which is no finite number"),
+        (f32::INFINITY, "holds inf, which is not a finite number"),
+        (f32::NAN, "holds NaN, which is not a finite number"),
     ] {
         let error = half_precision_error(value);
         assert!(error.contains(reason), "{error}");

@@ -161,7 +161,7 @@ fn both_backends_draw_the_same_picture_and_bundles_are_models_too() {
 }
 
 #[test]
-fn where_onnx_runtime_can_not_be_had_the_built_in_backend_takes_over_and_says_so() {
+fn where_onnx_runtime_cannot_be_had_the_built_in_backend_takes_over_and_says_so() {
     let (model, work) = (tiny(), scratch());
     let model = model.path().display().to_string();
     let args = ["generate", "a cat", "--model", &model, "--steps", "1", "--out", "a.png"];
@@ -278,7 +278,7 @@ fn missing_and_broken_models_are_named() {
 
 #[cfg(unix)]
 #[test]
-fn a_cache_that_can_not_be_written_is_an_error_unless_the_bundle_is_there() {
+fn a_cache_that_cannot_be_written_is_an_error_unless_the_bundle_is_there() {
     use std::os::unix::fs::PermissionsExt;
     let (model, work) = (tiny(), scratch());
     let model = model.path().display().to_string();
@@ -329,8 +329,8 @@ fn trace_and_synth_never_overwrite() {
     fail(&mut kiln(&["trace", &model, "--out", "onnx"], work.path()), 2, "onnx: exists and is not empty");
     fail(&mut kiln(&["synth", "tiny", "--out", "onnx"], work.path()), 2, "onnx: exists and is not empty");
     fs::write(work.path().join("file"), "mine").expect("a file");
-    fail(&mut kiln(&["trace", &model, "--out", "file"], work.path()), 2, "file: exists and is no folder");
-    fail(&mut kiln(&["synth", "sd15", "--out", "file"], work.path()), 2, "file: exists and is no folder");
+    fail(&mut kiln(&["trace", &model, "--out", "file"], work.path()), 2, "file: exists and is not a folder");
+    fail(&mut kiln(&["synth", "sd15", "--out", "file"], work.path()), 2, "file: exists and is not a folder");
     assert_eq!(fs::read(work.path().join("file")).expect("a file"), b"mine");
     let summary = succeed(&mut kiln(&["inspect", "onnx/unet.onnx", "--json"], work.path()));
     let summary: Value = serde_json::from_str(&summary).expect("JSON");
@@ -394,7 +394,7 @@ fn processes_that_want_the_same_folder_leave_each_other_alone() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn what_can_not_be_written_is_said_before_any_work() {
+fn what_cannot_be_written_is_said_before_any_work() {
     let (model, work) = (tiny(), scratch());
     let model = model.path().display().to_string();
     let check = |args: &[&str], code: i32, message: &str, names_the_cache: bool| {
@@ -412,8 +412,8 @@ fn what_can_not_be_written_is_said_before_any_work() {
         ("/sys/a.png", 5, "error: /sys: "),
         ("/proc/a.png", 5, "error: /proc: "),
         ("nowhere/a.png", 2, "error: nowhere: no such folder"),
-        ("/dev", 2, "error: /dev: is no regular file"),
-        ("..", 2, "error: ..: is no name of a file"),
+        ("/dev", 2, "error: /dev: is not a regular file"),
+        ("..", 2, "error: ..: is not the name of a file"),
     ] {
         let args = generate(out);
         check(&args.each_ref().map(String::as_str), code, message, false);
@@ -518,9 +518,9 @@ fn options_that_would_have_no_effect_are_refused() {
         let args = [&["generate", "a cat", "--model", bundle.trim()], &option[..]].concat();
         fail(&mut kiln(&args, work.path()), 2, &format!("error: {}: {} is a bundle", option[0], bundle.trim()));
     }
-    fail(&mut kiln(&["inspect", &model, "--verify"], work.path()), 2, "is no bundle, and --verify");
+    fail(&mut kiln(&["inspect", &model, "--verify"], work.path()), 2, "is not a bundle, and --verify");
     let onnx = format!("{}/unet.onnx", bundle.trim());
-    fail(&mut kiln(&["inspect", &onnx, "--verify"], work.path()), 2, "is no bundle, and --verify");
+    fail(&mut kiln(&["inspect", &onnx, "--verify"], work.path()), 2, "is not a bundle, and --verify");
 
     let trace = ["trace", &model, "--out", "onnx"];
     let args = [&trace[..], &["--precision", "f16", "--keep-f32", "mid_block.attention"]].concat();

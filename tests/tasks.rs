@@ -185,5 +185,5 @@ fn pictures_are_compared() {
     fail(&mut compare(&["--min-ssim", "1.5"]), 2, "expected a number from 0 to 1");
     fail(&mut compare(&["--min-psnr", "NaN"]), 2, "expected a number from 0");
     b.resized(kiln_runtime::Size::square(20)).save_png(&work.path().join("b.png"), &[]).expect("a file");
-    fail(&mut compare(&[]), 3, "a picture of 40x32 pixels can not be compared with one of 20x20");
+    fail(&mut compare(&[]), 3, "a picture of 40x32 pixels cannot be compared with one of 20x20");
 }

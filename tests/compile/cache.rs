@@ -175,7 +175,7 @@ fn damage_that_left_no_trace_in_times_is_built_anew_once_it_shows() {
 }
 
 #[test]
-fn records_that_can_not_be_read_are_named_and_removed() {
+fn records_that_cannot_be_read_are_named_and_removed() {
     let fixture = Fixture::new();
     fixture.compile();
     let entry = fixture.entry("unet-cpu");

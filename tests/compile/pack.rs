@@ -92,7 +92,7 @@ fn nothing_is_written_that_the_manifest_does_not_list() {
     check(&[first, (name, Regular, &spoilt)], "does not match the digest");
     fs::write(&file, b"no archive").expect("a file");
     let error = unpack(&file, &folder.path().join("out")).expect_err("refused").to_string();
-    assert!(error.contains("is no packed bundle"), "{error}");
+    assert!(error.contains("is not a packed bundle"), "{error}");
 }
 
 #[test]

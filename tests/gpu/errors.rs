@@ -12,7 +12,7 @@ fn on(gpu: &OnGpu, more: &[&str]) -> Command {
     kiln_with_gpu(&gpu.draw("a.png", more), gpu.folder())
 }
 
-/// The command where the driver's library can not be loaded, even if the machine has one.
+/// The command where the driver's library cannot be loaded, even if the machine has one.
 fn without_driver(args: &[&str], folder: &Path) -> Command {
     for name in ["libcuda.so", "libcuda.so.1"] {
         fs::write(folder.join(name), "").expect("a file");

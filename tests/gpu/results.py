@@ -166,7 +166,7 @@ def told(section):
     try:
         yield from section
     except Exception as error:
-        yield f"What was found can not be told: {error!r}"
+        yield f"What was found cannot be told: {error!r}"
 
 
 def failures():

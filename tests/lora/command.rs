@@ -64,7 +64,7 @@ fn inspect_tells_what_is_in_a_lora() {
 }
 
 #[test]
-fn loras_that_can_not_be_used_are_input_errors() {
+fn loras_that_cannot_be_used_are_input_errors() {
     onnxruntime();
     let (case, foreign, work) = (Case::new("kohya"), Case::new("original"), scratch());
     let model = case.checkpoint.display().to_string();

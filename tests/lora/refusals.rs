@@ -159,7 +159,7 @@ fn a_weight_is_changed_by_one_module() {
 
 #[test]
 fn files_that_hold_no_lora_are_refused() {
-    check_refused(&[("conv_in.weight", Dtype::F32, &[8, 4, 3, 3])], "'conv_in.weight' is no part of a LoRA");
+    check_refused(&[("conv_in.weight", Dtype::F32, &[8, 4, 3, 3])], "'conv_in.weight' is not part of a LoRA");
     check_refused(&[], "holds no LoRA");
     let folder = scratch();
     for (bytes, message) in [

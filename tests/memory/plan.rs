@@ -118,7 +118,7 @@ fn segments_stay_loaded_as_far_as_the_budget_goes() {
     let folder = work.path().display().to_string();
     let fresh = work.path().join("fresh.png");
     let wrong = [&draw(&model, &fresh)[..], &["--memory-trace", &folder]].concat();
-    fail(&mut kiln(&wrong, work.path()), 2, "is no regular file");
+    fail(&mut kiln(&wrong, work.path()), 2, "is not a regular file");
     let wrong = [&draw(&model, &out)[..], &["--offload", "model", "--keep", "1MiB"]].concat();
     fail(&mut kiln(&wrong, work.path()), 2, "keep: only sequential offload drops segments");
 }
@@ -221,7 +221,7 @@ fn tiles_are_for_what_fits_no_other_way() {
 }
 
 #[test]
-fn tiles_that_can_not_be_are_refused_before_anything_runs() {
+fn tiles_that_cannot_be_are_refused_before_anything_runs() {
     let (model, work) = (small().display().to_string(), scratch());
     let out = work.path().join("a.png");
     let wrong = [&draw(&model, &out)[..], &["--vae-tile", "4"]].concat();

@@ -76,7 +76,7 @@ fn write_lora(path: &Path, folder: &Path) {
 }
 
 #[test]
-fn inspect_tells_the_family_of_files_that_can_not_be_run_too() {
+fn inspect_tells_the_family_of_files_that_cannot_be_run_too() {
     let (_folder, path) = hollow(&Draft::of("sdxl"));
     let (path, work) = (path.display().to_string(), scratch());
     let text = succeed(&mut kiln(&["inspect", &path], work.path()));

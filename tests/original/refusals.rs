@@ -1,4 +1,4 @@
-//! Files that are no checkpoints, or no whole ones.
+//! Files that are not checkpoints, or not whole ones.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -110,7 +110,7 @@ fn other_files_are_told_what_they_seem_to_be() {
         ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "a Flux model"),
         ("model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight", "a Stable Diffusion 3 model"),
     ] {
-        check_refused(&file(key), &format!("is no checkpoint: it seems to be {what}"));
+        check_refused(&file(key), &format!("is not a checkpoint: it seems to be {what}"));
     }
     check_refused(&file("weight"), "is no Stable Diffusion checkpoint: its first key is 'weight'");
     check_refused(&Draft { tensors: BTreeMap::new(), metadata: BTreeMap::new() }, "holds no tensors");
@@ -255,7 +255,7 @@ proptest! {
                 prop_assert!(original.configs().keys().all(|name| is_whole(name)));
                 if let Ok(checkpoint) = Checkpoint::open(&path, None) {
                     let traced = trace(&checkpoint, &TraceOptions::default(), &path, &mut |_| {});
-                    prop_assert!(traced.is_err(), "a file is no folder to write to");
+                    prop_assert!(traced.is_err(), "a file is not a folder to write to");
                 }
             }
             Err(error) => {

@@ -71,7 +71,7 @@ fn check_config(component: &str, found: &Value, expected: &Value) {
     }
     for key in object(found).keys() {
         let known = ["_class_name", "architectures", "model_type"].contains(&key.as_str());
-        assert!(known || expected.get(key).is_some(), "{component}: {key} is no key of diffusers");
+        assert!(known || expected.get(key).is_some(), "{component}: {key} is not a key of diffusers");
     }
 }
 

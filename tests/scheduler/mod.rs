@@ -242,7 +242,7 @@ fn an_unknown_class_is_refused_with_those_that_are_known() {
 }
 
 #[test]
-fn what_a_class_can_not_do_is_refused_by_key() {
+fn what_a_class_cannot_do_is_refused_by_key() {
     let of = |class: &str, key: &str, value: Value| json!({ "_class_name": class, key: value });
     let (multistep, unipc) = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler");
     check_refused(of("PNDMScheduler", "prediction_type", json!("sample")), &["prediction_type", "sample"]);

@@ -125,5 +125,5 @@ fn a_subscriber_that_panics_does_not_reach_tensorrt() {
     with_default(Events::default(), || stub.say(1, "end it all"));
     stub.fail("createBuilderConfig");
     let error = builder.config().unwrap_err();
-    assert!(error.to_string().contains("can not make a configuration: end it all; IStub::"), "{error}");
+    assert!(error.to_string().contains("cannot make a configuration: end it all; IStub::"), "{error}");
 }

@@ -235,13 +235,13 @@ fn a_plugin_that_fails_or_panics_fails_what_asked_it() {
             let (error, what) = match broken {
                 "create" => {
                     *told.broken.lock().unwrap() = Some(broken);
-                    (parse().unwrap_err(), "can not be made")
+                    (parse().unwrap_err(), "cannot be made")
                 }
                 "output_shapes" | "panic" => {
                     let network = parse().unwrap();
                     *told.broken.lock().unwrap() = Some(broken);
                     let built = builder.build(&network, &builder.config().unwrap());
-                    (built.unwrap_err(), "can not tell its outputs' sizes")
+                    (built.unwrap_err(), "cannot tell its outputs' sizes")
                 }
                 _ => {
                     let network = parse().unwrap();
@@ -250,7 +250,7 @@ fn a_plugin_that_fails_or_panics_fails_what_asked_it() {
                     let engine = Runtime::new(&stub.library).unwrap().deserialize(plan.as_bytes()).unwrap();
                     let mut context = engine.create_context(AllocationStrategy::Static).unwrap();
                     // SAFETY: the stub and the plugin do not use addresses.
-                    (unsafe { context.enqueue(stream(256)) }.unwrap_err(), "can not run")
+                    (unsafe { context.enqueue(stream(256)) }.unwrap_err(), "cannot run")
                 }
             };
             let expected = format!("plugin 'OwnAttention' {what}: {reason}");
@@ -276,7 +276,7 @@ IPluginRegistry.deregisterCreator()
         stub.fail("registerCreator");
         let error = stub.library.register_plugin(Creator(told.clone())).unwrap_err();
         assert_eq!(error.kind(), TrtErrorKind::Plugin);
-        assert!(error.to_string().contains("plugin 'OwnAttention' can not be registered: IStub"), "{error}");
+        assert!(error.to_string().contains("plugin 'OwnAttention' cannot be registered: IStub"), "{error}");
         assert!(!stub.log().contains("deregister"));
     }
 }

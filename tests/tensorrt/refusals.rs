@@ -25,12 +25,12 @@ fn a_build_that_fails_tells_the_logged_reason() {
         let builder = Builder::new(&stub.library).unwrap();
         stub.fail("createNetworkV2");
         let error = builder.parse(&stub.model("unet.onnx")).unwrap_err();
-        failed(error, TrtErrorKind::Build, "can not make a network", "createNetworkV2");
+        failed(error, TrtErrorKind::Build, "cannot make a network", "createNetworkV2");
         let network = builder.parse(&stub.model("unet.onnx")).unwrap();
         let config = builder.config().unwrap();
         stub.fail("buildSerializedNetwork");
         let error = builder.build(&network, &config).unwrap_err();
-        failed(error, TrtErrorKind::Build, "can not build the engine", "buildSerializedNetwork");
+        failed(error, TrtErrorKind::Build, "cannot build the engine", "buildSerializedNetwork");
         assert!(builder.build(&network, &config).is_ok());
     }
 }
@@ -58,23 +58,23 @@ fn a_run_that_fails_tells_the_logged_reason() {
         let runtime = Runtime::new(&stub.library).unwrap();
         stub.fail("deserializeCudaEngine");
         let error = runtime.deserialize(b"a plan").unwrap_err();
-        failed(error, TrtErrorKind::Engine, "can not load the engine", "deserializeCudaEngine");
+        failed(error, TrtErrorKind::Engine, "cannot load the engine", "deserializeCudaEngine");
         let engine = engine(&stub);
         stub.fail("createExecutionContext");
         let error = engine.create_context(AllocationStrategy::Static).unwrap_err();
-        failed(error, TrtErrorKind::Execution, "can not make a context", "createExecutionContext");
+        failed(error, TrtErrorKind::Execution, "cannot make a context", "createExecutionContext");
         let mut context = engine.create_context(AllocationStrategy::Static).unwrap();
         stub.fail("setOptimizationProfileAsync");
         let error = context.set_profile(1, CudaStream::DEFAULT).unwrap_err();
-        failed(error, TrtErrorKind::Execution, "can not select profile 1", "setOptimizationProfileAsync");
+        failed(error, TrtErrorKind::Execution, "cannot select profile 1", "setOptimizationProfileAsync");
         stub.fail("setInputShape");
         let error = context.set_input_shape("x", &[9, 7]).unwrap_err();
-        failed(error, TrtErrorKind::Execution, "input 'x' can not have sizes [9, 7]", "setInputShape");
+        failed(error, TrtErrorKind::Execution, "input 'x' cannot have sizes [9, 7]", "setInputShape");
         stub.fail("inferShapes");
         failed(
             context.infer_shapes().unwrap_err(),
             TrtErrorKind::Execution,
-            "can not infer shapes",
+            "cannot infer shapes",
             "inferShapes",
         );
         stub.fail("updateDeviceMemorySizeForShapes");
@@ -84,17 +84,17 @@ fn a_run_that_fails_tells_the_logged_reason() {
         stub.fail("setDeviceMemoryV2");
         // SAFETY: the stub does not use addresses.
         let error = unsafe { context.set_device_memory(std::ptr::null_mut(), 0) }.unwrap_err();
-        failed(error, TrtErrorKind::Execution, "can not use the device memory", "setDeviceMemoryV2");
+        failed(error, TrtErrorKind::Execution, "cannot use the device memory", "setDeviceMemoryV2");
         stub.fail("enqueueV3");
         // SAFETY: the stub runs nothing.
         let error = unsafe { context.enqueue(CudaStream::DEFAULT) }.unwrap_err();
-        failed(error, TrtErrorKind::Execution, "can not run the engine", "enqueueV3");
+        failed(error, TrtErrorKind::Execution, "cannot run the engine", "enqueueV3");
         stub.fail("refitCudaEngine");
         let error = engine.refitter().unwrap().refit().unwrap_err();
-        failed(error, TrtErrorKind::Engine, "can not refit the engine", "refitCudaEngine");
+        failed(error, TrtErrorKind::Engine, "cannot refit the engine", "refitCudaEngine");
         stub.fail("setWeightStreamingBudgetV2");
         let error = engine.set_weight_streaming_budget(1).unwrap_err();
-        let what = "can not set a weight streaming budget of 1 bytes";
+        let what = "cannot set a weight streaming budget of 1 bytes";
         failed(error, TrtErrorKind::Engine, what, "setWeightStreamingBudgetV2");
     }
 }

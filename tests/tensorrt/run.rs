@@ -150,7 +150,7 @@ fn wrong_questions_are_errors() {
             "profile 2 of an engine with 2",
         );
         refused(engine.device_memory_size(7).unwrap_err(), argument, "profile 7 of an engine with 2");
-        refused(engine.profile_shape("y", 0).unwrap_err(), argument, "'y' is no input");
+        refused(engine.profile_shape("y", 0).unwrap_err(), argument, "'y' is not an input");
         refused(engine.io_mode("z").unwrap_err(), argument, "'z' is neither input nor output of the engine");
         refused(context.shape("z").unwrap_err(), TrtErrorKind::Execution, "the shape of 'z' is not known");
         let many = context.set_input_shape("x", &[1; 9]).unwrap_err();

@@ -72,7 +72,7 @@ stream true 4 5 '123456789'
     reader.is_broken = true;
     // SAFETY: nothing runs.
     let error = unsafe { engine.load_weights_async(&mut reader, stream(256)) }.unwrap_err();
-    assert_eq!((error.kind(), error.to_string()), (TrtErrorKind::Engine, "can not load the weights".into()));
+    assert_eq!((error.kind(), error.to_string()), (TrtErrorKind::Engine, "cannot load the weights".into()));
 }
 
 #[test]
@@ -136,10 +136,7 @@ fn an_engine_is_refitted() {
         refitter.set_weights("down.weight", weights).unwrap();
         assert_eq!(refitter.missing_weights().unwrap(), ["down.bias"]);
         let error = refitter.refit().unwrap_err();
-        assert_eq!(
-            (error.kind(), error.to_string()),
-            (TrtErrorKind::Engine, "can not refit the engine".into())
-        );
+        assert_eq!((error.kind(), error.to_string()), (TrtErrorKind::Engine, "cannot refit the engine".into()));
         refitter.set_weights("down.bias", weights).unwrap();
         refitter.refit().unwrap();
         refitter.unset_weights("down.bias").unwrap();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::BundleError;
 use crate::fs::write_atomic;
 
-/// A file is taken to be unchanged while its size, inode and times of modification and change are; the last can not be set.
+/// A file is taken to be unchanged while its size, inode and times of modification and change are; the last cannot be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp {
     size: u64,
@@ -64,7 +64,7 @@ impl Digests {
         Ok(blake3)
     }
 
-    /// Remembers what was learnt; a folder that can not be written only costs time.
+    /// Remembers what was learnt; a folder that cannot be written only costs time.
     pub fn save(&mut self) {
         if self.changed
             && let Ok(json) = serde_json::to_vec(&self.entries)

@@ -223,7 +223,7 @@ impl OutputFolder {
             return occupied("is a link to nothing");
         }
         if !is_new && !folder.is_dir() {
-            return occupied("exists and is no folder");
+            return occupied("exists and is not a folder");
         }
         create_folder(folder)?;
         let lock = match lock_folder(folder) {

@@ -94,7 +94,7 @@ impl FromStr for Target {
     fn from_str(name: &str) -> Result<Target, String> {
         Target::ALL.into_iter().find(|target| target.to_string() == name).ok_or_else(|| {
             let known = Target::ALL.map(|target| target.to_string()).join(", ");
-            format!("'{name}' is no target; targets: {known}")
+            format!("'{name}' is not a target; targets: {known}")
         })
     }
 }

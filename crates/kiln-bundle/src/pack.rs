@@ -59,7 +59,7 @@ fn append<W: Write>(
 pub fn unpack(file: &Path, folder: &Path) -> Result<Bundle, BundleError> {
     let refuse = |reason: String| BundleError::Packed { path: file.into(), reason };
     let source = File::open(file).map_err(|e| BundleError::io(file, &e))?;
-    let unreadable = |e: io::Error| refuse(format!("is no packed bundle: {e}"));
+    let unreadable = |e: io::Error| refuse(format!("is not a packed bundle: {e}"));
     let decoder = zstd::Decoder::new(BufReader::new(source)).map_err(unreadable)?;
     let mut archive = tar::Archive::new(decoder);
     let output = OutputFolder::open(folder)?;
@@ -72,7 +72,7 @@ pub fn unpack(file: &Path, folder: &Path) -> Result<Bundle, BundleError> {
             return Err(refuse(format!("holds '{name}', which no manifest before it lists")));
         };
         if !member.header().entry_type().is_file() {
-            return Err(refuse(format!("holds '{name}', which is no regular file")));
+            return Err(refuse(format!("holds '{name}', which is not a regular file")));
         }
         let size = listed.as_ref().map_or(MAX_BYTES, |entry| entry.size);
         let path = output.path().join(&name);

@@ -34,7 +34,7 @@ impl SealKey {
         file.take(33).read_to_end(&mut key).map_err(refuse)?;
         match <[u8; 32]>::try_from(key) {
             Ok(key) => Ok(SealKey { path: path.into(), key }),
-            Err(_) => Err(refuse(io::Error::new(io::ErrorKind::InvalidData, "is no key of 32 bytes"))),
+            Err(_) => Err(refuse(io::Error::new(io::ErrorKind::InvalidData, "is not a key of 32 bytes"))),
         }
     }
 

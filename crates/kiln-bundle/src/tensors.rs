@@ -27,7 +27,7 @@ fn read_ahead(file: &File, start: u64, length: u64) {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn read_ahead(_file: &File, _start: u64, _length: u64) {}
 
-/// Why a safetensors file can not be read.
+/// Why a safetensors file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TensorFileError {
     /// The file system refuses.

@@ -17,7 +17,7 @@ use crate::output::{bytes, data};
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let path = &args.path;
     if args.verify && path.exists() && !Bundle::is_bundle(path) {
-        let reason = "is no bundle, and --verify checks the digests that a bundle lists";
+        let reason = "is not a bundle, and --verify checks the digests that a bundle lists";
         return Err(Failure::usage(format!("{}: {reason}", path.display())));
     }
     let (value, lines) = if Bundle::is_bundle(path) {

@@ -16,7 +16,7 @@ pub(crate) fn watch() -> Result<(), Failure> {
         kiln_bundle::fs::abandon();
         std::process::exit(INTERRUPTED);
     };
-    ctrlc::set_handler(end).map_err(|e| Failure::unexpected(format!("can not watch for signals: {e}")))
+    ctrlc::set_handler(end).map_err(|e| Failure::unexpected(format!("cannot watch for signals: {e}")))
 }
 
 /// Waits for the end where there is one coming: what fails because of it is not worth telling.

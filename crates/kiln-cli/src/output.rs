@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-/// Prints a line of data; a reader that has gone away is no error.
+/// Prints a line of data; a reader that has gone away is not an error.
 pub(crate) fn data(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -33,13 +33,13 @@ pub(crate) fn engine_cache(args: &CacheArgs) -> Result<PathBuf, Failure> {
 pub(crate) fn check_outputs(files: &[PathBuf]) -> Result<(), Failure> {
     let Some(first) = files.first() else { return Ok(()) };
     let Some(folder) = first.parent().filter(|_| first.file_name().is_some()) else {
-        return Err(Failure::usage(format!("{}: is no name of a file", first.display())));
+        return Err(Failure::usage(format!("{}: is not the name of a file", first.display())));
     };
     if !(folder.as_os_str().is_empty() || folder.is_dir()) {
         return Err(Failure::usage(format!("{}: no such folder", folder.display())));
     }
     if let Some(file) = files.iter().find(|file| file.exists() && !file.is_file()) {
-        return Err(Failure::usage(format!("{}: is no regular file", file.display())));
+        return Err(Failure::usage(format!("{}: is not a regular file", file.display())));
     }
     kiln_bundle::fs::check_writable(folder).map_err(Failure::writing)
 }
@@ -50,7 +50,7 @@ pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
     }
     let small = checkout().map(|checkout| checkout.join(SMALL_MODEL));
     small.filter(|folder| folder.join("model_index.json").is_file()).ok_or_else(|| {
-        Failure::usage("no --model given, and this is no checkout of kiln with models/shapes").with_hint(
+        Failure::usage("no --model given, and this is not a checkout of kiln with models/shapes").with_hint(
             "--model takes a checkpoint, as a diffusers folder or one .safetensors file, or a bundle",
         )
     })

@@ -1,4 +1,4 @@
-//! Progress bars on stderr; none where stderr is no terminal.
+//! Progress bars on stderr; none where stderr is not a terminal.
 
 use std::time::Duration;
 

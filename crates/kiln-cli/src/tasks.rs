@@ -80,7 +80,7 @@ pub(crate) fn file_and_suffix(text: &str) -> (PathBuf, Option<&str>) {
     }
 }
 
-/// `FILE` or `FILE:WEIGHT` of each LoRA, opened; what follows a colon and is no number is part of the name.
+/// `FILE` or `FILE:WEIGHT` of each LoRA, opened; what follows a colon and is not a number is part of the name.
 pub(crate) fn loras(arguments: &[String]) -> Result<Vec<Lora>, Failure> {
     arguments
         .iter()

@@ -28,14 +28,14 @@ pub enum CompileError {
         /// What would fit.
         hint: String,
     },
-    /// The network can not be traced or emitted.
+    /// The network cannot be traced or emitted.
     #[error(transparent)]
     Trace(#[from] TraceError),
-    /// What builds engines can not be used.
+    /// What builds engines cannot be used.
     #[error("{0}")]
     Toolkit(String),
     /// What was traced already can become GPU engines and nothing else.
-    #[error("a bundle of ONNX can not become one for {0}")]
+    #[error("a bundle of ONNX cannot become one for {0}")]
     FromOnnx(kiln_bundle::Target),
     /// A specification does not parse or contradicts itself.
     #[error("{path}: {reason}", path = path.display())]
@@ -45,7 +45,7 @@ pub enum CompileError {
         /// What is wrong, with line and column where there are such.
         reason: String,
     },
-    /// An engine can not be built.
+    /// An engine cannot be built.
     #[error("{component}: {reason}")]
     Build {
         /// The component.
@@ -63,10 +63,10 @@ pub enum CompileError {
         /// How many.
         n: u64,
     },
-    /// A LoRA can not be used with the checkpoint.
+    /// A LoRA cannot be used with the checkpoint.
     #[error(transparent)]
     Lora(#[from] LoraError),
-    /// A file or bundle can not be read or written.
+    /// A file or bundle cannot be read or written.
     #[error(transparent)]
     Bundle(#[from] BundleError),
 }

@@ -38,7 +38,7 @@ impl Network {
         }
     }
 
-    /// Today's name of a weight; `None` for buffers that are no weights.
+    /// Today's name of a weight; `None` for buffers that are not weights.
     fn canonical(self, name: &str) -> Option<String> {
         match self {
             Network::Plain => Some(name.to_owned()),
@@ -231,7 +231,7 @@ impl WeightFiles {
                 ),
                 CopyError::NotFinite(value) => CompileError::checkpoint(
                     &self.files[place.file],
-                    format!("weight '{}' holds {value}, which is no finite number", weight.name),
+                    format!("weight '{}' holds {value}, which is not a finite number", weight.name),
                 ),
                 CopyError::Lora(e) => e.into(),
             })?;

@@ -37,7 +37,7 @@ impl Device {
     /// Opens a device.
     pub fn open(driver: &Driver, ordinal: usize) -> Result<Arc<Device>, CudaError> {
         let info = driver.device(ordinal)?;
-        let refuse = |e| CudaError::of_driver(format!("cuda:{ordinal} can not be used"), e);
+        let refuse = |e| CudaError::of_driver(format!("cuda:{ordinal} cannot be used"), e);
         let context = CudaContext::new(ordinal).map_err(refuse)?;
         // SAFETY: `DeviceMemory` is made, used and freed in the order of one stream; the other one writes to memory that
         // others manage.
@@ -155,7 +155,7 @@ impl Device {
         // SAFETY: bytes have no invalid values.
         let slice = unsafe { self.context.alloc_pinned_with_flags::<u8>(n_bytes.max(1), 0) };
         slice.map(PinnedMemory::new).map_err(|e| {
-            CudaError::of_driver(format!("{n_bytes} bytes of the host's memory can not be pinned"), e)
+            CudaError::of_driver(format!("{n_bytes} bytes of the host's memory cannot be pinned"), e)
         })
     }
 

@@ -20,7 +20,7 @@ unsafe impl Send for Graph {}
 impl Device {
     /// Records what `work` puts onto the stream that it is given, `cudaStream_t`, which is not done now.
     ///
-    /// Allocating, reading and waiting can not be recorded.
+    /// Allocating, reading and waiting cannot be recorded.
     pub fn record<E: From<CudaError>>(
         self: &Arc<Device>,
         work: impl FnOnce(*mut c_void) -> Result<(), E>,

@@ -29,7 +29,7 @@ pub(crate) struct Kernels {
 
 impl Kernels {
     pub(crate) fn load(context: &Arc<CudaContext>) -> Result<Kernels, CudaError> {
-        let refuse = |e| CudaError::of_driver("the kernels can not be loaded", e);
+        let refuse = |e| CudaError::of_driver("the kernels cannot be loaded", e);
         let module = context.load_module(Ptx::from_src(include_str!("kernels.ptx"))).map_err(refuse)?;
         let function = |name: &str| module.load_function(name).map_err(refuse);
         Ok(Kernels {

@@ -7,9 +7,9 @@ use kiln_types::ErrorKind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineErrorKind {
-    /// The native library is absent or can not be used.
+    /// The native library is absent or cannot be used.
     Library,
-    /// A model file can not be loaded.
+    /// A model file cannot be loaded.
     Load,
     /// An input has a wrong name, type or shape.
     Input,

@@ -153,7 +153,7 @@ pub trait KernelStore: fmt::Debug + Send + Sync {
     /// What was stored last, if anything.
     fn load(&self) -> Option<Vec<u8>>;
 
-    /// Stores in place of what was there; what can not be stored is compiled again.
+    /// Stores in place of what was there; what cannot be stored is compiled again.
     fn store(&self, kernels: &[u8]);
 }
 

@@ -15,7 +15,7 @@ pub(crate) enum Recording {
     Due,
     /// As what was recorded.
     Recorded(Graph),
-    /// They can not be recorded.
+    /// They cannot be recorded.
     Refused,
 }
 

@@ -56,7 +56,7 @@ pub enum TraceError {
         /// The offending value and what is accepted.
         reason: String,
     },
-    /// A size that is only known at run time can not be derived from the model's inputs.
+    /// A size that is only known at run time cannot be derived from the model's inputs.
     #[error("{node}: the run-time size {dim} does not follow from the inputs of segment '{segment}'")]
     UnresolvedDim {
         /// The node that needs the size.
@@ -66,7 +66,7 @@ pub enum TraceError {
         /// The segment being emitted.
         segment: String,
     },
-    /// An operator can not be emitted under the chosen policy.
+    /// An operator cannot be emitted under the chosen policy.
     #[error("{node}: {reason}")]
     Unsupported {
         /// The node.

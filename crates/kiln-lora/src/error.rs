@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::TensorFileError;
 
-/// Why a LoRA can not be used.
+/// Why a LoRA cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}", path = path.display())]
 pub struct LoraError {

@@ -123,7 +123,7 @@ impl Key {
         let found =
             PARTS.iter().find_map(|(suffix, part, naming)| Some((key.strip_suffix(suffix)?, *part, *naming)));
         let Some((module, part, mut naming)) = found.filter(|(module, ..)| !module.is_empty()) else {
-            return Err(format!("'{key}' is no part of a LoRA"));
+            return Err(format!("'{key}' is not part of a LoRA"));
         };
         let kohya = KOHYA.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
         if let Some((role, stem)) = kohya {

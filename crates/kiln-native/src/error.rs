@@ -5,11 +5,11 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An environment variable names something that is no usable library.
+    /// An environment variable names something that is not a usable library.
     NotALibrary,
     /// There is no wheel for this platform.
     Platform,
-    /// No cache folder is known or it can not be written.
+    /// No cache folder is known or it cannot be written.
     Cache,
     /// pip is absent or could not fetch the wheel.
     Fetch,

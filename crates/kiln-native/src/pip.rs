@@ -156,7 +156,7 @@ fn failure(wheel: &Wheel, log: &str, status: &str) -> Error {
     Error::new(kind, "pip", reason).with_hint(hint)
 }
 
-/// The line of Python's or pip's stderr that says most: the last error, else the last line that is no warning.
+/// The line of Python's or pip's stderr that says most: the last error, else the last line that is not a warning.
 fn complaint(stderr: &str) -> Option<&str> {
     let lines = || stderr.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let is_aside =

@@ -112,7 +112,7 @@ impl Wheel {
         wheels.map(|wheel| Some((wheel, wheel.for_this_platform()?)))
     }
 
-    /// The file for this platform; a program that is linked with musl can not open libraries for glibc.
+    /// The file for this platform; a program that is linked with musl cannot open libraries for glibc.
     #[cfg(feature = "install")]
     fn for_this_platform(&self) -> Option<&'static Platform> {
         let here = |p: &&Platform| p.os == OS && p.arch == ARCH && !cfg!(target_env = "musl");

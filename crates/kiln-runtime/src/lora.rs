@@ -32,7 +32,7 @@ pub(crate) fn targets(bundle: &Bundle, loras: &[Lora]) -> Result<ModelWeights, E
 /// A component's weight file and its name.
 fn weights_of<'a>(bundle: &Bundle, component: &'a Component) -> Result<(&'a str, TensorFile), LoraError> {
     let name = component.weights.as_deref().ok_or_else(|| {
-        LoraError::new(bundle.root(), "has its weights inside of its engines, where LoRAs can not change them")
+        LoraError::new(bundle.root(), "has its weights inside of its engines, where LoRAs cannot change them")
     })?;
     Ok((name, TensorFile::open(&bundle.path(name))?))
 }

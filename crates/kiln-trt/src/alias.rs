@@ -25,7 +25,7 @@ const STRINGS_AT: usize = SYMBOLS_AT + SYMBOL_SIZE;
 /// Lets the dynamic loader find the library at `path` as `name`, as long as what this returns lives.
 pub(crate) fn load(path: &Path, name: &str) -> Result<libloading::Library, TrtError> {
     let refuse = |reason: String| {
-        TrtError::new(TrtErrorKind::Library, format!("{}: can not be named {name}: {reason}", path.display()))
+        TrtError::new(TrtErrorKind::Library, format!("{}: cannot be named {name}: {reason}", path.display()))
     };
     let path = fs::canonicalize(path).map_err(|e| refuse(e.to_string()))?;
     let (file, mut own) = temporary(name).map_err(|e| refuse(e.to_string()))?;

@@ -21,7 +21,7 @@ impl Builder {
     /// Makes a builder; TensorRT needs a device for it, TensorRT-RTX does not.
     pub fn new(library: &Arc<Library>) -> Result<Builder, TrtError> {
         let builder = library.create("createInferBuilder_INTERNAL")?;
-        let object = Object::owned(library, builder, None, Build, "can not make a builder")?;
+        let object = Object::owned(library, builder, None, Build, "cannot make a builder")?;
         Ok(Builder { object: Arc::new(object), _unshared: PhantomData })
     }
 
@@ -30,7 +30,7 @@ impl Builder {
         let count = i32::try_from(n).unwrap_or(i32::MAX);
         match call!(self.object, VBuilder.setMaxThreads(count => i32) -> bool) {
             true => Ok(()),
-            false => Err(self.object.library().failure(Argument, &format!("can not build with {n} threads"))),
+            false => Err(self.object.library().failure(Argument, &format!("cannot build with {n} threads"))),
         }
     }
 
@@ -66,7 +66,7 @@ impl Builder {
         let is_cancelled = config.monitor.as_ref().is_some_and(|monitor| monitor.take_cancelled());
         let (kind, what) = match is_cancelled {
             true => (Cancelled, "the build was stopped"),
-            false => (Build, "can not build the engine"),
+            false => (Build, "cannot build the engine"),
         };
         HostMemory::new(self.object.library(), memory, kind, what)
     }

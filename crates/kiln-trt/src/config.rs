@@ -70,7 +70,7 @@ impl BuilderConfig {
     pub(crate) fn new(builder: &Arc<Object>) -> Result<BuilderConfig, TrtError> {
         let config = call!(builder, VBuilder.createBuilderConfig() -> *mut c_void);
         let object =
-            Object::owned(builder.library(), config, Some(builder), Build, "can not make a configuration")?;
+            Object::owned(builder.library(), config, Some(builder), Build, "cannot make a configuration")?;
         Ok(BuilderConfig { object, monitor: None, timing_cache: None, _unshared: PhantomData })
     }
 
@@ -128,13 +128,13 @@ impl BuilderConfig {
         let refuse = |what: String| library.failure(Unsupported, &what);
         let n = capabilities.len() as i32;
         if !call!(self.object, VBuilderConfig.setNbComputeCapabilities(n => i32) -> bool) {
-            return Err(refuse(format!("can not build for {n} compute capabilities")));
+            return Err(refuse(format!("cannot build for {n} compute capabilities")));
         }
         for (index, [major, minor]) in capabilities.iter().enumerate() {
             let number = self.number("ComputeCapability", &format!("kSM{major}{minor}"))?;
             let is_set = call!(self.object, VBuilderConfig.setComputeCapability(number => i32, index as i32 => i32) -> bool);
             if !is_set {
-                return Err(refuse(format!("can not build for compute capability {major}.{minor}")));
+                return Err(refuse(format!("cannot build for compute capability {major}.{minor}")));
             }
         }
         Ok(())
@@ -202,7 +202,7 @@ impl TimingCache {
     /// What [`BuilderConfig::set_timing_cache`] takes.
     pub fn serialize(&self) -> Result<HostMemory, TrtError> {
         let memory = call!(self.object, VTimingCache.serialize() -> *mut c_void);
-        HostMemory::new(self.object.library(), memory, Build, "can not serialize the timing cache")
+        HostMemory::new(self.object.library(), memory, Build, "cannot serialize the timing cache")
     }
 }
 
@@ -217,7 +217,7 @@ impl OptimizationProfile {
     pub(crate) fn new(builder: &Arc<Object>) -> Result<OptimizationProfile, TrtError> {
         let profile = call!(builder, VBuilder.createOptimizationProfile() -> *mut c_void);
         let object =
-            Object::borrowed(builder.library(), profile, Some(builder), Build, "can not make a profile")?;
+            Object::borrowed(builder.library(), profile, Some(builder), Build, "cannot make a profile")?;
         Ok(OptimizationProfile { object, _unshared: PhantomData })
     }
 
@@ -226,7 +226,7 @@ impl OptimizationProfile {
         let library = self.object.library().clone();
         let name = c_string(input)?;
         for (select, sizes) in [("kMIN", min), ("kOPT", opt), ("kMAX", max)] {
-            let refuse = || library.failure(Argument, &format!("input '{input}' can not have sizes {sizes:?}"));
+            let refuse = || library.failure(Argument, &format!("input '{input}' cannot have sizes {sizes:?}"));
             let dims = Dims::new(sizes).ok_or_else(refuse)?;
             let select = library.tables().number("OptProfileSelector", select)?;
             let is_set = call!(

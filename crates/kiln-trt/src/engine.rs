@@ -166,7 +166,7 @@ impl Engine {
 
     /// Sizes that a profile lets an input have.
     ///
-    /// Errors are of kind [`Argument`]: a tensor that is no input, or a profile that the engine lacks.
+    /// Errors are of kind [`Argument`]: a tensor that is not an input, or a profile that the engine lacks.
     pub fn profile_shape(&self, input: &str, profile: usize) -> Result<ProfileShape, TrtError> {
         let engine = self.core.alone();
         let index = profile_index(n_profiles(&engine)?, profile)?;
@@ -177,7 +177,7 @@ impl Engine {
                 engine,
                 VCudaEngine.getProfileShape(name.as_ptr() => *const c_char, index => i32, select => i32) -> Dims
             );
-            let refuse = || engine.library().failure(Argument, &format!("'{input}' is no input"));
+            let refuse = || engine.library().failure(Argument, &format!("'{input}' is not an input"));
             dims.is_valid().then(|| dims.to_vec()).ok_or_else(refuse)
         };
         Ok(ProfileShape { min: shape("kMIN")?, opt: shape("kOPT")?, max: shape("kMAX")? })
@@ -205,17 +205,17 @@ impl Engine {
         let engine = self.core.alone();
         let library = engine.library();
         let config = call!(engine, VCudaEngine.createSerializationConfig() -> *mut c_void);
-        let config = Object::owned(library, config, None, EngineKind, "can not say how to serialize")?;
+        let config = Object::owned(library, config, None, EngineKind, "cannot say how to serialize")?;
         let mut bits = 0_u32;
         for flag in flags {
             bits |= 1 << library.tables().number("SerializationFlag", flag.name())?;
         }
         if !call!(config, VSerializationConfig.setFlags(bits => u32) -> bool) {
-            return Err(library.failure(EngineKind, &format!("can not serialize with {flags:?}")));
+            return Err(library.failure(EngineKind, &format!("cannot serialize with {flags:?}")));
         }
         let memory =
             call!(engine, VCudaEngine.serializeWithConfig(config.as_ptr() => *mut c_void) -> *mut c_void);
-        HostMemory::new(library, memory, EngineKind, "can not serialize the engine")
+        HostMemory::new(library, memory, EngineKind, "cannot serialize the engine")
     }
 
     /// The engine's layers as JSON, as far as it was built to tell them.
@@ -223,7 +223,7 @@ impl Engine {
         let engine = self.core.alone();
         let library = engine.library();
         let inspector = call!(engine, VCudaEngine.createEngineInspector() -> *mut c_void);
-        let inspector = Object::owned(library, inspector, None, EngineKind, "can not inspect the engine")?;
+        let inspector = Object::owned(library, inspector, None, EngineKind, "cannot inspect the engine")?;
         let json = library.tables().number("LayerInformationFormat", "kJSON")?;
         Ok(text(call!(inspector, VEngineInspector.getEngineInformation(json => i32) -> *const c_char)))
     }

@@ -12,7 +12,7 @@ pub struct TrtError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrtErrorKind {
-    /// The library can not be loaded, or is of a release that is not known.
+    /// The library cannot be loaded, or is of a release that is not known.
     Library,
     /// This release lacks what was asked for.
     Unsupported,
@@ -20,17 +20,17 @@ pub enum TrtErrorKind {
     Parse,
     /// The builder fails.
     Build,
-    /// A serialized engine can not be loaded, or its weights not be set.
+    /// A serialized engine cannot be loaded, or its weights not be set.
     Engine,
     /// A serialized engine is of another release, or for other devices or drivers.
     Incompatible,
-    /// An argument can not be passed on.
+    /// An argument cannot be passed on.
     Argument,
     /// The build was stopped by its [`ProgressMonitor`](crate::ProgressMonitor).
     Cancelled,
-    /// An execution context can not be made, set up or run.
+    /// An execution context cannot be made, set up or run.
     Execution,
-    /// A plugin can not be registered.
+    /// A plugin cannot be registered.
     Plugin,
 }
 

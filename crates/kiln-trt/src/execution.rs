@@ -81,7 +81,7 @@ impl Engine {
 
     /// Takes over a context that the engine made.
     pub(crate) fn context(&self, engine: &Object, context: *mut c_void) -> Result<ExecutionContext, TrtError> {
-        let object = Object::owned(engine.library(), context, None, Execution, "can not make a context")?;
+        let object = Object::owned(engine.library(), context, None, Execution, "cannot make a context")?;
         let (n_tensors, n_profiles) = (n_tensors(engine)?, n_profiles(engine)?);
         let object = Dependent::new(object, &self.core);
         Ok(ExecutionContext { object, n_tensors, n_profiles, _unshared: PhantomData })
@@ -100,7 +100,7 @@ impl ExecutionContext {
             self.object,
             VExecutionContext.setOptimizationProfileAsync(index => i32, stream.0 => *mut c_void) -> bool
         );
-        self.check(is_set, || format!("can not select profile {profile}"))
+        self.check(is_set, || format!("cannot select profile {profile}"))
     }
 
     /// The profile that is selected; none while TensorRT has not taken one.
@@ -122,7 +122,7 @@ impl ExecutionContext {
                 std::ptr::from_ref(&dims) => *const Dims
             ) -> bool
         );
-        self.check(is_set, || format!("input '{input}' can not have sizes {sizes:?}"))
+        self.check(is_set, || format!("input '{input}' cannot have sizes {sizes:?}"))
     }
 
     /// Sizes of an input or output; -1 where one is open until inputs are set, or until the run where it depends on data.
@@ -145,7 +145,7 @@ impl ExecutionContext {
             VExecutionContext.inferShapes(self.n_tensors => i32, names.as_mut_ptr() => *mut *const c_char) -> i32
         );
         let Ok(missing) = usize::try_from(missing) else {
-            return Err(self.failure("can not infer shapes"));
+            return Err(self.failure("cannot infer shapes"));
         };
         let names: Vec<_> = names.iter().take(missing).map(|name| text(*name)).collect();
         match names.is_empty() {
@@ -185,7 +185,7 @@ impl ExecutionContext {
             .map_err(|_| TrtError::new(Argument, format!("{size} bytes of device memory")))?;
         self.object.library().logger().take_errors();
         call!(self.object, VExecutionContext.setDeviceMemoryV2(memory => *mut c_void, size => i64) -> ());
-        match self.object.library().logged_failure(Execution, "can not use the device memory") {
+        match self.object.library().logged_failure(Execution, "cannot use the device memory") {
             None => Ok(()),
             Some(error) => Err(error),
         }
@@ -206,7 +206,7 @@ impl ExecutionContext {
             self.object,
             VExecutionContext.setTensorAddress(name.as_ptr() => *const c_char, address => *mut c_void) -> bool
         );
-        self.check(is_set, || format!("can not set the address of '{tensor}'"))
+        self.check(is_set, || format!("cannot set the address of '{tensor}'"))
     }
 
     /// Whether [`ExecutionContext::enqueue`] can be captured into a CUDA graph on that stream (TensorRT-RTX).
@@ -226,7 +226,7 @@ impl ExecutionContext {
     pub unsafe fn enqueue(&mut self, stream: CudaStream) -> Result<(), TrtError> {
         let _gate = self.object.engine.beside_others();
         let is_enqueued = call!(self.object, VExecutionContext.enqueueV3(stream.0 => *mut c_void) -> bool);
-        self.check(is_enqueued, || "can not run the engine".into())
+        self.check(is_enqueued, || "cannot run the engine".into())
     }
 
     fn check(&self, succeeded: bool, what: impl FnOnce() -> String) -> Result<(), TrtError> {

@@ -41,7 +41,7 @@ impl Engine {
         let engine = self.core.alone();
         let config = call!(engine, VCudaEngine.createRuntimeConfig() -> *mut c_void);
         let object =
-            Object::owned(engine.library(), config, None, Execution, "can not say how to make a context")?;
+            Object::owned(engine.library(), config, None, Execution, "cannot say how to make a context")?;
         Ok(RuntimeConfig { object: Dependent::new(object, &self.core), _unshared: PhantomData })
     }
 
@@ -76,11 +76,11 @@ impl RuntimeConfig {
     pub fn create_cache(&mut self) -> Result<RuntimeCache, TrtError> {
         let library = self.object.library();
         let cache = call!(self.object, VRuntimeConfig.createRuntimeCache() -> *mut c_void);
-        let object = Object::owned(library, cache, None, Execution, "can not make a cache of kernels")?;
+        let object = Object::owned(library, cache, None, Execution, "cannot make a cache of kernels")?;
         let object = Dependent::new(object, &self.object.engine);
         match call!(self.object, VRuntimeConfig.setRuntimeCache(object.as_ptr() => *const c_void) -> bool) {
             true => Ok(RuntimeCache { object, _unshared: PhantomData }),
-            false => Err(library.failure(Execution, "can not use a cache of kernels")),
+            false => Err(library.failure(Execution, "cannot use a cache of kernels")),
         }
     }
 }
@@ -98,6 +98,6 @@ impl RuntimeCache {
     /// All kernels as bytes.
     pub fn serialize(&self) -> Result<HostMemory, TrtError> {
         let memory = call!(self.object, VRuntimeCache.serialize() -> *mut c_void);
-        HostMemory::new(self.object.library(), memory, Execution, "can not serialize the cache of kernels")
+        HostMemory::new(self.object.library(), memory, Execution, "cannot serialize the cache of kernels")
     }
 }

@@ -9,7 +9,7 @@
 //! - `sys`: tables, and calls through them;
 //! - `object`: owned objects, status values as [`TrtError`];
 //! - [`Builder`], [`Network`], [`BuilderConfig`], [`Runtime`], [`Engine`], [`ExecutionContext`], [`Refitter`] and their
-//!   kin, which can not be misused: only what takes memory of the device, or leaves work on a stream, is `unsafe`.
+//!   kin, which cannot be misused: only what takes memory of the device, or leaves work on a stream, is `unsafe`.
 //!
 //! What TensorRT calls back goes the other way: [`ProgressMonitor`], [`StreamReader`] and [`plugin`]s are Rust traits whose
 //! C++ objects get their virtual tables here, in the order of the release that is loaded. Panics do not reach TensorRT.

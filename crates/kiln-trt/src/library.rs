@@ -46,7 +46,7 @@ pub struct Library {
 impl Library {
     /// Loads `libtensorrt_rtx.so*` or `libnvinfer.so*`, and the ONNX parser that lies beside it where there is one.
     ///
-    /// Errors are of kind [`TrtErrorKind::Library`]: a file that can not be loaded, or a release that is not known.
+    /// Errors are of kind [`TrtErrorKind::Library`]: a file that cannot be loaded, or a release that is not known.
     pub fn open(path: &Path) -> Result<Arc<Library>, TrtError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let product = if name.contains("tensorrt_rtx") { Product::Rtx } else { Product::Enterprise };

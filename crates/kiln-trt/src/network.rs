@@ -58,12 +58,12 @@ impl Network {
         let library = builder.library();
         let typed = library.tables().number("NetworkDefinitionCreationFlag", "kSTRONGLY_TYPED")?;
         let network = call!(builder, VBuilder.createNetworkV2(1_u32 << typed => u32) -> *mut c_void);
-        let network = Object::owned(library, network, Some(builder), Build, "can not make a network")?;
+        let network = Object::owned(library, network, Some(builder), Build, "cannot make a network")?;
         let parser = library.create_for("createNvOnnxParser_INTERNAL", network.as_ptr())?;
         let deleting = library.tables().entry("IParser", "~deleting")?;
         let network = Arc::new(network);
         let parser =
-            Object::owned(library, parser, Some(&network), TrtErrorKind::Library, "can not make a parser")?
+            Object::owned(library, parser, Some(&network), TrtErrorKind::Library, "cannot make a parser")?
                 .deleted_by(deleting);
         let path = c_string(std::str::from_utf8(model.as_os_str().as_bytes()).map_err(|_| {
             TrtError::new(TrtErrorKind::Argument, format!("{}: is not UTF-8", model.display()))
@@ -164,7 +164,7 @@ impl Attention<'_> {
             false => Err(self
                 .object
                 .library()
-                .failure(Unsupported, &format!("attention '{}' can not be held together", self.name))),
+                .failure(Unsupported, &format!("attention '{}' cannot be held together", self.name))),
         }
     }
 }
@@ -173,7 +173,7 @@ fn parse_error(parser: &Object, model: &Path) -> Result<TrtError, TrtError> {
     let library = parser.library();
     let n = call!(parser, IParser.getNbErrors() -> i32);
     if n <= 0 {
-        return Ok(library.failure(Parse, &format!("{}: can not be parsed", model.display())));
+        return Ok(library.failure(Parse, &format!("{}: cannot be parsed", model.display())));
     }
     let error = call!(parser, IParser.getError(0 => i32) -> *mut c_void);
     let error = Object::borrowed(library, error, None, Parse, "the parser does not say what is wrong")?;

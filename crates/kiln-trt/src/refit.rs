@@ -52,7 +52,7 @@ impl Engine {
         let engine = self.core.alone();
         let library = engine.library();
         let refitter = library.create_for("createInferRefitter_INTERNAL", engine.as_ptr())?;
-        let object = Object::owned(library, refitter, None, EngineKind, "can not refit the engine")?;
+        let object = Object::owned(library, refitter, None, EngineKind, "cannot refit the engine")?;
         let object = Dependent::new(object, &self.core);
         Ok(Refitter { object, _weights: PhantomData, _unshared: PhantomData })
     }
@@ -94,7 +94,7 @@ impl<'w> Refitter<'w> {
 
     /// Sets weights, which [`Refitter::refit`] then takes.
     ///
-    /// Errors are of kind [`Argument`]: bytes that are no elements of the type, or what TensorRT refuses.
+    /// Errors are of kind [`Argument`]: bytes that are not elements of the type, or what TensorRT refuses.
     pub fn set_weights(&mut self, name: &str, weights: Weights<'w>) -> Result<(), TrtError> {
         let _alone = self.object.engine.alone();
         let key = c_string(name)?;
@@ -102,7 +102,7 @@ impl<'w> Refitter<'w> {
         let size = weights
             .dtype
             .size()
-            .ok_or_else(|| refuse(&format!("elements of {:?} can not be set", weights.dtype)))?;
+            .ok_or_else(|| refuse(&format!("elements of {:?} cannot be set", weights.dtype)))?;
         if !weights.bytes.len().is_multiple_of(size) || !weights.bytes.as_ptr().addr().is_multiple_of(size) {
             return Err(refuse(&format!("length or address does not fit elements of {size} bytes")));
         }
@@ -118,7 +118,7 @@ impl<'w> Refitter<'w> {
         match is_set {
             true => Ok(()),
             false => {
-                Err(self.object.library().failure(Argument, &format!("weights '{name}' can not be set so")))
+                Err(self.object.library().failure(Argument, &format!("weights '{name}' cannot be set so")))
             }
         }
     }
@@ -129,9 +129,7 @@ impl<'w> Refitter<'w> {
         let key = c_string(name)?;
         match call!(self.object, VRefitter.unsetNamedWeights(key.as_ptr() => *const c_char) -> bool) {
             true => Ok(()),
-            false => {
-                Err(self.object.library().failure(Argument, &format!("weights '{name}' can not be unset")))
-            }
+            false => Err(self.object.library().failure(Argument, &format!("weights '{name}' cannot be unset"))),
         }
     }
 
@@ -160,7 +158,7 @@ impl<'w> Refitter<'w> {
     fn refitted(&self, is_refitted: bool) -> Result<(), TrtError> {
         match is_refitted {
             true => Ok(()),
-            false => Err(self.object.library().failure(EngineKind, "can not refit the engine")),
+            false => Err(self.object.library().failure(EngineKind, "cannot refit the engine")),
         }
     }
 }

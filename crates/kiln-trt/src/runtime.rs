@@ -34,7 +34,7 @@ impl Runtime {
     /// Makes a runtime.
     pub fn new(library: &Arc<Library>) -> Result<Runtime, TrtError> {
         let runtime = library.create("createInferRuntime_INTERNAL")?;
-        let object = Object::owned(library, runtime, None, EngineKind, "can not make a runtime")?;
+        let object = Object::owned(library, runtime, None, EngineKind, "cannot make a runtime")?;
         Ok(Runtime { object: Arc::new(object), _unshared: PhantomData })
     }
 
@@ -50,7 +50,7 @@ impl Runtime {
         Ok(call!(self.object, VRuntime.getDeferredWeightsLoading() -> bool))
     }
 
-    /// Refuses an engine that can not be loaded here, as far as its header shows, with the reasons (TensorRT-RTX; other
+    /// Refuses an engine that cannot be loaded here, as far as its header shows, with the reasons (TensorRT-RTX; other
     /// releases refuse nothing).
     ///
     /// Errors are of kind [`Incompatible`].
@@ -73,7 +73,7 @@ impl Runtime {
         }
         let named = DIAGNOSTICS.iter().enumerate().filter(|(bit, _)| reasons >> bit & 1 == 1);
         let named: Vec<&str> = named.map(|(_, reason)| *reason).collect();
-        let what = format!("{} can not load the engine here", library.release());
+        let what = format!("{} cannot load the engine here", library.release());
         match named.is_empty() {
             true => Err(library.failure(Incompatible, &what)),
             false => Err(TrtError::new(Incompatible, format!("{what}: {}", named.join("; ")))),
@@ -87,7 +87,7 @@ impl Runtime {
             VRuntime.deserializeCudaEngine(engine.as_ptr().cast() => *const c_void, engine.len() => usize) -> *mut c_void
         );
         let library = self.object.library();
-        Object::owned(library, pointer, Some(&self.object), EngineKind, "can not load the engine")
+        Object::owned(library, pointer, Some(&self.object), EngineKind, "cannot load the engine")
             .map(Engine::new)
     }
 }

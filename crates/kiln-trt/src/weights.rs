@@ -53,7 +53,7 @@ impl Engine {
         );
         match is_loaded {
             true => Ok(()),
-            false => Err(object.library().failure(EngineKind, "can not load the weights")),
+            false => Err(object.library().failure(EngineKind, "cannot load the weights")),
         }
     }
 
@@ -79,7 +79,7 @@ impl Engine {
         );
         match is_loaded {
             true => Ok(()),
-            false => Err(object.library().failure(EngineKind, "can not load the weights")),
+            false => Err(object.library().failure(EngineKind, "cannot load the weights")),
         }
     }
 
@@ -90,7 +90,7 @@ impl Engine {
         let engine = self.core.alone();
         match call!(engine, VCudaEngine.unloadWeights() -> bool) {
             true => Ok(()),
-            false => Err(engine.library().failure(EngineKind, "can not unload the weights")),
+            false => Err(engine.library().failure(EngineKind, "cannot unload the weights")),
         }
     }
 
@@ -121,7 +121,7 @@ impl Engine {
             true => Ok(()),
             false => Err(engine
                 .library()
-                .failure(EngineKind, &format!("can not set a weight streaming budget of {budget} bytes"))),
+                .failure(EngineKind, &format!("cannot set a weight streaming budget of {budget} bytes"))),
         }
     }
 

@@ -16,29 +16,29 @@ pub(crate) struct CompileArgs {
     /// Refuse anything but a bundle made with --target onnx.
     #[arg(long)]
     pub(crate) from_onnx: bool,
-    /// What to build for: cpu, tensorrt-rtx, cuda, tensorrt, onnx (to build from elsewhere); may be given several times [default: those of the specification, or cpu].
+    /// Target to build for: cpu, tensorrt-rtx, cuda, tensorrt or onnx; repeatable [default: those of the specification, or cpu].
     #[arg(long = "target", value_name = "TARGET")]
     pub(crate) targets: Vec<Target>,
     #[command(flatten)]
     pub(crate) networks: Group<NetworkArgs>,
     #[command(flatten)]
     pub(crate) engines: Group<EngineArgs>,
-    /// How many parts are built at once; a part of a GPU engine takes gigabytes.
+    /// Number of parts to build at once; each part of a GPU engine takes gigabytes of memory.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) jobs: usize,
-    /// Keep the engine cache within this size, removing what was used longest ago first, as in 20GiB.
+    /// Keep the engine cache under this size, such as 20GiB, by removing the least recently used.
     #[arg(long, value_name = "SIZE", env = "KILN_ENGINE_CACHE_LIMIT", hide_env = true)]
     pub(crate) cache_limit: Option<Bytes>,
     /// Show what would be built, and build nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Say what has changed since the likest part in the cache.
+    /// Show what changed since the most similar part in the cache.
     #[arg(long)]
     pub(crate) why: bool,
     /// Leave out the reference that `kiln verify` compares with.
     #[arg(long)]
     pub(crate) no_reference: bool,
-    /// Leave out what the engines take, from which `kiln plan` predicts.
+    /// Do not measure the engines; kiln plan predicts from the measurement.
     #[arg(long)]
     pub(crate) no_figures: bool,
     #[command(flatten)]
@@ -61,7 +61,7 @@ pub(crate) struct NetworkArgs {
     /// Type to store weights in [default: the type they are used in].
     #[arg(long, value_name = "TYPE", value_parser = float())]
     pub(crate) storage: Option<ElementType>,
-    /// Most bytes of weights in a segment, which sequential offload loads by itself; four times as many in autoencoders [default: 16MiB for cpu, whole engines for GPUs].
+    /// Largest segment, in bytes of weights; sequential offload loads one at a time, autoencoders get four times as much [default: 16MiB for cpu, whole engines for GPUs].
     #[arg(long, value_name = "SIZE")]
     pub(crate) segment_size: Option<Bytes>,
     /// LoRA that becomes part of the weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
@@ -74,10 +74,10 @@ pub(crate) struct NetworkArgs {
 /// How GPU engines are built.
 #[derive(Args)]
 pub(crate) struct EngineArgs {
-    /// Device that GPU engines are for, such as 8.9; may be given several times [default: the toolkit's choice].
+    /// Compute capability to build GPU engines for, such as 8.9; repeatable [default: the toolkit's choice].
     #[arg(long = "compute-capability", value_name = "X.Y")]
     pub(crate) compute_capabilities: Vec<ComputeCapability>,
-    /// Accept GPU engines whose attention is several kernels.
+    /// Accept GPU engines that split an attention into several kernels.
     #[arg(long)]
     pub(crate) allow_slow_attention: bool,
 }

@@ -11,13 +11,13 @@ use super::{CacheArgs, CheckpointArgs, ExecutionArgs};
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Memory")]
 pub(crate) struct MemoryArgs {
-    /// Take the fastest way that fits into this much memory, such as 2GiB; auto for what is free.
+    /// Choose the fastest way that fits into this much memory, such as 2GiB; auto takes 90% of what is free.
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["offload", "keep", "weights", "vae_tile"])]
     pub(crate) memory_budget: Option<Budget>,
     /// Which engines are loaded at the same time.
     #[arg(long, value_enum, default_value_t = OffloadChoice::None)]
     pub(crate) offload: OffloadChoice,
-    /// Weights of the UNet that stay loaded from step to step under --offload sequential, as 1GiB.
+    /// UNet weights to keep loaded between steps under --offload sequential, such as 1GiB.
     #[arg(long, value_name = "SIZE")]
     pub(crate) keep: Option<Bytes>,
     /// Where the weights of loaded engines are [default: packed for small models that stay loaded, else mapped].
@@ -32,7 +32,7 @@ pub(crate) struct MemoryArgs {
     /// Write resident memory over time, with what began when, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) memory_trace: Option<PathBuf>,
-    /// How many segments ahead weights are read under --offload sequential; 0 also reads no component's ahead under --offload model.
+    /// Segments to read ahead under --offload sequential; 0 turns read-ahead off, also under --offload model.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub(crate) prefetch: usize,
 }

@@ -115,7 +115,7 @@ pub(crate) struct GenerateArgs {
     /// Weight of the prompt; guidance is off up to 1 [default: 7.5; 5 for SDXL; 8.5 for latent consistency models].
     #[arg(long, value_name = "X")]
     pub(crate) guidance_scale: Option<f32>,
-    /// How far the guided prediction's spread is drawn back to that of the prompt's, from 0 to 1.
+    /// How far to rescale the guided prediction to the spread of the prompt's, from 0 to 1.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) guidance_rescale: f32,
     /// Noise that DDIM adds at each step: 0 for none, 1 for as much as DDPM.
@@ -130,7 +130,7 @@ pub(crate) struct GenerateArgs {
     /// Pictures at once.
     #[arg(long, value_name = "N")]
     pub(crate) batch_size: Option<usize>,
-    /// Steps of the same pictures to draw first and throw away, which makes times those of a process that has long run.
+    /// Draw this many steps first and discard them, so that times are those of a warm process.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) warm_up: Option<u32>,
     #[command(flatten)]
@@ -161,7 +161,7 @@ pub(crate) struct ExecutionArgs {
     /// Threads per operator [default: all cores].
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Where engines run: cpu, cuda:0, or auto for what a bundle was built for, and for checkpoints a GPU that can run them.
+    /// Device to run on: cpu, cuda, cuda:N or auto. auto is what a bundle was built for; for a checkpoint, a usable GPU, else cpu.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     #[serde(with = "text")]
     pub(crate) device: Device,
@@ -184,10 +184,10 @@ pub(crate) struct TaskArgs {
     /// Picture to start from.
     #[arg(long, value_name = "FILE")]
     pub(crate) init_image: Option<PathBuf>,
-    /// How much of the way from noise is gone, from 0 to 1 [default: 0.8; 0.3 for SDXL; with a mask 1].
+    /// How much to change the picture, from 0 (not at all) to 1 (completely) [default: 0.8; 0.3 for SDXL; with a mask 1].
     #[arg(long, value_name = "X", requires = "init_image")]
     pub(crate) strength: Option<f64>,
-    /// Picture that is light where to paint anew and dark where to keep.
+    /// Mask picture: light areas are repainted, dark areas are kept.
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub(crate) mask: Option<PathBuf>,
     /// ControlNet's folder, single file or bundle, besides those of the model; may be given several times.
@@ -199,13 +199,13 @@ pub(crate) struct TaskArgs {
     /// Weight of a ControlNet; one for all or one for each [default: 1; with --init-image 0.8; with --mask 0.5, SDXL 1].
     #[arg(long, value_name = "X", requires = "control_image")]
     pub(crate) control_scale: Vec<f32>,
-    /// Share of the steps after which a ControlNet starts; one for all or one for each [default: 0].
+    /// Fraction of the steps after which a ControlNet starts; one for all, or one each [default: 0].
     #[arg(long, value_name = "X", requires = "control_image")]
     pub(crate) control_start: Vec<f64>,
-    /// Share of the steps after which a ControlNet ends; one for all or one for each [default: 1].
+    /// Fraction of the steps after which a ControlNet ends; one for all, or one each [default: 1].
     #[arg(long, value_name = "X", requires = "control_image")]
     pub(crate) control_end: Vec<f64>,
-    /// File of a learned word (textual inversion), as FILE or FILE:WORD; may be given several times.
+    /// Textual inversion file, as FILE or FILE:WORD; repeatable.
     #[arg(long, value_name = "FILE[:WORD]")]
     pub(crate) embedding: Vec<String>,
     /// LoRA that changes the model's weights, as FILE or FILE:WEIGHT; may be given several times [default weight: 1].
@@ -214,7 +214,7 @@ pub(crate) struct TaskArgs {
     /// Enlarge the picture by this factor and refine it in a second pass.
     #[arg(long, value_name = "SCALE")]
     pub(crate) hires: Option<f32>,
-    /// How much of the way the second pass goes again, from 0 to 1.
+    /// How much the second pass changes the picture, from 0 to 1.
     #[arg(long, value_name = "X", default_value_t = 0.7, requires = "hires")]
     pub(crate) hires_strength: f64,
     /// Denoising steps of the second pass [default: those of the first].
@@ -223,13 +223,13 @@ pub(crate) struct TaskArgs {
     /// What is enlarged.
     #[arg(long, value_enum, default_value_t = UpscalerChoice::Latents, requires = "hires")]
     pub(crate) hires_upscaler: UpscalerChoice,
-    /// SDXL: size before cropping that the picture shall look like, as WIDTHxHEIGHT.
+    /// SDXL: size before cropping to condition on, as WIDTHxHEIGHT.
     #[arg(long, value_name = "WxH")]
     pub(crate) original_size: Option<Size>,
     /// SDXL: where the crop began, as LEFT,TOP.
     #[arg(long, value_name = "X,Y", value_parser = point)]
     pub(crate) crop: Option<[u32; 2]>,
-    /// SDXL: size after cropping that the picture shall look like, as WIDTHxHEIGHT.
+    /// SDXL: size after cropping to condition on, as WIDTHxHEIGHT.
     #[arg(long, value_name = "WxH")]
     pub(crate) target_size: Option<Size>,
     /// SDXL refiner: aesthetic score.

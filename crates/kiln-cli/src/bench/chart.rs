@@ -55,7 +55,7 @@ pub(super) fn svg(rows: &[Row]) -> String {
     text
 }
 
-/// Writing to a string can not fail.
+/// Writing to a string cannot fail.
 fn panel(text: &mut String, row: &Row, scale: &Scale, bottom: f64) {
     let tile = row.vae_tile.map_or_else(String::new, |tile| format!(", VAE tile {tile}"));
     let name = escape(&format!("{}: offload {}{tile}", row.model, row.offload));

@@ -341,7 +341,7 @@ fn markdown(rows: &[Row]) -> String {
         String::from("| rung | seconds | steps a second | speed-up | picture |\n|---|---|---|---|---|\n");
     for row in rows {
         let picture = row.psnr.map_or_else(|| "identical".into(), |psnr| format!("{psnr:.1} dB"));
-        // Writing to a string can not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(
             text,
             "| {} | {:.3} | {:.2} | {:.2} x | {picture} |",

@@ -18,7 +18,7 @@ pub(super) fn markdown(rows: &[Row]) -> String {
         let tile = row.vae_tile.map_or_else(|| "none".into(), |tile| tile.to_string());
         let error = 100.0 * (row.predicted_bytes as f64 / row.peak_bytes.max(1) as f64 - 1.0);
         let picture = row.psnr.map_or_else(|| "identical".into(), |psnr| format!("{psnr:.1} dB"));
-        // Writing to a string can not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(
             text,
             "| {} | {} | {tile} | {} | {} ({error:+.1}%) | {:.3} s | {:.2} x | {:.2} s | {picture} |",

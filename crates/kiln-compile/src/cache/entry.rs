@@ -124,7 +124,7 @@ impl Entry {
             .unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
-    /// Notes that it is used now; a cache that can not be written forgets it.
+    /// Notes that it is used now; a cache that cannot be written forgets it.
     pub(crate) fn touch(root: &Path) {
         let _ = File::create(root.join(USED)).and_then(|file| file.set_modified(SystemTime::now()));
     }
@@ -252,7 +252,7 @@ impl EngineCache {
             .find(|place| !place.exists())
             .unwrap_or(stem);
         let damaged = |e: std::io::Error| {
-            let text = format!("{reason}; it can not be set aside: {e}");
+            let text = format!("{reason}; it cannot be set aside: {e}");
             CompileError::io(root, &std::io::Error::new(e.kind(), text))
         };
         fs::rename(root, &place).map_err(damaged)?;

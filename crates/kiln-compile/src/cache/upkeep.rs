@@ -33,7 +33,7 @@ pub enum ItemKind {
     Entry(Box<Record>),
     /// A bundle.
     Bundle,
-    /// Something whose manifest or record can not be read, and why.
+    /// Something whose manifest or record cannot be read, and why.
     Damaged(String),
     /// Something damaged, and why it was set aside.
     Quarantined(String),

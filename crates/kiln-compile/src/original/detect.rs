@@ -95,14 +95,14 @@ const FOREIGN: [(Trait, &str, Option<&str>); 30] = [
 const LORA_HINT: &str = "--lora takes it, beside --model";
 const FOLDER_HINT: &str = "give the folder that holds model_index.json";
 
-/// The refusal of a file that is no checkpoint, saying what it seems to be.
+/// The refusal of a file that is not a checkpoint, saying what it seems to be.
 fn foreign(keys: &Keys<'_>) -> CompileError {
     let fits = |how: &Trait| match how {
         Starts(text) => keys.first_with(text).is_some(),
         Contains(text) => keys.iter().any(|key| key.contains(text)),
     };
     if let Some((_, what, hint)) = FOREIGN.iter().find(|(how, ..)| fits(how)) {
-        let error = keys.error(format!("is no checkpoint: it seems to be {what}"));
+        let error = keys.error(format!("is not a checkpoint: it seems to be {what}"));
         return match hint {
             Some(hint) => error.with_hint(*hint),
             None => error,

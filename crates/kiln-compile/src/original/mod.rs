@@ -6,7 +6,7 @@
 //!
 //! - each weight's canonical name, as a view of the file's tensor: the tensor itself, a third of its rows (OpenCLIP's fused
 //!   projections), or its transpose (`text_projection`), so that weights stream from file to file like a folder's;
-//! - each component's `config.json`, inferred from the shapes, and where shapes can not tell, from the family;
+//! - each component's `config.json`, inferred from the shapes, and where shapes cannot tell, from the family;
 //! - the scheduler's configuration and CLIP's tokenizer.
 //!
 //! Keys are taken one by one, by structure: what is missing is named as the file would name it, and what is left over and

@@ -344,7 +344,7 @@ fn describe(
         false => 8.into(),
         true => {
             let heads = channels.iter().map(|&channels| {
-                let reason = format!("of {channels} channels can not attend with heads of 64");
+                let reason = format!("of {channels} channels cannot attend with heads of 64");
                 super::heads_of_64(channels).ok_or_else(|| c.error("input_blocks", &reason))
             });
             heads.collect::<Result<Vec<u64>, CompileError>>()?.into()

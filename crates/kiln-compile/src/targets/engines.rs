@@ -173,7 +173,7 @@ pub enum JobFailure {
     Builder(String),
     /// The same, where it has no fused kernel for an attention that must not become several.
     NoFusedKernel(String),
-    /// The engine can not be written: the operating system's error number.
+    /// The engine cannot be written: the operating system's error number.
     Writing(i32),
 }
 

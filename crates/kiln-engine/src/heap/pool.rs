@@ -59,7 +59,7 @@ pub(crate) unsafe fn free(block: *mut c_void) {
 pub(super) fn trim(keep: usize) {
     let mut extents = extents();
     for (start, len) in extents.as_mut().map(|extents| extents.discard(keep)).unwrap_or_default() {
-        // Memory that can not be given back is used again.
+        // Memory that cannot be given back is used again.
         // SAFETY: the range lies in a region of the pool and in no block, and the lock keeps it so.
         let _ = unsafe { madvise(start as *mut c_void, len, Advice::LinuxDontNeed) };
     }

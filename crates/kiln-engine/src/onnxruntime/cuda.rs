@@ -79,7 +79,7 @@ impl OnnxRuntimeCuda {
         OnnxRuntimeCuda { records, ..self }
     }
 
-    /// Options of a session, which does not open where its runs shall be recorded and can not be.
+    /// Options of a session, which does not open where its runs shall be recorded and cannot be.
     fn builder(&self, tuning: CudaTuning, records: bool) -> ort::Result<SessionBuilder> {
         let mut builder = Session::builder(&self.runtime.environment)?
             .with_log_level(LogLevel::Fatal)?
@@ -95,7 +95,7 @@ impl OnnxRuntimeCuda {
             .with_conv_algorithm_search(search)
             .with_conv_max_workspace(tuning.search)
             .with_tf32(tuning.tf32)
-            // Models say it themselves: what the provider rearranges computes sizes on the device, and can not be recorded.
+            // Models say it themselves: what the provider rearranges computes sizes on the device, and cannot be recorded.
             .with_prefer_nhwc(false)
             .with_cuda_graph(records);
         // SAFETY: the stream is the device's, which every engine keeps.
@@ -104,7 +104,7 @@ impl OnnxRuntimeCuda {
         Ok(builder)
     }
 
-    /// A session, and whether its runs can be recorded; those of models with operators that only the processor has can not.
+    /// A session, and whether its runs can be recorded; those of models with operators that only the processor has cannot.
     fn session(&self, model: &Path, options: &LoadOptions) -> Result<(Session, bool), EngineError> {
         // A session goes when its weights do, and what it found by searching goes with it.
         let tuning = CudaTuning { search: options.tuning.search && !options.swaps, ..options.tuning };

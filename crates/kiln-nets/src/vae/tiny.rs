@@ -71,7 +71,7 @@ impl AutoencoderTinyConfig {
             [("encoder_block_out_channels", &config.encoder), ("decoder_block_out_channels", &config.decoder)]
         {
             if stages.iter().any(|stage| stage.channels != stages[0].channels) {
-                return Err(r.error(key, "has different numbers of channels, which its layers can not join"));
+                return Err(r.error(key, "has different numbers of channels, which its layers cannot join"));
             }
         }
         if config.encoder.len() != config.decoder.len() {

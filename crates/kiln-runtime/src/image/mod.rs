@@ -19,11 +19,11 @@ pub use compare::Comparison;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The autoencoder's output is no batch of pictures.
+    /// The autoencoder's output is not a batch of pictures.
     #[error("shape {0:?} is not a batch of pictures [B, 3, H, W]")]
     Shape(Vec<usize>),
     /// As many bytes as no picture of this size has.
-    #[error("{found} bytes are no picture of {width}x{height} pixels")]
+    #[error("{found} bytes are not a picture of {width}x{height} pixels")]
     Bytes {
         /// Width in pixels.
         width: u32,

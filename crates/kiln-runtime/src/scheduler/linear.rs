@@ -24,7 +24,7 @@ const LARGEST: f32 = 300.0;
 impl Sampler {
     /// The run from a call on, as [`Sampler::start_at`] names it.
     ///
-    /// None where latents are clipped, or where the model predicts a variance, so that they are no such sums; and where
+    /// None where latents are clipped, or where the model predicts a variance, so that they are not such sums; and where
     /// factors are so large that sums of 32-bit floats would lose digits.
     ///
     /// The sampler is run with unit vectors for tensors, and starts anew afterwards.

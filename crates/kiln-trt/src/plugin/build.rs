@@ -38,7 +38,7 @@ extern "C" fn configure(
     // SAFETY: TensorRT calls a plugin that it has not deleted, with as many tensors as it says.
     let (object, inputs, outputs) =
         unsafe { (Part::owner(this), slice(inputs, n_inputs), slice(outputs, n_outputs)) };
-    object.status("can not be configured", |plugin| plugin.configure(inputs, outputs))
+    object.status("cannot be configured", |plugin| plugin.configure(inputs, outputs))
 }
 
 extern "C" fn output_types(
@@ -50,7 +50,7 @@ extern "C" fn output_types(
 ) -> i32 {
     // SAFETY: TensorRT calls a plugin that it has not deleted, with as many types as it says.
     let (object, inputs) = unsafe { (Part::owner(this), slice(inputs, n_inputs)) };
-    object.status("can not tell its outputs' types", |plugin| {
+    object.status("cannot tell its outputs' types", |plugin| {
         let inputs: Vec<_> = inputs.iter().map(|number| DataType::from_number(*number)).collect();
         let types = plugin.output_types(&inputs)?;
         let numbers: Vec<_> = types.into_iter().map(DataType::to_number).collect();
@@ -72,7 +72,7 @@ extern "C" fn output_shapes(
     // SAFETY: TensorRT calls a plugin that it has not deleted, with as many shapes as it says.
     let (object, inputs, shape_inputs) =
         unsafe { (Part::owner(this), slice(inputs, n_inputs), slice(shape_inputs, n_shape_inputs)) };
-    object.status("can not tell its outputs' sizes", |plugin| {
+    object.status("cannot tell its outputs' sizes", |plugin| {
         let exprs = ExprBuilder::new(builder, object.tables());
         let read =
             |shapes: &[DimsExprs]| shapes.iter().map(|shape| exprs.read(shape)).collect::<Result<Vec<_>, _>>();
@@ -112,13 +112,13 @@ extern "C" fn supports_format(
     // SAFETY: TensorRT calls a plugin that it has not deleted; tensors up to the position are set.
     let (object, tensors) = unsafe { (Part::owner(this), slice(tensors, position + 1)) };
     let n_inputs = usize::try_from(n_inputs).unwrap_or(0);
-    object.answer("can not tell its formats", false, |plugin| Ok(plugin.supports_format(tensors, n_inputs)))
+    object.answer("cannot tell its formats", false, |plugin| Ok(plugin.supports_format(tensors, n_inputs)))
 }
 
 extern "C" fn n_outputs(this: *const Part) -> i32 {
     // SAFETY: TensorRT calls a plugin that it has not deleted.
     let object = unsafe { Part::owner(this) };
-    object.answer("can not tell its outputs", -1, |plugin| Ok(i32::try_from(plugin.n_outputs())?))
+    object.answer("cannot tell its outputs", -1, |plugin| Ok(i32::try_from(plugin.n_outputs())?))
 }
 
 extern "C" fn workspace_size(
@@ -133,19 +133,19 @@ extern "C" fn workspace_size(
         unsafe { (Part::owner(this), slice(inputs, n_inputs), slice(outputs, n_outputs)) };
     // More than any device has: TensorRT then refuses the plugin.
     const REFUSED: usize = isize::MAX as usize;
-    object.answer("can not tell its workspace", REFUSED, |plugin| Ok(plugin.workspace_size(inputs, outputs)))
+    object.answer("cannot tell its workspace", REFUSED, |plugin| Ok(plugin.workspace_size(inputs, outputs)))
 }
 
 extern "C" fn n_tactics(this: *const Part) -> i32 {
     // SAFETY: TensorRT calls a plugin that it has not deleted.
     let object = unsafe { Part::owner(this) };
-    object.answer("can not tell its tactics", 0, |plugin| Ok(i32::try_from(plugin.tactics().len())?))
+    object.answer("cannot tell its tactics", 0, |plugin| Ok(i32::try_from(plugin.tactics().len())?))
 }
 
 extern "C" fn tactics(this: *const Part, tactics: *mut i32, n_tactics: i32) -> i32 {
     // SAFETY: TensorRT calls a plugin that it has not deleted.
     let object = unsafe { Part::owner(this) };
-    object.status("can not tell its tactics", |plugin| {
+    object.status("cannot tell its tactics", |plugin| {
         let answers = plugin.tactics().into_iter().map(i32::from).collect();
         // SAFETY: TensorRT has room for as many tactics as it says.
         unsafe { fill(tactics, n_tactics, answers) }

@@ -49,7 +49,7 @@ impl Library {
     /// TensorRT may be about to call a creator that leaves the registry, and so its memory is never freed.
     ///
     /// Errors are of kind [`Plugin`] where a creator of that name, version and namespace is registered already, and of
-    /// kind [`Library`](crate::TrtErrorKind::Library) where the parser of TensorRT-RTX can not add plugins, for which the
+    /// kind [`Library`](crate::TrtErrorKind::Library) where the parser of TensorRT-RTX cannot add plugins, for which the
     /// dynamic loader needs a file in the folder for temporary files.
     pub fn register_plugin(
         self: &Arc<Self>,
@@ -88,7 +88,7 @@ impl Library {
                 // SAFETY: the registry did not take the object, which was just made.
                 drop(unsafe { Box::from_raw(object) });
                 let name = identity.name.to_string_lossy();
-                Err(self.failure(Plugin, &format!("plugin '{name}' can not be registered")))
+                Err(self.failure(Plugin, &format!("plugin '{name}' cannot be registered")))
             }
         }
     }
@@ -131,7 +131,7 @@ extern "C" fn create_plugin(
         0 => PluginPhase::Build,
         _ => PluginPhase::Runtime,
     };
-    object.identity.answer("can not be made", null_mut(), || {
+    object.identity.answer("cannot be made", null_mut(), || {
         // SAFETY: TensorRT gives a collection that is alive during the call.
         let fields = unsafe { read_fields(fields) }?;
         let plugin = object.creator.create(&text(layer), &fields, phase)?;

@@ -117,7 +117,7 @@ impl<'e> ExprBuilder<'e> {
 
     fn expr(&self, pointer: *mut c_void) -> Result<ShapeExpr<'e>, TrtError> {
         let pointer = NonNull::new(pointer)
-            .ok_or_else(|| TrtError::new(Build, "TensorRT can not express the size of an output"))?;
+            .ok_or_else(|| TrtError::new(Build, "TensorRT cannot express the size of an output"))?;
         Ok(ShapeExpr { pointer, tables: self.tables })
     }
 

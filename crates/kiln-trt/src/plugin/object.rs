@@ -162,7 +162,7 @@ impl PluginObject {
     }
 
     fn cloned(&self) -> *mut c_void {
-        self.answer("can not be cloned", null_mut(), |plugin| {
+        self.answer("cannot be cloned", null_mut(), |plugin| {
             let counts = [self.counts[0].load(Relaxed), self.counts[1].load(Relaxed)];
             Ok(PluginObject::with_counts(&self.identity, plugin.clone_plugin(), counts))
         })
@@ -279,7 +279,7 @@ extern "C" fn namespace(this: *const Part) -> *const c_char {
 extern "C" fn set_tactic(this: *const Part, tactic: i32) -> i32 {
     // SAFETY: TensorRT calls a plugin that it has not deleted.
     let object = unsafe { Part::owner(this) };
-    object.status("can not take a tactic", |plugin| plugin.set_tactic(tactic))
+    object.status("cannot take a tactic", |plugin| plugin.set_tactic(tactic))
 }
 
 extern "C" fn on_shape_change(
@@ -294,7 +294,7 @@ extern "C" fn on_shape_change(
         unsafe { (Part::owner(this), slice(inputs, n_inputs), slice(outputs, n_outputs)) };
     object.counts[0].store(inputs.len(), Relaxed);
     object.counts[1].store(outputs.len(), Relaxed);
-    object.status("can not take the sizes", |plugin| plugin.on_shape_change(inputs, outputs))
+    object.status("cannot take the sizes", |plugin| plugin.on_shape_change(inputs, outputs))
 }
 
 extern "C" fn enqueue(
@@ -309,7 +309,7 @@ extern "C" fn enqueue(
     // SAFETY: TensorRT calls a plugin that it has not deleted.
     let object = unsafe { Part::owner(this) };
     let [n_inputs, n_outputs] = [object.counts[0].load(Relaxed), object.counts[1].load(Relaxed)];
-    object.status("can not run", |plugin| {
+    object.status("cannot run", |plugin| {
         if n_inputs == UNKNOWN || n_outputs == UNKNOWN {
             return Err("TensorRT has not told the sizes".into());
         }
@@ -338,7 +338,7 @@ extern "C" fn attach_to_context(this: *const Part, _context: *mut c_void) -> *mu
 extern "C" fn fields_to_serialize(this: *const Part) -> *const RawCollection {
     // SAFETY: TensorRT calls a plugin that it has not deleted.
     let object = unsafe { Part::owner(this) };
-    object.answer("can not be serialized", null(), |plugin| {
+    object.answer("cannot be serialized", null(), |plugin| {
         let fields = Collection::of_values(plugin.fields())?;
         let address = fields.as_ptr();
         object.serialized.lock().unwrap_or_else(PoisonError::into_inner).push(fields);

@@ -23,7 +23,7 @@ use crate::{DeviceTensor, ElementType, Engine, EngineError, Port, Tensor, Tensor
 const MOST_SETUPS: usize = 8;
 
 /// Runs of the same sizes before one is recorded. The first tells how large the outputs are, the second what memory a run
-/// takes, and the third takes it: memory can not be allocated while a run is recorded.
+/// takes, and the third takes it: memory cannot be allocated while a run is recorded.
 const WARM_UPS: usize = 3;
 
 /// A session, and where it reads and writes.
