@@ -73,7 +73,7 @@ fn nothing_is_written_that_the_manifest_does_not_list() {
     };
     check(&[], "lacks 'bundle.yaml'");
     check(&[("unet.data", Regular, b"x")], "'unet.data', which no manifest before it lists");
-    check(&[("bundle.yaml", Regular, b"format: 4")], "missing field");
+    check(&[("bundle.yaml", Regular, b"format: 5")], "missing field");
     check(&[("bundle.yaml", Symlink, b"")], "no regular file");
     let first = ("bundle.yaml", Regular, manifest.as_slice());
     check(&[first], "lacks '");

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::thread;
 
 use kiln_bundle::SealKey;
-use kiln_runtime::{Backend, Backends, Libraries, Library, MemoryOptions, Offload, Request, Size, Target};
+use kiln_runtime::{
+    Backend, Backends, Libraries, Library, MemoryOptions, Offload, Pipeline, Request, Size, Target,
+};
 
 use super::{OnGpu, libraries};
-use crate::fixtures::pipeline;
 
 /// The fake GPU in this process, whose driver is found by name once it is loaded.
 fn backend() -> Arc<dyn Backend> {
@@ -23,10 +24,12 @@ fn backend() -> Arc<dyn Backend> {
 fn pipelines_share_a_gpu() {
     let gpu = OnGpu::new(false);
     let cache = kiln_native::cache_dir().expect("a cache folder");
-    gpu.bundle.seal(&SealKey::open(&cache.join(SealKey::FILE)).expect("a key")).expect("a seal");
+    let key = SealKey::open(&cache.join(SealKey::FILE)).expect("a key");
+    gpu.bundle.seal(&key).expect("a seal");
     let backend = backend();
     let draw = &|seed: u64, offload: Offload, side: u32| {
-        let mut pipeline = pipeline(gpu.bundle.clone(), backend.clone());
+        let builder = Pipeline::builder(gpu.bundle.clone()).backend(backend.clone()).seal_key(key.clone());
+        let mut pipeline = builder.build().expect("a pipeline");
         pipeline.set_memory(MemoryOptions::default().offload(offload)).expect("options");
         let request = Request::new("a red circle").seeds(vec![seed]).steps(5).size(Size::new(side, side));
         pipeline.generate(&request).expect("a picture").latents

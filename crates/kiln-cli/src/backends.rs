@@ -36,7 +36,7 @@ pub(crate) fn fetch(library: Library) -> Result<std::path::PathBuf, kiln_native:
 /// asked for.
 pub(crate) fn place(model: &Model, backends: &Backends, on_host: Option<&str>) -> Result<Place, Failure> {
     let place = match model {
-        Model::Bundle(bundle) => backends.place(bundle.manifest().target)?,
+        Model::Bundle(bundle) => backends.place_for(bundle)?,
         Model::Folder(_) | Model::File(_) => backends.choose(on_host)?,
     };
     place.notices().iter().for_each(say);

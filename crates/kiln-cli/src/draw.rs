@@ -57,7 +57,7 @@ pub(crate) fn work(job: Job) -> Result<Drawn, Failure> {
     let request = Request::new(&job.prompt).seed(0).steps(job.steps).width(job.width).height(job.height);
     let bundle = open_bundle(&job.bundle)?;
     let backends = job.execution.backends();
-    let place = backends.place(bundle.manifest().target)?;
+    let place = backends.place_for(&bundle)?;
     let trace = MemoryTrace::start(place.gpu().cloned());
     let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let memory = MemoryOptions::new().offload(job.offload.into()).vae_tiling(job.vae_tile.map(VaeTiling::of));

@@ -17,7 +17,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let mut bundle = open_bundle(&args.bundle)?;
     bundle.verify()?;
     let backends = args.execution.backends();
-    let place = backends.place(bundle.manifest().target)?;
+    let place = backends.place_for(&bundle)?;
     if let Some(other) = &args.against {
         return against(bundle, other, &backends, &place, args);
     }

@@ -57,8 +57,9 @@ impl LoraFile {
                     .into(),
             ));
         }
-        let digest = kiln_bundle::fs::digest(path).map_err(|e| refuse(e.to_string()))?;
-        LoraFile::of(TensorFile::open(path)?, digest)
+        let tensors = TensorFile::open(path)?;
+        let digest = kiln_bundle::fs::digest(path).map_err(|e| LoraError::new(path, e))?;
+        LoraFile::of(tensors, digest)
     }
 
     /// The same of a file's bytes, which errors call by `name`.

@@ -73,7 +73,7 @@ pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<R
 fn cases(path: &Path, request: &Request, args: &BenchMemoryArgs) -> Result<Vec<Case>, Failure> {
     let bundle = open_bundle(path)?;
     let backends = args.execution.backends();
-    let place = backends.place(bundle.manifest().target)?;
+    let place = backends.place_for(&bundle)?;
     let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(request, &figures(&pipeline, args.execution)?)?;
     let model = label(pipeline.bundle());

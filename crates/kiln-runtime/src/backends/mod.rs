@@ -145,7 +145,7 @@ impl Backends {
 
     /// Opens what runs the engines of a bundle, like [`Backends::open`].
     pub fn open_for(&self, bundle: &Bundle) -> Result<Opened, Error> {
-        self.open(bundle.manifest().target)
+        self.open_at(&self.place_for(bundle)?)
     }
 
     /// Opens what runs engines in a place.

@@ -1,4 +1,4 @@
-use kiln_bundle::Target;
+use kiln_bundle::{Bundle, Target};
 
 use super::{Backends, Device, Gpu, Notice, Runner};
 use crate::Error;
@@ -56,6 +56,17 @@ impl Backends {
             (device, true) => self.on_gpu(device.ordinal(), target),
             (_, false) if target == Target::Onnx => Err(misplaced(target)),
             (_, false) => Ok(Place::host(target)),
+        }
+    }
+
+    /// Where the engines of a bundle run, like [`Backends::place`].
+    pub fn place_for(&self, bundle: &Bundle) -> Result<Place, Error> {
+        match bundle.manifest().target {
+            Target::Onnx => {
+                let (path, target) = (bundle.root().into(), Target::Onnx);
+                Err(Error::Target { path, target, reason: "engines are built from it".into() })
+            }
+            target => self.place(target),
         }
     }
 
