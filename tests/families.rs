@@ -201,7 +201,7 @@ fn check(name: &str) {
         for call in family.description["calls"].as_object().expect("calls").keys() {
             let what = format!("{name} {call} on {}", pipeline.backend().name());
             if family.description["calls"][call]["learned"] == json!(true) {
-                let word = pipeline.add_embedding(&family.embedding(), None).expect("an embedding");
+                let word = pipeline.add_embedding(family.embedding(), None).expect("an embedding");
                 assert_eq!(word, "<toy>");
             }
             let output = pipeline.generate(&family.request(call));

@@ -100,13 +100,13 @@ fn differences_are_measured_as_scikit_image_measures_them() {
 
 #[test]
 fn pictures_are_read_upright_and_without_alpha() {
-    let turned = RgbImage::open(&references().join("turned.jpg")).expect("a JPEG");
+    let turned = RgbImage::open(references().join("turned.jpg")).expect("a JPEG");
     assert_eq!((turned.width(), turned.height()), (16, 32));
     let near = |pixel: &[u8], colour: [u8; 3]| pixel.iter().zip(colour).all(|(a, b)| a.abs_diff(b) < 8);
     assert!(near(&turned.data()[..3], [200, 40, 40]), "{:?}", &turned.data()[..3]);
     assert!(near(&turned.data()[turned.data().len() - 3..], [30, 60, 200]));
 
-    let alpha = RgbImage::open(&references().join("alpha.webp")).expect("a WebP");
+    let alpha = RgbImage::open(references().join("alpha.webp")).expect("a WebP");
     assert_eq!(alpha.data()[..3], [200, 40, 40]);
 }
 
@@ -122,6 +122,6 @@ fn a_file_that_is_no_picture_is_named() {
         let error = RgbImage::open(&path).expect_err("refused").to_string();
         assert!(error.contains("p.png: "), "{error}");
     }
-    let missing = RgbImage::open(&folder.path().join("none.png")).expect_err("refused").to_string();
+    let missing = RgbImage::open(folder.path().join("none.png")).expect_err("refused").to_string();
     assert!(missing.ends_with("none.png: no such file or directory"), "{missing}");
 }

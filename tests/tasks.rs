@@ -31,7 +31,7 @@ fn pictures_are_made_from_pictures() {
     let draw = |out: &str, extra: &[&str]| {
         let args = ["generate", "a cat", "--model", &model, "--steps", "4", "--seed", "1", "--out", out];
         succeed(&mut kiln(&[&args[..], extra].concat(), work.path()));
-        RgbImage::open(&work.path().join(out)).expect("a picture")
+        RgbImage::open(work.path().join(out)).expect("a picture")
     };
     let near = draw("near.png", &["--init-image", "in.png", "--strength", "0.25"]);
     assert_eq!(size(&work.path().join("near.png")), [40, 32]);
@@ -88,7 +88,7 @@ fn a_controlnet_comes_with_the_model_or_beside_it() {
         ["generate", "a red circle", "--steps", "2", "--seed", "1", "--control-image", "in.png", "--out"];
     let draw = |out: &str, extra: &[&str]| {
         succeed(&mut kiln(&[&args[..], &[out], extra].concat(), work.path()));
-        RgbImage::open(&work.path().join(out)).expect("a picture")
+        RgbImage::open(work.path().join(out)).expect("a picture")
     };
     let steered = draw("a.png", &["--model", &model]);
     assert_eq!([steered.width(), steered.height()], [40, 32]);
@@ -168,15 +168,15 @@ fn decoder_drifts(bundle: &Path) {
 fn pictures_are_compared() {
     let work = scratch();
     save_picture(&work.path().join("a.png"));
-    let b = RgbImage::open(&work.path().join("a.png")).expect("a picture");
+    let b = RgbImage::open(work.path().join("a.png")).expect("a picture");
     let mut data = b.data().to_vec();
     data[0] -= 10;
     let b = RgbImage::from_raw(40, 32, data).expect("a picture");
-    b.save_png(&work.path().join("b.png"), &[]).expect("a file");
+    b.save_png(work.path().join("b.png"), &[]).expect("a file");
     let compare = |extra: &[&str]| kiln(&[&["compare", "a.png", "b.png"], extra].concat(), work.path());
     let said = succeed(&mut compare(&["--diff", "d.png", "--max-difference", "10", "--min-ssim", "0.9"]));
     assert!(said.contains("max 10/255") && said.contains("differences times 25: d.png"), "{said}");
-    assert_eq!(RgbImage::open(&work.path().join("d.png")).expect("a picture").data()[..3], [250, 0, 0]);
+    assert_eq!(RgbImage::open(work.path().join("d.png")).expect("a picture").data()[..3], [250, 0, 0]);
     let json: Value = serde_json::from_str(&succeed(&mut compare(&["--json"]))).expect("JSON");
     assert_eq!((&json["max_difference"], &json["passes"]), (&10.into(), &true.into()));
     fail(&mut compare(&["--max-difference", "9"]), 6, "a difference of 10 is over 9");
@@ -184,6 +184,6 @@ fn pictures_are_compared() {
     fail(&mut compare(&["--min-ssim", "1"]), 6, "is under 1");
     fail(&mut compare(&["--min-ssim", "1.5"]), 2, "expected a number from 0 to 1");
     fail(&mut compare(&["--min-psnr", "NaN"]), 2, "expected a number from 0");
-    b.resized(kiln_runtime::Size::square(20)).save_png(&work.path().join("b.png"), &[]).expect("a file");
+    b.resized(kiln_runtime::Size::square(20)).save_png(work.path().join("b.png"), &[]).expect("a file");
     fail(&mut compare(&[]), 3, "a picture of 40x32 pixels cannot be compared with one of 20x20");
 }

@@ -53,7 +53,7 @@ fn bundles_inside_a_bundle_come_along() {
     let file = folder.path().join("b.kiln");
     pack(&bundle, &file, 1).expect("packed");
     let copy = unpack(&file, &folder.path().join("copy")).expect("a bundle");
-    let nested = Bundle::open(&copy.path("controlnet")).expect("the ControlNet");
+    let nested = Bundle::open(copy.path("controlnet")).expect("the ControlNet");
     nested.verify().expect("every digest");
 }
 
@@ -74,7 +74,7 @@ fn nothing_is_written_that_the_manifest_does_not_list() {
     check(&[], "lacks 'bundle.yaml'");
     check(&[("unet.data", Regular, b"x")], "'unet.data', which no manifest before it lists");
     check(&[("bundle.yaml", Regular, b"format: 5")], "missing field");
-    check(&[("bundle.yaml", Symlink, b"")], "no regular file");
+    check(&[("bundle.yaml", Symlink, b"")], "not a regular file");
     let first = ("bundle.yaml", Regular, manifest.as_slice());
     check(&[first], "lacks '");
     check(&[first, first], "'bundle.yaml', which no manifest before it lists");
@@ -83,7 +83,7 @@ fn nothing_is_written_that_the_manifest_does_not_list() {
     }
     let name = "scheduler_config.json";
     for kind in [Directory, Link, Symlink] {
-        check(&[first, (name, kind, b"")], "no regular file");
+        check(&[first, (name, kind, b"")], "not a regular file");
     }
     check(&[first, (name, Regular, &[&listed[..], b" "].concat())], "has more than");
     check(&[first, (name, Regular, &listed[1..])], "does not match the digest");

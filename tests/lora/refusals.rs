@@ -175,7 +175,7 @@ fn files_that_hold_no_lora_are_refused() {
         let error = LoraFile::open(&path).expect_err("no LoRA").to_string();
         assert_eq!(error, format!("{}: {message}", path.display()));
     }
-    let error = LoraFile::open(&folder.path().join("x.pt")).expect_err("a pickle").to_string();
+    let error = LoraFile::open(folder.path().join("x.pt")).expect_err("a pickle").to_string();
     assert!(error.contains("pickled weights can run code"), "{error}");
 }
 

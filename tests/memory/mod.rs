@@ -32,7 +32,7 @@ fn small() -> PathBuf {
 }
 
 fn open_small() -> Bundle {
-    Bundle::open(&small()).expect("a bundle")
+    Bundle::open(small()).expect("a bundle")
 }
 
 /// Arguments that draw a picture of the small model.

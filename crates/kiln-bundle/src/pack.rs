@@ -36,7 +36,7 @@ fn append<W: Write>(
     let names = [MANIFEST].into_iter().chain(bundle.manifest().files.keys().map(String::as_str));
     for name in names {
         if let Some(folder) = name.strip_suffix(&format!("/{MANIFEST}")) {
-            let nested = Bundle::open(&bundle.path(folder))?;
+            let nested = Bundle::open(bundle.path(folder))?;
             append(archive, &nested, &format!("{prefix}{folder}/"), file)?;
             continue;
         }

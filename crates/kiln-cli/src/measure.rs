@@ -40,7 +40,7 @@ pub(crate) fn work(job: Job) -> Result<Figures, Failure> {
 
 fn measure(bundle: &Bundle, execution: ExecutionArgs) -> Result<Figures, Failure> {
     let backends = execution.backends();
-    let backend = backends::open(&backends, &backends.place_for(&bundle)?)?;
+    let backend = backends::open(&backends, &backends.place_for(bundle)?)?;
     let mut pipeline = models::pipeline(bundle.clone(), backend)?;
     let bar = Bar::spinner("measuring");
     pipeline.measure(&mut |role| bar.message(role.to_string()))?.ok_or_else(|| {

@@ -9,6 +9,7 @@ use crate::args::{CheckpointArgs, PredictionChoice};
 use crate::failure::Failure;
 
 /// A model. Bundles are open; checkpoints are opened when it is known how.
+#[expect(clippy::large_enum_variant, reason = "a process has a few")]
 pub(crate) enum Model {
     /// A compiled one.
     Bundle(Bundle),

@@ -61,6 +61,11 @@ pub trait Backend: Send + Sync {
     /// Version of the library behind it.
     fn version(&self) -> &str;
 
+    /// What backends have in common whose engines stand for each other; none where engines are one backend's alone.
+    fn family(&self) -> Option<String> {
+        None
+    }
+
     /// What its engines are made of.
     fn format(&self) -> Format {
         Format::Onnx

@@ -36,6 +36,10 @@ impl Backend for Rten {
         env!("KILN_RTEN_RELEASE")
     }
 
+    fn family(&self) -> Option<String> {
+        Some(format!("{} {:?}", self.name(), self.threads))
+    }
+
     fn holds_scores(&self) -> bool {
         true
     }

@@ -129,7 +129,7 @@ fn rows(cases: Vec<Case>, folder: &Path, steps: usize) -> Result<Vec<Row>, Failu
     let mut reference: Option<(PathBuf, RgbImage)> = None;
     let mut rows = Vec::new();
     for (i, case) in cases.into_iter().enumerate() {
-        let image = RgbImage::open(&file(folder, &case, i, "png")).map_err(kiln_runtime::Error::from)?;
+        let image = RgbImage::open(file(folder, &case, i, "png")).map_err(kiln_runtime::Error::from)?;
         if reference.as_ref().is_none_or(|(bundle, _)| *bundle != case.bundle) {
             reference = Some((case.bundle.clone(), image.clone()));
         }

@@ -49,7 +49,7 @@ pub(super) fn plan(source: &Bundle, options: &EngineOptions) -> Result<Plan<'sta
     for name in manifest.files.keys() {
         let is_model = components().any(|component| component.files().any(|file| file == name));
         if let Some(folder) = name.strip_suffix(&format!("/{MANIFEST}")) {
-            nested.push((folder.to_owned(), plan(&Bundle::open(&source.path(folder))?, options)?));
+            nested.push((folder.to_owned(), plan(&Bundle::open(source.path(folder))?, options)?));
         } else if !is_model && manifest.reference.as_ref() != Some(name) {
             companions.push((name.clone(), Source::File(source.path(name))));
         }

@@ -150,6 +150,11 @@ impl Backend for OnnxRuntime {
         &self.version
     }
 
+    fn family(&self) -> Option<String> {
+        // A process has one, whose pool of threads was made when it was opened.
+        Some(self.name().into())
+    }
+
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let builder = builder(&self.environment, options.placement).map_err(|e| refuse(e.to_string()))?;

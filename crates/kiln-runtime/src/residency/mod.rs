@@ -204,7 +204,7 @@ impl Residency {
         let changes = self.changes.changes(self.bundle.weights_owner(name));
         let loras = self.loras.iter().filter(|lora| changes.is_some_and(|changes| changes.are_by(lora)));
         EngineKey {
-            backend: Arc::as_ptr(&self.backend).cast::<()>() as usize,
+            backend: self.backend.family().unwrap_or_else(|| format!("{:p}", Arc::as_ptr(&self.backend))),
             model: digest(&component.segments[i].engine).unwrap_or_default(),
             weights: component.weights.as_deref().and_then(digest),
             loras: loras.map(|lora| (lora.file.digest().to_owned(), lora.weight.to_bits())).collect(),

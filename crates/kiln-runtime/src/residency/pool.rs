@@ -49,8 +49,8 @@ struct Shared {
 /// What makes an engine what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct EngineKey {
-    /// The backend, by its address: a slot keeps it alive.
-    pub(super) backend: usize,
+    /// The backend's family, or else its address: a slot keeps it alive.
+    pub(super) backend: String,
     /// Digest of the model file.
     pub(super) model: String,
     /// Digest of the weight file, where there is one.

@@ -4,6 +4,7 @@
 //! stream does them. What it is asked for is written to the
 //! file that `FAKE_ONNXRUNTIME_REPORT` names, one line of JSON for each provider and each run. Runs fail with what
 //! `FAKE_ONNXRUNTIME_FAILURE` says, where it is set.
+#![expect(clippy::print_stderr, reason = "a fake tells its tests what went wrong before it aborts")]
 #![expect(unsafe_code, reason = "a C library in all but name")]
 
 mod cuda;

@@ -3,6 +3,7 @@
 //!
 //! It is strict where the real one is silent or crashes: a run without weights, without its memory or with a tensor that
 //! has no address ends the process.
+#![expect(clippy::print_stderr, reason = "a fake tells its tests what went wrong before it aborts")]
 #![expect(unsafe_code, reason = "a C++ library in all but name")]
 
 mod context;
