@@ -224,10 +224,10 @@ fn profiles_in_pixels_are_checked_and_become_latents() {
     let factor = checkpoint.scale_factor();
     let side =
         |pixels| ProfileSpec { batch: None, height: RangeSpec::Fixed(pixels), width: RangeSpec::Fixed(64) };
-    let spec = EngineSpec { profiles: vec![side(64)], ..EngineSpec::default() };
+    let spec = EngineSpec { profiles: vec![side(64)].try_into().unwrap(), ..EngineSpec::default() };
     let profile = spec.profiles(&checkpoint).expect("a profile")[0];
     assert_eq!((profile.height.opt, profile.width.max), (64 / factor, 64 / factor));
-    let spec = EngineSpec { profiles: vec![side(60)], ..EngineSpec::default() };
+    let spec = EngineSpec { profiles: vec![side(60)].try_into().unwrap(), ..EngineSpec::default() };
     let error = spec.profiles(&checkpoint).expect_err("no multiple").to_string();
     assert!(error.ends_with("height: 60 is not a multiple of 8"), "{error}");
 }

@@ -96,9 +96,12 @@ fn what_is_not_understood_is_refused_with_its_place() {
         ("tf32: true\n    tf32: false", "duplicate"),
         ("profiles: [{height: 512}]", "missing field `width`"),
         ("profiles: [{height: big, width: 8}]", "expected a number, or {min, opt, max}"),
-        ("profiles: [{height: 0, width: 8}]", "height: 0, 0, 0 are not ascending from 1 to 8192"),
-        ("profiles: [{height: 8, width: {min: 9, opt: 8, max: 9}}]", "width: 9, 8, 9 are not ascending"),
-        ("profiles: [{batch: 257, height: 8, width: 8}]", "batch: 257, 257, 257 are not ascending"),
+        ("profiles: [{height: 0, width: 8}]", "profiles[0].height: 0, 0, 0 are not ascending from 1 to 8192"),
+        (
+            "profiles: [{height: 8, width: {min: 9, opt: 8, max: 9}}]",
+            "profiles[0].width: 9, 8, 9 are not ascending",
+        ),
+        ("profiles: [{batch: 257, height: 8, width: 8}]", "profiles[0].batch: 257, 257, 257 are not ascending"),
         ("sizes: []", "unknown field `sizes`"),
     ] {
         let found = refused(text);

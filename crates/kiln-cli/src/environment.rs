@@ -27,3 +27,20 @@ const NO_COLOR: Variable = Variable { name: "NO_COLOR", meaning: "no colours" };
 pub(crate) fn all() -> impl Iterator<Item = Variable> {
     VARIABLES.into_iter().chain([KILN_ENGINE_CACHE, KILN_ENGINE_CACHE_LIMIT, KILN_LOG, NO_COLOR])
 }
+
+/// Tells ONNX Runtime, here and in child processes, not to record its use.
+///
+/// Its Linux wheels open a database in the home folder as the environment is created, before
+/// `DisableTelemetryEvents` can be called. A value that the user has set stays.
+///
+/// Must be called before any thread is started.
+pub(crate) fn silence_telemetry() {
+    const NAME: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(NAME).is_none() {
+        #[expect(unsafe_code, reason = "no other way reaches a library that reads the environment itself")]
+        // SAFETY: `main` calls this first, so no other thread reads or writes the environment.
+        unsafe {
+            std::env::set_var(NAME, "1");
+        }
+    }
+}

@@ -46,6 +46,7 @@ use args::{Cli, Command, Work};
 use failure::Failure;
 
 fn main() -> ExitCode {
+    environment::silence_telemetry();
     let cli = Cli::parse();
     let result = interrupt::watch().and_then(|()| log::start()).and_then(|()| run(&cli.command));
     match result {

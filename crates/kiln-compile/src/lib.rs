@@ -32,8 +32,8 @@ pub use inspect::{
 pub use original::{Original, PredictionType, WeightView};
 pub use spec::{
     AttentionSpec, Bytes, ComputeCapability, CpuSpec, CudaSpec, EngineSpec, FixedSizes, LoraSpec, NetworkSpec,
-    OnnxSpec, OpenRange, OptimizationLevel, PrecisionSpec, ProfileSpec, RangeSpec, RtxSpec, Specification,
-    TargetSpec,
+    OnnxSpec, OpenRange, OptimizationLevel, PrecisionSpec, ProfileSpec, Profiles, RangeSpec, RtxSpec,
+    Specification, TargetSpec,
 };
 pub use synth::{Architecture, synthesize};
 pub use targets::{

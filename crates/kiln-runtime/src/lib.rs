@@ -26,6 +26,10 @@
 //!
 //! Numbers mean what they mean in diffusers: the same checkpoint, prompt, seed and settings give the same picture.
 
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/embed.md")]
+struct Embedding;
+
 pub mod architecture;
 mod backends;
 mod companions;

@@ -30,7 +30,7 @@ use kiln_lora::{Lora, LoraFile};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-pub use sizes::{FixedSizes, OpenRange, ProfileSpec, RangeSpec};
+pub use sizes::{FixedSizes, OpenRange, ProfileSpec, Profiles, RangeSpec};
 pub use target::{CpuSpec, CudaSpec, EngineSpec, NetworkSpec, OnnxSpec, RtxSpec, TargetSpec};
 pub use values::{AttentionSpec, Bytes, ComputeCapability, OptimizationLevel, PrecisionSpec};
 

@@ -1,5 +1,7 @@
 //! Sizes in pixels that engines run at.
 
+use std::ops::Deref;
+
 use kiln_bundle::Size;
 use kiln_nets::Sizes;
 use kiln_types::limits::{MAX_BATCH, MAX_SIDE};
@@ -10,9 +12,10 @@ use crate::{Checkpoint, CompileError};
 
 /// Sizes in pixels that an engine runs at.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(deny_unknown_fields)]
 pub struct ProfileSpec {
     /// Number of pictures.
+    #[serde(default)]
     pub batch: Option<RangeSpec>,
     /// Height in pixels.
     pub height: RangeSpec,
@@ -20,14 +23,10 @@ pub struct ProfileSpec {
     pub width: RangeSpec,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Unchecked {
-    #[serde(default)]
-    batch: Option<RangeSpec>,
-    height: RangeSpec,
-    width: RangeSpec,
-}
+/// Profiles whose sizes are ascending and within the limits.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(try_from = "Vec<ProfileSpec>")]
+pub struct Profiles(Vec<ProfileSpec>);
 
 /// One size, or the least, best and most.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -64,30 +63,42 @@ struct Fixed {
     width: u64,
 }
 
-impl TryFrom<Unchecked> for ProfileSpec {
+impl TryFrom<Vec<ProfileSpec>> for Profiles {
     type Error = String;
 
-    fn try_from(Unchecked { batch, height, width }: Unchecked) -> Result<ProfileSpec, String> {
-        let (most, side) = (MAX_BATCH as u64, u64::from(MAX_SIDE));
-        let n = batch.unwrap_or(RangeSpec::Fixed(1));
-        for (key, range, most) in [("batch", n, most), ("height", height, side), ("width", width, side)] {
-            let Range { min, opt, max } = range.range();
-            if !(1 <= min && min <= opt && opt <= max && max <= most) {
-                return Err(format!("{key}: {min}, {opt}, {max} are not ascending from 1 to {most}"));
-            }
+    fn try_from(profiles: Vec<ProfileSpec>) -> Result<Profiles, String> {
+        for (i, profile) in profiles.iter().enumerate() {
+            profile.check().map_err(|reason| format!("profiles[{i}].{reason}"))?;
         }
-        Ok(ProfileSpec { batch, height, width })
+        Ok(Profiles(profiles))
+    }
+}
+
+impl Profiles {
+    /// One number of pictures of one size.
+    pub fn one(batch: u64, size: Size) -> Profiles {
+        let fixed = |n: u32| RangeSpec::Fixed(n.into());
+        let batch = Some(RangeSpec::Fixed(batch));
+        Profiles(vec![ProfileSpec { batch, height: fixed(size.height), width: fixed(size.width) }])
+    }
+}
+
+impl Deref for Profiles {
+    type Target = [ProfileSpec];
+
+    fn deref(&self) -> &[ProfileSpec] {
+        &self.0
     }
 }
 
 impl TryFrom<Vec<ProfileSpec>> for FixedSizes {
-    type Error = &'static str;
+    type Error = String;
 
-    fn try_from(profiles: Vec<ProfileSpec>) -> Result<FixedSizes, &'static str> {
-        match profiles.as_slice() {
+    fn try_from(profiles: Vec<ProfileSpec>) -> Result<FixedSizes, String> {
+        match &*Profiles::try_from(profiles)? {
             [] => Ok(FixedSizes(None)),
             [one] if one.fixed().is_some() => Ok(FixedSizes(one.fixed())),
-            _ => Err("profiles: without engines for GPUs, one with fixed sizes, or none and every size"),
+            _ => Err("profiles: without engines for GPUs, one with fixed sizes, or none and every size".into()),
         }
     }
 }
@@ -114,14 +125,18 @@ impl Fixed {
 }
 
 impl ProfileSpec {
-    /// One number of pictures of one size.
-    pub fn new(batch: u64, size: Size) -> ProfileSpec {
-        let fixed = |n: u32| RangeSpec::Fixed(n.into());
-        ProfileSpec {
-            batch: Some(RangeSpec::Fixed(batch)),
-            height: fixed(size.height),
-            width: fixed(size.width),
+    fn check(&self) -> Result<(), String> {
+        let (most, side) = (MAX_BATCH as u64, u64::from(MAX_SIDE));
+        let batch = self.batch.unwrap_or(RangeSpec::Fixed(1));
+        for (key, range, most) in
+            [("batch", batch, most), ("height", self.height, side), ("width", self.width, side)]
+        {
+            let Range { min, opt, max } = range.range();
+            if !(1 <= min && min <= opt && opt <= max && max <= most) {
+                return Err(format!("{key}: {min}, {opt}, {max} are not ascending from 1 to {most}"));
+            }
         }
+        Ok(())
     }
 
     fn fixed(&self) -> Option<Fixed> {

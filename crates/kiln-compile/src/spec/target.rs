@@ -3,7 +3,7 @@
 use kiln_bundle::{Size, Target};
 
 use super::keys::{Keys, keys};
-use super::sizes::{FixedSizes, ProfileSpec};
+use super::sizes::{FixedSizes, Profiles};
 use super::values::{AttentionSpec, Bytes, ComputeCapability, OptimizationLevel, PrecisionSpec};
 
 /// How one target is built; what is left out has a default that suits the target.
@@ -66,7 +66,7 @@ pub struct EngineSpec {
     /// How networks are emitted.
     pub networks: NetworkSpec,
     /// Sizes that engines run at; those around the model's own without any.
-    pub profiles: Vec<ProfileSpec>,
+    pub profiles: Profiles,
     /// Most bytes of weights in a segment; engines are whole without it.
     pub segments: Option<Bytes>,
     /// Most bytes of device memory that a layer may take while it runs, as `4GiB`.
@@ -200,8 +200,8 @@ impl TargetSpec {
         match self {
             TargetSpec::Cpu(spec) => spec.profiles = fixed,
             TargetSpec::Cuda(spec) => spec.profiles = fixed,
-            TargetSpec::TensorrtRtx(spec) => spec.engines.profiles = vec![ProfileSpec::new(batch, size)],
-            TargetSpec::Tensorrt(spec) => spec.profiles = vec![ProfileSpec::new(batch, size)],
+            TargetSpec::TensorrtRtx(spec) => spec.engines.profiles = Profiles::one(batch, size),
+            TargetSpec::Tensorrt(spec) => spec.profiles = Profiles::one(batch, size),
             TargetSpec::Onnx(spec) => spec.profiles = fixed,
         }
     }

@@ -36,11 +36,18 @@ pub(super) struct Run<'a, 'w> {
 impl Run<'_, '_> {
     pub(super) fn draw(&mut self, job: &mut Job<'_>) -> Result<Output, Error> {
         let begun = Instant::now();
+        let denoiser = self.model.denoiser.component(job.task);
+        // Text encoders leave a core to spare.
+        let loading = self.engines.load_beside(denoiser)?;
         let conditioning = self.encode(job)?;
         let mut noise = Noise::new(job.request.generator, &job.request.seeds);
         let start = self.start(job, &mut noise)?;
         self.progress.steps = job.n_evaluations();
-        self.load(self.model.denoiser.component(job.task))?;
+        if let Some(loading) = loading {
+            self.progress.tell(Event::Loading(denoiser))?;
+            drop(loading);
+        }
+        self.load(denoiser)?;
         self.progress.tell(Event::Started { steps: self.progress.steps })?;
         let started = begun.elapsed();
 

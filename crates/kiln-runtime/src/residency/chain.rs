@@ -28,10 +28,11 @@ type Made = BTreeMap<String, Tensor>;
 impl<'a> Chain<'a> {
     pub(super) fn new(residency: &'a mut Residency, name: ComponentName) -> Result<Chain<'a>, Error> {
         let component = residency.component(name)?.clone();
-        let streams = residency.memory.offload == Offload::Sequential && residency.memory.prefetch > 0;
+        let streams =
+            residency.opener.memory.offload == Offload::Sequential && residency.opener.memory.prefetch > 0;
         let weights = match &component.weights {
             Some(file) if streams => {
-                let opened = TensorFile::open(&residency.bundle.path(file));
+                let opened = TensorFile::open(&residency.opener.bundle.path(file));
                 Some(opened.map_err(|e| Error::Component { component: name, reason: e.to_string() })?)
             }
             _ => None,
@@ -61,7 +62,7 @@ impl<'a> Chain<'a> {
 
     /// Lets go, under offload, of what ran beside this component.
     pub(crate) fn release_others(&mut self) {
-        if self.residency.memory.offload != Offload::None {
+        if self.residency.opener.memory.offload != Offload::None {
             let name = self.name;
             self.residency.release(|held| held == name);
         }
@@ -69,13 +70,13 @@ impl<'a> Chain<'a> {
 
     /// How memory is spent.
     pub(crate) fn memory(&self) -> MemoryOptions {
-        self.residency.memory
+        self.residency.opener.memory
     }
 
     /// The device that it computes on, where that is not the host.
     #[cfg(feature = "cuda")]
     pub(crate) fn device(&self) -> Option<Arc<kiln_cuda::Device>> {
-        self.residency.backend.device().cloned()
+        self.residency.opener.backend.device().cloned()
     }
 
     /// Runs once; `inputs` in any order, the results in the order of [`Chain::outputs`], in memory of the host.
@@ -93,7 +94,7 @@ impl<'a> Chain<'a> {
         }
         let parts = self.parts(inputs);
         let mut made = Vec::new();
-        match self.residency.memory.offload {
+        match self.residency.opener.memory.offload {
             Offload::None | Offload::Model => {
                 for part in &parts {
                     made.extend(self.run_together(slice::from_ref(part))?);
@@ -107,8 +108,8 @@ impl<'a> Chain<'a> {
 
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
     pub(crate) fn prefetch_next(&mut self, next: ComponentName) -> Result<(), Error> {
-        let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
-        match (offload, self.residency.backend.swaps()) {
+        let MemoryOptions { offload, prefetch, .. } = self.residency.opener.memory;
+        match (offload, self.residency.opener.backend.swaps()) {
             _ if prefetch == 0 => Ok(()),
             (Offload::Model, true) => self.residency.prefetch_component(next),
             (Offload::Model | Offload::Sequential, false) => {
@@ -150,8 +151,8 @@ impl<'a> Chain<'a> {
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        let is_on_device = self.residency.backend.format().is_for_device();
-        match (rows, self.residency.placement()) {
+        let is_on_device = self.residency.opener.backend.format().is_for_device();
+        match (rows, self.residency.opener.placement()) {
             (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
