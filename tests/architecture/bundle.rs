@@ -1,5 +1,6 @@
 //! A bundle of a toy architecture: a transformer of two layers over patches and bytes, and a decoder of one convolution.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -92,8 +93,13 @@ fn decoder(weights: &mut Weights) -> Graph {
 
 /// Writes the bundle into an empty folder.
 pub(super) fn write(folder: &Path) -> Bundle {
+    write_with(folder, BTreeMap::new())
+}
+
+/// Writes the bundle with settings of its architecture into an empty folder.
+pub(super) fn write_with(folder: &Path, settings: BTreeMap<String, serde_json::Value>) -> Bundle {
     let mut weights = Weights(TorchCpuGenerator::new(3));
-    let mut manifest = Manifest::new("toy".into(), Target::Cpu, content(), provenance());
+    let mut manifest = Manifest::new("toy".into(), Target::Cpu, content(settings), provenance());
     let mut files = vec!["schedule.json".to_owned()];
     fs::write(folder.join("schedule.json"), r#"{ "steps": 6 }"#).expect("a file");
     for (name, stage, graph) in [
@@ -143,7 +149,7 @@ fn component(graph: &Graph, stage: Stage, path: &Path) -> Component {
     }
 }
 
-fn content() -> Content {
+fn content(settings: BTreeMap<String, serde_json::Value>) -> Content {
     Content::Pipeline(PipelineInfo {
         architecture: ARCHITECTURE.into(),
         class: "ToyFlowPipeline".into(),
@@ -160,7 +166,7 @@ fn content() -> Content {
         }],
         scheduler: "schedule.json".into(),
         controlnets: Vec::new(),
-        settings: Default::default(),
+        settings,
     })
 }
 

@@ -3,6 +3,7 @@
 mod bundle;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kiln_engine::{Backend, LoadOptions, TensorView};
@@ -12,7 +13,7 @@ use kiln_runtime::architecture::{
 };
 use kiln_runtime::generator::TorchCpuGenerator;
 use kiln_runtime::scheduler::{Method, Noise, Sampler, Schedule, SchedulerError};
-use kiln_runtime::{Bundle, ComponentName, Error, Output, Pipeline, Request};
+use kiln_runtime::{Bundle, ComponentName, Error, Output, Pipeline, Pool, Request};
 use ndarray::{Array2, ArrayD, Ix3, Ix4};
 
 use crate::fixtures::{backends, scratch};
@@ -31,8 +32,9 @@ impl Architecture for ToyFlow {
         let schedule: serde_json::Value =
             serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON");
         let steps = schedule["steps"].as_u64().expect("a number") as usize;
+        let token_scale = bundle.pipeline()?.settings.get("token_scale").and_then(|scale| scale.as_f64());
         Ok(Model {
-            conditioner: Box::new(Bytes),
+            conditioner: Box::new(Bytes { token_scale: token_scale.unwrap_or(1.0) as f32 }),
             denoiser: Box::new(Transformer),
             sampling: Box::new(FlowMatching { steps }),
         })
@@ -47,7 +49,9 @@ fn tokenize(text: &str) -> ([i64; TOKENS], usize) {
 }
 
 #[derive(Debug)]
-struct Bytes;
+struct Bytes {
+    token_scale: f32,
+}
 
 impl Conditioner for Bytes {
     fn n_blocks(&self, _texts: &Texts<'_>) -> Result<u64, Error> {
@@ -59,7 +63,8 @@ impl Conditioner for Bytes {
         let ids = Array2::from_shape_fn((tokenized.len(), TOKENS), |(row, i)| tokenized[row].0[i]).into_dyn();
         let outputs = engines.run(EMBEDDER, &[("ids", TensorView::I64(ids.view()))])?;
         let n_truncated = tokenized.iter().map(|(_, n)| *n).max().unwrap_or(0);
-        Ok(Conditioning { tensors: vec![("tokens".into(), outputs.get("tokens")?.to_owned())], n_truncated })
+        let tokens = outputs.get("tokens")?.to_owned() * self.token_scale;
+        Ok(Conditioning { tensors: vec![("tokens".into(), tokens)], n_truncated })
     }
 }
 
@@ -232,6 +237,29 @@ fn an_architecture_from_outside_draws_what_its_parts_come_to() {
             error.expect_err("refused").to_string(),
             "init image: this model has no encoder for pictures"
         );
+    }
+}
+
+#[test]
+fn equal_text_encoders_share_encodings_only_under_equal_settings() {
+    let [backend, _] = backends();
+    let folders = [scratch(), scratch()];
+    let bundles = [1.0, 2.0].map(|scale| BTreeMap::from([("token_scale".to_owned(), scale.into())]));
+    let bundles: Vec<Bundle> = folders
+        .iter()
+        .zip(bundles)
+        .map(|(folder, settings)| bundle::write_with(folder.path(), settings))
+        .collect();
+    let request = Request::new("a cat").seed(5);
+    let alone: Vec<_> =
+        bundles.iter().map(|bundle| draw(&mut pipeline(bundle, backend.clone()), &request).latents).collect();
+    assert_ne!(alone[0], alone[1]);
+
+    let pool = Pool::new();
+    for (bundle, alone) in bundles.iter().zip(&alone) {
+        let builder = Pipeline::builder(bundle.clone()).backend(backend.clone()).architecture(ToyFlow);
+        let mut pooled = builder.pool(&pool).build().expect("a pipeline");
+        assert_eq!(draw(&mut pooled, &request).latents, *alone);
     }
 }
 

@@ -1,7 +1,7 @@
-use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use kiln_bundle::{AttentionFacts, Bundle, Content, PortInfo};
 use kiln_compile::{
     Checkpoint, CompileError, ComponentSummary, ControlNetCheckpoint, Family, Original, inspect_checkpoint,

@@ -104,7 +104,7 @@ impl<'a> Watch<'a> {
     /// Decodes what is there after every `every` evaluations of the denoiser, but for the last.
     ///
     /// Each preview takes as long as decoding the pictures does, and with offload the autoencoder is loaded beside the
-    /// denoiser for it.
+    /// denoiser for it. On a GPU the loop comes back to the host for them, so the latents may differ in the last digits.
     #[must_use]
     pub fn previews(self, every: usize) -> Watch<'a> {
         Watch { preview_every: (every > 0).then_some(every), ..self }

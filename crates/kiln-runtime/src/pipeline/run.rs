@@ -36,18 +36,11 @@ pub(super) struct Run<'a, 'w> {
 impl Run<'_, '_> {
     pub(super) fn draw(&mut self, job: &mut Job<'_>) -> Result<Output, Error> {
         let begun = Instant::now();
-        let denoiser = self.model.denoiser.component(job.task);
-        // Text encoders leave a core to spare.
-        let loading = self.engines.load_beside(denoiser)?;
         let conditioning = self.encode(job)?;
         let mut noise = Noise::new(job.request.generator, &job.request.seeds);
         let start = self.start(job, &mut noise)?;
         self.progress.steps = job.n_evaluations();
-        if let Some(loading) = loading {
-            self.progress.tell(Event::Loading(denoiser))?;
-            drop(loading);
-        }
-        self.load(denoiser)?;
+        self.load(self.model.denoiser.component(job.task))?;
         self.progress.tell(Event::Started { steps: self.progress.steps })?;
         let started = begun.elapsed();
 
@@ -81,11 +74,23 @@ impl Run<'_, '_> {
         Ok(conditioning)
     }
 
+    /// All that an encoding depends on: texts, learned words, the encoders, their tokenizers and the architecture's
+    /// settings; of a bundle without text encoders, all its files.
     fn encoding_key(&self, texts: &Texts<'_>) -> Result<EncodingKey, Error> {
+        let bundle = self.engines.bundle();
+        let info = bundle.pipeline()?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.vocabulary.to_le_bytes());
-        for name in &self.facts.text_encoders {
-            hasher.update(self.engines.identity(*name)?.as_bytes());
+        hasher.update(format!("{:?}", (&info.architecture, &info.settings, &info.text_encoders)).as_bytes());
+        for encoder in &info.text_encoders {
+            hasher.update(self.engines.identity(encoder.component)?.as_bytes());
+        }
+        let tokenizers: Vec<_> = info.text_encoders.iter().map(|e| e.tokenizer.folder.as_deref()).collect();
+        for (file, entry) in &bundle.manifest().files {
+            let folder = file.rsplit_once('/').map(|(folder, _)| folder);
+            if tokenizers.is_empty() || folder.is_some_and(|folder| tokenizers.contains(&Some(folder))) {
+                hasher.update(entry.blake3.as_bytes());
+            }
         }
         hasher.update(format!("{texts:?}").as_bytes());
         Ok(hasher.finalize().into())

@@ -28,8 +28,12 @@ impl Encodings {
         Some(found)
     }
 
-    /// Keeps an encoding, and drops those that were asked for the longest ago where there are too many.
+    /// Keeps an encoding that is not too large, and drops those that were asked for the longest ago where there are too
+    /// many.
     pub(crate) fn put(&mut self, key: EncodingKey, conditioning: Arc<Conditioning>) {
+        if conditioning.n_bytes() > self.max_bytes || self.get(&key).is_some() {
+            return;
+        }
         self.n_bytes += conditioning.n_bytes();
         self.entries.push_back((key, conditioning));
         while self.n_bytes > self.max_bytes {
@@ -61,7 +65,15 @@ mod tests {
         assert!(encodings.get(&[0; 32]).is_some());
         encodings.put([4; 32], of_bytes(MAX_BYTES / 4));
         assert!(encodings.get(&[0; 32]).is_some() && encodings.get(&[1; 32]).is_none());
-        encodings.put([5; 32], of_bytes(2 * MAX_BYTES));
-        assert!(encodings.get(&[5; 32]).is_none() && encodings.n_bytes == 0);
+        encodings.put([4; 32], of_bytes(MAX_BYTES / 4));
+        assert_eq!(encodings.n_bytes, MAX_BYTES);
+    }
+
+    #[test]
+    fn what_is_too_large_to_be_kept_displaces_nothing() {
+        let mut encodings = Encodings::new(MAX_BYTES);
+        encodings.put([0; 32], of_bytes(MAX_BYTES / 4));
+        encodings.put([1; 32], of_bytes(2 * MAX_BYTES));
+        assert!(encodings.get(&[1; 32]).is_none() && encodings.get(&[0; 32]).is_some());
     }
 }

@@ -9,7 +9,6 @@ mod pool;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use kiln_bundle::{Bundle, Component, ComponentName, SealKey, Segment, Stage, TensorFile, Tuning};
 #[cfg(feature = "cuda")]
@@ -42,16 +41,6 @@ pub(crate) struct Residency {
     pool: Pool,
     loras: Vec<Lora>,
     held: BTreeMap<(ComponentName, usize), Arc<Slot>>,
-}
-
-/// A component that is being loaded on another thread, which is waited for when this goes.
-pub(crate) struct Loading(Option<JoinHandle<()>>);
-
-impl Drop for Loading {
-    fn drop(&mut self) {
-        // What a thread that failed left is loaded again.
-        let _ = self.0.take().map(JoinHandle::join);
-    }
 }
 
 /// What engines are opened with; cheap to clone.
@@ -229,28 +218,6 @@ impl Residency {
             Offload::Sequential => Ok(()),
             Offload::None | Offload::Model => self.prefetch_component(name),
         }
-    }
-
-    /// Loads a component on a thread of its own, as far as it stays loaded anyway and nothing has to leave for it.
-    ///
-    /// What fails there is told when the component is loaded again.
-    pub(crate) fn load_beside(&mut self, name: ComponentName) -> Result<Option<Loading>, Error> {
-        let stays = self.opener.memory.offload == Offload::None && self.pool.budget().is_none();
-        if !stays || self.opener.backend.format().is_for_device() || self.is_loaded(name) {
-            return Ok(None);
-        }
-        let component = self.component(name)?.clone();
-        let slots: Vec<Arc<Slot>> =
-            (0..component.segments.len()).map(|i| self.slot(name, &component, i)).collect();
-        let opener = self.opener.clone();
-        let load = move || {
-            for (i, slot) in slots.iter().enumerate() {
-                if slot.with(|| opener.open(name, &component, i), |_| Ok(())).is_err() {
-                    return;
-                }
-            }
-        };
-        Ok(Some(Loading(Some(thread::spawn(load)))))
     }
 
     /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.

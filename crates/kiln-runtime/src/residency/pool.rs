@@ -186,19 +186,18 @@ impl Slot {
         work: impl FnOnce(&mut dyn Engine) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut guard = lock(&self.engine);
-        if !guard.as_ref().is_some_and(|loaded| loaded.is_present) {
-            self.shared.make_room(self.bytes)?;
-        }
-        let loaded = match guard.take() {
-            Some(loaded) => Loaded { is_present: true, ..loaded },
-            None => match open() {
-                Ok(engine) => Loaded { engine, is_present: true },
-                Err(error) => {
-                    self.shared.forget(self.bytes);
-                    return Err(error);
-                }
-            },
+        let room = match guard.as_ref().is_some_and(|loaded| loaded.is_present) {
+            true => None,
+            false => Some(Room::make(&self.shared, self.bytes)?),
         };
+        let engine = match guard.take() {
+            Some(loaded) => loaded.engine,
+            None => open()?,
+        };
+        if let Some(room) = room {
+            room.keep();
+        }
+        let loaded = Loaded { engine, is_present: true };
         self.last_used.store(self.shared.clock.fetch_add(1, Relaxed) + 1, Relaxed);
         let result = work(&mut *guard.insert(loaded).engine);
         drop(guard);
@@ -225,11 +224,12 @@ impl Slot {
 
     fn empty(&self, guard: &mut Option<Loaded>) {
         let Some(loaded) = guard else { return };
-        if std::mem::take(&mut loaded.is_present) {
-            self.shared.forget(self.bytes);
-        }
+        let was_present = std::mem::take(&mut loaded.is_present);
         if !loaded.engine.unload().unwrap_or(false) {
             *guard = None;
+        }
+        if was_present {
+            self.shared.forget(self.bytes);
         }
     }
 }
@@ -240,6 +240,29 @@ impl Drop for Slot {
         if engine.take().is_some_and(|loaded| loaded.is_present) {
             self.shared.forget(self.bytes);
         }
+    }
+}
+
+/// Bytes that count as loaded until this goes, or for good once something fills them.
+struct Room<'a> {
+    shared: &'a Shared,
+    bytes: u64,
+}
+
+impl<'a> Room<'a> {
+    fn make(shared: &'a Shared, bytes: u64) -> Result<Room<'a>, Error> {
+        shared.make_room(bytes)?;
+        Ok(Room { shared, bytes })
+    }
+
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.shared.forget(self.bytes);
     }
 }
 
@@ -283,12 +306,17 @@ impl Shared {
     fn evict_one(&self) -> bool {
         let mut slots: Vec<Arc<Slot>> = lock(&self.slots).values().filter_map(Weak::upgrade).collect();
         slots.sort_by_key(|slot| slot.last_used.load(Relaxed));
-        slots.iter().any(|slot| match slot.engine.try_lock() {
-            Ok(mut guard) if guard.as_ref().is_some_and(|loaded| loaded.is_present) => {
+        slots.iter().any(|slot| {
+            let mut guard = match slot.engine.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return false,
+            };
+            let is_present = guard.as_ref().is_some_and(|loaded| loaded.is_present);
+            if is_present {
                 slot.empty(&mut guard);
-                true
             }
-            _ => false,
+            is_present
         })
     }
 }

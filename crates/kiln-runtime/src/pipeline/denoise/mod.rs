@@ -85,13 +85,17 @@ impl DenoisingLoop<'_, '_> {
         is_plain && !self.progress.watch.wants_previews()
     }
 
-    /// Tells what the pictures look like so far.
+    /// Tells what the pictures look like so far, unless an estimate has none yet.
     fn preview(&mut self, latents: &ArrayD<f32>) -> Result<(), Error> {
         let tiling = self.chain.memory().vae_tiling;
         let mut decoder = self.chain.other(self.facts.image_decoder)?;
-        let images = decode(&mut decoder, self.facts, tiling, latents, None)?;
+        let images = decode(&mut decoder, self.facts, tiling, latents, None);
         self.chain.release_others();
-        self.progress.tell(Event::Preview { step: self.progress.step, images })
+        match images {
+            Ok(images) => self.progress.tell(Event::Preview { step: self.progress.step, images }),
+            Err(Error::PictureNotFinite) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The guided prediction `[B, C, H, W]`; `share` is the part of the steps between which the step lies.
