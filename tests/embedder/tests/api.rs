@@ -112,7 +112,7 @@ fn draw_on_two_threads(pipelines: [Pipeline; 2], alone: &Output) {
 
 #[test]
 fn two_pipelines_on_two_threads_hold_equal_engines_once() {
-    let pool = Pool::new();
+    let pool = Pool::with_limits(None, 0);
     let mut first = pipeline(&pool, MemoryOptions::new());
     let alone = first.generate(&request()).expect("a picture");
     let once = pool.loaded_bytes();
