@@ -16,16 +16,15 @@ use crate::output::{bytes, data};
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let path = &args.path;
-    if args.verify && path.exists() && !Bundle::is_bundle(path) {
-        let reason = "is not a bundle, and --verify checks the digests that a bundle lists";
-        return Err(Failure::usage(format!("{}: {reason}", path.display())));
-    }
     let (value, lines) = if Bundle::is_bundle(path) {
         let bundle = Bundle::open(path)?;
         if args.verify {
             bundle.verify()?;
         }
         describe_bundle(&bundle)
+    } else if args.verify && path.exists() {
+        let reason = "is not a bundle, and --verify checks the digests that a bundle lists";
+        return Err(Failure::usage(format!("{}: {reason}", path.display())));
     } else if path.is_dir() && ControlNetCheckpoint::is_one(path) {
         let checkpoint = either_variant(|variant| ControlNetCheckpoint::open(path, variant))?;
         describe_checkpoint(path, Family::ControlNet, "ControlNetModel", vec![inspect_controlnet(&checkpoint)])

@@ -28,11 +28,10 @@ type Made = BTreeMap<String, Tensor>;
 impl<'a> Chain<'a> {
     pub(super) fn new(residency: &'a mut Residency, name: ComponentName) -> Result<Chain<'a>, Error> {
         let component = residency.component(name)?.clone();
-        let streams =
-            residency.opener.memory.offload == Offload::Sequential && residency.opener.memory.prefetch > 0;
+        let streams = residency.memory.offload == Offload::Sequential && residency.memory.prefetch > 0;
         let weights = match &component.weights {
             Some(file) if streams => {
-                let opened = TensorFile::open(&residency.opener.bundle.path(file));
+                let opened = TensorFile::open(&residency.bundle.path(file));
                 Some(opened.map_err(|e| Error::Component { component: name, reason: e.to_string() })?)
             }
             _ => None,
@@ -62,7 +61,7 @@ impl<'a> Chain<'a> {
 
     /// Lets go, under offload, of what ran beside this component.
     pub(crate) fn release_others(&mut self) {
-        if self.residency.opener.memory.offload != Offload::None {
+        if self.residency.memory.offload != Offload::None {
             let name = self.name;
             self.residency.release(|held| held == name);
         }
@@ -70,13 +69,13 @@ impl<'a> Chain<'a> {
 
     /// How memory is spent.
     pub(crate) fn memory(&self) -> MemoryOptions {
-        self.residency.opener.memory
+        self.residency.memory
     }
 
     /// The device that it computes on, where that is not the host.
     #[cfg(feature = "cuda")]
     pub(crate) fn device(&self) -> Option<Arc<kiln_cuda::Device>> {
-        self.residency.opener.backend.device().cloned()
+        self.residency.backend.device().cloned()
     }
 
     /// Runs once; `inputs` in any order, the results in the order of [`Chain::outputs`], in memory of the host.
@@ -94,7 +93,7 @@ impl<'a> Chain<'a> {
         }
         let parts = self.parts(inputs);
         let mut made = Vec::new();
-        match self.residency.opener.memory.offload {
+        match self.residency.memory.offload {
             Offload::None | Offload::Model => {
                 for part in &parts {
                     made.extend(self.run_together(slice::from_ref(part))?);
@@ -108,8 +107,8 @@ impl<'a> Chain<'a> {
 
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
     pub(crate) fn prefetch_next(&mut self, next: ComponentName) -> Result<(), Error> {
-        let MemoryOptions { offload, prefetch, .. } = self.residency.opener.memory;
-        match (offload, self.residency.opener.backend.swaps()) {
+        let MemoryOptions { offload, prefetch, .. } = self.residency.memory;
+        match (offload, self.residency.backend.swaps()) {
             _ if prefetch == 0 => Ok(()),
             (Offload::Model, true) => self.residency.prefetch_component(next),
             (Offload::Model | Offload::Sequential, false) => {
@@ -151,8 +150,8 @@ impl<'a> Chain<'a> {
             port.is_some_and(has_batch)
         };
         let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        let is_on_device = self.residency.opener.backend.format().is_for_device();
-        match (rows, self.residency.opener.placement()) {
+        let is_on_device = self.residency.backend.format().is_for_device();
+        match (rows, self.residency.placement()) {
             (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
                 .map(|row| {
                     let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {

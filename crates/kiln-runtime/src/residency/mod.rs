@@ -36,24 +36,248 @@ pub(crate) struct KernelCache {
 
 /// The engines that a pipeline holds of one bundle, segment by segment, as its memory options say.
 pub(crate) struct Residency {
-    opener: Opener,
+    bundle: Arc<Bundle>,
     components: BTreeMap<ComponentName, Arc<Component>>,
     pool: Pool,
-    loras: Vec<Lora>,
-    held: BTreeMap<(ComponentName, usize), Arc<Slot>>,
-}
-
-/// What engines are opened with; cheap to clone.
-#[derive(Clone)]
-struct Opener {
-    bundle: Arc<Bundle>,
     backend: Arc<dyn Backend>,
     memory: MemoryOptions,
     kernels: Option<KernelCache>,
+    loras: Vec<Lora>,
     changes: LoraPlan,
+    held: BTreeMap<(ComponentName, usize), Arc<Slot>>,
 }
 
-impl Opener {
+impl Residency {
+    pub(crate) fn new(
+        bundle: Arc<Bundle>,
+        backend: Arc<dyn Backend>,
+        pool: Pool,
+        kernels: Option<KernelCache>,
+        memory: MemoryOptions,
+    ) -> Residency {
+        let components = bundle.manifest().components.iter();
+        Residency {
+            components: components.map(|(name, component)| (*name, Arc::new(component.clone()))).collect(),
+            bundle,
+            pool,
+            backend,
+            memory,
+            kernels,
+            loras: Vec::new(),
+            changes: LoraPlan::default(),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// An empty one for another bundle.
+    pub(crate) fn sibling(&self, bundle: Arc<Bundle>) -> Residency {
+        let (backend, pool) = (self.backend.clone(), self.pool.clone());
+        Residency::new(bundle, backend, pool, self.kernels.clone(), self.memory)
+    }
+
+    pub(crate) fn bundle(&self) -> &Arc<Bundle> {
+        &self.bundle
+    }
+
+    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn memory(&self) -> MemoryOptions {
+        self.memory
+    }
+
+    pub(crate) fn component(&self, name: ComponentName) -> Result<&Arc<Component>, Error> {
+        match self.components.get(&name) {
+            Some(component) => Ok(component),
+            None => Err(self.bundle.component(name).err().map_or_else(|| self.missing(name), Error::from)),
+        }
+    }
+
+    fn missing(&self, name: ComponentName) -> Error {
+        Error::Component { component: name, reason: "is not in the bundle".into() }
+    }
+
+    /// Lets go of the engines, which the new options may place elsewhere.
+    pub(crate) fn set_memory(&mut self, memory: MemoryOptions) {
+        self.memory = memory;
+        self.clear();
+    }
+
+    /// Lets go of the engines whose weights other LoRAs change from now on.
+    pub(crate) fn set_loras(&mut self, loras: Vec<Lora>, changes: LoraPlan) {
+        self.loras = loras;
+        let before = std::mem::replace(&mut self.changes, changes);
+        let (bundle, now) = (&self.bundle, &self.changes);
+        self.held.retain(|(name, _), _| {
+            let owner = bundle.weights_owner(*name);
+            before.changes(owner) == now.changes(owner)
+        });
+    }
+
+    /// Whether weights differ from the bundle's.
+    pub(crate) fn has_loras(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    pub(crate) fn is_loaded(&self, name: ComponentName) -> bool {
+        self.held.iter().any(|((held, _), slot)| *held == name && slot.is_present())
+    }
+
+    /// Lets go of all engines, and gives back what they and their tensors held.
+    pub(crate) fn clear(&mut self) {
+        self.held.clear();
+        self.backend.trim();
+        self.pool.trim();
+    }
+
+    /// Lets go of the weights of all engines but those of the components that `stays` names, and gives back what their
+    /// tensors held.
+    pub(crate) fn release(&mut self, stays: impl Fn(ComponentName) -> bool) {
+        self.held.retain(|(name, _), slot| stays(*name) || keeps_engine(slot));
+        self.backend.trim();
+        self.pool.trim();
+    }
+
+    /// Gives back what tensors of the component before held.
+    pub(crate) fn trim_tensors(&self) {
+        self.pool.trim_tensors(0);
+    }
+
+    /// A component to run.
+    pub(crate) fn chain(&mut self, name: ComponentName) -> Result<Chain<'_>, Error> {
+        Chain::new(self, name)
+    }
+
+    /// Loads all segments of a component, unless only the one that runs is to be loaded.
+    pub(crate) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
+        match self.memory.offload {
+            Offload::Sequential => Ok(()),
+            Offload::None | Offload::Model => self.prefetch_component(name),
+        }
+    }
+
+    /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.
+    fn prefetch_component(&mut self, name: ComponentName) -> Result<(), Error> {
+        let n_segments = self.component(name)?.segments.len();
+        (0..n_segments).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)))
+    }
+
+    /// Uses the engine of a segment, which is loaded if need be.
+    fn with_engine<T>(
+        &mut self,
+        name: ComponentName,
+        i: usize,
+        work: impl FnOnce(&mut dyn Engine) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let component = self.component(name)?.clone();
+        let slot = self.slot(name, &component, i);
+        self.trim(&component, i);
+        let result = slot.with(|| self.open(name, &component, i), work);
+        if result.is_err() && !slot.is_present() {
+            self.held.remove(&(name, i));
+        }
+        result
+    }
+
+    /// The slot of a segment's engine, which is held from now on.
+    fn slot(&mut self, name: ComponentName, component: &Component, i: usize) -> Arc<Slot> {
+        if let Some(slot) = self.held.get(&(name, i)) {
+            return slot.clone();
+        }
+        self.let_twins_go(name);
+        let slot = self.pool.slot(&self.key(name, component, i), &self.backend, bytes(component, i));
+        self.held.insert((name, i), slot.clone());
+        slot
+    }
+
+    /// Lets go of engines over the same weights, of which one at a time is enough.
+    fn let_twins_go(&mut self, name: ComponentName) {
+        let owner = self.bundle.weights_owner(name);
+        let bundle = &self.bundle;
+        self.held.retain(|(held, _), _| *held == name || bundle.weights_owner(*held) != owner);
+    }
+
+    fn key(&self, name: ComponentName, component: &Component, i: usize) -> EngineKey {
+        let digest = |file: &str| self.bundle.manifest().files.get(file).map(|entry| entry.blake3.clone());
+        let changes = self.changes.changes(self.bundle.weights_owner(name));
+        let loras = self.loras.iter().filter(|lora| changes.is_some_and(|changes| changes.are_by(lora)));
+        EngineKey {
+            backend: self.backend.family().unwrap_or_else(|| format!("{:p}", Arc::as_ptr(&self.backend))),
+            model: digest(&component.segments[i].engine).unwrap_or_default(),
+            weights: component.weights.as_deref().and_then(digest),
+            loras: loras.map(|lora| (lora.file.digest().to_owned(), lora.weight.to_bits())).collect(),
+            placement: self.placement(),
+            swaps: self.swaps(),
+            streaming: self.streaming(component.stage),
+            tuning: self.bundle.manifest().tuning,
+        }
+    }
+
+    /// What identifies a component's weights and how they run, whatever bundle it is in.
+    pub(crate) fn identity(&self, name: ComponentName) -> Result<String, Error> {
+        let component = self.component(name)?;
+        let keys = (0..component.segments.len()).map(|i| format!("{:?}", self.key(name, component, i)));
+        Ok(keys.collect())
+    }
+
+    /// Gives back memory of tensors before a segment runs.
+    ///
+    /// Under sequential offload, idle memory and weights together stay below the weights of the largest segment. An
+    /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
+    fn trim(&self, component: &Component, i: usize) {
+        if self.memory.offload == Offload::Sequential {
+            let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
+            self.pool.trim_tensors(largest - bytes(component, i));
+        } else if component.stage.is_autoencoder() {
+            self.pool.trim_tensors(0);
+        }
+    }
+
+    /// Called when a segment has run: lets go of it under sequential offload, unless it is one of those that stay.
+    ///
+    /// Segments run in the same order in every step; those that came first stay, for any other choice would load as much.
+    fn has_run(&mut self, name: ComponentName, component: &Component, i: usize) {
+        if self.memory.offload != Offload::Sequential {
+            return;
+        }
+        let present = self.held.iter().filter(|((held, _), slot)| *held == name && slot.is_present());
+        let n_bytes: u64 = present.map(|((_, i), _)| bytes(component, *i)).sum();
+        if (component.stage != Stage::Denoiser || n_bytes > self.memory.keep_bytes)
+            && self.held.get(&(name, i)).is_some_and(|slot| !keeps_engine(slot))
+        {
+            self.held.remove(&(name, i));
+        }
+    }
+
+    /// Asks for the weights of segments after `i`, as far ahead as is prefetched: of the page cache, or of engines that swap.
+    fn prefetch(&mut self, weights: Option<&TensorFile>, name: ComponentName, i: usize) -> Result<(), Error> {
+        let component = self.component(name)?;
+        let ahead = self.memory.prefetch;
+        if self.memory.offload == Offload::Sequential && self.backend.swaps() {
+            let last = i.saturating_add(ahead).min(component.segments.len() - 1);
+            return (i + 1..=last).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)));
+        }
+        if let (Some(file), Some(segment)) = (weights, component.segments.get(i + ahead))
+            && ahead > 0
+        {
+            file.prefetch(segment.weights.iter().map(String::as_str));
+        }
+        Ok(())
+    }
+
+    /// Asks for the weights of a whole component; what is wrong with them is told when they are loaded.
+    fn prefetch_pages(&self, name: ComponentName) {
+        let weights = self.components.get(&name).and_then(|component| component.weights.as_ref());
+        if let Some(file) = weights.and_then(|weights| TensorFile::open(&self.bundle.path(weights)).ok()) {
+            file.prefetch(file.tensors().keys().map(String::as_str));
+        }
+    }
+
     fn open(&self, name: ComponentName, component: &Component, i: usize) -> Result<Box<dyn Engine>, Error> {
         let (bundle, segment) = (&*self.bundle, &component.segments[i]);
         let mut options = LoadOptions {
@@ -105,242 +329,6 @@ impl Opener {
             Offload::None | Offload::Model if is_small => Placement::Packed,
             _ => Placement::Mapped,
         })
-    }
-}
-
-impl Residency {
-    pub(crate) fn new(
-        bundle: Arc<Bundle>,
-        backend: Arc<dyn Backend>,
-        pool: Pool,
-        kernels: Option<KernelCache>,
-        memory: MemoryOptions,
-    ) -> Residency {
-        let components = bundle.manifest().components.iter();
-        Residency {
-            components: components.map(|(name, component)| (*name, Arc::new(component.clone()))).collect(),
-            opener: Opener { bundle, backend, memory, kernels, changes: LoraPlan::default() },
-            pool,
-            loras: Vec::new(),
-            held: BTreeMap::new(),
-        }
-    }
-
-    /// An empty one for another bundle.
-    pub(crate) fn sibling(&self, bundle: Arc<Bundle>) -> Residency {
-        let Opener { backend, kernels, memory, .. } = self.opener.clone();
-        Residency::new(bundle, backend, self.pool.clone(), kernels, memory)
-    }
-
-    pub(crate) fn bundle(&self) -> &Arc<Bundle> {
-        &self.opener.bundle
-    }
-
-    pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
-        &self.opener.backend
-    }
-
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
-    pub(crate) fn memory(&self) -> MemoryOptions {
-        self.opener.memory
-    }
-
-    pub(crate) fn component(&self, name: ComponentName) -> Result<&Arc<Component>, Error> {
-        match self.components.get(&name) {
-            Some(component) => Ok(component),
-            None => {
-                Err(self.opener.bundle.component(name).err().map_or_else(|| self.missing(name), Error::from))
-            }
-        }
-    }
-
-    fn missing(&self, name: ComponentName) -> Error {
-        Error::Component { component: name, reason: "is not in the bundle".into() }
-    }
-
-    /// Lets go of the engines, which the new options may place elsewhere.
-    pub(crate) fn set_memory(&mut self, memory: MemoryOptions) {
-        self.opener.memory = memory;
-        self.clear();
-    }
-
-    /// Lets go of the engines whose weights other LoRAs change from now on.
-    pub(crate) fn set_loras(&mut self, loras: Vec<Lora>, changes: LoraPlan) {
-        self.loras = loras;
-        let before = std::mem::replace(&mut self.opener.changes, changes);
-        let (bundle, now) = (&self.opener.bundle, &self.opener.changes);
-        self.held.retain(|(name, _), _| {
-            let owner = bundle.weights_owner(*name);
-            before.changes(owner) == now.changes(owner)
-        });
-    }
-
-    /// Whether weights differ from the bundle's.
-    pub(crate) fn has_loras(&self) -> bool {
-        !self.opener.changes.is_empty()
-    }
-
-    pub(crate) fn is_loaded(&self, name: ComponentName) -> bool {
-        self.held.iter().any(|((held, _), slot)| *held == name && slot.is_present())
-    }
-
-    /// Lets go of all engines, and gives back what they and their tensors held.
-    pub(crate) fn clear(&mut self) {
-        self.held.clear();
-        self.opener.backend.trim();
-        self.pool.trim();
-    }
-
-    /// Lets go of the weights of all engines but those of the components that `stays` names, and gives back what their
-    /// tensors held.
-    pub(crate) fn release(&mut self, stays: impl Fn(ComponentName) -> bool) {
-        self.held.retain(|(name, _), slot| stays(*name) || keeps_engine(slot));
-        self.opener.backend.trim();
-        self.pool.trim();
-    }
-
-    /// Gives back what tensors of the component before held.
-    pub(crate) fn trim_tensors(&self) {
-        self.pool.trim_tensors(0);
-    }
-
-    /// A component to run.
-    pub(crate) fn chain(&mut self, name: ComponentName) -> Result<Chain<'_>, Error> {
-        Chain::new(self, name)
-    }
-
-    /// Loads all segments of a component, unless only the one that runs is to be loaded.
-    pub(crate) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
-        match self.opener.memory.offload {
-            Offload::Sequential => Ok(()),
-            Offload::None | Offload::Model => self.prefetch_component(name),
-        }
-    }
-
-    /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.
-    fn prefetch_component(&mut self, name: ComponentName) -> Result<(), Error> {
-        let n_segments = self.component(name)?.segments.len();
-        (0..n_segments).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)))
-    }
-
-    /// Uses the engine of a segment, which is loaded if need be.
-    fn with_engine<T>(
-        &mut self,
-        name: ComponentName,
-        i: usize,
-        work: impl FnOnce(&mut dyn Engine) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let component = self.component(name)?.clone();
-        let slot = self.slot(name, &component, i);
-        self.trim(&component, i);
-        let result = slot.with(|| self.opener.open(name, &component, i), work);
-        if result.is_err() && !slot.is_present() {
-            self.held.remove(&(name, i));
-        }
-        result
-    }
-
-    /// The slot of a segment's engine, which is held from now on.
-    fn slot(&mut self, name: ComponentName, component: &Component, i: usize) -> Arc<Slot> {
-        if let Some(slot) = self.held.get(&(name, i)) {
-            return slot.clone();
-        }
-        self.let_twins_go(name);
-        let slot = self.pool.slot(&self.key(name, component, i), &self.opener.backend, bytes(component, i));
-        self.held.insert((name, i), slot.clone());
-        slot
-    }
-
-    /// Lets go of engines over the same weights, of which one at a time is enough.
-    fn let_twins_go(&mut self, name: ComponentName) {
-        let owner = self.opener.bundle.weights_owner(name);
-        let bundle = &self.opener.bundle;
-        self.held.retain(|(held, _), _| *held == name || bundle.weights_owner(*held) != owner);
-    }
-
-    fn key(&self, name: ComponentName, component: &Component, i: usize) -> EngineKey {
-        let digest =
-            |file: &str| self.opener.bundle.manifest().files.get(file).map(|entry| entry.blake3.clone());
-        let changes = self.opener.changes.changes(self.opener.bundle.weights_owner(name));
-        let loras = self.loras.iter().filter(|lora| changes.is_some_and(|changes| changes.are_by(lora)));
-        EngineKey {
-            backend: self
-                .opener
-                .backend
-                .family()
-                .unwrap_or_else(|| format!("{:p}", Arc::as_ptr(&self.opener.backend))),
-            model: digest(&component.segments[i].engine).unwrap_or_default(),
-            weights: component.weights.as_deref().and_then(digest),
-            loras: loras.map(|lora| (lora.file.digest().to_owned(), lora.weight.to_bits())).collect(),
-            placement: self.opener.placement(),
-            swaps: self.opener.swaps(),
-            streaming: self.opener.streaming(component.stage),
-            tuning: self.opener.bundle.manifest().tuning,
-        }
-    }
-
-    /// What identifies a component's weights and how they run, whatever bundle it is in.
-    pub(crate) fn identity(&self, name: ComponentName) -> Result<String, Error> {
-        let component = self.component(name)?;
-        let keys = (0..component.segments.len()).map(|i| format!("{:?}", self.key(name, component, i)));
-        Ok(keys.collect())
-    }
-
-    /// Gives back memory of tensors before a segment runs.
-    ///
-    /// Under sequential offload, idle memory and weights together stay below the weights of the largest segment. An
-    /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
-    fn trim(&self, component: &Component, i: usize) {
-        if self.opener.memory.offload == Offload::Sequential {
-            let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
-            self.pool.trim_tensors(largest - bytes(component, i));
-        } else if component.stage.is_autoencoder() {
-            self.pool.trim_tensors(0);
-        }
-    }
-
-    /// Called when a segment has run: lets go of it under sequential offload, unless it is one of those that stay.
-    ///
-    /// Segments run in the same order in every step; those that came first stay, for any other choice would load as much.
-    fn has_run(&mut self, name: ComponentName, component: &Component, i: usize) {
-        if self.opener.memory.offload != Offload::Sequential {
-            return;
-        }
-        let present = self.held.iter().filter(|((held, _), slot)| *held == name && slot.is_present());
-        let n_bytes: u64 = present.map(|((_, i), _)| bytes(component, *i)).sum();
-        if (component.stage != Stage::Denoiser || n_bytes > self.opener.memory.keep_bytes)
-            && self.held.get(&(name, i)).is_some_and(|slot| !keeps_engine(slot))
-        {
-            self.held.remove(&(name, i));
-        }
-    }
-
-    /// Asks for the weights of segments after `i`, as far ahead as is prefetched: of the page cache, or of engines that swap.
-    fn prefetch(&mut self, weights: Option<&TensorFile>, name: ComponentName, i: usize) -> Result<(), Error> {
-        let component = self.component(name)?;
-        let ahead = self.opener.memory.prefetch;
-        if self.opener.memory.offload == Offload::Sequential && self.opener.backend.swaps() {
-            let last = i.saturating_add(ahead).min(component.segments.len() - 1);
-            return (i + 1..=last).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)));
-        }
-        if let (Some(file), Some(segment)) = (weights, component.segments.get(i + ahead))
-            && ahead > 0
-        {
-            file.prefetch(segment.weights.iter().map(String::as_str));
-        }
-        Ok(())
-    }
-
-    /// Asks for the weights of a whole component; what is wrong with them is told when they are loaded.
-    fn prefetch_pages(&self, name: ComponentName) {
-        let weights = self.components.get(&name).and_then(|component| component.weights.as_ref());
-        if let Some(file) = weights.and_then(|weights| TensorFile::open(&self.opener.bundle.path(weights)).ok())
-        {
-            file.prefetch(file.tensors().keys().map(String::as_str));
-        }
     }
 }
 

@@ -74,8 +74,8 @@ pub(super) struct Slot {
 }
 
 /// An engine, and whether its weights are where it runs, or on their way there.
-pub(super) struct Loaded {
-    pub(super) engine: Box<dyn Engine>,
+struct Loaded {
+    engine: Box<dyn Engine>,
     is_present: bool,
 }
 
@@ -186,7 +186,7 @@ impl Slot {
         work: impl FnOnce(&mut dyn Engine) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut guard = lock(&self.engine);
-        let room = match guard.as_ref().is_some_and(|loaded| loaded.is_present) {
+        let room = match is_present(&guard) {
             true => None,
             false => Some(Room::make(&self.shared, self.bytes)?),
         };
@@ -205,13 +205,17 @@ impl Slot {
         result
     }
 
-    /// Whether its weights are where it runs.
+    /// Whether its weights are where it runs, or on their way there.
     pub(super) fn is_present(&self) -> bool {
+        self.idle().is_none_or(|guard| is_present(&guard))
+    }
+
+    /// What is in it, unless that runs or is being loaded.
+    fn idle(&self) -> Option<MutexGuard<'_, Option<Loaded>>> {
         match self.engine.try_lock() {
-            Ok(guard) => guard.as_ref().is_some_and(|loaded| loaded.is_present),
-            // It runs, or is being loaded.
-            Err(TryLockError::WouldBlock) => true,
-            Err(TryLockError::Poisoned(guard)) => guard.get_ref().is_some(),
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
@@ -306,19 +310,18 @@ impl Shared {
     fn evict_one(&self) -> bool {
         let mut slots: Vec<Arc<Slot>> = lock(&self.slots).values().filter_map(Weak::upgrade).collect();
         slots.sort_by_key(|slot| slot.last_used.load(Relaxed));
-        slots.iter().any(|slot| {
-            let mut guard = match slot.engine.try_lock() {
-                Ok(guard) => guard,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return false,
-            };
-            let is_present = guard.as_ref().is_some_and(|loaded| loaded.is_present);
-            if is_present {
+        slots.iter().any(|slot| match slot.idle() {
+            Some(mut guard) if is_present(&guard) => {
                 slot.empty(&mut guard);
+                true
             }
-            is_present
+            _ => false,
         })
     }
+}
+
+fn is_present(engine: &Option<Loaded>) -> bool {
+    engine.as_ref().is_some_and(|loaded| loaded.is_present)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
