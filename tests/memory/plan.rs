@@ -25,6 +25,9 @@ fn peaks(plan: &Value) -> [f64; 3] {
     })
 }
 
+/// Of choices that differ by less the first is chosen.
+const SAME_SPEED: f64 = 1.05;
+
 /// The smallest budget that a prediction fits into, with the margin for what predictions are off.
 fn mebibytes(bytes: f64) -> String {
     format!("{}MiB", (1.05 * bytes / MEBIBYTE).ceil())
@@ -44,7 +47,7 @@ fn the_fastest_that_fits_is_chosen_and_obeys() {
         let seconds = |choice: &&Value| choice["seconds"].as_f64().expect("seconds");
         let fitting = choices.iter().filter(|choice| choice["fits"] == true && choice["vae_tile"].is_null());
         let fastest = fitting.map(|choice| seconds(&choice)).fold(f64::INFINITY, f64::min);
-        assert!(seconds(&chosen[0]) <= fastest, "{planned}");
+        assert!(seconds(&chosen[0]) <= SAME_SPEED * fastest, "{planned}");
         let untiled =
             choices.iter().find(|choice| choice["offload"] == offload && choice["vae_tile"].is_null());
         assert_eq!(untiled.expect("every kind of offload")["fits"], true, "{planned}");

@@ -1,8 +1,10 @@
 //! What runs engines, as the command line asks for it.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
-use kiln_runtime::{Backend, Backends, Device, Libraries, Library, Notice, Place, Target};
+use kiln_runtime::{Backend, Backends, Device, Libraries, Library, Notice, Opened, Place, Target};
 
 use crate::args::ExecutionArgs;
 use crate::failure::Failure;
@@ -43,11 +45,36 @@ pub(crate) fn place(model: &Model, backends: &Backends, on_host: Option<&str>) -
     Ok(place)
 }
 
-/// Opens what runs engines in a place, and tells what is not as it was preferred to be.
+/// Opens what runs engines in a place.
 pub(crate) fn open(backends: &Backends, place: &Place) -> Result<Arc<dyn Backend>, Failure> {
-    let opened = backends.open_at(place)?;
+    Ok(told(backends.open_at(place)?, place))
+}
+
+/// The backend, after telling what is not as it was preferred to be beyond what was told of its place.
+fn told(opened: Opened, place: &Place) -> Arc<dyn Backend> {
     opened.notices.iter().filter(|notice| !place.notices().contains(notice)).for_each(say);
-    Ok(opened.backend)
+    opened.backend
+}
+
+/// Opens what runs engines in a place while `make` makes them.
+///
+/// Engines come first where making them needs the device too, and where a library has to be fetched, which is told of.
+pub(crate) fn open_while<T>(
+    backends: &Backends,
+    place: &Place,
+    make: impl FnOnce() -> Result<T, Failure>,
+) -> Result<(T, Arc<dyn Backend>), Failure> {
+    let library = backends.libraries().path(Library::OnnxRuntimeCpu);
+    let is_at_hand = place.gpu().is_none() && !matches!(library, Ok(None));
+    thread::scope(|scope| {
+        let opening = is_at_hand.then(|| scope.spawn(|| backends.open_at(place)));
+        let made = make()?;
+        let opened = match opening {
+            Some(opening) => opening.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => backends.open_at(place),
+        };
+        Ok((made, told(opened?, place)))
+    })
 }
 
 /// Opens what runs the processor's engines.

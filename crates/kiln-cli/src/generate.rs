@@ -31,10 +31,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     refuse_unused(&args.checkpoint, [&model].into_iter().chain(&controlnets))?;
     let place = backends::place(&model, &backends, on_host(args))?;
     let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start(place.gpu().cloned()));
-    let bundle = bundle(model, &args.checkpoint, &args.cache, &place)?;
-    let controlnets = controlnets.into_iter().map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
-    let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
-    let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
+    let (bundles, backend) = backends::open_while(&backends, &place, || {
+        let controlnets = controlnets.into_iter();
+        let controlnets = controlnets.map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
+        Ok((bundle(model, &args.checkpoint, &args.cache, &place)?, controlnets.collect::<Result<Vec<_>, _>>()?))
+    })?;
+    let (bundle, controlnets) = bundles;
+    let mut pipeline = models::pipeline(bundle, backend)?;
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;

@@ -117,7 +117,7 @@ fn show(plan: &MemoryPlan, budget: Option<u64>, chosen: Option<&Result<MemoryCho
     output::data(&format!("{:<11} {:<9} {:>10} {:>10}", "OFFLOAD", "VAE TILE", "PEAK", "SECONDS"));
     for choice in &plan.choices {
         let tile = tile(&choice.memory).map_or_else(|| "none".into(), |tile| tile.to_string());
-        let reason = reason(choice, budget, chosen);
+        let reason = reason(choice, budget.map(|budget| plan.usable(budget)), chosen);
         let choice = as_chosen(choice, chosen);
         output::data(&format!(
             "{:<11} {tile:<9} {:>10} {:>10.1}  {reason}",
@@ -139,11 +139,11 @@ fn as_chosen<'a>(
     }
 }
 
-fn reason(choice: &MemoryChoice, budget: Option<u64>, chosen: Option<&Result<MemoryChoice, Error>>) -> String {
+fn reason(choice: &MemoryChoice, usable: Option<u64>, chosen: Option<&Result<MemoryChoice, Error>>) -> String {
     let peak = format!("peak while {} runs", choice.peak_component);
-    match (budget, chosen) {
-        (Some(budget), _) if choice.peak_bytes > budget => {
-            format!("{} too much; {peak}", output::bytes(choice.peak_bytes - budget))
+    match (usable, chosen) {
+        (Some(usable), _) if choice.peak_bytes > usable => {
+            format!("{} too much; {peak}", output::bytes(choice.peak_bytes - usable))
         }
         (Some(_), Some(Ok(best))) if is_same(best, choice) => match best.memory.keep_bytes {
             0 => format!("chosen: the fastest that fits; {peak}"),
@@ -165,7 +165,7 @@ fn report(plan: &MemoryPlan, budget: Option<u64>, chosen: Option<&Result<MemoryC
             "peak_bytes": choice.peak_bytes,
             "peak_component": choice.peak_component.to_string(),
             "seconds": choice.seconds,
-            "fits": budget.map(|budget| choice.peak_bytes <= budget),
+            "fits": budget.map(|budget| choice.peak_bytes <= plan.usable(budget)),
             "chosen": matches!(chosen, Some(Ok(best)) if is_same(best, choice)),
         })
     });

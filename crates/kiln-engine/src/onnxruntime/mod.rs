@@ -103,8 +103,10 @@ impl OnnxRuntime {
 /// Opens the library; before that nothing of it can be used, not even its errors.
 fn environment(library: &Path, threads: Option<usize>) -> Result<Environment, String> {
     let builder = ort::init_from(library).map_err(|e| e.to_string())?;
-    let pool = GlobalThreadPoolOptions::default();
-    let pool = pool.with_intra_threads(threads.unwrap_or(0)).map_err(|e| e.to_string())?;
+    // Operators run one after the other. Threads between them would have nothing to do, and spin on cores that load models.
+    let pool = GlobalThreadPoolOptions::default().with_inter_threads(1);
+    let pool =
+        pool.and_then(|pool| pool.with_intra_threads(threads.unwrap_or(0))).map_err(|e| e.to_string())?;
     let builder = builder.with_name("kiln").with_telemetry(false).with_global_thread_pool(pool);
     let environment = builder.build().map_err(|e| e.to_string())?;
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -36,11 +36,16 @@ pub(super) struct Run<'a, 'w> {
 impl Run<'_, '_> {
     pub(super) fn draw(&mut self, job: &mut Job<'_>) -> Result<Output, Error> {
         let begun = Instant::now();
+        let denoiser = self.model.denoiser.component(job.task);
+        if self.engines.all_stay() {
+            // Its segments load on all cores, and threads of a backend that has just run spin on those.
+            self.load(denoiser)?;
+        }
         let conditioning = self.encode(job)?;
         let mut noise = Noise::new(job.request.generator, &job.request.seeds);
         let start = self.start(job, &mut noise)?;
         self.progress.steps = job.n_evaluations();
-        self.load(self.model.denoiser.component(job.task))?;
+        self.load(denoiser)?;
         self.progress.tell(Event::Started { steps: self.progress.steps })?;
         let started = begun.elapsed();
 

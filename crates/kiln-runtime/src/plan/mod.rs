@@ -52,7 +52,7 @@ impl MemoryPlan {
     ///
     /// Under sequential offload, as many segments stay loaded as the rest of the budget holds.
     pub fn within(&self, budget: u64) -> Result<MemoryChoice, Error> {
-        let usable = (budget as f64 / (1.0 + self.margin)) as u64;
+        let usable = self.usable(budget);
         let fits = || self.choices.iter().filter(|choice| choice.peak_bytes <= usable);
         let untiled = || fits().filter(|choice| choice.memory.vae_tiling.is_none());
         let fastest = |choices: &mut dyn Iterator<Item = &MemoryChoice>| {
@@ -70,6 +70,12 @@ impl MemoryPlan {
             choice.peak_bytes += held_bytes;
         }
         Ok(choice)
+    }
+
+    /// What is left of a budget in bytes when the margin for what predictions are off is taken away: a choice fits whose
+    /// [`peak_bytes`](MemoryChoice::peak_bytes) are no more.
+    pub fn usable(&self, budget: u64) -> u64 {
+        (budget as f64 / (1.0 + self.margin)) as u64
     }
 
     fn smallest_budget(&self) -> u64 {

@@ -7,8 +7,10 @@ mod kernels;
 mod pool;
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
 use kiln_bundle::{Bundle, Component, ComponentName, SealKey, Segment, Stage, TensorFile, Tuning};
 #[cfg(feature = "cuda")]
@@ -124,6 +126,11 @@ impl Residency {
         !self.changes.is_empty()
     }
 
+    /// Whether no engine has to leave for another.
+    pub(crate) fn all_stay(&self) -> bool {
+        self.memory.offload == Offload::None && self.pool.budget().is_none()
+    }
+
     pub(crate) fn is_loaded(&self, name: ComponentName) -> bool {
         self.held.iter().any(|((held, _), slot)| *held == name && slot.is_present())
     }
@@ -157,6 +164,7 @@ impl Residency {
     pub(crate) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
         match self.memory.offload {
             Offload::Sequential => Ok(()),
+            Offload::None if self.all_stay() && self.backend.device().is_none() => self.load_at_once(name),
             Offload::None | Offload::Model => self.prefetch_component(name),
         }
     }
@@ -165,6 +173,32 @@ impl Residency {
     fn prefetch_component(&mut self, name: ComponentName) -> Result<(), Error> {
         let n_segments = self.component(name)?.segments.len();
         (0..n_segments).try_for_each(|i| self.with_engine(name, i, |engine| Ok(engine.prefetch()?)))
+    }
+
+    /// Loads all segments of a component, as many at once as there are cores.
+    fn load_at_once(&mut self, name: ComponentName) -> Result<(), Error> {
+        let component = self.component(name)?.clone();
+        let slots: Vec<_> = (0..component.segments.len()).map(|i| self.slot(name, &component, i)).collect();
+        self.trim(&component, 0);
+        let n_threads = thread::available_parallelism().map_or(1, usize::from).min(slots.len());
+        let residency = &*self;
+        let load_every_nth = |first: usize| {
+            let own = slots.iter().enumerate().skip(first).step_by(n_threads);
+            own.into_iter()
+                .try_for_each(|(i, slot)| slot.with(|| residency.open(name, &component, i), |_| Ok(())))
+        };
+        let result = thread::scope(|scope| {
+            let others: Vec<_> =
+                (1..n_threads).map(|first| scope.spawn(move || load_every_nth(first))).collect();
+            let own = load_every_nth(0);
+            let joined =
+                others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            joined.fold(own, Result::and)
+        });
+        if result.is_err() {
+            self.held.retain(|(held, _), slot| *held != name || slot.is_present());
+        }
+        result
     }
 
     /// Uses the engine of a segment, which is loaded if need be.

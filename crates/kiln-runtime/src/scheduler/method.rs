@@ -14,7 +14,8 @@ pub struct SamplerOptions {
     pub eta: f32,
     /// LCM: how many steps of distillation those of the run are chosen from; the configuration's number by default.
     pub original_inference_steps: Option<usize>,
-    /// LCM: the part of the schedule that is run, from 0 to 1. For others, see [`Sampler::img2img_start`].
+    /// LCM: the part of the schedule that is run, from 0 to 1. For others, see
+    /// [`Sampler::img2img_start`](super::Sampler::img2img_start).
     pub strength: f64,
 }
 
