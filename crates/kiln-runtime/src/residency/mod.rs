@@ -164,7 +164,9 @@ impl Residency {
     pub(crate) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
         match self.memory.offload {
             Offload::Sequential => Ok(()),
-            Offload::None if self.all_stay() && self.backend.device().is_none() => self.load_at_once(name),
+            Offload::None if self.all_stay() && !self.backend.format().is_for_device() => {
+                self.load_at_once(name)
+            }
             Offload::None | Offload::Model => self.prefetch_component(name),
         }
     }
