@@ -12,6 +12,7 @@ pub mod fs;
 mod manifest;
 #[cfg(feature = "pack")]
 mod pack;
+pub mod read;
 mod seal;
 pub mod stable_diffusion;
 mod tensors;
@@ -136,14 +137,14 @@ impl Bundle {
     /// Writes the seal of this user's key over the manifest, and so over everything that it lists.
     pub fn seal(&self, key: &SealKey) -> Result<(), BundleError> {
         let manifest = self.path(MANIFEST);
-        let bytes = std::fs::read(&manifest).map_err(|e| BundleError::io(&manifest, &e))?;
+        let bytes = Manifest::bytes(&manifest)?;
         fs::write_atomic(&self.path(SEAL), key.seal(&bytes).as_bytes())
     }
 
     /// Checks that the manifest was sealed with this user's key.
     pub fn check_seal(&self, key: &SealKey) -> Result<(), BundleError> {
         let manifest = self.path(MANIFEST);
-        let bytes = std::fs::read(&manifest).map_err(|e| BundleError::io(&manifest, &e))?;
+        let bytes = Manifest::bytes(&manifest)?;
         key.check(&manifest, &bytes, &self.path(SEAL))
     }
 
@@ -160,8 +161,8 @@ impl Bundle {
         if self.manifest.files.get(name).is_none_or(|file| file.size > MAX_FIGURES) {
             return Err(refuse(format!("is larger than the {MAX_FIGURES} bytes that figures may have")));
         }
-        let bytes = std::fs::read(&path).map_err(|e| BundleError::io(&path, &e))?;
-        let figures: Figures = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
+        let figures = read::json(&path, MAX_FIGURES, "figures");
+        let figures: Figures = figures.map_err(|e| e.map(|e| BundleError::io(&path, e), refuse))?;
         figures.check().map_err(refuse)?;
         Ok(Some(figures))
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use kiln_types::{ComponentName, Size};
 
-use crate::{BundleError, Component};
+use crate::{BundleError, Component, read};
 
 /// The layout of bundles that this version reads and writes.
 const FORMAT: u32 = 5;
@@ -270,11 +270,8 @@ impl Manifest {
 
     pub(crate) fn read(path: &Path) -> Result<Manifest, BundleError> {
         let refuse = |reason: String| BundleError::Manifest { path: path.into(), reason };
-        let size = std::fs::metadata(path).map_err(|e| BundleError::io(path, &e))?.len();
-        if size > MAX_BYTES {
-            return Err(refuse(format!("has {size} bytes, more than any manifest")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|e| BundleError::io(path, &e))?;
+        let text = read::text(path, MAX_BYTES, "manifest");
+        let text = text.map_err(|e| e.map(|e| BundleError::io(path, e), refuse))?;
         // The first line tells it, so that what else other versions have is not taken for a mistake.
         let format = text.lines().next().and_then(|line| line.strip_prefix("format: ")?.trim().parse().ok());
         if let Some(found) = format.filter(|format| *format != FORMAT) {
@@ -287,6 +284,12 @@ impl Manifest {
             true => Ok(manifest),
             false => Err(refuse("does not match the digest in its last line".into())),
         }
+    }
+
+    /// The manifest as it lies in its file.
+    pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>, BundleError> {
+        let refuse = |reason: String| BundleError::Manifest { path: path.into(), reason };
+        read::bytes(path, MAX_BYTES, "manifest").map_err(|e| e.map(|e| BundleError::io(path, e), refuse))
     }
 
     fn check(&self) -> Result<(), String> {

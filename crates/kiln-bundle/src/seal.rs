@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::BundleError;
+use crate::{BundleError, read};
 
 /// A user's secret key.
 #[derive(Clone)]
@@ -61,7 +61,7 @@ impl SealKey {
     /// Checks the seal in the file `seal` over `bytes`, the content of `sealed`.
     pub fn check(&self, sealed: &Path, bytes: &[u8], seal: &Path) -> Result<(), BundleError> {
         let refuse = || BundleError::Seal { path: sealed.into() };
-        let text = fs::read_to_string(seal).map_err(|_| refuse())?;
+        let text = read::text(seal, 1 << 10, "seal").map_err(|_| refuse())?;
         match self.is_seal(text.trim(), bytes) {
             true => Ok(()),
             false => Err(refuse()),

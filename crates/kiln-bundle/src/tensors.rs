@@ -11,8 +11,14 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-/// Largest safetensors header, by the format's specification.
-const MAX_HEADER: u64 = 100_000_000;
+use crate::read::{self, ReadError};
+
+/// Largest safetensors header that is read. The format allows 100 MB; the largest of diffusion models have under 1 MB, and
+/// a trainer's notes some more.
+const MAX_HEADER: u64 = 32 << 20;
+
+/// Most tensors of a file; the largest models have some thousands.
+const MAX_TENSORS: usize = 100_000;
 
 /// Tensors with less than a page between them are read together.
 const PAGE: u64 = 4096;
@@ -120,14 +126,12 @@ impl TensorFile {
     /// Reads and checks the header; nothing is allocated by a number that the file's size does not bear out.
     pub fn open(path: &Path) -> Result<TensorFile, TensorFileError> {
         let refuse = |error| TensorFileError::Io { path: path.into(), error };
-        let file = File::open(path).map_err(refuse)?;
-        let info = file.metadata().map_err(refuse)?;
-        match info.is_file() {
-            true => TensorFile::read_header(path, Source::File(Mutex::new(file)), info.len()),
-            false => {
-                Err(TensorFileError::Content { path: path.into(), reason: "is not a regular file".into() })
-            }
-        }
+        let lying = |reason: String| TensorFileError::Content { path: path.into(), reason };
+        let (file, size) = read::open(path).map_err(|e| match e {
+            ReadError::System(error) => refuse(error),
+            ReadError::Content(reason) => lying(reason),
+        })?;
+        TensorFile::read_header(path, Source::File(Mutex::new(file)), size)
     }
 
     /// The same of a file's bytes, which errors call by `name`.
@@ -149,13 +153,23 @@ impl TensorFile {
         let mut length = [0; 8];
         source.read_at(0, &mut length).map_err(refuse)?;
         let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER || length > size - 8 {
-            return Err(lying(format!("says that its header has {length} bytes; the file has {size}")));
+        if length > size - 8 {
+            let mut head = vec![0; size.min(64) as usize];
+            source.read_at(0, &mut head).map_err(refuse)?;
+            let other = read::stands_for(&head).map(Into::into);
+            let reason = || format!("says that its header has {length} bytes; the file has {size}");
+            return Err(lying(other.unwrap_or_else(reason)));
+        }
+        if length > MAX_HEADER {
+            return Err(lying(format!("has a header of {length} bytes, more than any model")));
         }
         let mut json = vec![0; length as usize];
         source.read_at(8, &mut json).map_err(refuse)?;
         let header: Metadata =
             serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
+        if header.tensors().len() > MAX_TENSORS {
+            return Err(lying(format!("holds {} tensors, more than any model", header.tensors().len())));
+        }
         let (data, found) = (header.data_len() as u64, size - 8 - length);
         if data != found {
             return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));

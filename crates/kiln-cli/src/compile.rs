@@ -55,6 +55,7 @@ fn pipeline(mode: OfPipeline<'_>, cache: &EngineCache, args: &CompileArgs) -> Re
 /// Compiles a ControlNet by itself, for every pipeline of its family.
 fn controlnet(traced: &TracedArgs, cache: &EngineCache, args: &CompileArgs) -> Result<Vec<Value>, Failure> {
     let checkpoint = ControlNetCheckpoint::open(&args.source, traced.checkpoint.variant.as_deref())?;
+    checkpoint.remarks().iter().for_each(|remark| output::say(remark));
     let bar = Bar::bytes("compiling");
     let options = BuildOptions { rehash: traced.rehash, ..options(&traced.checkpoint) };
     let plan = cache.plan_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));

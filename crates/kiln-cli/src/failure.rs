@@ -132,7 +132,8 @@ impl Failure {
     pub(crate) fn report(&self) -> ExitCode {
         output::say(&format!("error: {}", self.message));
         if let Some(hint) = &self.hint {
-            output::say(&format!("\nhint: {hint}"));
+            output::say("");
+            output::say(&format!("hint: {hint}"));
         }
         ExitCode::from(self.exit as u8)
     }
@@ -155,6 +156,7 @@ impl From<BundleError> for Failure {
             BundleError::Size { .. } | BundleError::Digest { .. } => {
                 Some("delete the bundle and compile it again")
             }
+            BundleError::Format { .. } => Some("kiln compile makes it again from its checkpoint"),
             _ => None,
         };
         Failure::new(error.kind(), &error).with_hints(hint)

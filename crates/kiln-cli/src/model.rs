@@ -7,6 +7,7 @@ use kiln_compile::Checkpoint;
 
 use crate::args::{CheckpointArgs, PredictionChoice};
 use crate::failure::Failure;
+use crate::output;
 
 /// A model. Bundles are open; checkpoints are opened when it is known how.
 #[expect(clippy::large_enum_variant, reason = "a process has a few")]
@@ -37,8 +38,14 @@ impl Model {
         }
     }
 
-    /// Opens the checkpoint of a pipeline.
+    /// Opens the checkpoint of a pipeline, and tells what of it is passed over.
     pub(crate) fn checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
+        let checkpoint = self.open_checkpoint(args)?;
+        checkpoint.remarks().iter().for_each(|remark| output::say(remark));
+        Ok(checkpoint)
+    }
+
+    fn open_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
         let asked = args.prediction_type.map(PredictionChoice::prediction_type);
         match (self, &args.variant, asked) {
             (Model::Bundle(bundle), ..) => {

@@ -16,7 +16,7 @@ use crate::args::{CacheArgs, CheckpointArgs, SizeArgs};
 use crate::failure::Failure;
 use crate::model::{Model, check_companions};
 use crate::progress::Bar;
-use crate::{building, paths};
+use crate::{building, output, paths};
 
 /// The engine cache, whose entries bear the user's seal.
 pub(crate) fn cache(args: &CacheArgs) -> Result<EngineCache, Failure> {
@@ -79,6 +79,7 @@ pub(crate) fn controlnet_bundle(
         Model::Folder(path) | Model::File(path) => path,
     };
     let checkpoint = ControlNetCheckpoint::open(&path, args.variant.as_deref())?;
+    checkpoint.remarks().iter().for_each(|remark| output::say(remark));
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
     let mut progress = |progress| bar.compiling(progress);

@@ -7,9 +7,30 @@ pub(crate) fn data(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Tells the user something.
+/// Tells the user something, in one line that is fit for a terminal.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", in_short(line));
+}
+
+/// A text that may quote what a file holds: cut in its middle where it is long, control characters escaped.
+fn in_short(text: &str) -> String {
+    const HEAD: usize = 400;
+    const TAIL: usize = 160;
+    let is_plain = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let escaped = |part: &str| -> String {
+        part.chars().flat_map(|c| if is_plain(c) { vec![c] } else { c.escape_default().collect() }).collect()
+    };
+    match text.char_indices().nth(HEAD + TAIL) {
+        None => escaped(text),
+        Some(_) => {
+            let head: String = text.chars().take(HEAD).collect();
+            let tail: Vec<char> = text.chars().rev().take(TAIL).collect();
+            format!("{}...{}", escaped(&head), escaped(&tail.into_iter().rev().collect::<String>()))
+        }
+    }
 }
 
 /// A number of bytes as people read it.

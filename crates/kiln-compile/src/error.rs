@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::read::ReadError;
 use kiln_bundle::{BundleError, ComponentName, ErrorKind, TensorFileError};
 use kiln_graph::TraceError;
 use kiln_lora::LoraError;
@@ -87,6 +88,11 @@ impl CompileError {
 
     pub(crate) fn io(path: &Path, error: &std::io::Error) -> CompileError {
         BundleError::io(path, error).into()
+    }
+
+    /// Why a file of a checkpoint cannot be read.
+    pub(crate) fn reading(path: &Path, error: ReadError) -> CompileError {
+        error.map(|e| CompileError::io(path, e), |reason| CompileError::checkpoint(path, reason))
     }
 
     /// What kind of failure it is.

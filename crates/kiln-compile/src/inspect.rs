@@ -1,9 +1,9 @@
 //! What is in a checkpoint or in an ONNX file.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::read;
 use kiln_graph::proto::{DimensionValue, ModelProto, ValueInfoProto};
 use serde::Serialize;
 
@@ -81,11 +81,7 @@ fn summary(name: &str, weights: &WeightFiles) -> ComponentSummary {
 
 /// Summarises an ONNX file.
 pub fn inspect_onnx(path: &Path) -> Result<ModelSummary, CompileError> {
-    let size = fs::metadata(path).map_err(|e| CompileError::io(path, &e))?.len();
-    if size > MAX_ONNX {
-        return Err(CompileError::checkpoint(path, format!("has {size} bytes, more than any ONNX file")));
-    }
-    let bytes = fs::read(path).map_err(|e| CompileError::io(path, &e))?;
+    let bytes = read::bytes(path, MAX_ONNX, "ONNX file").map_err(|e| CompileError::reading(path, e))?;
     let model: ModelProto = kiln_graph::proto::decode(&bytes)
         .map_err(|reason| CompileError::checkpoint(path, format!("is not an ONNX model: {reason}")))?;
     let Some(graph) = model.graph else {

@@ -10,6 +10,7 @@ mod canonical;
 mod checkpoint;
 mod error;
 mod family;
+mod files;
 mod inspect;
 mod json;
 mod original;

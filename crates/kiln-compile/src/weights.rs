@@ -13,7 +13,7 @@ use kiln_lora::{LoraError, WeightChanges};
 use safetensors::Dtype;
 
 use crate::CompileError;
-use crate::json::read_json;
+use crate::files::{self, Found};
 
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 18;
@@ -31,7 +31,7 @@ pub(crate) enum Network {
 }
 
 impl Network {
-    fn basename(self) -> &'static str {
+    pub(crate) fn basename(self) -> &'static str {
         match self {
             Network::Clip => "model",
             Network::Plain | Network::Vae => "diffusion_pytorch_model",
@@ -70,6 +70,8 @@ pub(crate) struct WeightFiles {
     files: Vec<PathBuf>,
     is_variant: bool,
     places: BTreeMap<String, Place>,
+    /// What lies beside them and is not read.
+    remark: Option<String>,
 }
 
 /// Where a weight's bytes lie: a tensor of a file, or consecutive rows of one.
@@ -93,24 +95,24 @@ impl WeightFiles {
         network: Network,
         variant: Option<&str>,
     ) -> Result<WeightFiles, CompileError> {
-        let (files, is_variant) = find_files(folder, network.basename(), variant)?;
+        let Found { files, is_variant, remark } = files::find(folder, network, variant)?;
         let mut places = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
             for (name, tensor) in TensorFile::open(path)?.tensors() {
-                let info = weight_info(path, name, tensor)?;
-                let Some(name) = network.canonical(name) else { continue };
+                let Some(canonical) = network.canonical(name) else { continue };
+                let (name, info) = (canonical, weight_info(path, name, tensor)?);
                 let place = Place { file, offset: tensor.offset, info, is_transposed: false, key: None };
                 if places.insert(name.clone(), place).is_some() {
                     return Err(CompileError::checkpoint(path, format!("weight '{name}' exists twice")));
                 }
             }
         }
-        Ok(WeightFiles { files, is_variant, places })
+        Ok(WeightFiles { files, is_variant, places, remark })
     }
 
     /// Weights that lie in one file, by the names that networks ask for.
     pub(crate) fn in_file(path: &Path, places: BTreeMap<String, Place>) -> WeightFiles {
-        WeightFiles { files: vec![path.into()], is_variant: false, places }
+        WeightFiles { files: vec![path.into()], is_variant: false, places, remark: None }
     }
 
     /// Names and places of all weights.
@@ -121,7 +123,7 @@ impl WeightFiles {
     /// The same weights by other names.
     pub(crate) fn renamed(&self, name: impl Fn(&str) -> String) -> WeightFiles {
         let places = self.places.iter().map(|(old, place)| (name(old), place.clone())).collect();
-        WeightFiles { files: self.files.clone(), is_variant: self.is_variant, places }
+        WeightFiles { files: self.files.clone(), is_variant: self.is_variant, places, remark: None }
     }
 
     pub(crate) fn files(&self) -> &[PathBuf] {
@@ -130,6 +132,10 @@ impl WeightFiles {
 
     pub(crate) fn is_variant(&self) -> bool {
         self.is_variant
+    }
+
+    pub(crate) fn remark(&self) -> Option<&str> {
+        self.remark.as_deref()
     }
 
     pub(crate) fn catalog(&self) -> WeightCatalog {
@@ -388,63 +394,6 @@ pub(crate) fn encode(floats: &[f32], dtype: ElementType) -> Result<Vec<u8>, Copy
         ElementType::Bf16 => floats.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
         ElementType::F32 | ElementType::I64 => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
     })
-}
-
-/// The safetensors files of a component: one, or the shards of an index.
-fn find_files(folder: &Path, base: &str, variant: Option<&str>) -> Result<(Vec<PathBuf>, bool), CompileError> {
-    if let Some(variant) = variant
-        && let Some(files) = single_or_shards(
-            folder,
-            &format!("{base}.{variant}.safetensors"),
-            &format!("{base}.safetensors.index.{variant}.json"),
-        )?
-    {
-        return Ok((files, true));
-    }
-    let plain =
-        single_or_shards(folder, &format!("{base}.safetensors"), &format!("{base}.safetensors.index.json"))?;
-    if let Some(files) = plain {
-        return Ok((files, false));
-    }
-    let error = CompileError::checkpoint(folder, format!("has no {base}.safetensors"));
-    for name in [format!("{base}.bin"), "pytorch_model.bin".into(), format!("{base}.bin.index.json")] {
-        if folder.join(&name).exists() {
-            let reason = "pickled weights can run code when they are read, and kiln refuses them";
-            return Err(CompileError::checkpoint(&folder.join(name), reason).with_hint(
-                "convert the checkpoint to safetensors (save_pretrained with safe_serialization=True)",
-            ));
-        }
-    }
-    if folder.join(format!("{base}.fp16.safetensors")).exists() {
-        return Err(error.with_hint("the folder has an fp16 variant: --variant fp16"));
-    }
-    Err(error)
-}
-
-fn single_or_shards(folder: &Path, single: &str, index: &str) -> Result<Option<Vec<PathBuf>>, CompileError> {
-    if folder.join(single).exists() {
-        return Ok(Some(vec![folder.join(single)]));
-    }
-    let path = folder.join(index);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let json = read_json(&path)?;
-    let map = json.get("weight_map").and_then(|map| map.as_object());
-    let Some(map) = map.filter(|map| !map.is_empty()) else {
-        return Err(CompileError::checkpoint(&path, "has no weight_map"));
-    };
-    let mut shards = BTreeSet::new();
-    for (weight, shard) in map {
-        match shard.as_str() {
-            Some(name) if Path::new(name).file_name().is_some_and(|file| file == name) => shards.insert(name),
-            _ => {
-                let reason = format!("weight '{weight}': {shard} is not a file beside the index");
-                return Err(CompileError::checkpoint(&path, reason));
-            }
-        };
-    }
-    Ok(Some(shards.into_iter().map(|name| folder.join(name)).collect()))
 }
 
 /// A tensor of a file as a weight, if it is of a type that weights have.

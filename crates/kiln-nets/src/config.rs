@@ -1,25 +1,54 @@
 //! Reading `config.json`: every key is either understood, known to change nothing, or refused by name.
+//!
+//! Keys that a class does not know change nothing in diffusers and transformers either, whatever their values.
 
 use std::collections::BTreeSet;
 
 use kiln_graph::TraceError;
 use serde_json::{Map, Value};
 
+use crate::known;
+
 /// Largest width, vocabulary or size that a configuration may ask for.
 const MAX_SIZE: u64 = 1 << 20;
 
 pub(crate) struct ConfigReader<'a> {
     origin: &'a str,
+    class: &'a str,
     map: &'a Map<String, Value>,
+    /// Keys whose values count for nothing, since the class's defaults were in use when the file was written (diffusers'
+    /// `configuration_utils.py`, `extract_init_dict`).
+    defaulted: BTreeSet<&'a str>,
     read: BTreeSet<&'static str>,
 }
 
+/// Keys of a configuration that its class does not know, but for those that ask for nothing.
+pub fn unknown_keys<'a>(class: &str, value: &'a Value) -> Vec<&'a str> {
+    let asks = |(key, value): &(&String, &Value)| !key.starts_with('_') && asks_for_something(value);
+    let keys = value.as_object().into_iter().flatten().filter(asks).map(|(key, _)| key.as_str());
+    keys.filter(|key| !known::takes(class, key) && !HOUSEKEEPING.contains(key)).collect()
+}
+
+/// Keys of transformers' configurations that say where a file comes from.
+const HOUSEKEEPING: [&str; 7] =
+    ["architectures", "dropout", "dtype", "model_type", "torch_dtype", "transformers_version", "use_cache"];
+
+fn asks_for_something(value: &Value) -> bool {
+    !value.is_null() && *value != Value::Bool(false)
+}
+
 impl<'a> ConfigReader<'a> {
-    pub(crate) fn new(origin: &'a str, value: &'a Value, class: &str) -> Result<ConfigReader<'a>, TraceError> {
+    pub(crate) fn new(
+        origin: &'a str,
+        value: &'a Value,
+        class: &'a str,
+    ) -> Result<ConfigReader<'a>, TraceError> {
         let Some(map) = value.as_object() else {
             return Err(config_error(origin, "(root)", "is not a JSON object"));
         };
-        let reader = ConfigReader { origin, map, read: BTreeSet::new() };
+        let defaulted = map.get("_use_default_values").and_then(Value::as_array).into_iter().flatten();
+        let defaulted = defaulted.filter_map(Value::as_str).collect();
+        let reader = ConfigReader { origin, class, map, defaulted, read: BTreeSet::new() };
         match map.get("_class_name").and_then(Value::as_str) {
             Some(found) if found != class => {
                 Err(reader.error("_class_name", format!("'{found}' where a {class} is expected")))
@@ -34,7 +63,11 @@ impl<'a> ConfigReader<'a> {
 
     fn get(&mut self, key: &'static str) -> Option<&'a Value> {
         self.read.insert(key);
-        self.map.get(key).filter(|value| !value.is_null())
+        self.found(key).filter(|value| !value.is_null())
+    }
+
+    fn found(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|_| !self.defaulted.contains(key))
     }
 
     /// A size: a positive number that is safe to compute with.
@@ -60,12 +93,12 @@ impl<'a> ConfigReader<'a> {
 
     /// Whether the key is present and not null.
     pub(crate) fn has(&self, key: &str) -> bool {
-        self.map.get(key).is_some_and(|value| !value.is_null())
+        self.found(key).is_some_and(|value| !value.is_null())
     }
 
     /// Whether the key is present and null.
     pub(crate) fn is_null(&self, key: &str) -> bool {
-        self.map.get(key).is_some_and(Value::is_null)
+        self.found(key).is_some_and(Value::is_null)
     }
 
     /// One size for both axes, or a pair.
@@ -140,14 +173,14 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// A finite number.
+    /// A number that is finite, and not zero unless it is, as a 32-bit float too: networks compute with these.
     pub(crate) fn number(&mut self, key: &'static str, default: f64) -> Result<f64, TraceError> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => value
                 .as_f64()
-                .filter(|n| n.is_finite())
-                .ok_or_else(|| self.error(key, format!("{value} is not a finite number"))),
+                .filter(|n| (*n as f32).is_finite() && (*n == 0.0 || *n as f32 != 0.0))
+                .ok_or_else(|| self.error(key, format!("{value} is not a finite number in 32 bits"))),
         }
     }
 
@@ -200,14 +233,12 @@ impl<'a> ConfigReader<'a> {
         self.read.extend(keys);
     }
 
-    /// Refuses keys that were not read; a value of null or false asks for nothing and passes.
+    /// Refuses keys that the class knows and that were not read; a value of null or false asks for nothing and passes.
     pub(crate) fn finish(self) -> Result<(), TraceError> {
-        let unread = self.map.iter().find(|(key, value)| {
-            !key.starts_with('_')
-                && !self.read.contains(key.as_str())
-                && !value.is_null()
-                && **value != Value::Bool(false)
-        });
+        let is_refused = |key: &str| {
+            known::takes(self.class, key) && !self.read.contains(key) && !self.defaulted.contains(key)
+        };
+        let unread = self.map.iter().find(|(key, value)| is_refused(key) && asks_for_something(value));
         match unread {
             None => Ok(()),
             Some((key, value)) => Err(self.error(key, format!("{value} is not supported"))),

@@ -6,11 +6,13 @@
 
 mod clip;
 mod config;
+mod known;
 mod layers;
 mod unet;
 mod vae;
 
 pub use clip::{ClipTextConfig, ClipTextModel, TextPorts, TextStates};
+pub use config::unknown_keys;
 pub use unet::{ControlNetConfig, ControlNetModel, UNet2DConditionConfig, UNet2DConditionModel, UnetPorts};
 pub use vae::{
     Autoencoder, AutoencoderConfig, AutoencoderKl, AutoencoderKlConfig, AutoencoderTiny, AutoencoderTinyConfig,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kiln_bundle::{Bundle, TextEncoderInfo, TokenizerInfo};
+use kiln_bundle::{Bundle, TextEncoderInfo, TokenizerInfo, read};
 
 use crate::scheduler::{SchedulerConfig, SchedulerError};
 use crate::tokenizer::ClipTokenizer;
@@ -12,18 +12,15 @@ use crate::{BundleError, Error};
 const CLIP: &str = "clip";
 
 /// Largest `scheduler_config.json` that is read.
-const MAX_BYTES: u64 = 16 << 20;
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Reads and checks a `scheduler_config.json`.
 pub fn open_scheduler(path: &Path) -> Result<SchedulerConfig, Error> {
     let refuse = |source: SchedulerError| Error::SchedulerFile { path: path.into(), source };
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
-    if size > MAX_BYTES {
-        let reason = format!("has {size} bytes, more than any configuration");
-        return Err(refuse(SchedulerError::Config { key: "(root)".into(), reason }));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
-    SchedulerConfig::from_json(&String::from_utf8_lossy(&bytes)).map_err(refuse)
+    let unread = |reason: String| refuse(SchedulerError::Config { key: "(root)".into(), reason });
+    let text = read::text(path, MAX_BYTES, "configuration");
+    let text = text.map_err(|e| e.map(|e| Error::io(path, e), unread))?;
+    SchedulerConfig::from_json(&text).map_err(refuse)
 }
 
 /// Loads the tokenizer of a text encoder.

@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
+use kiln_bundle::read;
 use kiln_bundle::{
     Bundle, BundleError, ComponentName, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Stage,
     Staging, Target,
@@ -381,7 +382,8 @@ impl<'a> Plan<'a> {
         let mut files = Vec::new();
         for (name, source) in &self.companions {
             let bytes = match source {
-                Source::File(source) => fs::read(source).map_err(|e| CompileError::io(source, &e))?,
+                Source::File(source) => read::bytes(source, MAX_COMPANION, "tokenizer or scheduler file")
+                    .map_err(|e| CompileError::reading(source, e))?,
                 Source::Made(bytes) => bytes.clone(),
             };
             let path = folder.join(name);
@@ -427,6 +429,9 @@ impl Part<'_> {
         })
     }
 }
+
+/// Largest file that a bundle takes over as it is: a tokenizer.
+const MAX_COMPANION: u64 = 16 << 20;
 
 /// Gives a file a second name; where that is not possible, copies it.
 fn link(from: &Path, to: &Path) -> Result<(), CompileError> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_bundle::fs::{Lock, create_folder, digest};
+use kiln_bundle::read;
 use kiln_bundle::{
     BundleError, Component, ComponentName, Digests, FileEntry, MANIFEST, SealKey, Staging, Target,
 };
@@ -134,11 +135,8 @@ impl Entry {
 pub(super) fn read_record(root: &Path, key: Option<&SealKey>) -> Result<Record, CompileError> {
     let path = root.join(RECORD);
     let refuse = |reason: String| CompileError::from(BundleError::Manifest { path: path.clone(), reason });
-    let size = fs::metadata(&path).map_err(|e| CompileError::io(&path, &e))?.len();
-    if size > MAX_BYTES {
-        return Err(refuse(format!("has {size} bytes, more than any record")));
-    }
-    let text = fs::read(&path).map_err(|e| CompileError::io(&path, &e))?;
+    let text = read::bytes(&path, MAX_BYTES, "record");
+    let text = text.map_err(|e| e.map(|e| CompileError::io(&path, e), refuse))?;
     if let Some(key) = key {
         key.check(&path, &text, &root.join(SEAL))?;
     }

@@ -11,6 +11,8 @@ use crate::json::read_json;
 use crate::weights::Network;
 use crate::{CompileError, Family, Original};
 
+const CLASS: &str = "ControlNetModel";
+
 /// Most ControlNets that one pipeline may bring.
 const MAX_CONTROLNETS: usize = 16;
 
@@ -40,7 +42,7 @@ impl ControlNetCheckpoint {
             Layout::Folder { .. } => "",
             Layout::File(_) => "controlnet",
         };
-        let part = layout.part(name, Network::Plain, ControlNetConfig::from_json)?;
+        let part = layout.part(name, CLASS, Network::Plain, ControlNetConfig::from_json)?;
         Ok(ControlNetCheckpoint { root: root.into(), part: Part { name: file_name(root), ..part } })
     }
 
@@ -52,13 +54,17 @@ impl ControlNetCheckpoint {
                 && Original::open(path, None).is_ok_and(|original| original.family() == Family::ControlNet);
         }
         let config = read_json(&path.join("config.json"));
-        config.is_ok_and(|config| config["_class_name"] == "ControlNetModel")
-            && !path.join("model_index.json").exists()
+        config.is_ok_and(|config| config["_class_name"] == CLASS) && !path.join("model_index.json").exists()
     }
 
     /// The folder or file.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What of it is passed over that may be taken for more: a line each, beginning with the path.
+    pub fn remarks(&self) -> &[String] {
+        &self.part.remarks
     }
 
     /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
@@ -79,7 +85,7 @@ pub(super) fn controlnets(
     };
     let names: Vec<String> = match library_class(index, "controlnet") {
         None => return Ok(Vec::new()),
-        Some("ControlNetModel") => vec!["controlnet".into()],
+        Some(CLASS) => vec!["controlnet".into()],
         Some("MultiControlNetModel") => {
             let names = (0..).map(|i| if i == 0 { "controlnet".into() } else { format!("controlnet_{i}") });
             names.take_while(has).take(MAX_CONTROLNETS).collect()
@@ -90,7 +96,7 @@ pub(super) fn controlnets(
         }
     };
     let open = |name: String| {
-        let part = layout.part(&name, Network::Plain, ControlNetConfig::from_json)?;
+        let part = layout.part(&name, CLASS, Network::Plain, ControlNetConfig::from_json)?;
         Ok(ControlNetCheckpoint { root: layout.config_path(&name), part })
     };
     names.into_iter().map(open).collect()

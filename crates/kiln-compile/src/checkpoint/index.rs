@@ -73,9 +73,10 @@ pub(super) fn library_class<'a>(index: &'a Value, component: &str) -> Option<&'a
     index.get(component)?.get(1)?.as_str()
 }
 
-pub(super) fn require(index: &Value, component: &str, classes: &[&str]) -> Result<(), String> {
+/// The class of a component, which must be one of some.
+pub(super) fn require<'a>(index: &'a Value, component: &str, classes: &[&str]) -> Result<&'a str, String> {
     match library_class(index, component) {
-        Some(found) if classes.contains(&found) => Ok(()),
+        Some(found) if classes.contains(&found) => Ok(found),
         found => {
             let (found, classes) = (found.unwrap_or("null"), classes.join(", "));
             Err(format!("{component}: '{found}' is not supported; supported: {classes}"))

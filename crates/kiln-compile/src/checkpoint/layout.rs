@@ -15,6 +15,8 @@ pub(crate) struct Part<C> {
     pub(crate) name: String,
     pub(crate) config: C,
     pub(crate) weights: WeightFiles,
+    /// What of it is passed over, with its path.
+    pub(crate) remarks: Vec<String>,
 }
 
 /// Where components are read from.
@@ -24,9 +26,11 @@ pub(super) enum Layout<'a> {
 }
 
 impl Layout<'_> {
+    /// Reads a component of a class, which `model_index.json` names, whatever the configuration says.
     pub(super) fn part<C>(
         &mut self,
         name: &str,
+        class: &str,
         network: Network,
         parse: impl FnOnce(&str, &Value) -> Result<C, kiln_graph::TraceError>,
     ) -> Result<Part<C>, CompileError> {
@@ -34,7 +38,10 @@ impl Layout<'_> {
             Layout::Folder { root, variant } => {
                 let folder = root.join(name);
                 let path = folder.join("config.json");
-                let value = read_json(&path)?;
+                let mut value = read_json(&path)?;
+                if let Some(config) = value.as_object_mut().filter(|_| network != Network::Clip) {
+                    config.insert("_class_name".into(), class.into());
+                }
                 (path.display().to_string(), value, WeightFiles::open(&folder, network, *variant)?)
             }
             Layout::File(original) => {
@@ -42,7 +49,12 @@ impl Layout<'_> {
                 (format!("{}: {name}", original.path().display()), value, weights)
             }
         };
-        Ok(Part { name: name.into(), config: parse(&origin, &value)?, weights })
+        let mut remarks: Vec<String> = weights.remark().map(str::to_owned).into_iter().collect();
+        let unknown = kiln_nets::unknown_keys(class, &value);
+        if !unknown.is_empty() {
+            remarks.push(format!("{origin}: {class} has no {}, passed over", listed(&unknown)));
+        }
+        Ok(Part { name: name.into(), config: parse(&origin, &value)?, weights, remarks })
     }
 
     pub(super) fn config_path(&self, component: &str) -> PathBuf {
@@ -50,6 +62,16 @@ impl Layout<'_> {
             Layout::Folder { root, .. } => root.join(component).join("config.json"),
             Layout::File(original) => original.path().into(),
         }
+    }
+}
+
+/// The first few of some names, and how many there are beyond.
+pub(crate) fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 
@@ -67,8 +89,14 @@ pub(super) fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, So
         let reason = "has neither tokenizer.json nor vocab.json and merges.txt";
         return Err(CompileError::checkpoint(&folder, reason));
     }
-    let files =
-        ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+    let files = [
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ];
     let found = files.into_iter().filter(|file| has(file));
     Ok(found.map(|file| (format!("{name}/{file}"), Source::File(folder.join(file)))).collect())
 }

@@ -26,6 +26,8 @@ use crate::{CompileError, Family, Original, PredictionType};
 const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, \
     scheduler/; or a checkpoint in one .safetensors file";
 
+const UNET_CLASS: &str = "UNet2DConditionModel";
+
 /// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -115,8 +117,8 @@ impl Checkpoint {
         if let Some(name) = UNSUPPORTED.into_iter().find(|name| library_class(index, name).is_some()) {
             return Err(refuse(format!("{name}: is not supported")));
         }
-        require(index, "unet", &["UNet2DConditionModel"]).map_err(refuse)?;
-        require(index, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
+        require(index, "unet", &[UNET_CLASS]).map_err(refuse)?;
+        let vae = require(index, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
 
         let mut text_encoders = Vec::new();
         for (component, class, tokenizer) in kind.text_encoders {
@@ -126,7 +128,7 @@ impl Checkpoint {
             require(index, component, &[class]).map_err(refuse)?;
             text_encoders.push(TextEncoder {
                 component: *component,
-                part: layout.part(component, Network::Clip, ClipTextConfig::from_json)?,
+                part: layout.part(component, class, Network::Clip, ClipTextConfig::from_json)?,
                 states: kind.states,
                 has_projection: class.ends_with("WithProjection"),
                 tokenizer,
@@ -137,8 +139,8 @@ impl Checkpoint {
         }
         let checkpoint = Checkpoint {
             text_encoders,
-            unet: layout.part("unet", Network::Plain, UNet2DConditionConfig::from_json)?,
-            vae: layout.part("vae", Network::Vae, AutoencoderConfig::from_json)?,
+            unet: layout.part("unet", UNET_CLASS, Network::Plain, UNet2DConditionConfig::from_json)?,
+            vae: layout.part("vae", vae, Network::Vae, AutoencoderConfig::from_json)?,
             controlnets: controlnets(origin, index, &mut layout)?,
             force_zeros_for_empty_prompt: flag(index, "force_zeros_for_empty_prompt").map_err(refuse)?,
             root: root.into(),
@@ -227,6 +229,13 @@ impl Checkpoint {
     /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
     pub fn name(&self) -> String {
         file_name(&self.root)
+    }
+
+    /// What of it is passed over that may be taken for more: a line each, beginning with the path.
+    pub fn remarks(&self) -> Vec<String> {
+        let texts = self.text_encoders.iter().flat_map(|text| &text.part.remarks);
+        let nets = self.controlnets.iter().flat_map(|net| &net.part.remarks);
+        texts.chain(&self.unet.remarks).chain(&self.vae.remarks).chain(nets).cloned().collect()
     }
 
     /// Pixels per latent along each axis.

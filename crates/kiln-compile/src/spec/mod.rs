@@ -21,11 +21,10 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::Target;
+use kiln_bundle::{Target, read};
 use kiln_lora::{Lora, LoraFile};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -75,11 +74,8 @@ impl Specification {
     /// Reads and checks a specification; its paths are relative to its folder.
     pub fn read(path: &Path) -> Result<Specification, CompileError> {
         let refuse = |reason: String| CompileError::Specification { path: path.into(), reason };
-        let size = fs::metadata(path).map_err(|e| CompileError::io(path, &e))?.len();
-        if size > MAX_BYTES {
-            return Err(refuse(format!("has {size} bytes, more than any specification")));
-        }
-        let text = fs::read_to_string(path).map_err(|e| CompileError::io(path, &e))?;
+        let text = read::text(path, MAX_BYTES, "specification");
+        let text = text.map_err(|e| e.map(|e| CompileError::io(path, e), refuse))?;
         let mut spec: Specification = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         spec.checkpoint = folder.join(&spec.checkpoint);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use kiln_bundle::{AxisSize, Bundle};
+use kiln_bundle::{AxisSize, Bundle, read};
 use kiln_types::Size;
 use ndarray::{Array3, ArrayD};
 use safetensors::{Dtype, SafeTensors};
@@ -149,12 +149,17 @@ impl Settings {
     }
 }
 
+/// Largest reference that is read: final latents of a small run.
+const MAX_BYTES: u64 = 64 << 20;
+
 impl Reference {
     /// The reference of a bundle, if it has one.
     pub fn of(bundle: &Bundle) -> Result<Option<Reference>, Error> {
         let Some(name) = &bundle.manifest().reference else { return Ok(None) };
         let path = bundle.path(name);
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, &e))?;
+        let refuse = |reason: String| Error::Reference { path: path.clone(), reason };
+        let bytes = read::bytes(&path, MAX_BYTES, "reference");
+        let bytes = bytes.map_err(|e| e.map(|e| Error::io(&path, e), refuse))?;
         Reference::parse(&path, &bytes).map(Some)
     }
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln_bundle::TextEncoderInfo;
 use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
+use kiln_bundle::{TextEncoderInfo, read};
 use ndarray::{Array2, Array3, ArrayView2};
 use safetensors::{Dtype, SafeTensors};
 
@@ -11,7 +11,7 @@ use crate::tokenizer::{ClipTokenizer, TokenizerError};
 use crate::{ComponentName, Error};
 
 /// Largest embedding file that is read.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 16 << 20;
 
 /// The learned words of a pipeline.
 #[derive(Debug, Default)]
@@ -113,11 +113,8 @@ impl EmbeddingFile {
                           safetensors";
             return Err(refuse(reason.into()));
         }
-        let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
-        if size > MAX_BYTES {
-            return Err(refuse(format!("has {size} bytes, more than any embedding")));
-        }
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, &e))?;
+        let bytes = read::bytes(path, MAX_BYTES, "embedding");
+        let bytes = bytes.map_err(|e| e.map(|e| Error::io(path, e), refuse))?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| refuse(e.to_string()))?;
         let mut tables = Vec::new();
         for (name, tensor) in tensors.tensors() {

@@ -1,0 +1,155 @@
+//! Reading files that people bring: regular ones alone, and no more of them than makes sense.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+/// Why a file cannot be read.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The operating system refuses.
+    System(io::Error),
+    /// The file is not what it should be: the reason, without its path.
+    Content(String),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> ReadError {
+        ReadError::System(error)
+    }
+}
+
+impl ReadError {
+    /// As an error of the caller's own kind.
+    pub fn map<E>(self, system: impl FnOnce(&io::Error) -> E, content: impl FnOnce(String) -> E) -> E {
+        match self {
+            ReadError::System(error) => system(&error),
+            ReadError::Content(reason) => content(reason),
+        }
+    }
+}
+
+/// Opens a regular file and tells its size in bytes; never waits, as opening a pipe would.
+pub fn open(path: &Path) -> Result<(File, u64), ReadError> {
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        (rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY).bits() as i32,
+    );
+    let file = options.open(path)?;
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true => Ok((file, metadata.len())),
+        false => Err(ReadError::Content("is not a regular file".into())),
+    }
+}
+
+/// The bytes of a regular file, of which there are at most `most`; `what` names what is never larger.
+pub fn bytes(path: &Path, most: u64, what: &str) -> Result<Vec<u8>, ReadError> {
+    let too_many = |size: u64| ReadError::Content(format!("has {size} bytes, more than any {what}"));
+    let (file, size) = open(path)?;
+    if size > most {
+        return Err(too_many(size));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    // What grows meanwhile is not read to its end.
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 {
+        size if size > most => Err(too_many(size)),
+        _ => Ok(bytes),
+    }
+}
+
+/// The text of a regular file without a byte order mark, like [`bytes`].
+pub fn text(path: &Path, most: u64, what: &str) -> Result<String, ReadError> {
+    let bytes = bytes(path, most, what)?;
+    if let Some(other) = stands_for(&bytes) {
+        return Err(ReadError::Content(other.into()));
+    }
+    let text = match bytes.as_slice() {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err("is UTF-16 text, and UTF-8 is expected"),
+        _ => String::from_utf8(bytes).map_err(|_| "is not UTF-8 text"),
+    };
+    let text = text.map_err(|reason| ReadError::Content(reason.into()))?;
+    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), Into::into))
+}
+
+/// What a regular file of JSON holds, like [`text`]; serde_json limits its depth.
+pub fn json<T: DeserializeOwned>(path: &Path, most: u64, what: &str) -> Result<T, ReadError> {
+    let text = text(path, most, what)?;
+    serde_json::from_str(&text).map_err(|e| ReadError::Content(e.to_string()))
+}
+
+/// What lies in place of a file that was not fetched, if its first bytes show that.
+pub fn stands_for(head: &[u8]) -> Option<&'static str> {
+    let begins = |with: &[u8]| head.len() >= with.len() && head[..with.len()].eq_ignore_ascii_case(with);
+    let text = head.trim_ascii_start();
+    let is_page = [&b"<!doctype"[..], b"<html"]
+        .iter()
+        .any(|tag| text.len() >= tag.len() && text[..tag.len()].eq_ignore_ascii_case(tag));
+    if begins(b"version https://git-lfs.github.com/spec/") {
+        Some("is a Git LFS pointer, not the file itself, which `git lfs pull` fetches")
+    } else if is_page {
+        Some("is a web page, saved in place of the file itself")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), bytes).expect("bytes");
+        file
+    }
+
+    #[track_caller]
+    fn refuses(result: Result<impl std::fmt::Debug, ReadError>, with: &str) {
+        match result {
+            Err(ReadError::Content(reason)) => assert!(reason.contains(with), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn no_more_than_allowed_is_read() {
+        let long = file(b"12345");
+        assert_eq!(bytes(long.path(), 5, "note").expect("five bytes"), b"12345");
+        refuses(bytes(long.path(), 4, "note"), "has 5 bytes, more than any note");
+        assert!(matches!(bytes(&long.path().join("none"), 5, "note"), Err(ReadError::System(_))));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pipes_devices_and_folders_are_refused_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("a pipe");
+        for path in [pipe.as_path(), Path::new("/dev/zero"), folder.path()] {
+            refuses(bytes(path, 5, "note"), "is not a regular file");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_and_other_encodings_are_named() {
+        assert_eq!(text(file("\u{feff}{}".as_bytes()).path(), 9, "note").expect("text"), "{}");
+        refuses(text(file(b"\xff\xfe{\0}\0").path(), 9, "note"), "UTF-16");
+        refuses(text(file(b"\xc3(").path(), 9, "note"), "is not UTF-8 text");
+    }
+
+    #[test]
+    fn what_stands_for_a_file_is_named() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n";
+        refuses(json::<serde_json::Value>(file(pointer).path(), 999, "note"), "git lfs pull");
+        refuses(text(file(b"\n <!DOCTYPE html><html>").path(), 999, "note"), "is a web page");
+        assert_eq!(stands_for(b"{\"a\": 1}"), None);
+    }
+}
