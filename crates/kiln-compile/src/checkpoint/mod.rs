@@ -7,7 +7,7 @@ mod layout;
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::ComponentName;
-use kiln_bundle::stable_diffusion::UNET;
+use kiln_bundle::stable_diffusion::{STABLE_DIFFUSION, UNET};
 use kiln_graph::WeightInfo;
 use kiln_lora::ModelWeights;
 use kiln_nets::{AutoencoderConfig, ClipTextConfig, TextStates, UNet2DConditionConfig};
@@ -254,9 +254,15 @@ impl Checkpoint {
         is_xl && matches!(&self.vae.config, AutoencoderConfig::Kl(config) if config.force_upcast())
     }
 
-    /// Default height and width in pixels.
+    /// Default height and width in pixels, with the correction of diffusers' Stable Diffusion pipelines
+    /// (`pipelines/stable_diffusion/pipeline_stable_diffusion.py`), which those with ControlNets do not make.
     pub fn default_size(&self) -> [u64; 2] {
-        self.unet.config.sample_size().unwrap_or([64, 64]).map(|n| n * self.scale_factor())
+        let is_corrected = self.architecture == STABLE_DIFFUSION && !self.class.contains("ControlNet");
+        let latents = match self.unet.config.sample_size() {
+            Some(size) if !(is_corrected && self.unet.config.has_old_sample_size()) => size,
+            _ => [64, 64],
+        };
+        latents.map(|n| n * self.scale_factor())
     }
 
     /// Width of the pooled text that the UNet reads.

@@ -11,6 +11,7 @@ pub struct UNet2DConditionConfig {
     pub(super) center_input_sample: bool,
     pub(super) conv_out_kernel: u64,
     sample_size: Option<[u64; 2]>,
+    has_old_sample_size: bool,
     up_attention: Vec<bool>,
 }
 
@@ -115,6 +116,7 @@ impl UNet2DConditionConfig {
             center_input_sample: r.bool("center_input_sample", false)?,
             conv_out_kernel: odd_kernel(&mut r, "conv_out_kernel")?,
             sample_size: r.optional_pair("sample_size")?,
+            has_old_sample_size: has_old_sample_size(value),
             up_attention: block_types(&mut r, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")?,
             down,
         };
@@ -133,6 +135,11 @@ impl UNet2DConditionConfig {
     /// Default height and width in latents.
     pub fn sample_size(&self) -> Option<[u64; 2]> {
         self.sample_size
+    }
+
+    /// Whether it is one number below 64 that diffusers wrote before 0.9.0, which was meant for 64.
+    pub fn has_old_sample_size(&self) -> bool {
+        self.has_old_sample_size
     }
 
     /// Channels that it reads: those of the latents, and for inpainting those of the mask and of the masked picture.
@@ -180,6 +187,13 @@ impl UNet2DConditionConfig {
             norm: down.norm(),
         }
     }
+}
+
+fn has_old_sample_size(config: &Value) -> bool {
+    let version = config.get("_diffusers_version").and_then(Value::as_str).unwrap_or_default();
+    let mut numbers = version.split('.').map(str::parse::<u64>);
+    let is_old = matches!((numbers.next(), numbers.next()), (Some(Ok(0)), Some(Ok(minor))) if minor < 9);
+    is_old && config.get("sample_size").and_then(Value::as_u64).is_some_and(|n| n < 64)
 }
 
 impl ControlNetConfig {

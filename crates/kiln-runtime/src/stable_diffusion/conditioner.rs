@@ -43,6 +43,21 @@ impl ClipConditioner {
         Ok(ClipConditioner { encoders, learned: LearnedWords::default(), zeros_for_empty_prompt })
     }
 
+    /// The texts as blocks of tokens, for each encoder and text as many: the states of all encoders are joined, and those of
+    /// all texts batched.
+    fn blocks(&self, texts: &Texts<'_>) -> Result<Vec<Vec<Blocks>>, Error> {
+        let of_encoder = |encoder: &Encoder| {
+            let all = texts.all.iter().map(|text| Blocks::new(&encoder.tokenizer, text, texts.syntax));
+            Ok(all.collect::<Result<Vec<_>, _>>()?)
+        };
+        let mut all = self.encoders.iter().map(of_encoder).collect::<Result<Vec<_>, Error>>()?;
+        let longest = all.iter().map(|blocks| n_blocks(blocks)).max().unwrap_or(1);
+        for (encoder, blocks) in self.encoders.iter().zip(&mut all) {
+            blocks.iter_mut().for_each(|blocks| blocks.extend_to(longest, &encoder.tokenizer));
+        }
+        Ok(all)
+    }
+
     fn run(&self, encoder: &Encoder, blocks: &[Blocks], engines: &mut dyn Engines) -> Result<Outputs, Error> {
         let info = &encoder.info;
         let ids: Vec<i64> = blocks.iter().flat_map(|blocks| &blocks.ids).flatten().copied().collect();
@@ -60,17 +75,14 @@ impl ClipConditioner {
 
 impl Conditioner for ClipConditioner {
     fn n_blocks(&self, texts: &Texts<'_>) -> Result<u64, Error> {
-        let Some(encoder) = self.encoders.first() else { return Ok(1) };
-        Ok(n_blocks(&encoder.blocks(texts)?) as u64)
+        Ok(self.blocks(texts)?.first().map_or(1, |blocks| n_blocks(blocks)) as u64)
     }
 
     fn encode(&self, texts: &Texts<'_>, engines: &mut dyn Engines) -> Result<Conditioning, Error> {
-        let (mut states, mut pooled, mut n_truncated) = (Vec::new(), None, 0);
-        for (i, encoder) in self.encoders.iter().enumerate() {
-            let blocks = encoder.blocks(texts)?;
-            if i == 0 {
-                n_truncated = blocks.iter().map(|blocks| blocks.n_truncated).max().unwrap_or(0);
-            }
+        let (mut states, mut pooled) = (Vec::new(), None);
+        let all = self.blocks(texts)?;
+        let n_truncated = all.iter().flatten().map(|blocks| blocks.n_truncated).max().unwrap_or(0);
+        for (encoder, blocks) in self.encoders.iter().zip(all) {
             let outputs = self.run(encoder, &blocks, engines)?;
             states.push(encoder.states(&outputs, &blocks, texts)?.into_dyn());
             if let Some(name) = &encoder.info.pooled {
@@ -104,15 +116,6 @@ impl Conditioner for ClipConditioner {
 }
 
 impl Encoder {
-    /// The texts as blocks of tokens, as many for each.
-    fn blocks(&self, texts: &Texts<'_>) -> Result<Vec<Blocks>, Error> {
-        let texts_of = texts.all.iter().map(|text| Blocks::new(&self.tokenizer, text, texts.syntax));
-        let mut blocks: Vec<Blocks> = texts_of.collect::<Result<_, _>>()?;
-        let longest = n_blocks(&blocks);
-        blocks.iter_mut().for_each(|blocks| blocks.extend_to(longest, &self.tokenizer));
-        Ok(blocks)
-    }
-
     /// Hidden states `[texts, tokens, width]`, of which `clip_skip` is for prompts alone.
     fn states(&self, outputs: &Outputs, blocks: &[Blocks], texts: &Texts<'_>) -> Result<Array3<f32>, Error> {
         let info = &self.info;
