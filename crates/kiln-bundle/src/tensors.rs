@@ -226,6 +226,11 @@ impl TensorFile {
         }
     }
 
+    /// The bytes of a tensor.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, TensorFileError> {
+        Ok(self.read(name)?.1)
+    }
+
     /// The single number of a tensor of integers.
     pub fn read_i64(&self, name: &str) -> Result<i64, TensorFileError> {
         let (_, bytes) = self.read(name)?;

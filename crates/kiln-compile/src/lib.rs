@@ -15,6 +15,7 @@ mod inspect;
 mod json;
 mod original;
 mod spec;
+mod stored;
 mod synth;
 mod targets;
 mod trace;

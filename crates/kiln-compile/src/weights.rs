@@ -5,15 +5,14 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kiln_bundle::{TensorFile, TensorInfo};
 use kiln_graph::{ElementType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
 use kiln_lora::{LoraError, WeightChanges};
-use safetensors::Dtype;
 
 use crate::CompileError;
 use crate::files::{self, Found};
+use crate::stored::{Scales, Stored};
 
 /// Elements converted at a time.
 const CHUNK: usize = 1 << 18;
@@ -83,10 +82,42 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
     /// The weight as a network reads it.
     pub(crate) info: WeightInfo,
+    /// How the file stores its numbers.
+    pub(crate) stored: Stored,
+    /// What they are multiplied by.
+    pub(crate) scale: Option<f32>,
     /// Whether the file holds the matrix with rows and columns exchanged; at most [`MAX_TRANSPOSED`] bytes then.
     pub(crate) is_transposed: bool,
     /// What the file calls the tensor, where that is another name.
     pub(crate) key: Option<String>,
+}
+
+impl Place {
+    /// A tensor of a file.
+    pub(crate) fn of_tensor(
+        file: usize,
+        path: &Path,
+        key: &str,
+        tensor: &TensorInfo,
+        scales: &Scales,
+    ) -> Result<Place, CompileError> {
+        let Some(stored) = Stored::of(tensor.dtype) else {
+            let reason = format!(
+                "weight '{key}' is stored as {:?}; supported: F32, F16, BF16, F64, F8_E4M3, F8_E5M2",
+                tensor.dtype
+            );
+            return Err(CompileError::checkpoint(path, reason));
+        };
+        let scale = scales.of(key);
+        let shape = tensor.shape.iter().map(|&n| n as u64).collect();
+        let info = WeightInfo { dtype: stored.element_type(scale), shape };
+        Ok(Place { file, offset: tensor.offset, info, stored, scale, is_transposed: false, key: None })
+    }
+
+    /// Bytes in the file.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.info.shape.iter().product::<u64>() * self.stored.n_bytes()
+    }
 }
 
 impl WeightFiles {
@@ -98,10 +129,11 @@ impl WeightFiles {
         let Found { files, is_variant, remark } = files::find(folder, network, variant)?;
         let mut places = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            for (name, tensor) in TensorFile::open(path)?.tensors() {
-                let Some(canonical) = network.canonical(name) else { continue };
-                let (name, info) = (canonical, weight_info(path, name, tensor)?);
-                let place = Place { file, offset: tensor.offset, info, is_transposed: false, key: None };
+            let tensors = TensorFile::open(path)?;
+            let scales = Scales::read(&tensors)?;
+            for (key, tensor) in tensors.tensors().iter().filter(|(key, _)| !scales.has(key)) {
+                let Some(name) = network.canonical(key) else { continue };
+                let place = Place::of_tensor(file, path, key, tensor, &scales)?;
                 if places.insert(name.clone(), place).is_some() {
                     return Err(CompileError::checkpoint(path, format!("weight '{name}' exists twice")));
                 }
@@ -181,12 +213,15 @@ impl WeightFiles {
             }
             let Some((_, file)) = &mut opened else { continue };
             file.seek(SeekFrom::Start(place.offset)).map_err(refuse)?;
-            let length = place.info.shape.iter().product::<u64>() * place.info.dtype.n_bytes() as u64;
+            let length = place.n_bytes();
             let mut hasher = blake3::Hasher::new();
             hasher.update_reader(file.take(length)).map_err(refuse)?;
             let info = &place.info;
             let shape: Vec<String> = info.shape.iter().map(u64::to_string).collect();
-            let header = format!("{name} {} {} {}", info.dtype, shape.join("x"), place.is_transposed);
+            let mut header = format!("{name} {} {} {}", info.dtype, shape.join("x"), place.is_transposed);
+            if place.stored != Stored::As(info.dtype) {
+                header += &format!(" {:?} {:?}", place.stored, place.scale.map(f32::to_bits));
+            }
             digests.insert(header, hasher.finalize());
         }
         let mut hasher = blake3::Hasher::new();
@@ -300,10 +335,10 @@ fn change(
     changes: &WeightChanges,
     out: &mut File,
 ) -> Result<(), CopyError> {
-    let mut bytes = vec![0; (weight.dims.iter().product::<u64>() * place.info.dtype.n_bytes() as u64) as usize];
+    let mut bytes = vec![0; place.n_bytes() as usize];
     read(source, place, |reader| reader.read_exact(&mut bytes).map_err(CopyError::Source))?;
     let mut floats = Vec::new();
-    decode(&bytes, place.info.dtype, &mut floats);
+    place.stored.decode(&bytes, place.scale, &mut floats);
     changes.apply(&weight.name, &mut floats).map_err(CopyError::Lora)?;
     out.write_all(&encode(&floats, weight.dtype)?).map_err(CopyError::Target)
 }
@@ -321,14 +356,14 @@ fn read(
     source.seek(SeekFrom::Start(place.offset)).map_err(CopyError::Source)?;
     match place.is_transposed {
         false => take(source),
-        true => take(&mut transposed(source, &place.info)?.as_slice()),
+        true => take(&mut transposed(source, place)?.as_slice()),
     }
 }
 
-/// Reads the columns of `matrix` and gives its rows.
-fn transposed(source: &mut File, matrix: &WeightInfo) -> Result<Vec<u8>, CopyError> {
-    let [rows, columns] = [matrix.shape[0], matrix.shape[1]].map(|n| n as usize);
-    let size = matrix.dtype.n_bytes() as u64 as usize;
+/// Reads the columns of a matrix and gives its rows.
+fn transposed(source: &mut File, matrix: &Place) -> Result<Vec<u8>, CopyError> {
+    let [rows, columns] = [matrix.info.shape[0], matrix.info.shape[1]].map(|n| n as usize);
+    let size = matrix.stored.n_bytes() as usize;
     let mut bytes = vec![0; rows * columns * size];
     source.read_exact(&mut bytes).map_err(CopyError::Source)?;
     let element = |row: usize, column: usize| &bytes[(column * rows + row) * size..][..size];
@@ -342,7 +377,7 @@ fn copy_from(
     weight: &StoredWeight,
     out: &mut File,
 ) -> Result<(), CopyError> {
-    if weight.dtype == place.info.dtype {
+    if place.stored == Stored::As(weight.dtype) && place.scale.is_none() {
         let length = n_bytes(weight);
         let copied = io::copy(&mut source.take(length), out).map_err(CopyError::Target)?;
         return match copied == length {
@@ -354,29 +389,13 @@ fn copy_from(
     let mut floats = Vec::new();
     while remaining > 0 {
         let n = remaining.min(CHUNK as u64) as usize;
-        let mut bytes = vec![0; n * place.info.dtype.n_bytes() as u64 as usize];
+        let mut bytes = vec![0; n * place.stored.n_bytes() as usize];
         source.read_exact(&mut bytes).map_err(CopyError::Source)?;
-        decode(&bytes, place.info.dtype, &mut floats);
+        place.stored.decode(&bytes, place.scale, &mut floats);
         out.write_all(&encode(&floats, weight.dtype)?).map_err(CopyError::Target)?;
         remaining -= n as u64;
     }
     Ok(())
-}
-
-fn decode(bytes: &[u8], dtype: ElementType, floats: &mut Vec<f32>) {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    floats.clear();
-    match dtype {
-        ElementType::F16 => {
-            let halves: Vec<f16> = halves().map(f16::from_bits).collect();
-            floats.resize(halves.len(), 0.0);
-            halves.convert_to_f32_slice(floats);
-        }
-        ElementType::Bf16 => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
-        ElementType::F32 | ElementType::I64 => {
-            floats.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        }
-    }
 }
 
 pub(crate) fn encode(floats: &[f32], dtype: ElementType) -> Result<Vec<u8>, CopyError> {
@@ -394,19 +413,4 @@ pub(crate) fn encode(floats: &[f32], dtype: ElementType) -> Result<Vec<u8>, Copy
         ElementType::Bf16 => floats.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
         ElementType::F32 | ElementType::I64 => floats.iter().flat_map(|v| v.to_le_bytes()).collect(),
     })
-}
-
-/// A tensor of a file as a weight, if it is of a type that weights have.
-pub(crate) fn weight_info(path: &Path, name: &str, tensor: &TensorInfo) -> Result<WeightInfo, CompileError> {
-    let dtype = match tensor.dtype {
-        Dtype::F32 => ElementType::F32,
-        Dtype::F16 => ElementType::F16,
-        Dtype::BF16 => ElementType::Bf16,
-        Dtype::I64 => ElementType::I64,
-        other => {
-            let reason = format!("weight '{name}' is stored as {other:?}; supported: F32, F16, BF16");
-            return Err(CompileError::checkpoint(path, reason));
-        }
-    };
-    Ok(WeightInfo { dtype, shape: tensor.shape.iter().map(|&n| n as u64).collect() })
 }

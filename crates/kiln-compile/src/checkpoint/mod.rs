@@ -16,7 +16,7 @@ use serde_json::Value;
 pub use controlnet::ControlNetCheckpoint;
 use controlnet::controlnets;
 use index::{UNSUPPORTED, flag, library_class, pipelines, require};
-use layout::{Layout, file_name, tokenizer_files};
+use layout::{Layout, file_name, listed, tokenizer_files};
 pub(crate) use layout::{Part, Source};
 
 use crate::json::read_json;
@@ -235,7 +235,12 @@ impl Checkpoint {
     pub fn remarks(&self) -> Vec<String> {
         let texts = self.text_encoders.iter().flat_map(|text| &text.part.remarks);
         let nets = self.controlnets.iter().flat_map(|net| &net.part.remarks);
-        texts.chain(&self.unet.remarks).chain(&self.vae.remarks).chain(nets).cloned().collect()
+        let keys = self.original.as_ref().map(Original::passed_over).unwrap_or_default();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let keys = (!keys.is_empty())
+            .then(|| format!("{}: no network has {}, passed over", self.root.display(), listed(&keys)));
+        let parts = texts.chain(&self.unet.remarks).chain(&self.vae.remarks).chain(nets);
+        parts.cloned().chain(keys).collect()
     }
 
     /// Pixels per latent along each axis.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use kiln_bundle::TensorInfo;
+use kiln_bundle::{TensorFile, TensorInfo};
 
+use super::detect::{CONTROL, UNET};
 use crate::CompileError;
-use crate::weights::{MAX_TRANSPOSED, Place, WeightFiles, weight_info};
+use crate::stored::Scales;
+use crate::weights::{MAX_TRANSPOSED, Place, WeightFiles};
 
 /// Keys that no network reads: schedules that the scheduler computes, training state and constants.
 const HARMLESS: [&str; 23] = [
@@ -53,11 +55,15 @@ fn is_harmless(key: &str) -> bool {
 pub(super) struct Keys<'a> {
     path: &'a Path,
     tensors: BTreeMap<String, TensorInfo>,
+    scales: Scales,
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn new(path: &'a Path, tensors: BTreeMap<String, TensorInfo>) -> Keys<'a> {
-        Keys { path, tensors }
+    pub(super) fn new(path: &'a Path, file: &TensorFile) -> Result<Keys<'a>, CompileError> {
+        let scales = Scales::read(file)?;
+        let mut tensors = file.tensors().clone();
+        tensors.retain(|key, _| !scales.has(key));
+        Ok(Keys { path, tensors, scales })
     }
 
     pub(super) fn error(&self, reason: impl Into<String>) -> CompileError {
@@ -83,11 +89,16 @@ impl<'a> Keys<'a> {
         self.tensors.retain(|key, _| !key.starts_with(prefix));
     }
 
-    /// Refuses what nobody has taken and is not known to be harmless.
-    pub(super) fn finish(self) -> Result<(), CompileError> {
-        let mut unknown = self.tensors.keys().filter(|key| !is_harmless(key));
-        match (unknown.next(), unknown.count()) {
-            (None, _) => Ok(()),
+    /// What nobody has taken and is not known to be harmless; refused where a network that draws might read it.
+    ///
+    /// diffusers passes over all of it (`loaders/single_file_utils.py`).
+    pub(super) fn finish(self) -> Result<Vec<String>, CompileError> {
+        let draws = |key: &&&str| [UNET, CONTROL].iter().any(|prefix| key.starts_with(prefix));
+        let unknown: Vec<&str> =
+            self.tensors.keys().map(String::as_str).filter(|key| !is_harmless(key)).collect();
+        let n_more = unknown.iter().filter(draws).count().saturating_sub(1);
+        match (unknown.iter().find(draws), n_more) {
+            (None, _) => Ok(unknown.into_iter().map(str::to_owned).collect()),
             (Some(key), 0) => Err(self.error(format!("unknown key '{key}'"))),
             (Some(key), n) => Err(self.error(format!("unknown key '{key}' (and {n} more)"))),
         }
@@ -150,8 +161,8 @@ impl<'k, 'a> Component<'k, 'a> {
         let Some(tensor) = self.keys.tensors.remove(&key) else {
             return Err(self.keys.error(format!("missing weight '{key}'")));
         };
-        let info = weight_info(self.keys.path, &key, &tensor)?;
-        Ok(Place { file: 0, offset: tensor.offset, info, is_transposed: false, key: Some(key) })
+        let place = Place::of_tensor(0, self.keys.path, &key, &tensor, &self.keys.scales)?;
+        Ok(Place { key: Some(key), ..place })
     }
 
     /// Takes a tensor as it is.
@@ -187,7 +198,7 @@ impl<'k, 'a> Component<'k, 'a> {
         }
         let mut place = self.place(key)?;
         place.info.shape[0] = rows / n;
-        let bytes = place.info.shape.iter().product::<u64>() * place.info.dtype.n_bytes() as u64;
+        let bytes = place.n_bytes();
         for name in names {
             self.places.insert(name.clone(), place.clone());
             place.offset += bytes;
@@ -199,7 +210,7 @@ impl<'k, 'a> Component<'k, 'a> {
     pub(super) fn take_transposed(&mut self, key: &str, name: &str) -> Result<(), CompileError> {
         let [rows, columns] = self.shape(key)?;
         let mut place = self.place(key)?;
-        if rows * columns * place.info.dtype.n_bytes() as u64 > MAX_TRANSPOSED {
+        if place.n_bytes() > MAX_TRANSPOSED {
             return Err(self.error(key, &format!("has shape [{rows}, {columns}], more than any projection")));
         }
         place.info.shape = vec![columns, rows];

@@ -48,6 +48,7 @@ pub struct Original {
     configs: BTreeMap<&'static str, Value>,
     weights: BTreeMap<&'static str, WeightFiles>,
     tokenizers: Vec<(&'static str, Padding)>,
+    passed_over: Vec<String>,
 }
 
 /// A weight as a network asks for it, and the tensor of the file that it is a view of.
@@ -84,7 +85,7 @@ impl Original {
     pub fn open(path: &Path, prediction_type: Option<PredictionType>) -> Result<Original, CompileError> {
         refuse_pickle(path)?;
         let file = TensorFile::open(path)?;
-        let mut keys = Keys::new(path, file.tensors().clone());
+        let mut keys = Keys::new(path, &file)?;
         let family = detect::family(&keys)?;
         let mut original = Original {
             path: path.into(),
@@ -93,12 +94,13 @@ impl Original {
             configs: BTreeMap::new(),
             weights: BTreeMap::new(),
             tokenizers: Vec::new(),
+            passed_over: Vec::new(),
         };
         if family == Family::ControlNet {
             let prefix = if keys.first_with(CONTROL).is_some() { CONTROL } else { "" };
             original.control(&mut keys, prefix)?;
             original.index = json!({ "controlnet": ["diffusers", "ControlNetModel"] });
-            keys.finish()?;
+            original.passed_over = keys.finish()?;
             return Ok(original);
         }
         if let Some(key) = ["edm_mean", "edm_std"].into_iter().find(|key| keys.get(key).is_some()) {
@@ -144,7 +146,7 @@ impl Original {
         for (name, encoder) in encoders {
             original.insert(name, encoder.config, Some(encoder.weights));
         }
-        keys.finish()?;
+        original.passed_over = keys.finish()?;
         Ok(original)
     }
 
@@ -230,6 +232,11 @@ impl Original {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keys that belong to no network and are passed over.
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
     }
 
     /// Which line of models it belongs to.

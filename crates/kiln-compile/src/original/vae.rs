@@ -86,9 +86,16 @@ fn mid_block(c: &mut Component<'_, '_>, half: &str) -> Result<(), CompileError> 
         resnet(c, &format!("{half}.mid.block_{}", i + 1), &format!("{half}.mid_block.resnets.{i}"))?;
     }
     let (key, name) = (format!("{half}.mid.attn_1"), format!("{half}.mid_block.attentions.0"));
-    c.pair(&format!("{key}.norm"), &format!("{name}.group_norm"))?;
+    // Trainers that make one file of a folder leave diffusers' names.
+    let found = |c: &Component<'_, '_>, old: &str, new: &str| {
+        let new = format!("{key}.{new}");
+        if c.has(&format!("{new}.weight")) { new } else { format!("{key}.{old}") }
+    };
+    let norm = found(c, "norm", "group_norm");
+    c.pair(&norm, &format!("{name}.group_norm"))?;
     for (old, new) in [("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")] {
-        c.pair_as_linear(&format!("{key}.{old}"), &format!("{name}.{new}"))?;
+        let key = found(c, old, new);
+        c.pair_as_linear(&key, &format!("{name}.{new}"))?;
     }
     Ok(())
 }

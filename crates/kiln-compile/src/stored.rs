@@ -1,0 +1,174 @@
+//! How checkpoints store numbers, and as what networks read them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use kiln_bundle::TensorFile;
+use kiln_graph::ElementType;
+use safetensors::Dtype;
+use serde_json::Value;
+
+use crate::CompileError;
+
+/// A type that a file stores numbers in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// What networks read, too.
+    As(ElementType),
+    /// IEEE 754 binary64, which is rounded to binary32.
+    F64,
+    /// OCP's 8-bit floats with 4 bits of exponent and no infinity.
+    F8E4M3,
+    /// OCP's 8-bit floats with 5 bits of exponent.
+    F8E5M2,
+}
+
+impl Stored {
+    /// The type, if weights may have it.
+    pub(crate) fn of(dtype: Dtype) -> Option<Stored> {
+        Some(match dtype {
+            Dtype::F32 => Stored::As(ElementType::F32),
+            Dtype::F16 => Stored::As(ElementType::F16),
+            Dtype::BF16 => Stored::As(ElementType::Bf16),
+            Dtype::I64 => Stored::As(ElementType::I64),
+            Dtype::F64 => Stored::F64,
+            Dtype::F8_E4M3 => Stored::F8E4M3,
+            Dtype::F8_E5M2 => Stored::F8E5M2,
+            _ => return None,
+        })
+    }
+
+    /// Bytes per element.
+    pub(crate) fn n_bytes(self) -> u64 {
+        match self {
+            Stored::As(element) => element.n_bytes() as u64,
+            Stored::F64 => 8,
+            Stored::F8E4M3 | Stored::F8E5M2 => 1,
+        }
+    }
+
+    /// The smallest type that networks read and that holds its numbers, times a scale where there is one.
+    pub(crate) fn element_type(self, scale: Option<f32>) -> ElementType {
+        match (self, scale) {
+            (Stored::As(element), None) => element,
+            (Stored::F8E4M3 | Stored::F8E5M2, None) => ElementType::F16,
+            (Stored::F64, _) | (_, Some(_)) => ElementType::F32,
+        }
+    }
+
+    /// Replaces `floats` by the numbers.
+    pub(crate) fn decode(self, bytes: &[u8], scale: Option<f32>, floats: &mut Vec<f32>) {
+        let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+        floats.clear();
+        match self {
+            Stored::As(ElementType::F16) => {
+                let halves: Vec<f16> = halves().map(f16::from_bits).collect();
+                floats.resize(halves.len(), 0.0);
+                halves.convert_to_f32_slice(floats);
+            }
+            Stored::As(ElementType::Bf16) => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
+            Stored::As(ElementType::F32 | ElementType::I64) => {
+                floats.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)));
+            }
+            Stored::F64 => {
+                floats.extend(bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32))
+            }
+            Stored::F8E4M3 => floats.extend(bytes.iter().map(|&bits| from_e4m3(bits))),
+            // The upper half of a 16-bit float.
+            Stored::F8E5M2 => floats.extend(bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32())),
+        }
+        if let Some(scale) = scale {
+            floats.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+}
+
+/// One sign, four bits of exponent with bias 7, three of fraction; all ones are no number.
+fn from_e4m3(bits: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 0xf), f32::from(bits & 7));
+    let magnitude = match (exponent, bits & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if bits & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// Factors of 8-bit weights, by the two conventions of single-file checkpoints: `<layer>.weight_scale` with `<layer>.comfy_quant`
+/// (ComfyUI), and before that `<layer>.scale_weight`.
+#[derive(Debug, Default)]
+pub(crate) struct Scales {
+    by_weight: BTreeMap<String, f32>,
+    keys: BTreeSet<String>,
+}
+
+impl Scales {
+    pub(crate) fn read(file: &TensorFile) -> Result<Scales, CompileError> {
+        let refuse =
+            |key: &str, reason: &str| Err(CompileError::checkpoint(file.path(), format!("'{key}' {reason}")));
+        let mut scales = Scales::default();
+        for (key, info) in file.tensors() {
+            let (layer, part) = key.rsplit_once('.').unwrap_or(("", key));
+            let weight = format!("{layer}.weight");
+            let stored = file.tensors().get(&weight).and_then(|info| Stored::of(info.dtype));
+            let is_narrow = matches!(stored, Some(Stored::F8E4M3 | Stored::F8E5M2));
+            match part {
+                "weight_scale" | "scale_weight" if is_narrow => match file.read_f32(key)?.as_slice() {
+                    [1.0] => {}
+                    [scale] => drop(scales.by_weight.insert(weight, *scale)),
+                    _ => return refuse(key, &format!("has shape {:?}; supported: one number", info.shape)),
+                },
+                "comfy_quant" => {
+                    let format = file.read_bytes(key)?;
+                    let format: Value = serde_json::from_slice(&format).unwrap_or_default();
+                    if !is_narrow || !matches!(format["format"].as_str(), Some("float8_e4m3fn" | "float8_e5m2"))
+                    {
+                        return refuse(
+                            key,
+                            &format!("asks for the format {}, which is not supported", format["format"]),
+                        );
+                    }
+                }
+                // Of what layers read, where products are of 8 bits too.
+                "input_scale" | "scale_input" if is_narrow => {}
+                "scaled_fp8" => {}
+                "weight_scale_2" | "pre_quant_scale" => {
+                    return refuse(key, "belongs to a quantisation that is not supported");
+                }
+                _ => continue,
+            }
+            scales.keys.insert(key.clone());
+        }
+        Ok(scales)
+    }
+
+    /// The factor of a weight, by its key in the file.
+    pub(crate) fn of(&self, key: &str) -> Option<f32> {
+        self.by_weight.get(key).copied()
+    }
+
+    /// Whether a tensor is one of them, or says what they are.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bits_are_ocps_numbers() {
+        for (bits, value) in
+            [(0x00, 0.0), (0x01, 0.001953125), (0x38, 1.0), (0x7e, 448.0), (0xb8, -1.0), (0x08, 0.015625)]
+        {
+            assert_eq!(from_e4m3(bits), value, "{bits:#x}");
+        }
+        assert!(from_e4m3(0x7f).is_nan() && from_e4m3(0xff).is_nan());
+        let mut floats = Vec::new();
+        Stored::F8E5M2.decode(&[0x3c, 0x7b, 0xbc, 0x01], Some(2.0), &mut floats);
+        assert_eq!(floats, [2.0, 114_688.0, -2.0, 2.0 * 2f32.powi(-16)]);
+        assert!((0..=255).map(from_e4m3).all(|value| value.is_nan() || f16::from_f32(value).to_f32() == value));
+    }
+}
