@@ -1,4 +1,6 @@
 //! Digests of files, remembered so that gigabytes are not read twice.
+//!
+//! What a key vouches for is remembered under its seal, so that nobody else can say that a file was checked.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
@@ -7,8 +9,22 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use crate::BundleError;
 use crate::fs::write_atomic;
+use crate::{BundleError, SealKey, read};
+
+/// Largest memory of digests that is read.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What shows that a file has changed, as far as one can tell without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStamp(Stamp);
+
+impl FileStamp {
+    /// The stamp that a file has now.
+    pub fn of(path: &Path) -> Result<FileStamp, BundleError> {
+        Ok(FileStamp(stamp(path)?))
+    }
+}
 
 /// A file is taken to be unchanged while its size, inode and times of modification and change are; the last cannot be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +45,7 @@ struct Known {
 #[derive(Debug)]
 pub struct Digests {
     file: PathBuf,
+    key: Option<SealKey>,
     entries: BTreeMap<String, Known>,
     changed: bool,
 }
@@ -36,9 +53,16 @@ pub struct Digests {
 impl Digests {
     /// Reads what is remembered; an absent or malformed file remembers nothing.
     pub fn load(file: PathBuf) -> Digests {
-        let entries =
-            fs::read(&file).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
-        Digests { file, entries, changed: false }
+        let text = read::text(&file, MAX_BYTES, "memory").unwrap_or_default();
+        Digests { file, key: None, entries: serde_json::from_str(&text).unwrap_or_default(), changed: false }
+    }
+
+    /// The same of a file that bears the key's seal in its first line; one with another seal remembers nothing.
+    pub fn load_sealed(file: PathBuf, key: &SealKey) -> Digests {
+        let text = read::text(&file, MAX_BYTES, "memory").unwrap_or_default();
+        let sealed = text.split_once('\n').filter(|(seal, json)| key.is_seal(seal, json.as_bytes()));
+        let entries = sealed.and_then(|(_, json)| serde_json::from_str(json).ok()).unwrap_or_default();
+        Digests { file, key: Some(key.clone()), entries, changed: false }
     }
 
     /// Forgets everything: each digest is taken again.
@@ -67,9 +91,13 @@ impl Digests {
     /// Remembers what was learnt; a folder that cannot be written only costs time.
     pub fn save(&mut self) {
         if self.changed
-            && let Ok(json) = serde_json::to_vec(&self.entries)
+            && let Ok(json) = serde_json::to_string(&self.entries)
         {
-            let _ = write_atomic(&self.file, &json);
+            let text = match &self.key {
+                Some(key) => format!("{}\n{json}", key.seal(json.as_bytes())),
+                None => json,
+            };
+            let _ = write_atomic(&self.file, text.as_bytes());
             self.changed = false;
         }
     }

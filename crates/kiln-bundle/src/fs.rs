@@ -175,7 +175,12 @@ fn make_private(path: &Path) -> io::Result<()> {
             make_private(&entry?.path())?;
         }
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(if is_folder { 0o700 } else { 0o600 }))
+    let mode = if is_folder { 0o700 } else { 0o600 };
+    // Setting what is set already would change the time by which digests are remembered.
+    match fs::metadata(path)?.permissions().mode() & 0o777 == mode {
+        true => Ok(()),
+        false => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+    }
 }
 
 #[cfg(not(unix))]

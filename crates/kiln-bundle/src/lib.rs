@@ -9,6 +9,7 @@ mod digests;
 mod error;
 mod figures;
 pub mod fs;
+mod hold;
 mod manifest;
 #[cfg(feature = "pack")]
 mod pack;
@@ -18,12 +19,14 @@ pub mod stable_diffusion;
 mod tensors;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use component::{AttentionFacts, AxisSize, Component, PortInfo, Segment, Stage};
-pub use digests::Digests;
+pub use digests::{Digests, FileStamp};
 pub use error::BundleError;
 pub use figures::{ComponentFigures, Figures, Sample};
 pub use fs::{OutputFolder, Staging};
+pub use hold::{Claim, Hold};
 pub use kiln_types::{ComponentName, ElementType, ErrorKind, Size};
 pub use manifest::{
     Content, ControlNetInfo, FileEntry, FusedLora, LatentsInfo, Manifest, PipelineInfo, Provenance, Target,
@@ -43,6 +46,9 @@ pub const MANIFEST: &str = "bundle.yaml";
 /// What [`Bundle::open`] remembers of large files, inside the bundle.
 const DIGESTS: &str = ".digests.json";
 
+/// The same of digests that a key vouches for.
+const SEALED_DIGESTS: &str = ".digests.sealed";
+
 /// Largest file of figures that is read.
 const MAX_FIGURES: u64 = 1 << 20;
 
@@ -54,6 +60,8 @@ const ALWAYS_TAKEN: u64 = 1 << 20;
 pub struct Bundle {
     root: PathBuf,
     manifest: Manifest,
+    /// Keeps others from removing the folder, where it could be taken.
+    _hold: Option<Arc<Hold>>,
 }
 
 impl Bundle {
@@ -64,25 +72,39 @@ impl Bundle {
 
     /// Reads and checks the manifest and the files it names.
     pub fn open(root: impl AsRef<Path>) -> Result<Bundle, BundleError> {
-        let root = root.as_ref();
+        let bundle = Bundle::read(root.as_ref())?;
+        bundle.check(Digests::load(bundle.path(DIGESTS)))?;
+        Ok(bundle)
+    }
+
+    /// The same of a bundle that bears the key's seal: who has not the key can change nothing of it unseen.
+    pub fn open_sealed(root: impl AsRef<Path>, key: &SealKey) -> Result<Bundle, BundleError> {
+        let bundle = Bundle::read(root.as_ref())?;
+        bundle.check_seal(key)?;
+        Ok(bundle)
+    }
+
+    fn read(root: &Path) -> Result<Bundle, BundleError> {
+        let hold = Hold::take(root).map(Arc::new);
         let manifest = Manifest::read(&root.join(MANIFEST))?;
-        let bundle = Bundle { root: root.into(), manifest };
-        let mut digests = Digests::load(bundle.path(DIGESTS));
-        let checked = bundle.check(&mut digests);
-        digests.save();
-        checked.map(|()| bundle)
+        Ok(Bundle { root: root.into(), manifest, _hold: hold })
     }
 
     /// Checks the digest of every file, however large.
     pub fn verify(&self) -> Result<(), BundleError> {
         let mut digests = Digests::load(self.path(DIGESTS));
         digests.forget();
-        let checked = self.check(&mut digests);
+        self.check(digests)
+    }
+
+    /// Checks the digest of every file that is not remembered, and remembers it.
+    fn check(&self, mut digests: Digests) -> Result<(), BundleError> {
+        let checked = self.check_files(&mut digests);
         digests.save();
         checked
     }
 
-    fn check(&self, digests: &mut Digests) -> Result<(), BundleError> {
+    fn check_files(&self, digests: &mut Digests) -> Result<(), BundleError> {
         for (name, entry) in &self.manifest.files {
             let path = self.path(name);
             let found = std::fs::metadata(&path).map_err(|e| BundleError::io(&path, &e))?.len();
@@ -136,16 +158,24 @@ impl Bundle {
 
     /// Writes the seal of this user's key over the manifest, and so over everything that it lists.
     pub fn seal(&self, key: &SealKey) -> Result<(), BundleError> {
-        let manifest = self.path(MANIFEST);
-        let bytes = Manifest::bytes(&manifest)?;
-        fs::write_atomic(&self.path(SEAL), key.seal(&bytes).as_bytes())
+        key.seal_manifest(&self.root)
     }
 
-    /// Checks that the manifest was sealed with this user's key.
+    /// Checks that the manifest was sealed with this user's key, and that every file is what it says, by what was remembered
+    /// under the same key.
     pub fn check_seal(&self, key: &SealKey) -> Result<(), BundleError> {
         let manifest = self.path(MANIFEST);
         let bytes = Manifest::bytes(&manifest)?;
-        key.check(&manifest, &bytes, &self.path(SEAL))
+        key.check(&manifest, &bytes, &self.path(SEAL))?;
+        self.check(Digests::load_sealed(self.path(SEALED_DIGESTS), key))
+    }
+
+    /// Takes every digest anew, after checking the seal.
+    pub fn verify_sealed(&self, key: &SealKey) -> Result<(), BundleError> {
+        let mut digests = Digests::load_sealed(self.path(SEALED_DIGESTS), key);
+        digests.forget();
+        digests.save();
+        self.check_seal(key)
     }
 
     /// Adds a reference to the bundle, or replaces the one it has, and seals it anew.

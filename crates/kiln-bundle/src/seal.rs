@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use crate::{BundleError, read};
+use crate::fs::write_atomic;
+use crate::{BundleError, MANIFEST, Manifest, SEAL, read};
 
 /// A user's secret key.
 #[derive(Clone)]
@@ -56,6 +57,12 @@ impl SealKey {
     /// The seal of a file's bytes, in hexadecimal.
     pub fn seal(&self, bytes: &[u8]) -> String {
         blake3::keyed_hash(&self.key, bytes).to_hex().to_string()
+    }
+
+    /// Writes the seal over the manifest of the bundle in a folder.
+    pub fn seal_manifest(&self, bundle: &Path) -> Result<(), BundleError> {
+        let bytes = Manifest::bytes(&bundle.join(MANIFEST))?;
+        write_atomic(&bundle.join(SEAL), self.seal(&bytes).as_bytes())
     }
 
     /// Checks the seal in the file `seal` over `bytes`, the content of `sealed`.

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use kiln_bundle::{TensorFile, TensorInfo};
+use kiln_bundle::{FileStamp, TensorFile, TensorInfo};
 use kiln_graph::{ElementType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
 use kiln_lora::{LoraError, WeightChanges};
 
@@ -69,6 +69,8 @@ pub(crate) struct WeightFiles {
     files: Vec<PathBuf>,
     is_variant: bool,
     places: BTreeMap<String, Place>,
+    /// What the files were like when they were opened.
+    stamps: Vec<Option<FileStamp>>,
     /// What lies beside them and is not read.
     remark: Option<String>,
 }
@@ -128,6 +130,7 @@ impl WeightFiles {
     ) -> Result<WeightFiles, CompileError> {
         let Found { files, is_variant, remark } = files::find(folder, network, variant)?;
         let mut places = BTreeMap::new();
+        let stamps = stamps(&files);
         for (file, path) in files.iter().enumerate() {
             let tensors = TensorFile::open(path)?;
             let scales = Scales::read(&tensors)?;
@@ -139,12 +142,13 @@ impl WeightFiles {
                 }
             }
         }
-        Ok(WeightFiles { files, is_variant, places, remark })
+        Ok(WeightFiles { files, is_variant, places, stamps, remark })
     }
 
     /// Weights that lie in one file, by the names that networks ask for.
     pub(crate) fn in_file(path: &Path, places: BTreeMap<String, Place>) -> WeightFiles {
-        WeightFiles { files: vec![path.into()], is_variant: false, places, remark: None }
+        let files = vec![path.into()];
+        WeightFiles { stamps: stamps(&files), files, is_variant: false, places, remark: None }
     }
 
     /// Names and places of all weights.
@@ -155,7 +159,8 @@ impl WeightFiles {
     /// The same weights by other names.
     pub(crate) fn renamed(&self, name: impl Fn(&str) -> String) -> WeightFiles {
         let places = self.places.iter().map(|(old, place)| (name(old), place.clone())).collect();
-        WeightFiles { files: self.files.clone(), is_variant: self.is_variant, places, remark: None }
+        let (files, stamps) = (self.files.clone(), self.stamps.clone());
+        WeightFiles { files, is_variant: self.is_variant, places, stamps, remark: None }
     }
 
     pub(crate) fn files(&self) -> &[PathBuf] {
@@ -278,8 +283,23 @@ impl WeightFiles {
             })?;
             progress(n_bytes(weight));
         }
+        self.check_unchanged()?;
         Ok(layout)
     }
+
+    /// Refuses files that have changed since they were opened: what was written is neither what they were nor what they are.
+    fn check_unchanged(&self) -> Result<(), CompileError> {
+        let now = stamps(&self.files);
+        match self.files.iter().zip(self.stamps.iter().zip(&now)).find(|(_, (then, now))| then != now) {
+            Some((file, _)) => Err(CompileError::checkpoint(file, "has changed while it was read")
+                .with_hint("run the command again")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn stamps(files: &[PathBuf]) -> Vec<Option<FileStamp>> {
+    files.iter().map(|file| FileStamp::of(file).ok()).collect()
 }
 
 fn n_bytes(weight: &StoredWeight) -> u64 {

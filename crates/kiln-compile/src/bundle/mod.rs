@@ -13,7 +13,6 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use kiln_bundle::fs::{Lock, create_folder, digest, write_atomic};
-use kiln_bundle::read;
 use kiln_bundle::{
     Bundle, BundleError, ComponentName, Content, Digests, FileEntry, MANIFEST, Manifest, Provenance, Stage,
     Staging, Target,
@@ -161,7 +160,7 @@ impl EngineCache {
         if options.trace.policy.cuts != Cuts::None && options.target.target() == Target::Onnx {
             return Err(CompileError::checkpoint(subject.root(), "engines are built from whole models"));
         }
-        let mut digests = self.digests();
+        let mut digests = self.digests()?;
         if options.rehash {
             digests.forget();
         }
@@ -251,10 +250,11 @@ impl EngineCache {
         target: &Path,
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Bundle, CompileError> {
+        let key = self.seal_key()?;
         let staging = Staging::new(target)?;
         plan.assemble(self, staging.path(), progress)?;
-        Bundle::open(staging.path())?.seal(&self.seal_key()?)?;
-        Ok(Bundle::open(&staging.publish()?)?)
+        key.seal_manifest(staging.path())?;
+        Ok(Bundle::open_sealed(staging.publish()?, &key)?)
     }
 
     /// The bundle of a plan, if it is there, whole and sealed; a damaged one counts as absent and is made anew.
@@ -264,10 +264,8 @@ impl EngineCache {
             return Ok(None);
         }
         let key = self.seal_key()?;
-        let is_sound = |bundle: &Bundle| {
-            bundle.manifest().provenance.key == plan.provenance.key && bundle.check_seal(&key).is_ok()
-        };
-        Ok(Bundle::open(&target).ok().filter(is_sound))
+        let is_of_plan = |bundle: &Bundle| bundle.manifest().provenance.key == plan.provenance.key;
+        Ok(Bundle::open_sealed(&target, &key).ok().filter(is_of_plan))
     }
 }
 
@@ -297,7 +295,9 @@ impl<'a> Plan<'a> {
                 Ok(Part { models: Models::Traced(traced), recipe })
             })
             .collect::<Result<_, CompileError>>()?;
-        let companions = subject.companions()?;
+        // Read once: their digests are part of the key.
+        let companions = subject.companions()?.into_iter().map(|(name, source)| Ok((name, source.read()?)));
+        let companions = companions.collect::<Result<Vec<_>, CompileError>>()?;
         let provenance = recipes::provenance(&content, &parts, &companions, &nested, options)?;
         Ok(Plan {
             name: subject.name(),
@@ -381,11 +381,7 @@ impl<'a> Plan<'a> {
         }
         let mut files = Vec::new();
         for (name, source) in &self.companions {
-            let bytes = match source {
-                Source::File(source) => read::bytes(source, MAX_COMPANION, "tokenizer or scheduler file")
-                    .map_err(|e| CompileError::reading(source, e))?,
-                Source::Made(bytes) => bytes.clone(),
-            };
+            let bytes = source.bytes()?;
             let path = folder.join(name);
             create_folder(path.parent().unwrap_or(folder))?;
             fs::write(&path, bytes).map_err(|e| CompileError::io(&path, &e))?;
@@ -429,9 +425,6 @@ impl Part<'_> {
         })
     }
 }
-
-/// Largest file that a bundle takes over as it is: a tokenizer.
-const MAX_COMPANION: u64 = 16 << 20;
 
 /// Gives a file a second name; where that is not possible, copies it.
 fn link(from: &Path, to: &Path) -> Result<(), CompileError> {

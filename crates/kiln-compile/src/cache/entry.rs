@@ -3,23 +3,27 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use kiln_bundle::fs::{Lock, create_folder, digest};
 use kiln_bundle::read;
 use kiln_bundle::{
-    BundleError, Component, ComponentName, Digests, FileEntry, MANIFEST, SealKey, Staging, Target,
+    BundleError, Component, ComponentName, Digests, FileEntry, Hold, MANIFEST, SealKey, Staging, Target,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{EngineCache, Recipe};
 use crate::CompileError;
 
-const RECORD: &str = "entry.yaml";
-const SEAL: &str = "entry.seal";
+pub(super) const RECORD: &str = "entry.yaml";
+pub(super) const SEAL: &str = "entry.seal";
 /// Its modification time is when the entry was last used.
 const USED: &str = ".used";
-const DIGESTS: &str = ".digests.json";
+const DIGESTS: &str = ".digests.sealed";
+
+/// Name of the file that says why something was set aside.
+pub(super) const REASON: &str = "REASON";
 
 /// Largest record that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -64,6 +68,8 @@ pub struct Entry {
     pub root: PathBuf,
     /// The record.
     pub record: Record,
+    /// Keeps others from removing the folder, where it could be taken.
+    _hold: Option<Arc<Hold>>,
 }
 
 impl Record {
@@ -81,9 +87,10 @@ impl Record {
 impl Entry {
     /// Opens and checks an entry: its seal first, then every file.
     pub(crate) fn open(root: &Path, key: &SealKey) -> Result<Entry, CompileError> {
+        let hold = Hold::take(root).map(Arc::new);
         let record = read_record(root, Some(key))?;
-        let entry = Entry { root: root.into(), record };
-        let mut digests = Digests::load(root.join(DIGESTS));
+        let entry = Entry { root: root.into(), record, _hold: hold };
+        let mut digests = Digests::load_sealed(root.join(DIGESTS), key);
         let checked = entry.check(&mut digests);
         digests.save();
         checked.map(|()| entry)
@@ -108,8 +115,8 @@ impl Entry {
     }
 
     /// Takes every digest anew.
-    pub(crate) fn verify(&self) -> Result<(), CompileError> {
-        let mut digests = Digests::load(self.root.join(DIGESTS));
+    pub(crate) fn verify(&self, key: &SealKey) -> Result<(), CompileError> {
+        let mut digests = Digests::load_sealed(self.root.join(DIGESTS), key);
         digests.forget();
         let checked = self.check(&mut digests);
         digests.save();
@@ -167,6 +174,8 @@ impl EngineCache {
                 Entry::touch(&root);
                 Ok(Some(entry))
             }
+            // Somebody has pruned it meanwhile.
+            _ if !root.exists() => Ok(None),
             Ok(_) => self.set_aside(&root, "was built from something else").map(|()| None),
             Err(e) => self.set_aside(&root, &e.to_string()).map(|()| None),
         }
@@ -174,7 +183,8 @@ impl EngineCache {
 
     /// Takes every digest of a recipe's entry anew, and puts it into quarantine if it is damaged.
     pub(crate) fn recheck(&self, recipe: &Recipe) -> Result<(), CompileError> {
-        match self.find(recipe)?.map(|entry| (entry.verify(), entry)) {
+        let key = self.seal_key()?;
+        match self.find(recipe)?.map(|entry| (entry.verify(&key), entry)) {
             Some((Err(e), entry)) => self.set_aside(&entry.root, &e.to_string()),
             _ => Ok(()),
         }
@@ -210,7 +220,7 @@ impl EngineCache {
             seconds: start.elapsed().as_secs_f64(),
             peak_bytes,
         };
-        let mut digests = Digests::load(staging.path().join(DIGESTS));
+        let mut digests = Digests::load_sealed(staging.path().join(DIGESTS), &key);
         for name in files {
             let path = staging.path().join(&name);
             let size = fs::metadata(&path).map_err(|e| CompileError::io(&path, &e))?.len();
@@ -227,7 +237,8 @@ impl EngineCache {
         write(RECORD, yaml.as_bytes())?;
         write(SEAL, key.seal(yaml.as_bytes()).as_bytes())?;
         let root = staging.publish()?;
-        Ok(Entry { root, record })
+        let hold = Hold::take(&root).map(Arc::new);
+        Ok(Entry { root, record, _hold: hold })
     }
 
     /// The entry whose recipe is likest to this one, to say what has changed.
@@ -254,7 +265,7 @@ impl EngineCache {
             CompileError::io(root, &std::io::Error::new(e.kind(), text))
         };
         fs::rename(root, &place).map_err(damaged)?;
-        let note = place.join("REASON");
+        let note = place.join(REASON);
         fs::write(&note, format!("{reason}\n")).map_err(|e| CompileError::io(&note, &e))
     }
 }

@@ -26,6 +26,9 @@ pub use upkeep::{CacheItem, Checked, ItemKind, Pruned};
 
 use crate::CompileError;
 
+/// How the names of folders begin that are being removed.
+const REMOVED: &str = ".removed-";
+
 /// A folder of bundles and of the parts that they are made of.
 #[derive(Clone, Debug)]
 pub struct EngineCache {
@@ -73,8 +76,8 @@ impl EngineCache {
     }
 
     /// Digests of checkpoints, remembered.
-    pub(crate) fn digests(&self) -> Digests {
-        Digests::load(self.root.join("digests.json"))
+    pub(crate) fn digests(&self) -> Result<Digests, CompileError> {
+        Ok(Digests::load_sealed(self.root.join("digests"), &self.seal_key()?))
     }
 
     /// Makes the folders; what is kept in them is for their owner alone, because engines are code.
@@ -93,6 +96,12 @@ impl EngineCache {
 
     /// Removes what processes that were killed left half-built.
     pub(crate) fn remove_abandoned(&self) -> Result<(), BundleError> {
+        for entry in fs::read_dir(self.root()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+                // The process that removes it may be at work still.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
         remove_abandoned(self.root())?;
         remove_abandoned(&self.entries())
     }

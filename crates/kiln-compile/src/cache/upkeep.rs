@@ -1,14 +1,14 @@
 //! What is in the cache, and keeping it small.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use std::{fs, io};
 
-use kiln_bundle::{Bundle, MANIFEST, SEAL};
+use kiln_bundle::{Bundle, Claim, MANIFEST, SEAL};
 
-use super::EngineCache;
-use super::entry::{Entry, Record, read_record};
+use super::entry::{self, Entry, REASON, Record, read_record};
+use super::{EngineCache, REMOVED};
 use crate::CompileError;
 
 /// Something in the cache.
@@ -63,24 +63,22 @@ impl EngineCache {
     /// Everything in the cache, what was used last first.
     pub fn items(&self) -> Result<Vec<CacheItem>, CompileError> {
         let mut items = Vec::new();
-        for path in folders(self.root())? {
-            let is_own = path == self.entries() || path == self.quarantine();
+        for path in folders(self.root())?.into_iter().filter(|path| is_own(path, &[MANIFEST, SEAL])) {
             match Bundle::open(&path) {
-                _ if is_own => {}
                 Ok(_) => items.push(item(path, ItemKind::Bundle)?),
-                Err(_) if !path.join(MANIFEST).is_file() && !path.join(SEAL).is_file() => {}
                 Err(e) => items.push(item(path, ItemKind::Damaged(e.to_string()))?),
             }
         }
-        for path in folders(&self.entries())? {
+        let own = |path: &PathBuf| is_own(path, &[entry::RECORD, entry::SEAL]);
+        for path in folders(&self.entries())?.into_iter().filter(own) {
             let kind = match read_record(&path, None) {
                 Ok(record) => ItemKind::Entry(Box::new(record)),
                 Err(e) => ItemKind::Damaged(e.to_string()),
             };
             items.push(item(path, kind)?);
         }
-        for path in folders(&self.quarantine())? {
-            let reason = fs::read_to_string(path.join("REASON")).unwrap_or_default().trim().to_owned();
+        for path in folders(&self.quarantine())?.into_iter().filter(|path| path.join(REASON).is_file()) {
+            let reason = fs::read_to_string(path.join(REASON)).unwrap_or_default().trim().to_owned();
             items.push(item(path, ItemKind::Quarantined(reason))?);
         }
         items.sort_by_key(|item| std::cmp::Reverse(item.last_used));
@@ -96,11 +94,9 @@ impl EngineCache {
                 ItemKind::Quarantined(_) => continue,
                 ItemKind::Bundle | ItemKind::Damaged(_) if item.path.parent() == Some(self.root()) => {
                     let bundle = Bundle::open(&item.path);
-                    let checked =
-                        bundle.and_then(|bundle| bundle.check_seal(&key).and_then(|()| bundle.verify()));
-                    checked.map_err(CompileError::from)
+                    bundle.and_then(|bundle| bundle.verify_sealed(&key)).map_err(CompileError::from)
                 }
-                _ => Entry::open(&item.path, &key).and_then(|entry| entry.verify()),
+                _ => Entry::open(&item.path, &key).and_then(|entry| entry.verify(&key)),
             };
             let mut error = checked.err();
             if let Some(found) = &error {
@@ -112,7 +108,8 @@ impl EngineCache {
     }
 
     /// Removes quarantined items, items unused for `older_than`, and then the least recently used until the rest takes at
-    /// most `max_bytes`; the bundles `keep` and what they are made of are never removed. With `dry_run` it only tells.
+    /// most `max_bytes`; the bundles `keep` and what they are made of are never removed, nor what a process uses now, nor what
+    /// kiln did not make. With `dry_run` it only tells.
     pub fn prune(
         &self,
         max_bytes: Option<u64>,
@@ -141,18 +138,44 @@ impl EngineCache {
             }
         }
         let all = disk_bytes(rest.iter().chain(&remove))?;
-        let pruned = Pruned {
-            items: remove.iter().map(|item| item.name.clone()).collect(),
-            bytes: all.saturating_sub(disk_bytes(&rest)?),
-            kept_bytes: disk_bytes(&rest)?,
-        };
-        if !dry_run {
-            for item in &remove {
-                fs::remove_dir_all(&item.path).map_err(|e| CompileError::io(&item.path, &e))?;
+        let mut removed = Vec::new();
+        for item in remove {
+            match dry_run || self.remove(&item)? {
+                true => removed.push(item.name),
+                false => rest.push(item),
             }
         }
-        Ok(pruned)
+        let kept_bytes = disk_bytes(&rest)?;
+        Ok(Pruned { items: removed, bytes: all.saturating_sub(kept_bytes), kept_bytes })
     }
+
+    /// Removes an item, unless a process uses it.
+    fn remove(&self, item: &CacheItem) -> Result<bool, CompileError> {
+        let refuse = |e: io::Error| CompileError::io(&item.path, &e);
+        let claim = match Claim::take(&item.path) {
+            Ok(Some(claim)) => claim,
+            Ok(None) => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(e) => return Err(refuse(e)),
+        };
+        // Who opens it from now on finds nothing, rather than half of it.
+        let aside = tempfile::Builder::new().prefix(REMOVED).tempdir_in(self.root()).map_err(refuse)?;
+        let moved = fs::rename(&item.path, aside.path().join(&item.name));
+        drop(claim);
+        match moved.and_then(|()| aside.close()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(refuse(e)),
+            _ => Ok(true),
+        }
+    }
+}
+
+/// Whether a folder is one that kiln makes: by its name, which ends in a key, and by one of the files that it puts there.
+fn is_own(path: &Path, files: &[&str]) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let key = name.rsplit_once('-').map_or("", |(_, key)| key);
+    key.len() == 16
+        && key.bytes().all(|b| b.is_ascii_hexdigit())
+        && files.iter().any(|file| path.join(file).is_file())
 }
 
 fn item(path: PathBuf, kind: ItemKind) -> Result<CacheItem, CompileError> {
@@ -182,9 +205,10 @@ fn folders(folder: &Path) -> Result<BTreeSet<PathBuf>, CompileError> {
 /// Bytes of every file under a folder, by what identifies it on its disk.
 fn files(folder: &Path) -> Result<BTreeMap<(u64, u64), u64>, CompileError> {
     let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder).map_err(|e| CompileError::io(folder, &e))? {
+    // What another process has removed meanwhile takes nothing.
+    for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.map_err(|e| CompileError::io(folder, &e))?.path();
-        let metadata = fs::symlink_metadata(&path).map_err(|e| CompileError::io(&path, &e))?;
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if metadata.is_dir() {
             found.extend(files(&path)?);
         } else {

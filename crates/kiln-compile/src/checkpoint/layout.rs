@@ -1,7 +1,9 @@
 //! Where a checkpoint's components lie: in the folders of a folder, or in one file.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::read;
 use serde_json::Value;
 
 use crate::json::read_json;
@@ -80,6 +82,26 @@ pub(crate) enum Source {
     File(PathBuf),
     /// What kiln made itself, for a checkpoint that does not hold it.
     Made(Vec<u8>),
+}
+
+/// Largest file that a bundle takes over as it is: a tokenizer.
+const MAX_BYTES: u64 = 16 << 20;
+
+impl Source {
+    pub(crate) fn bytes(&self) -> Result<Cow<'_, [u8]>, CompileError> {
+        match self {
+            Source::File(path) => {
+                let bytes = read::bytes(path, MAX_BYTES, "tokenizer or scheduler file");
+                Ok(bytes.map_err(|e| CompileError::reading(path, e))?.into())
+            }
+            Source::Made(bytes) => Ok(bytes.as_slice().into()),
+        }
+    }
+
+    /// The same without a file that may change.
+    pub(crate) fn read(self) -> Result<Source, CompileError> {
+        Ok(Source::Made(self.bytes()?.into_owned()))
+    }
 }
 
 pub(super) fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, Source)>, CompileError> {
