@@ -21,7 +21,6 @@ mod unet;
 mod vae;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -396,7 +395,7 @@ fn pretty(value: &Value) -> Vec<u8> {
 
 fn first_bytes(path: &Path) -> Option<[u8; 9]> {
     let mut bytes = [0; 9];
-    File::open(path).ok()?.read_exact(&mut bytes).ok()?;
+    kiln_bundle::read::open(path).ok()?.0.read_exact(&mut bytes).ok()?;
     Some(bytes)
 }
 
