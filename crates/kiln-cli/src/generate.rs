@@ -34,10 +34,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let (bundles, backend) = backends::open_while(&backends, &place, || {
         let controlnets = controlnets.into_iter();
         let controlnets = controlnets.map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
-        Ok((bundle(model, &args.checkpoint, &args.cache, &place)?, controlnets.collect::<Result<Vec<_>, _>>()?))
+        let scheduler = args.scheduler.as_deref();
+        let bundle = bundle(model, &args.checkpoint, &args.cache, &place, scheduler)?;
+        Ok((bundle, controlnets.collect::<Result<Vec<_>, _>>()?))
     })?;
     let (bundle, controlnets) = bundles;
     let mut pipeline = models::pipeline(bundle, backend)?;
+    pipeline.scheduler_note().iter().for_each(|note| output::say(note));
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;

@@ -1,0 +1,53 @@
+//! Schedulers of diffusers that do not run here, and why.
+
+use super::{SchedulerClass, SchedulerError};
+
+/// Classes and what the pipelines are for that run them.
+const ELSEWHERE: [(&str, &str); 27] = [
+    ("AmusedScheduler", "aMUSEd"),
+    ("BlockRefinementScheduler", "language models"),
+    ("CMStochasticIterativeScheduler", "consistency models, which read no text"),
+    ("CogVideoXDDIMScheduler", "CogVideoX"),
+    ("CogVideoXDPMScheduler", "CogVideoX"),
+    ("ConsistencyDecoderScheduler", "the consistency decoder"),
+    ("CosineDPMSolverMultistepScheduler", "Stable Audio"),
+    ("DDPMWuerstchenScheduler", "Würstchen"),
+    ("DiscreteDDIMScheduler", "language models"),
+    ("EntropyBoundScheduler", "language models"),
+    ("FlowMapEulerDiscreteScheduler", "flow maps"),
+    ("FlowMatchEulerDiscreteScheduler", "flow matching"),
+    ("FlowMatchHeunDiscreteScheduler", "flow matching"),
+    ("FlowMatchLCMScheduler", "flow matching"),
+    ("HeliosDMDScheduler", "Helios"),
+    ("HeliosScheduler", "Helios"),
+    ("IPNDMScheduler", "Dance Diffusion"),
+    ("KarrasVeScheduler", "UNets that read no text"),
+    ("LTXEulerAncestralRFScheduler", "LTX-Video"),
+    ("MiniMaxH3Scheduler", "MiniMax H3"),
+    ("PiflowScheduler", "pi-Flow"),
+    ("RePaintScheduler", "RePaint"),
+    ("SCMScheduler", "Sana Sprint"),
+    ("ScoreSdeVeScheduler", "UNets that read no text"),
+    ("ScoreSdeVpScheduler", "UNets that read no text"),
+    ("UnCLIPScheduler", "unCLIP"),
+    ("VQDiffusionScheduler", "VQ Diffusion"),
+];
+
+/// The refusal of a name that a user gives.
+pub(super) fn unknown(name: &str) -> SchedulerError {
+    let names: Vec<&str> = SchedulerClass::short_names().chain(SchedulerClass::names()).collect();
+    SchedulerError::config("scheduler", format!("'{name}' {}; supported: {}", why(name), names.join(", ")))
+}
+
+/// The refusal of a class that does not run here; `key` is where it is named.
+pub(super) fn unsupported(key: &'static str, name: &str) -> SchedulerError {
+    let names: Vec<&str> = SchedulerClass::names().collect();
+    SchedulerError::Class { key, name: name.into(), why: why(name), supported: names.join(", ") }
+}
+
+fn why(name: &str) -> String {
+    match ELSEWHERE.iter().find(|(class, _)| *class == name) {
+        Some((_, models)) => format!("is for {models}"),
+        None => "is not supported".into(),
+    }
+}
