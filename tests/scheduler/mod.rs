@@ -1,6 +1,8 @@
 //! Samplers against diffusers, and scheduler configurations.
 
+mod command;
 mod linear;
+mod pictures;
 mod settings;
 
 use kiln_runtime::generator::TorchCpuGenerator;

@@ -30,6 +30,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
     refuse_unused(&args.checkpoint, [&model].into_iter().chain(&controlnets))?;
     let place = backends::place(&model, &backends, on_host(args))?;
+    let is_bundle = matches!(model, Model::Bundle(_));
     let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start(place.gpu().cloned()));
     let (bundles, backend) = backends::open_while(&backends, &place, || {
         let controlnets = controlnets.into_iter();
@@ -40,7 +41,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     })?;
     let (bundle, controlnets) = bundles;
     let mut pipeline = models::pipeline(bundle, backend)?;
-    pipeline.scheduler_note().iter().for_each(|note| output::say(note));
+    pipeline.scheduler_note().iter().filter(|_| is_bundle).for_each(|note| output::say(note));
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;

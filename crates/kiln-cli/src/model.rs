@@ -72,7 +72,6 @@ impl Model {
         let checkpoint = self.checkpoint(args)?;
         check_companions(&checkpoint)?;
         let Some(scheduler) = scheduler(&checkpoint)? else { return Ok(checkpoint) };
-        scheduler.note().iter().for_each(|note| output::say(note));
         match scheduler.config(None, Correction::None) {
             Err(error @ Error::SchedulerFile { source: SchedulerError::Class { .. }, .. }) => {
                 output::say(&format!("{error}; kiln generate --scheduler draws with another one"));
@@ -110,7 +109,7 @@ pub(crate) fn check_scheduler(checkpoint: &Checkpoint, name: Option<&str>) -> Re
     Ok(())
 }
 
-/// A folder's scheduler.
+/// A folder's scheduler; settings that none reads are told.
 fn scheduler(checkpoint: &Checkpoint) -> Result<Option<ModelScheduler>, Failure> {
     if checkpoint.original().is_some() {
         return Ok(None);
@@ -118,5 +117,7 @@ fn scheduler(checkpoint: &Checkpoint) -> Result<Option<ModelScheduler>, Failure>
     let index = checkpoint.index_path();
     let class = checkpoint.scheduler_class();
     let class = class.map(|class| NamedClass { file: &index, key: "scheduler", class });
-    Ok(Some(ModelScheduler::open(&checkpoint.scheduler()?, class)?))
+    let scheduler = ModelScheduler::open(&checkpoint.scheduler()?, class)?;
+    scheduler.note().iter().for_each(|note| output::say(note));
+    Ok(Some(scheduler))
 }

@@ -8,6 +8,10 @@ use serde_json::{Map, Value};
 /// Largest width, vocabulary or size that a configuration may ask for.
 const MAX_SIZE: u64 = 1 << 20;
 
+/// What diffusers' `EMAModel.save_pretrained` adds to the configuration of the network that it averages.
+const AVERAGING: [&str; 7] =
+    ["decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"];
+
 pub(crate) struct ConfigReader<'a> {
     origin: &'a str,
     map: &'a Map<String, Value>,
@@ -205,6 +209,7 @@ impl<'a> ConfigReader<'a> {
         let unread = self.map.iter().find(|(key, value)| {
             !key.starts_with('_')
                 && !self.read.contains(key.as_str())
+                && !AVERAGING.contains(&key.as_str())
                 && !value.is_null()
                 && **value != Value::Bool(false)
         });
