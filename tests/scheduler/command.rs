@@ -91,6 +91,18 @@ fn keys_that_are_ignored_are_told_in_one_line() {
 }
 
 #[test]
+fn the_line_of_ignored_keys_stays_one_line() {
+    onnxruntime();
+    let mut old = json!({ "a\nb\u{1b}[2J": 1, "b".repeat(1000): 2 });
+    (0..100).for_each(|i| old[format!("key_{i:02}")] = 0.into());
+    let (model, work) = (model(json!(["diffusers", "DDIMScheduler"]), &old), scratch());
+    let told = stderr(&mut generate(&path(&model), &work, &[]));
+    let keys = format!(r"a\nb\u{{1b}}[2J, {}, key_00", "b".repeat(40));
+    assert!(told.contains(&keys) && told.ends_with("key_05 and more: ignored\n"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
 fn an_entry_of_the_index_that_is_no_class_is_refused() {
     let work = scratch();
     for entry in

@@ -62,6 +62,8 @@ fn the_index_names_a_class_in_several_ways_or_not_at_all() {
     let ddim = json!({ "_class_name": "DDIMScheduler" });
     let of_module = model(json!([module, "EulerAncestralDiscreteScheduler"]), &ddim);
     check(&references, "index-euler-a", &draw(of_module.path(), None));
+    let packed = model(json!(["diffusers", "FlashPackEulerAncestralDiscreteScheduler"]), &ddim);
+    check(&references, "index-euler-a", &draw(packed.path(), None));
     let deis = references.metadata("deis")["file"].clone();
     for entry in [json!([null, null]), Value::Null] {
         check(&references, "deis", &draw(model(entry, &deis).path(), None));

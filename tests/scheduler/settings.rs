@@ -37,6 +37,11 @@ fn an_unknown_class_is_refused_with_those_that_are_known() {
     check_refused(value, &[&["_class_name", "FlowMatchEulerDiscreteScheduler"], names.as_slice()].concat());
     check_refused(json!({ "_class_name": 3 }), &["_class_name", "3"]);
     check_refused(json!({ "_class_name": "UnCLIPScheduler" }), &["'UnCLIPScheduler' is for unCLIP"]);
+    check_refused(json!({ "_class_name": "DPMSolverSDEScheduler" }), &["'DPMSolverSDEScheduler' draws noise"]);
+    check_refused(
+        json!({ "_class_name": "Two\nLines\u{1b}[2J" }),
+        &[r"'Two\nLines\u{1b}[2J' is not supported"],
+    );
     check_refused(json!({ "_class_name": "FlaxDDIMScheduler" }), &["'FlaxDDIMScheduler' is not supported"]);
     check_refused(json!({ "_class_name": ["own", "OwnScheduler"] }), &["OwnScheduler"]);
 }

@@ -14,6 +14,11 @@ const CLIP: &str = "clip";
 /// Largest `scheduler_config.json` that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
+/// Most keys that one line tells of, and most characters of each.
+const MOST_KEYS: usize = 8;
+
+const MOST_CHARS: usize = 40;
+
 /// A class of scheduler that decides instead of the one in `scheduler_config.json`.
 #[derive(Clone, Copy, Debug)]
 pub struct NamedClass<'a> {
@@ -80,10 +85,17 @@ impl ModelScheduler {
 
     /// What is told of settings that no scheduler reads: one line.
     pub fn note(&self) -> Option<String> {
-        let ignored: Vec<&str> = self.settings.ignored().collect();
-        let keys = ignored.join(", ");
-        (!ignored.is_empty()).then(|| format!("{}: no scheduler reads {keys}: ignored", self.path.display()))
+        let ignored: Vec<String> = self.settings.ignored().take(MOST_KEYS + 1).map(legible).collect();
+        let more = if ignored.len() > MOST_KEYS { " and more" } else { "" };
+        let keys = ignored[..ignored.len().min(MOST_KEYS)].join(", ");
+        let path = self.path.display();
+        (!ignored.is_empty()).then(|| format!("{path}: no scheduler reads {keys}{more}: ignored"))
     }
+}
+
+/// The beginning of a name that a file gives, without line breaks and control characters.
+fn legible(name: &str) -> String {
+    name.chars().take(MOST_CHARS).flat_map(char::escape_debug).collect()
 }
 
 /// Loads the tokenizer of a text encoder.

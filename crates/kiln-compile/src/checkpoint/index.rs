@@ -86,8 +86,9 @@ pub(super) fn scheduler_class(index: &Value) -> Result<Option<String>, String> {
     match names.map(|names| (&names[0], &names[1])) {
         Some((Value::Null, Value::Null)) => Ok(None),
         Some((Value::String(library), Value::String(class))) => {
+            let class = class.strip_prefix("FlashPack").unwrap_or(class);
             let is_own = library == "diffusers" || library.starts_with("diffusers.");
-            Ok(Some(if is_own { class.clone() } else { format!("{library}.{class}") }))
+            Ok(Some(if is_own { class.into() } else { format!("{library}.{class}") }))
         }
         _ => Err(format!("scheduler: {entry} is not a library and a class")),
     }

@@ -2,6 +2,9 @@
 
 use super::{SchedulerClass, SchedulerError};
 
+/// Most characters of a name that are shown; no class's name is longer.
+const MOST_CHARS: usize = 80;
+
 /// Classes and what the pipelines are for that run them.
 const ELSEWHERE: [(&str, &str); 27] = [
     ("AmusedScheduler", "aMUSEd"),
@@ -42,12 +45,14 @@ pub(super) fn unknown(name: &str) -> SchedulerError {
 /// The refusal of a class that does not run here; `key` is where it is named.
 pub(super) fn unsupported(key: &'static str, name: &str) -> SchedulerError {
     let names: Vec<&str> = SchedulerClass::names().collect();
-    SchedulerError::Class { key, name: name.into(), why: why(name), supported: names.join(", ") }
+    let shown = name.chars().take(MOST_CHARS).flat_map(char::escape_debug).collect();
+    SchedulerError::Class { key, name: shown, why: why(name), supported: names.join(", ") }
 }
 
 fn why(name: &str) -> String {
     match ELSEWHERE.iter().find(|(class, _)| *class == name) {
         Some((_, models)) => format!("is for {models}"),
+        None if name == "DPMSolverSDEScheduler" => "draws noise that a picture's seed does not decide".into(),
         None => "is not supported".into(),
     }
 }
