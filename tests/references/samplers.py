@@ -230,6 +230,7 @@ def cases():
     for spacing in SPACINGS:
         yield case(name, 7, timestep_spacing=spacing, steps_offset=1, solver_order=3)
         yield case(name, 5, timestep_spacing=spacing, **COSINE, lambda_min_clipped=-5.1)
+    yield case(name, 18, num_train_timesteps=20, use_karras_sigmas=True)
     for options in (VELOCITY, SAMPLE, DYNAMIC, dict(euler_at_final=True, lower_order_final=False)):
         yield case(name, 5, **options)
     yield case(name, 16, solver_order=3)

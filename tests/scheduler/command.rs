@@ -47,6 +47,21 @@ fn another_scheduler_runs_a_model_whose_class_does_not_run() {
     fail(&mut generate(&path, &work, &[]), 3, &message);
 }
 
+/// It is the file that says what the named scheduler does not know.
+#[test]
+fn settings_that_the_named_scheduler_does_not_know_are_refused_by_file_and_key() {
+    let file = json!({ "beta_schedule": "odd" });
+    let (model, work) = (model(json!(["diffusers", "DDIMScheduler"]), &file), scratch());
+    let file = model.path().join("scheduler/scheduler_config.json").display().to_string();
+    let message = format!("error: {file}: beta_schedule: 'odd' is not supported");
+    fail(&mut generate(&path(&model), &work, &["--scheduler", "euler"]), 3, &message);
+    fail(
+        &mut generate(&path(&model), &work, &["--scheduler", "dpm++3m"]),
+        2,
+        "scheduler: 'dpm++3m' is not supported",
+    );
+}
+
 #[test]
 fn a_bundle_of_such_a_model_is_compiled_and_carries_the_class() {
     onnxruntime();

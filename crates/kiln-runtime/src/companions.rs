@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::{Bundle, TextEncoderInfo, TokenizerInfo};
 
-use crate::scheduler::{Correction, SchedulerConfig, SchedulerError, SchedulerSettings};
+use crate::scheduler::{Correction, SchedulerClass, SchedulerConfig, SchedulerError, SchedulerSettings};
 use crate::tokenizer::ClipTokenizer;
 use crate::{BundleError, Error};
 
@@ -69,10 +69,9 @@ impl ModelScheduler {
     /// Where the scheduler is unknown or reads something in the settings that it does not know.
     pub fn config(&self, name: Option<&str>, correction: Correction) -> Result<SchedulerConfig, Error> {
         let settings = self.settings.corrected(correction);
-        match name {
-            Some(name) => Ok(settings.with_scheduler(name)?),
-            None => settings.config().map_err(|source| self.refuse(source)),
-        }
+        let Some(name) = name else { return settings.config().map_err(|source| self.refuse(source)) };
+        SchedulerClass::named(name)?;
+        settings.with_scheduler(name).map_err(|source| self.refuse(source))
     }
 
     fn refuse(&self, source: SchedulerError) -> Error {

@@ -78,27 +78,28 @@ pub(super) fn schedule(
     Ok((sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(), timesteps))
 }
 
-/// Like [`schedule`], from the least noise to the most (`DPMSolverMultistepInverseScheduler.set_timesteps`).
+/// Like [`schedule`], from the least noise to the most (`DPMSolverMultistepInverseScheduler.set_timesteps`). As there, fewer
+/// calls are made where timesteps are equal, of the first sigmas.
 pub(super) fn inverse_schedule(
     config: &SchedulerConfig,
     n_steps: usize,
 ) -> Result<(Vec<f32>, Vec<f64>), SchedulerError> {
     let table = SigmaTable::new(config);
     let end = config.num_train_timesteps - table.clipped(config);
-    let timesteps = upward(config, n_steps, end)?;
+    let mut timesteps = upward(config, n_steps, end)?;
     if config.sigma_spacing == SigmaSpacing::Timesteps {
         let sigmas = timesteps.iter().map(|&t| table.at(t) as f32);
-        let last = table.sigmas[end.max(1) - 1];
-        return Ok((sigmas.chain([last]).collect(), timesteps));
+        let sigmas = sigmas.chain([table.sigmas[end.max(1) - 1]]).collect();
+        timesteps.dedup();
+        return Ok((sigmas, timesteps));
     }
     let ends = (f64::from(table.sigmas[table.sigmas.len() - 1]), f64::from(table.first()));
     let sigmas = table.curve(config, ends.0, ends.1, n_steps);
-    let mut timesteps: Vec<f64> = match config.sigma_spacing {
+    timesteps = match config.sigma_spacing {
         SigmaSpacing::Karras => sigmas.iter().map(|&sigma| table.timestep(sigma).round_ties_even()).collect(),
         _ => sigmas.iter().map(|&sigma| table.timestep(sigma).trunc()).collect(),
     };
     if config.sigma_spacing == SigmaSpacing::Karras {
-        // Fewer steps are taken where timesteps are equal.
         timesteps.dedup();
     }
     let last = sigmas[n_steps - 1];

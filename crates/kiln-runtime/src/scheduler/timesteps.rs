@@ -81,9 +81,7 @@ pub(super) fn upward(config: &SchedulerConfig, n_steps: usize, end: usize) -> Re
             trailing(end, config.num_train_timesteps, n_steps).into_iter().rev().collect()
         }
     };
-    let mut timesteps = in_range(config, n_steps, timesteps)?;
-    timesteps.dedup();
-    Ok(timesteps)
+    in_range(config, n_steps, timesteps)
 }
 
 fn leading(n: usize, ratio: usize, offset: i64) -> impl Iterator<Item = f64> {
