@@ -26,7 +26,7 @@ fn stderr(command: &mut Command) -> String {
     String::from_utf8(output.stderr).expect("UTF-8")
 }
 
-const HINT: &str = "hint: --scheduler draws with another one";
+const HINT: &str = "hint: kiln generate --scheduler draws with another one";
 
 #[test]
 fn another_scheduler_runs_a_model_whose_class_does_not_run() {

@@ -39,7 +39,7 @@ impl Error {
         match self {
             Error::Native(error) => error.hint(),
             Error::SchedulerFile { source: SchedulerError::Class { .. }, .. } => {
-                Some("--scheduler draws with another one, and with the settings that both have")
+                Some("kiln generate --scheduler draws with another one, and with the settings that both have")
             }
             Error::Engine(error) => match error.kind() {
                 EngineErrorKind::Incompatible => Some("compile the model for this machine's devices"),
