@@ -1,11 +1,11 @@
-"""Makes `scheduler_pictures.safetensors`: what pipelines draw whose index and scheduler's file name classes, and with others.
+"""Makes `scheduler_pictures.safetensors`: what pipelines draw, by the classes that their files name.
 
     pip install torch==2.15.0 diffusers==0.42.1 transformers==5.24.0 safetensors
     python tests/references/make_schedulers.py            # compares with what is here
     python tests/references/make_schedulers.py --write    # writes
 
-The model is `sd15/`. A case is the class in `model_index.json`, what is changed in `scheduler_config.json` and, where there is
-one, the class that `from_config` makes of the pipeline's scheduler.
+The model is `sd15/`. A case is the class in `model_index.json`, what is changed in `scheduler_config.json` and, where
+there is one, the class that `from_config` makes of the pipeline's scheduler.
 """
 
 import argparse
@@ -75,7 +75,8 @@ def draw(index, file, scheduler):
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **options)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator("cpu").manual_seed(7)
-    picture = pipe("a red circle", num_inference_steps=4, height=64, width=64, generator=generator, output_type="np").images[0]
+    options = dict(num_inference_steps=4, height=64, width=64, generator=generator, output_type="np")
+    picture = pipe("a red circle", **options).images[0]
     return numpy.ascontiguousarray((picture * 255).round().astype(numpy.uint8))
 
 

@@ -269,7 +269,8 @@ def cases():
     for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
         for solver in ("midpoint", "heun"):
             for order in (1, 2, 3)[:2 if algorithm.startswith("sde") else 3]:
-                yield case(name, 6, base={}, algorithm_type=algorithm, solver_type=solver, solver_order=order, **SIGMA_MIN)
+                options = dict(algorithm_type=algorithm, solver_type=solver, solver_order=order)
+                yield case(name, 6, base={}, **options, **SIGMA_MIN)
     yield case(name, 16, base={}, solver_order=3)
     yield case(name, 6, base={}, solver_order=3, lower_order_final=False, euler_at_final=True, **SIGMA_MIN)
     yield case(name, 5, base={}, algorithm_type="deis", solver_type="logrho", **SIGMA_MIN)
@@ -279,7 +280,8 @@ def cases():
                       "DPMSolverMultistepInverseScheduler", "EDMDPMSolverMultistepScheduler"):
         yield case("PNDMScheduler", 5, scheduler=scheduler, **sd15)
     for scheduler in ("dpm++2m", "UniPCMultistepScheduler", "dpm++2s", "euler"):
-        yield case("DEISMultistepScheduler", 5, scheduler=scheduler, solver_order=3, algorithm_type="deis", solver_type="logrho")
+        options = dict(solver_order=3, algorithm_type="deis", solver_type="logrho")
+        yield case("DEISMultistepScheduler", 5, scheduler=scheduler, **options)
     for scheduler in ("euler:karras", "ddim", "EDMDPMSolverMultistepScheduler"):
         yield case("EDMEulerScheduler", 5, scheduler=scheduler, base={}, **edm)
 

@@ -445,7 +445,8 @@ proptest! {
     fn any_config_is_run_or_refused(value in any_config(), steps in 1usize..40, start in 0usize..40) {
         let Ok(config) = SchedulerConfig::from_json(&value.to_string()) else { return Ok(()) };
         let trained = config.num_train_timesteps() as f32;
-        let Ok(mut sampler) = config.corrected(Correction::StableDiffusion).sampler(steps, &SamplerOptions::default()) else {
+        let corrected = config.corrected(Correction::StableDiffusion);
+        let Ok(mut sampler) = corrected.sampler(steps, &SamplerOptions::default()) else {
             return Ok(());
         };
         let is_edm = matches!(config.class(), SchedulerClass::EdmEuler | SchedulerClass::EdmDpmMultistep);

@@ -54,7 +54,8 @@ fn the_class_of_the_index_draws_what_it_draws_in_diffusers() {
     }
 }
 
-/// A module of diffusers names its classes as diffusers does; an index without a scheduler leaves the choice to the file.
+/// A module of diffusers names its classes as diffusers does; an index without a scheduler leaves the choice to the
+/// file.
 #[test]
 fn the_index_names_a_class_in_several_ways_or_not_at_all() {
     let references = References::open("scheduler_pictures.safetensors");

@@ -179,7 +179,8 @@ fn the_class_of_the_index_reads_the_settings_of_the_file() {
 #[test]
 fn another_scheduler_takes_over_what_a_class_that_does_not_run_was_given() {
     let file = json!({
-        "_class_name": "DPMSolverSDEScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": true,
+        "_class_name": "DPMSolverSDEScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "clip_sample": true,
         "steps_offset": 3, "_use_default_values": ["beta_schedule"],
     });
     let known = json!({ "beta_end": 0.012, "clip_sample": false, "steps_offset": 1 });

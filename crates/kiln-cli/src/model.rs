@@ -67,7 +67,8 @@ impl Model {
         Ok(checkpoint)
     }
 
-    /// Opens the checkpoint of a pipeline to compile it, also one whose scheduler does not run here: a request may name another.
+    /// Opens the checkpoint of a pipeline to compile it, also one whose scheduler does not run here: a request may
+    /// name another.
     pub(crate) fn compilable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
         let checkpoint = self.checkpoint(args)?;
         check_companions(&checkpoint)?;

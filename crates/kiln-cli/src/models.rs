@@ -32,8 +32,8 @@ fn seal_key_file() -> Result<PathBuf, Failure> {
     Ok(kiln_native::cache_dir()?.join(SealKey::FILE))
 }
 
-/// The model's bundle: itself, or that of the checkpoint from the engine cache, made now if need be; `scheduler` is the one
-/// that pictures are drawn with, by default the model's.
+/// The model's bundle: itself, or that of the checkpoint from the engine cache, made now if need be; `scheduler` is
+/// the one that pictures are drawn with, by default the model's.
 pub(crate) fn bundle(
     model: Model,
     args: &CheckpointArgs,

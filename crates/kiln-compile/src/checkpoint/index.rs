@@ -73,8 +73,8 @@ pub(super) fn library_class<'a>(index: &'a Value, component: &str) -> Option<&'a
     index.get(component)?.get(1)?.as_str()
 }
 
-/// The class of the scheduler (diffusers `pipelines/pipeline_loading_utils.py`, `get_class_obj_and_candidates`); that of its
-/// configuration where the index has none.
+/// The class of the scheduler (diffusers `pipelines/pipeline_loading_utils.py`, `get_class_obj_and_candidates`); that
+/// of its configuration where the index has none.
 ///
 /// A class of another library bears the library's name, too.
 pub(super) fn scheduler_class(index: &Value) -> Result<Option<String>, String> {

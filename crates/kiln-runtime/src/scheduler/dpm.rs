@@ -1,5 +1,5 @@
-//! What DPM-Solver, DPM-Solver++, DEIS, SA-Solver and UniPC share: the schedule, the noise levels and the updates of Lu et al.
-//! 2022.
+//! What DPM-Solver, DPM-Solver++, DEIS, SA-Solver and UniPC share: the schedule, the noise levels and the updates of
+//! Lu et al. 2022.
 
 use ndarray::{ArrayD, Axis, Slice, Zip};
 
@@ -78,8 +78,8 @@ pub(super) fn schedule(
     Ok((sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(), timesteps))
 }
 
-/// Like [`schedule`], from the least noise to the most (`DPMSolverMultistepInverseScheduler.set_timesteps`). As there, fewer
-/// calls are made where timesteps are equal, of the first sigmas.
+/// Like [`schedule`], from the least noise to the most (`DPMSolverMultistepInverseScheduler.set_timesteps`). As there,
+/// fewer calls are made where timesteps are equal, of the first sigmas.
 pub(super) fn inverse_schedule(
     config: &SchedulerConfig,
     n_steps: usize,

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 use super::alphas::{BetaSchedule, is_beta};
 use super::{SchedulerClass, SchedulerError, Thresholding};
 
-/// Keys that schedulers of diffusers read which pictures are drawn with (their `__init__`), also those that do not run here.
+/// Keys that schedulers of diffusers read which pictures are drawn with (their `__init__`), also those that do not run
+/// here.
 const KNOWN: [&str; 50] = [
     "algorithm_type",
     "beta_end",

@@ -7,8 +7,8 @@ use super::dpm::{Level, Solver, schedule};
 use super::method::{Method, Noise, Planned, Schedule};
 use super::{SchedulerConfig, SchedulerError};
 
-/// SA-Solver (Xue et al. 2023; diffusers `schedulers/scheduling_sasolver.py`): a stochastic Adams-Bashforth predictor, and an
-/// Adams-Moulton corrector that takes the step before again with the next step's output.
+/// SA-Solver (Xue et al. 2023; diffusers `schedulers/scheduling_sasolver.py`): a stochastic Adams-Bashforth predictor,
+/// and an Adams-Moulton corrector that takes the step before again with the next step's output.
 struct SaSolver {
     solver: Solver,
     alphas: Alphas,
@@ -159,8 +159,8 @@ impl Interval {
             / speed.powi(power as i32 + 1)
     }
 
-    /// What the second order's form of the paper (appendix of the predictor and corrector) adds to one integral and takes from
-    /// the other.
+    /// What the second order's form of the paper (appendix of the predictor and corrector) adds to one integral and
+    /// takes from the other.
     fn second_order_shift(&self, lambdas: &[f32], corrects: bool) -> f32 {
         let (h, speed) = (self.h(), self.speed());
         let grown = (speed * self.to.lambda).exp();
@@ -172,7 +172,8 @@ impl Interval {
     }
 }
 
-/// Coefficients, highest power first, of the polynomial that is 1 at `lambdas[i]` and 0 at the others; up to four of them.
+/// Coefficients, highest power first, of the polynomial that is 1 at `lambdas[i]` and 0 at the others; up to four of
+/// them.
 fn lagrange(lambdas: &[f32], i: usize) -> Vec<f32> {
     let others: Vec<f32> = (0..lambdas.len()).filter(|&k| k != i).map(|k| lambdas[k]).collect();
     let denominator = others.iter().map(|other| lambdas[i] - other).product::<f32>();

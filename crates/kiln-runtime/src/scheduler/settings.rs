@@ -89,8 +89,8 @@ impl SchedulerSettings {
     ///
     /// # Errors
     ///
-    /// [`SchedulerError::Class`] where the class does not run here, and [`SchedulerError::Config`] for a value that it does
-    /// not know.
+    /// [`SchedulerError::Class`] where the class does not run here, and [`SchedulerError::Config`] for a value that it
+    /// does not know.
     pub fn config(&self) -> Result<SchedulerConfig, SchedulerError> {
         let class = SchedulerClass::from_name(&self.class);
         let class = class.ok_or_else(|| elsewhere::unsupported(self.key, &self.class))?;

@@ -5,8 +5,8 @@ use super::method::{Method, Noise, Planned, Schedule};
 use super::timesteps::check_steps;
 use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError};
 
-/// Trajectory consistency distillation (Zheng et al. 2024; diffusers `schedulers/scheduling_tcd.py`); `eta` is the paper's
-/// gamma.
+/// Trajectory consistency distillation (Zheng et al. 2024; diffusers `schedulers/scheduling_tcd.py`); `eta` is the
+/// paper's gamma.
 struct Tcd {
     alphas: Alphas,
     timesteps: Vec<i64>,
@@ -29,8 +29,8 @@ pub(super) fn plan(
     Ok((schedule, Box::new(tcd)))
 }
 
-/// Evenly chosen among the steps of distillation, from the noisiest that `strength` leaves; among all training steps where
-/// their number is an option of the run.
+/// Evenly chosen among the steps of distillation, from the noisiest that `strength` leaves; among all training steps
+/// where their number is an option of the run.
 fn timesteps(
     config: &SchedulerConfig,
     n_steps: usize,

@@ -65,7 +65,8 @@ pub(super) fn before(config: &SchedulerConfig, n_steps: usize, end: usize) -> Re
     in_range(config, n_steps, timesteps)
 }
 
-/// Whole timesteps below `end` from the least noise on, which leave out the last of even spacings (DPM-Solver's inverse).
+/// Whole timesteps below `end` from the least noise on, which leave out the last of even spacings (DPM-Solver's
+/// inverse).
 pub(super) fn upward(config: &SchedulerConfig, n_steps: usize, end: usize) -> Result<Vec<f64>, SchedulerError> {
     check_steps(config, n_steps, 1)?;
     let timesteps = match config.timestep_spacing {
