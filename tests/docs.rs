@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kiln_runtime::scheduler::SchedulerClass;
+
 use crate::cli::succeed;
 use crate::support::references;
 
@@ -240,4 +242,17 @@ fn every_guide_is_linked() {
         let guide = guide.canonicalize().expect("a path");
         assert!(linked.contains(&guide), "no document links to {}", guide.display());
     }
+}
+
+#[test]
+fn help_and_reference_list_the_schedulers() {
+    let help = help(&["generate"]);
+    let listed = read(&root().join("docs/reference.md"));
+    let rows: Vec<&str> = part(&listed, "| short name | diffusers' class |").skip(1).collect();
+    let of_reference: BTreeSet<String> =
+        rows.iter().flat_map(|row| row.split('`').skip(1).step_by(2)).map(Into::into).collect();
+    let of_program = SchedulerClass::short_names().chain(SchedulerClass::names()).map(Into::into);
+    assert_eq!(of_reference, of_program.collect());
+    let words: BTreeSet<&str> = part(&help, "Schedulers:").flat_map(|line| line.split([' ', ','])).collect();
+    assert!(SchedulerClass::short_names().all(|name| words.contains(name)), "{help}");
 }

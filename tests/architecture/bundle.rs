@@ -165,6 +165,7 @@ fn content(settings: BTreeMap<String, serde_json::Value>) -> Content {
             pooled: None,
         }],
         scheduler: "schedule.json".into(),
+        scheduler_class: None,
         controlnets: Vec::new(),
         settings,
     })

@@ -91,7 +91,7 @@ fn half_a_checkpoint_and_a_mixed_one_are_told() {
     check_refused(&swapped, "reads text 768 wide, the text encoders are 1024 wide");
     check_refused(
         &Draft::of("sdxl").with("edm_mean", "F32", &[1, 4, 1, 1]),
-        "'edm_mean' asks for Playground 2.5's EDM sampling",
+        "'edm_mean' asks for Playground 2.5's scaling of latents",
     );
 }
 

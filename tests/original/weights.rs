@@ -220,8 +220,12 @@ fn a_file_gives_the_models_and_pictures_of_its_folder() {
     };
     for nested in [true, false] {
         let (folder, file) = fixture(nested);
-        let scheduler = Original::open(&file, None).expect("a file").configs()["scheduler"].to_string();
-        fs::write(folder.path().join("scheduler/scheduler_config.json"), scheduler).expect("a scheduler");
+        let scheduler = Original::open(&file, None).expect("a file").configs()["scheduler"].clone();
+        edit_json(&folder.path().join("model_index.json"), |index| {
+            index["scheduler"][1] = scheduler["_class_name"].clone();
+        });
+        let path = folder.path().join("scheduler/scheduler_config.json");
+        fs::write(path, scheduler.to_string()).expect("a scheduler");
         let (a, b) = (Checkpoint::open(folder.path(), None), Checkpoint::open(&file, None));
         assert!(traced(&a.expect("a folder")) == traced(&b.expect("a file")));
         assert_eq!(draw(folder.path()), draw(&file));

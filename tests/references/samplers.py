@@ -36,6 +36,10 @@ OTHERS = {
     "dpm++2s": ("DPMSolverSinglestepScheduler", dict(algorithm_type="dpmsolver++", solver_order=2)),
     "unipc": ("UniPCMultistepScheduler", {}),
     "lcm": ("LCMScheduler", {}),
+    "deis": ("DEISMultistepScheduler", dict(algorithm_type="deis", solver_order=2)),
+    "sa-solver": ("SASolverScheduler", dict(algorithm_type="data_prediction")),
+    "tcd": ("TCDScheduler", {}),
+    "edm-euler": ("EDMEulerScheduler", {}),
 }
 
 
@@ -186,6 +190,101 @@ def cases():
         yield case("UniPCMultistepScheduler", 6, scheduler=scheduler, solver_order=3, solver_type="bh1", **SIGMA_MIN)
     yield case("UniPCMultistepScheduler", 6, scheduler="dpm++2m", solver_type="heun")
 
+    for name in ("DDIMParallelScheduler", "DDPMParallelScheduler"):
+        for spacing in SPACINGS:
+            yield case(name, 7, 3, timestep_spacing=spacing, clip_sample=False, steps_offset=1)
+        yield case(name, 6, base={})
+        yield case(name, 8, 2, **ZERO_SNR, **DYNAMIC)
+    yield case("DDIMParallelScheduler", 5, eta=0.7, clip_sample=False)
+
+    name = "DDIMInverseScheduler"
+    for spacing in ("leading", "trailing"):
+        yield case(name, 6, timestep_spacing=spacing, clip_sample=False)
+        yield case(name, 7, timestep_spacing=spacing, clip_sample=False, set_alpha_to_one=False, **VELOCITY)
+        yield case(name, 7, timestep_spacing=spacing, steps_offset=1)
+    yield case(name, 5, clip_sample=False, set_alpha_to_one=False, **SAMPLE)
+    yield case(name, 5, clip_sample=False, set_alpha_to_zero=False, **SAMPLE)
+    yield case(name, 5, rescale_betas_zero_snr=True, clip_sample_range=0.8, **VELOCITY)
+
+    name = "DEISMultistepScheduler"
+    for order in (1, 2, 3):
+        yield case(name, 6, solver_order=order)
+        yield case(name, 16, solver_order=order)
+        yield case(name, 7, 3, solver_order=order, lower_order_final=False)
+    for sigmas in SIGMAS:
+        yield case(name, 6, 2, **{sigmas: True})
+        yield case(name, 5, base={}, solver_order=3, **{sigmas: True})
+    for spacing in SPACINGS:
+        yield case(name, 7, 3, timestep_spacing=spacing, steps_offset=1, solver_order=3)
+    for options in (VELOCITY, SAMPLE, DYNAMIC, COSINE, dict(algorithm_type="dpmsolver++", solver_type="heun"),
+                    dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=9.5)):
+        yield case(name, 5, **options)
+
+    name = "DPMSolverMultistepInverseScheduler"
+    for algorithm in ("dpmsolver++", "dpmsolver"):
+        for solver in ("midpoint", "heun"):
+            for order in (1, 2, 3):
+                yield case(name, 6, algorithm_type=algorithm, solver_type=solver, solver_order=order)
+    for sigmas in SIGMAS:
+        yield case(name, 6, **{sigmas: True})
+    for spacing in SPACINGS:
+        yield case(name, 7, timestep_spacing=spacing, steps_offset=1, solver_order=3)
+        yield case(name, 5, timestep_spacing=spacing, **COSINE, lambda_min_clipped=-5.1)
+    yield case(name, 18, num_train_timesteps=20, use_karras_sigmas=True)
+    for options in (VELOCITY, SAMPLE, DYNAMIC, dict(euler_at_final=True, lower_order_final=False)):
+        yield case(name, 5, **options)
+    yield case(name, 16, solver_order=3)
+
+    name = "SASolverScheduler"
+    for algorithm in ("data_prediction", "noise_prediction"):
+        for predictor, corrector in ((1, 1), (2, 2), (1, 3), (3, 1), (3, 3), (3, 4)):
+            yield case(name, 8, algorithm_type=algorithm, predictor_order=predictor, corrector_order=corrector)
+        for options in (VELOCITY, SAMPLE, dict(lower_order_final=False), dict(use_karras_sigmas=True)):
+            yield case(name, 5, algorithm_type=algorithm, **options)
+    for sigmas in SIGMAS:
+        yield case(name, 6, 2, **{sigmas: True})
+    for spacing in SPACINGS:
+        yield case(name, 7, 3, timestep_spacing=spacing, steps_offset=1)
+    for options in (DYNAMIC, COSINE, dict(COSINE, lambda_min_clipped=-5.1)):
+        yield case(name, 5, **options)
+
+    name = "TCDScheduler"
+    yield case(name, 4, base={})
+    for eta in (0.0, 0.3, 1.0):
+        yield case(name, 4, eta=eta)
+        yield case(name, 5, 2, eta=eta, original_inference_steps=30)
+    yield case(name, 3, eta=0.3, lcm=dict(original_inference_steps=20))
+    yield case(name, 4, eta=0.3, lcm=dict(strength=0.6))
+    for options in (VELOCITY, SAMPLE, COSINE, dict(clip_sample=True), dict(VELOCITY, rescale_betas_zero_snr=True)):
+        yield case(name, 4, eta=0.3, **options)
+
+    edm = dict(sigma_min=0.01, sigma_max=20.0, sigma_data=1.0, rho=5.0)
+    for name in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"):
+        for sigmas in ("karras", "exponential"):
+            yield case(name, 6, base={}, sigma_schedule=sigmas)
+            yield case(name, 5, 2, base={}, sigma_schedule=sigmas, **edm)
+        for options in (VELOCITY, SIGMA_MIN, dict(num_train_timesteps=50)):
+            yield case(name, 5, base={}, **options)
+        yield case(name, 1, base={})
+    for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
+        for solver in ("midpoint", "heun"):
+            for order in (1, 2, 3)[:2 if algorithm.startswith("sde") else 3]:
+                options = dict(algorithm_type=algorithm, solver_type=solver, solver_order=order)
+                yield case(name, 6, base={}, **options, **SIGMA_MIN)
+    yield case(name, 16, base={}, solver_order=3)
+    yield case(name, 6, base={}, solver_order=3, lower_order_final=False, euler_at_final=True, **SIGMA_MIN)
+    yield case(name, 5, base={}, algorithm_type="deis", solver_type="logrho", **SIGMA_MIN)
+    yield case(name, 5, base={}, **DYNAMIC)
+
+    for scheduler in ("deis:karras", "DDIMInverseScheduler", "DDIMParallelScheduler",
+                      "DPMSolverMultistepInverseScheduler", "EDMDPMSolverMultistepScheduler"):
+        yield case("PNDMScheduler", 5, scheduler=scheduler, **sd15)
+    for scheduler in ("dpm++2m", "UniPCMultistepScheduler", "dpm++2s", "euler"):
+        options = dict(solver_order=3, algorithm_type="deis", solver_type="logrho")
+        yield case("DEISMultistepScheduler", 5, scheduler=scheduler, **options)
+    for scheduler in ("euler:karras", "ddim", "EDMDPMSolverMultistepScheduler"):
+        yield case("EDMEulerScheduler", 5, scheduler=scheduler, base={}, **edm)
+
 
 def model(x, t, has_variance):
     """What stands for the UNet; a variance is in channels of its own."""
@@ -214,6 +313,15 @@ def with_scheduler(scheduler, name):
     return getattr(diffusers, other).from_config(scheduler.config, **options)
 
 
+def add_noise(scheduler, x, noise, t):
+    """Latents of the noise that a step at `t` starts from; DDIM's inverse has no method for them."""
+    if hasattr(scheduler, "add_noise"):
+        return scheduler.add_noise(x, noise, t.repeat(x.shape[0]))
+    t = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    alpha = scheduler.alphas_cumprod[t] if t >= 0 else scheduler.initial_alpha_cumprod
+    return alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+
+
 def run(case):
     """Timesteps, noised latents where the run starts, and the latents after each call."""
     config, start = dict(case["config"]), case["start"]
@@ -226,7 +334,7 @@ def run(case):
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     x, noise = seeded(case["shape"], 0), seeded(case["shape"], 2)
-    noised = scheduler.add_noise(x, noise, timesteps[start].repeat(x.shape[0]))
+    noised = add_noise(scheduler, x, noise, timesteps[start])
     x = noised if start else x * scheduler.init_noise_sigma
     options = dict(generator=torch.Generator("cpu").manual_seed(1), eta=case["eta"])
     known = inspect.signature(scheduler.step).parameters

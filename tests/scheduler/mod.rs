@@ -1,9 +1,14 @@
 //! Samplers against diffusers, and scheduler configurations.
 
+mod command;
 mod linear;
+mod pictures;
+mod settings;
 
 use kiln_runtime::generator::TorchCpuGenerator;
-use kiln_runtime::scheduler::{Sampler, SamplerOptions, SchedulerClass, SchedulerConfig, SchedulerError};
+use kiln_runtime::scheduler::{
+    Correction, Sampler, SamplerOptions, SchedulerClass, SchedulerConfig, SchedulerError,
+};
 use ndarray::{ArrayD, Axis, arr1, concatenate};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -101,7 +106,7 @@ impl Case {
         };
         let mut config = config(&case["config"]);
         if let Some(name) = case["scheduler"].as_str() {
-            config = config.for_stable_diffusion().with_scheduler(name).expect("a scheduler");
+            config = config.corrected(Correction::StableDiffusion).with_scheduler(name).expect("a scheduler");
         }
         Case {
             sampler: config.sampler(n_steps, &options).unwrap_or_else(|e| panic!("{case}: {e}")),
@@ -209,69 +214,6 @@ fn check_run_refused(value: Value, steps: usize, parts: &[&str]) {
     assert!(parts.iter().all(|part| error.contains(part)), "{value}: {error}");
 }
 
-#[track_caller]
-fn check_refused(value: Value, parts: &[&str]) {
-    let error = SchedulerConfig::from_json(&value.to_string()).expect_err("a refusal").to_string();
-    assert!(parts.iter().all(|part| error.contains(part)), "{value}: {error}");
-}
-
-#[test]
-fn refusals_name_the_key_and_the_value() {
-    check_refused(json!({ "beta_schedule": "sigmoid" }), &["beta_schedule", "sigmoid"]);
-    check_refused(json!({ "prediction_type": "flow_prediction" }), &["prediction_type", "flow_prediction"]);
-    check_refused(json!({ "timestep_spacing": "random" }), &["timestep_spacing", "random"]);
-    check_refused(json!({ "num_train_timesteps": 0 }), &["num_train_timesteps", "0"]);
-    check_refused(json!({ "num_train_timesteps": 100_001 }), &["num_train_timesteps", "100001"]);
-    check_refused(json!({ "num_train_timesteps": -1 }), &["num_train_timesteps", "-1"]);
-    check_refused(json!({ "num_train_timesteps": 10.5 }), &["num_train_timesteps", "10.5"]);
-    check_refused(json!({ "trained_betas": [0.1, 0.2] }), &["trained_betas", "1000"]);
-    check_refused(json!({ "steps_offset": -1 }), &["steps_offset", "-1"]);
-    check_refused(json!({ "clip_sample_range": -1.0 }), &["clip_sample_range", "-1"]);
-    check_refused(json!({ "set_alpha_to_one": "yes" }), &["set_alpha_to_one", "yes"]);
-    check_refused(json!({ "beta_stat": 0.1 }), &["beta_stat", "0.1"]);
-    check_refused(json!([]), &["object"]);
-}
-
-#[test]
-fn an_unknown_class_is_refused_with_those_that_are_known() {
-    let names: Vec<&str> = SchedulerClass::names().collect();
-    assert_eq!(names.len(), 13);
-    let value = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler" });
-    check_refused(value, &[&["_class_name", "FlowMatchEulerDiscreteScheduler"], names.as_slice()].concat());
-    check_refused(json!({ "_class_name": 3 }), &["_class_name", "3"]);
-}
-
-#[test]
-fn what_a_class_cannot_do_is_refused_by_key() {
-    let of = |class: &str, key: &str, value: Value| json!({ "_class_name": class, key: value });
-    let (multistep, unipc) = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler");
-    check_refused(of("PNDMScheduler", "prediction_type", json!("sample")), &["prediction_type", "sample"]);
-    check_refused(of("DDPMScheduler", "variance_type", json!("huge")), &["variance_type", "huge"]);
-    check_refused(of(multistep, "algorithm_type", json!("sgd")), &["algorithm_type", "sgd"]);
-    check_refused(of(multistep, "algorithm_type", json!("dpmsolver")), &["final_sigmas_type", "sigma_min"]);
-    check_refused(of(multistep, "solver_order", json!(4)), &["solver_order", "4"]);
-    check_refused(of(multistep, "use_flow_sigmas", json!(true)), &["use_flow_sigmas", "true"]);
-    check_refused(of(multistep, "lambda_min_clipped", json!("low")), &["lambda_min_clipped", "low"]);
-    check_refused(of(unipc, "solver_type", json!("bh3")), &["solver_type", "bh3"]);
-    check_refused(of(unipc, "disable_corrector", json!([-1])), &["disable_corrector", "-1"]);
-    check_refused(of(unipc, "solver_p", json!({})), &["solver_p"]);
-    check_refused(of(unipc, "shift_terminal", json!(0.02)), &["shift_terminal", "0.02"]);
-    check_refused(of("EulerDiscreteScheduler", "sigma_min", json!(0.0)), &["sigma_min", "0"]);
-    check_refused(of("EulerDiscreteScheduler", "timestep_type", json!("odd")), &["timestep_type", "odd"]);
-    check_refused(of("LCMScheduler", "original_inference_steps", json!(0)), &["original_inference_steps", "0"]);
-    let both = json!({ "_class_name": multistep, "use_karras_sigmas": true, "use_beta_sigmas": true });
-    check_refused(both, &["use_karras_sigmas", "another"]);
-    let third = json!({
-        "_class_name": multistep, "algorithm_type": "sde-dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min",
-    });
-    check_refused(third, &["solver_order", "3", "sde-dpmsolver"]);
-    let singlestep = json!({
-        "_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min",
-        "thresholding": true,
-    });
-    check_refused(singlestep, &["thresholding", "dpmsolver"]);
-}
-
 /// diffusers runs these and answers with NaN.
 #[test]
 fn runs_that_divide_by_zero_are_refused_before_they_start() {
@@ -293,37 +235,6 @@ fn keys_of_other_classes_have_no_influence() {
     });
     let run = |value: &Value| trajectory(&mut sampler(value, 5), 0, randn(&[1, 4, 2, 2], 0), 1);
     assert_eq!(run(&plain), run(&full));
-}
-
-#[test]
-fn betas_that_leave_the_range_of_numbers_are_refused() {
-    check_refused(json!({ "beta_start": -1.0 }), &["beta_start", "-1"]);
-    check_refused(json!({ "beta_end": 5.0 }), &["beta_end", "5"]);
-    check_refused(json!({ "beta_end": 1e300 }), &["beta_end", "1e"]);
-    check_refused(json!({ "num_train_timesteps": 2, "trained_betas": [0.5, 1.5] }), &["trained_betas", "1.5"]);
-    check_refused(json!({ "sample_max_value": 1e300 }), &["sample_max_value", "1e"]);
-    for number in ["NaN", "-Infinity", "Infinity"] {
-        let text = format!(r#"{{ "beta_end": {number} }}"#);
-        let error = SchedulerConfig::from_json(&text).expect_err("a refusal").to_string();
-        assert!(error.contains("beta_end") && error.contains(number), "{error}");
-    }
-}
-
-#[test]
-fn files_as_diffusers_writes_them_are_read() {
-    for (text, class) in [
-        (
-            r#"{ "_class_name": "DPMSolverMultistepScheduler", "flow_shift": 1.0, "lambda_min_clipped": -Infinity,
-                 "time_shift_type": "exponential", "use_dynamic_shifting": false, "use_flow_sigmas": false,
-                 "variance_type": null }"#,
-            SchedulerClass::DpmMultistep,
-        ),
-        (r#"{ "_class_name": "DDPMScheduler", "variance_type": "fixed_small" }"#, SchedulerClass::Ddpm),
-        (r#"{ "_note": "a \"quoted\" NaN, Infinity", "trained_betas": null }"#, SchedulerClass::Ddim),
-    ] {
-        let config = SchedulerConfig::from_json(text).unwrap_or_else(|e| panic!("{text}: {e}"));
-        assert_eq!(config.class(), class, "{text}");
-    }
 }
 
 /// `numpy.arange` counts with a rounded difference: 937.5 becomes 937.4999... and 61 steps become 62, one of them -1.
@@ -388,11 +299,25 @@ fn only_stochastic_samplers_draw_noise() {
         }
         n
     };
-    for name in ["ddim", "pndm", "euler", "heun", "lms", "kdpm2", "dpm++2m", "dpm++2s", "unipc"] {
+    for name in [
+        "ddim",
+        "pndm",
+        "euler",
+        "heun",
+        "lms",
+        "kdpm2",
+        "dpm++2m",
+        "dpm++2s",
+        "unipc",
+        "deis",
+        "tcd",
+        "edm-euler",
+    ] {
         assert_eq!(draws(name), 0, "{name}");
     }
     // KDPM2 ends before the second half of its last step, DDPM and LCM without noise.
-    let stochastic = [("ddpm", 5), ("euler-a", 6), ("kdpm2-a", 5), ("dpm++2m-sde", 6), ("lcm", 5)];
+    let stochastic =
+        [("ddpm", 5), ("euler-a", 6), ("kdpm2-a", 5), ("dpm++2m-sde", 6), ("lcm", 5), ("sa-solver", 6)];
     for (name, n) in stochastic {
         assert_eq!(draws(name), n, "{name}");
     }
@@ -436,14 +361,18 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 /// A key with a value that it may have, or with anything.
 fn any_entry() -> impl Strategy<Value = (String, Value)> {
-    const CHOICES: [(&str, &[&str]); 9] = [
+    const CHOICES: [(&str, &[&str]); 10] = [
         ("beta_schedule", &["linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid"]),
         ("prediction_type", &["epsilon", "sample", "v_prediction"]),
         ("timestep_spacing", &["linspace", "leading", "trailing"]),
         ("final_sigmas_type", &["zero", "sigma_min"]),
         ("interpolation_type", &["linear", "log_linear"]),
         ("timestep_type", &["discrete", "continuous"]),
-        ("algorithm_type", &["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"]),
+        (
+            "algorithm_type",
+            &["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "noise_prediction"],
+        ),
+        ("sigma_schedule", &["karras", "exponential"]),
         ("solver_type", &["midpoint", "heun", "bh1", "bh2"]),
         ("variance_type", &["fixed_small", "fixed_large", "learned", "learned_range"]),
     ];
@@ -463,7 +392,11 @@ fn any_entry() -> impl Strategy<Value = (String, Value)> {
         "use_karras_sigmas",
         "use_lu_lambdas",
     ];
-    const NUMBERS: [(&str, i64); 8] = [
+    const NUMBERS: [(&str, i64); 12] = [
+        ("predictor_order", 5),
+        ("corrector_order", 5),
+        ("sigma_data", 2),
+        ("rho", 9),
         ("num_train_timesteps", 1200),
         ("original_inference_steps", 60),
         ("solver_order", 4),
@@ -512,10 +445,12 @@ proptest! {
     fn any_config_is_run_or_refused(value in any_config(), steps in 1usize..40, start in 0usize..40) {
         let Ok(config) = SchedulerConfig::from_json(&value.to_string()) else { return Ok(()) };
         let trained = config.num_train_timesteps() as f32;
-        let Ok(mut sampler) = config.for_stable_diffusion().sampler(steps, &SamplerOptions::default()) else {
+        let corrected = config.corrected(Correction::StableDiffusion);
+        let Ok(mut sampler) = corrected.sampler(steps, &SamplerOptions::default()) else {
             return Ok(());
         };
-        if value.get("timestep_type") != Some(&json!("continuous")) {
+        let is_edm = matches!(config.class(), SchedulerClass::EdmEuler | SchedulerClass::EdmDpmMultistep);
+        if value.get("timestep_type") != Some(&json!("continuous")) && !is_edm {
             prop_assert!(sampler.timesteps().iter().all(|t| (0.0..trained).contains(t)), "{:?}", sampler.timesteps());
         }
         let start = start % sampler.timesteps().len() / sampler.order() * sampler.order();

@@ -137,6 +137,9 @@ pub struct PipelineInfo {
     pub text_encoders: Vec<TextEncoderInfo>,
     /// The scheduler's configuration.
     pub scheduler: String,
+    /// diffusers' class of the scheduler, where something else than its configuration decides (`model_index.json`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler_class: Option<String>,
     /// Folders of the ControlNets that came with the checkpoint, each a bundle.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controlnets: Vec<String>,

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
 fn pipeline(mode: OfPipeline<'_>, cache: &EngineCache, args: &CompileArgs) -> Result<Vec<Value>, Failure> {
     let OfPipeline { mut specification, networks, traced } = mode;
     let checkpoint_args = CheckpointArgs { variant: specification.variant.take(), ..traced.checkpoint.clone() };
-    let checkpoint = Model::open(&specification.checkpoint)?.runnable_checkpoint(&checkpoint_args)?;
+    let checkpoint = Model::open(&specification.checkpoint)?.compilable_checkpoint(&checkpoint_args)?;
     let mut loras = specification.open_loras()?;
     loras.extend(tasks::loras(&networks.lora)?);
     sizes(&networks.sizes, &checkpoint)?;

@@ -30,14 +30,18 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let controlnets = controlnets.collect::<Result<Vec<_>, _>>()?;
     refuse_unused(&args.checkpoint, [&model].into_iter().chain(&controlnets))?;
     let place = backends::place(&model, &backends, on_host(args))?;
+    let is_bundle = matches!(model, Model::Bundle(_));
     let mut trace = args.memory.memory_trace.as_ref().map(|_| MemoryTrace::start(place.gpu().cloned()));
     let (bundles, backend) = backends::open_while(&backends, &place, || {
         let controlnets = controlnets.into_iter();
         let controlnets = controlnets.map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
-        Ok((bundle(model, &args.checkpoint, &args.cache, &place)?, controlnets.collect::<Result<Vec<_>, _>>()?))
+        let scheduler = args.scheduler.as_deref();
+        let bundle = bundle(model, &args.checkpoint, &args.cache, &place, scheduler)?;
+        Ok((bundle, controlnets.collect::<Result<Vec<_>, _>>()?))
     })?;
     let (bundle, controlnets) = bundles;
     let mut pipeline = models::pipeline(bundle, backend)?;
+    pipeline.scheduler_note().iter().filter(|_| is_bundle).for_each(|note| output::say(note));
     pipeline.set_memory(memory)?;
     for controlnet in controlnets {
         pipeline.add_controlnet(controlnet)?;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::Bundle;
 use kiln_compile::Checkpoint;
+use kiln_runtime::scheduler::{Correction, SchedulerError};
+use kiln_runtime::{Error, ModelScheduler, NamedClass};
 
 use crate::args::{CheckpointArgs, PredictionChoice};
 use crate::failure::Failure;
@@ -67,6 +69,22 @@ impl Model {
     pub(crate) fn runnable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
         let checkpoint = self.checkpoint(args)?;
         check_companions(&checkpoint)?;
+        check_scheduler(&checkpoint, None)?;
+        Ok(checkpoint)
+    }
+
+    /// Opens the checkpoint of a pipeline to compile it, also one whose scheduler does not run here: a request may
+    /// name another.
+    pub(crate) fn compilable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
+        let checkpoint = self.checkpoint(args)?;
+        check_companions(&checkpoint)?;
+        let Some(scheduler) = scheduler(&checkpoint)? else { return Ok(checkpoint) };
+        match scheduler.config(None, Correction::None) {
+            Err(error @ Error::SchedulerFile { source: SchedulerError::Class { .. }, .. }) => {
+                output::say(&format!("{error}; kiln generate --scheduler draws with another one"));
+            }
+            read => drop(read?),
+        }
         Ok(checkpoint)
     }
 }
@@ -79,15 +97,34 @@ pub(crate) fn open_bundle(path: &Path) -> Result<Bundle, Failure> {
     }
 }
 
-/// Refuses a folder whose scheduler or tokenizers the runtime could not load from the bundle; those of single files are
-/// made.
+/// Refuses a folder whose tokenizers the runtime could not load from the bundle; those of single files are made.
 pub(crate) fn check_companions(checkpoint: &Checkpoint) -> Result<(), Failure> {
     if checkpoint.original().is_some() {
         return Ok(());
     }
-    kiln_runtime::open_scheduler(&checkpoint.scheduler()?)?;
     for tokenizer in checkpoint.tokenizers()? {
         kiln_runtime::open_tokenizer(&tokenizer.folder, tokenizer.positions, tokenizer.vocabulary)?;
     }
     Ok(())
+}
+
+/// Refuses a scheduler that a folder's settings do not fit: the one of a name, or the folder's own.
+pub(crate) fn check_scheduler(checkpoint: &Checkpoint, name: Option<&str>) -> Result<(), Failure> {
+    if let Some(scheduler) = scheduler(checkpoint)? {
+        scheduler.config(name, Correction::None)?;
+    }
+    Ok(())
+}
+
+/// A folder's scheduler; settings that none reads are told.
+fn scheduler(checkpoint: &Checkpoint) -> Result<Option<ModelScheduler>, Failure> {
+    if checkpoint.original().is_some() {
+        return Ok(None);
+    }
+    let index = checkpoint.index_path();
+    let class = checkpoint.scheduler_class();
+    let class = class.map(|class| NamedClass { file: &index, key: "scheduler", class });
+    let scheduler = ModelScheduler::open(&checkpoint.scheduler()?, class)?;
+    scheduler.note().iter().for_each(|note| output::say(note));
+    Ok(Some(scheduler))
 }

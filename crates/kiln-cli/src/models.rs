@@ -14,7 +14,7 @@ use kiln_runtime::{Backend, Pipeline, Place};
 
 use crate::args::{CacheArgs, CheckpointArgs, SizeArgs};
 use crate::failure::Failure;
-use crate::model::{Model, check_companions};
+use crate::model::{Model, check_companions, check_scheduler};
 use crate::progress::Bar;
 use crate::{building, output, paths};
 
@@ -32,17 +32,20 @@ fn seal_key_file() -> Result<PathBuf, Failure> {
     Ok(kiln_native::cache_dir()?.join(SealKey::FILE))
 }
 
-/// The model's bundle: itself, or that of the checkpoint from the engine cache, made now if need be.
+/// The model's bundle: itself, or that of the checkpoint from the engine cache, made now if need be; `scheduler` is
+/// the one that pictures are drawn with, by default the model's.
 pub(crate) fn bundle(
     model: Model,
     args: &CheckpointArgs,
     cache: &CacheArgs,
     place: &Place,
+    scheduler: Option<&str>,
 ) -> Result<Bundle, Failure> {
     if let Model::Bundle(bundle) = model {
         return Ok(bundle);
     }
     let checkpoint = model.checkpoint(args)?;
+    check_scheduler(&checkpoint, scheduler)?;
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");
     let options = match place.gpu() {

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let model = Model::open(&paths::model(args.model.as_ref())?)?;
     refuse_unused(&args.checkpoint, [&model])?;
     let place = backends::place(&model, &backends, None)?;
-    let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place)?;
+    let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place, None)?;
     let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
     let budget = args.memory_budget.map(|budget| bytes(budget, &pipeline)).transpose()?;

@@ -69,7 +69,7 @@ pub use backends::{
     Backends, Device, DeviceReport, Found, Gpu, Libraries, Library, Notice, Opened, Origin, Place, Runner,
     TargetReport, library,
 };
-pub use companions::{open_scheduler, open_tokenizer};
+pub use companions::{ModelScheduler, NamedClass, open_tokenizer};
 pub use error::{Error, ErrorKind};
 pub use guidance::Guidance;
 pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey, Target};

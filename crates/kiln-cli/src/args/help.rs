@@ -2,8 +2,13 @@
 
 use std::fmt::Write;
 
+use kiln_runtime::scheduler::SchedulerClass;
+
 use crate::environment;
 use crate::failure::Exit;
+
+/// Short names of schedulers in a line of help.
+const NAMES_PER_LINE: usize = 10;
 
 /// Exit codes and environment variables.
 pub(super) fn after() -> String {
@@ -18,4 +23,15 @@ pub(super) fn after() -> String {
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+/// Names of schedulers, which the help of commands that draw ends with.
+pub(super) fn schedulers() -> String {
+    let names: Vec<&str> = SchedulerClass::short_names().collect();
+    let lines: Vec<String> = names.chunks(NAMES_PER_LINE).map(|names| names.join(", ")).collect();
+    let [lines, classes] =
+        [lines.join(",\n  "), "and diffusers' classes, such as EulerDiscreteScheduler".into()];
+    format!(
+        "Schedulers:\n  {lines},\n  {classes};\n  :karras, :exponential or :beta behind one chooses the sigmas"
+    )
 }

@@ -79,6 +79,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Args)]
+#[command(after_help = help::schedulers())]
 pub(crate) struct GenerateArgs {
     /// What to draw; (word:1.2) and [word] weigh words, BREAK starts a new block of 75 tokens.
     pub(crate) prompt: String,
@@ -106,7 +107,7 @@ pub(crate) struct GenerateArgs {
     /// Share of that noise, from 0 to 1.
     #[arg(long, value_name = "X", requires = "variation_seed")]
     pub(crate) variation_strength: Option<f32>,
-    /// Scheduler, such as euler-a, dpm++2m or dpm++2m:karras [default: the model's].
+    /// Scheduler, by a name of those below, such as dpm++2m:karras [default: the model's].
     #[arg(long, value_name = "NAME")]
     pub(crate) scheduler: Option<String>,
     /// Denoising steps [default: 50; 4 for latent consistency models].
@@ -118,7 +119,7 @@ pub(crate) struct GenerateArgs {
     /// How far to rescale the guided prediction to the spread of the prompt's, from 0 to 1.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) guidance_rescale: f32,
-    /// Noise that DDIM adds at each step: 0 for none, 1 for as much as DDPM.
+    /// Noise that DDIM and TCD add at each step: 0 for none, 1 for as much as DDPM.
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) eta: f32,
     /// Width in pixels [default: that of the initial or control picture, else the model's].

@@ -31,6 +31,7 @@ pub(super) fn pipeline_info(checkpoint: &Checkpoint, sizes: Sizes, traced: &[Tra
             .map(|encoder| text_encoder_info(encoder, traced))
             .collect(),
         scheduler: "scheduler_config.json".into(),
+        scheduler_class: checkpoint.scheduler_class().map(Into::into),
         controlnets: checkpoint.controlnets.iter().map(|net| net.part.name.clone()).collect(),
         settings: Settings {
             inpainting: unet.in_channels() != vae.latent_channels(),

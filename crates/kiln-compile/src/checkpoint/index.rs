@@ -73,6 +73,27 @@ pub(super) fn library_class<'a>(index: &'a Value, component: &str) -> Option<&'a
     index.get(component)?.get(1)?.as_str()
 }
 
+/// The class of the scheduler (diffusers `pipelines/pipeline_loading_utils.py`, `get_class_obj_and_candidates`); that
+/// of its configuration where the index has none.
+///
+/// A class of another library bears the library's name, too.
+pub(super) fn scheduler_class(index: &Value) -> Result<Option<String>, String> {
+    let entry = match index.get("scheduler") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(entry) => entry,
+    };
+    let names = entry.as_array().filter(|names| names.len() == 2);
+    match names.map(|names| (&names[0], &names[1])) {
+        Some((Value::Null, Value::Null)) => Ok(None),
+        Some((Value::String(library), Value::String(class))) => {
+            let class = class.strip_prefix("FlashPack").unwrap_or(class);
+            let is_own = library == "diffusers" || library.starts_with("diffusers.");
+            Ok(Some(if is_own { class.into() } else { format!("{library}.{class}") }))
+        }
+        _ => Err(format!("scheduler: {entry} is not a library and a class")),
+    }
+}
+
 /// The class of a component, which must be one of some.
 pub(super) fn require<'a>(index: &'a Value, component: &str, classes: &[&str]) -> Result<&'a str, String> {
     match library_class(index, component) {

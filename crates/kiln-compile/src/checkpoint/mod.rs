@@ -15,7 +15,7 @@ use serde_json::Value;
 
 pub use controlnet::ControlNetCheckpoint;
 use controlnet::controlnets;
-use index::{UNSUPPORTED, flag, library_class, pipelines, require};
+use index::{UNSUPPORTED, flag, library_class, pipelines, require, scheduler_class};
 use layout::{Layout, file_name, listed, tokenizer_files};
 pub(crate) use layout::{Part, Source};
 
@@ -27,6 +27,7 @@ const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/,
     scheduler/; or a checkpoint in one .safetensors file";
 
 const UNET_CLASS: &str = "UNet2DConditionModel";
+const INDEX: &str = "model_index.json";
 
 /// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ pub struct Checkpoint {
     pub(crate) vae: Part<AutoencoderConfig>,
     pub(crate) controlnets: Vec<ControlNetCheckpoint>,
     pub(crate) force_zeros_for_empty_prompt: bool,
+    scheduler_class: Option<String>,
 }
 
 /// A text encoder with its tokenizer.
@@ -73,7 +75,7 @@ impl Checkpoint {
                 Some(_) => Err(CompileError::checkpoint(root, "is one file and has no variants")),
             };
         }
-        let path = root.join("model_index.json");
+        let path = root.join(INDEX);
         if !root.is_dir() {
             return Err(CompileError::checkpoint(root, "no such folder").with_hint(LAYOUT_HINT));
         }
@@ -143,6 +145,7 @@ impl Checkpoint {
             vae: layout.part("vae", vae, Network::Vae, AutoencoderConfig::from_json)?,
             controlnets: controlnets(origin, index, &mut layout)?,
             force_zeros_for_empty_prompt: flag(index, "force_zeros_for_empty_prompt").map_err(refuse)?,
+            scheduler_class: scheduler_class(index).map_err(refuse)?,
             root: root.into(),
             original: None,
             architecture: kind.architecture,
@@ -306,6 +309,16 @@ impl Checkpoint {
         }
         files.push(("scheduler_config.json".into(), Source::File(self.scheduler()?)));
         Ok(files)
+    }
+
+    /// The class of the scheduler that `model_index.json` names, which decides, whichever its configuration names.
+    pub fn scheduler_class(&self) -> Option<&str> {
+        self.scheduler_class.as_deref()
+    }
+
+    /// A folder's `model_index.json`.
+    pub fn index_path(&self) -> PathBuf {
+        self.root.join(INDEX)
     }
 
     /// A folder's scheduler configuration, which is the runtime's to read.

@@ -103,9 +103,9 @@ impl Original {
             return Ok(original);
         }
         if let Some(key) = ["edm_mean", "edm_std"].into_iter().find(|key| keys.get(key).is_some()) {
-            return Err(
-                keys.error(format!("'{key}' asks for Playground 2.5's EDM sampling, which is not supported"))
-            );
+            return Err(keys.error(format!(
+                "'{key}' asks for Playground 2.5's scaling of latents, which is not supported"
+            )));
         }
         if keys.first_with(VAE).is_none() {
             return Err(keys.error(format!("has no autoencoder ({VAE}*)")));

@@ -8,6 +8,11 @@ pub trait Sampling: fmt::Debug + Send + Sync {
     /// What diffusers' pipeline of a task takes where a request leaves it open.
     fn defaults(&self, task: Task) -> Defaults;
 
+    /// What is told of the scheduler's settings before pictures are drawn: one line, by default nothing.
+    fn note(&self) -> Option<String> {
+        None
+    }
+
     /// The sampler of a pass.
     ///
     /// # Errors

@@ -3,6 +3,7 @@ pub use kiln_types::ErrorKind;
 
 use super::Error;
 use crate::image::ImageError;
+use crate::scheduler::SchedulerError;
 
 impl Error {
     /// What kind of failure it is.
@@ -37,6 +38,9 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Error::Native(error) => error.hint(),
+            Error::SchedulerFile { source: SchedulerError::Class { .. }, .. } => {
+                Some("kiln generate --scheduler draws with another one, and with the settings that both have")
+            }
             Error::Engine(error) => match error.kind() {
                 EngineErrorKind::Incompatible => Some("compile the model for this machine's devices"),
                 EngineErrorKind::OutOfMemory => Some("offload and tiled decoding take less memory"),

@@ -76,6 +76,11 @@ impl Pipeline {
         &self.bundle
     }
 
+    /// What is told of the scheduler's settings before pictures are drawn: one line.
+    pub fn scheduler_note(&self) -> Option<String> {
+        self.model.sampling.note()
+    }
+
     /// The backend that runs the engines.
     pub fn backend(&self) -> &dyn Backend {
         &**self.engines.backend()

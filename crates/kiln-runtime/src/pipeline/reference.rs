@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Pipeline;
 use crate::image::RgbImage;
+use crate::scheduler::SchedulerError;
 use crate::watch::Watch;
 use crate::{Control, Error, Init, Picture, Request};
 
@@ -36,6 +37,9 @@ struct Settings {
     height: u32,
     width: u32,
     batch: usize,
+    /// The scheduler, where the model's own does not run here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scheduler: Option<String>,
     /// What made the reference.
     backend: String,
 }
@@ -73,8 +77,10 @@ impl Pipeline {
             height: size.height,
             width: size.width,
             batch: fixed.unwrap_or(1),
+            scheduler: None,
             backend: format!("{} {}", self.backend().name(), self.backend().version()),
         };
+        let settings = settings.with_scheduler_that_runs(self)?;
         let output = self.generate_with(&settings.request(self), watch)?;
         if output.images.iter().any(|image| image.is_flat(FLAT)) {
             return Err(Error::FlatPicture);
@@ -117,6 +123,15 @@ impl Pipeline {
 }
 
 impl Settings {
+    /// The settings with DDIM in the place of a scheduler that does not run here.
+    fn with_scheduler_that_runs(self, pipeline: &Pipeline) -> Result<Settings, Error> {
+        let scheduler = match pipeline.resolve(&self.request(pipeline)) {
+            Err(Error::SchedulerFile { source: SchedulerError::Class { .. }, .. }) => Some("ddim".into()),
+            resolved => resolved.map(|_| None)?,
+        };
+        Ok(Settings { scheduler, ..self })
+    }
+
     /// The request, with synthetic pictures where the model needs some.
     fn request(&self, pipeline: &Pipeline) -> Request {
         let (height, width) = (self.height as usize, self.width as usize);
@@ -134,7 +149,7 @@ impl Settings {
                 }))
             };
         let controls: Vec<Control> = (0..pipeline.n_controlnets()).map(|_| Control::new(gradient())).collect();
-        let request = Request::new("")
+        let mut request = Request::new("")
             .prompts(vec![self.prompt.as_str(); self.batch])
             .negative_prompt(&*self.negative_prompt)
             .seed(self.seed)
@@ -142,6 +157,7 @@ impl Settings {
             .guidance_scale(self.guidance_scale)
             .size(Size::new(self.width, self.height))
             .controls(controls);
+        request.scheduler.clone_from(&self.scheduler);
         match pipeline.model.denoiser.reads_masked_picture() {
             true => request.init(Init::new(gradient()).mask(left_half())),
             false => request,

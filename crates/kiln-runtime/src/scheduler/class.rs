@@ -2,7 +2,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::SchedulerError;
+use super::{SchedulerError, elsewhere};
 
 /// The schedulers of diffusers that run here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,8 +10,14 @@ use super::SchedulerError;
 pub enum SchedulerClass {
     /// `DDIMScheduler` (Song et al. 2020).
     Ddim,
+    /// `DDIMParallelScheduler`, which draws what [`Ddim`](SchedulerClass::Ddim) draws.
+    DdimParallel,
+    /// `DDIMInverseScheduler`: DDIM from latents to noise.
+    DdimInverse,
     /// `DDPMScheduler` (Ho et al. 2020).
     Ddpm,
+    /// `DDPMParallelScheduler`, which draws what [`Ddpm`](SchedulerClass::Ddpm) draws.
+    DdpmParallel,
     /// `PNDMScheduler` (Liu et al. 2022).
     Pndm,
     /// `EulerDiscreteScheduler` (Karras et al. 2022, algorithm 2).
@@ -28,19 +34,34 @@ pub enum SchedulerClass {
     Kdpm2Ancestral,
     /// `DPMSolverMultistepScheduler` (Lu et al. 2022).
     DpmMultistep,
+    /// `DPMSolverMultistepInverseScheduler`: DPM-Solver from latents to noise.
+    DpmMultistepInverse,
     /// `DPMSolverSinglestepScheduler`.
     DpmSinglestep,
+    /// `DEISMultistepScheduler` (Zhang, Chen 2022).
+    Deis,
     /// `UniPCMultistepScheduler` (Zhao et al. 2023).
     UniPc,
+    /// `SASolverScheduler` (Xue et al. 2023).
+    SaSolver,
     /// `LCMScheduler` (Luo et al. 2023).
     Lcm,
+    /// `TCDScheduler` (Zheng et al. 2024).
+    Tcd,
+    /// `EDMEulerScheduler`: Euler's method with the preconditioning of Karras et al. 2022.
+    EdmEuler,
+    /// `EDMDPMSolverMultistepScheduler`: DPM-Solver++ with the same.
+    EdmDpmMultistep,
 }
 
 use SchedulerClass::*;
 
-const NAMES: [(SchedulerClass, &str); 13] = [
+const NAMES: [(SchedulerClass, &str); 22] = [
     (Ddim, "DDIMScheduler"),
+    (DdimParallel, "DDIMParallelScheduler"),
+    (DdimInverse, "DDIMInverseScheduler"),
     (Ddpm, "DDPMScheduler"),
+    (DdpmParallel, "DDPMParallelScheduler"),
     (Pndm, "PNDMScheduler"),
     (Euler, "EulerDiscreteScheduler"),
     (EulerAncestral, "EulerAncestralDiscreteScheduler"),
@@ -49,13 +70,19 @@ const NAMES: [(SchedulerClass, &str); 13] = [
     (Kdpm2, "KDPM2DiscreteScheduler"),
     (Kdpm2Ancestral, "KDPM2AncestralDiscreteScheduler"),
     (DpmMultistep, "DPMSolverMultistepScheduler"),
+    (DpmMultistepInverse, "DPMSolverMultistepInverseScheduler"),
     (DpmSinglestep, "DPMSolverSinglestepScheduler"),
+    (Deis, "DEISMultistepScheduler"),
     (UniPc, "UniPCMultistepScheduler"),
+    (SaSolver, "SASolverScheduler"),
     (Lcm, "LCMScheduler"),
+    (Tcd, "TCDScheduler"),
+    (EdmEuler, "EDMEulerScheduler"),
+    (EdmDpmMultistep, "EDMDPMSolverMultistepScheduler"),
 ];
 
-/// Short names, and the `algorithm_type` that those of DPM-Solver stand for.
-const SHORT_NAMES: [(&str, SchedulerClass, Option<&str>); 14] = [
+/// Short names, and the `algorithm_type` that those of solvers stand for.
+const SHORT_NAMES: [(&str, SchedulerClass, Option<&str>); 19] = [
     ("ddim", Ddim, None),
     ("ddpm", Ddpm, None),
     ("pndm", Pndm, None),
@@ -68,8 +95,13 @@ const SHORT_NAMES: [(&str, SchedulerClass, Option<&str>); 14] = [
     ("dpm++2m", DpmMultistep, Some("dpmsolver++")),
     ("dpm++2m-sde", DpmMultistep, Some("sde-dpmsolver++")),
     ("dpm++2s", DpmSinglestep, Some("dpmsolver++")),
+    ("deis", Deis, Some("deis")),
     ("unipc", UniPc, None),
+    ("sa-solver", SaSolver, Some("data_prediction")),
     ("lcm", Lcm, None),
+    ("tcd", Tcd, None),
+    ("edm-euler", EdmEuler, None),
+    ("edm-dpm++2m", EdmDpmMultistep, Some("dpmsolver++")),
 ];
 
 const SIGMA_SPACINGS: [(&str, &str); 3] =
@@ -102,41 +134,66 @@ impl SchedulerClass {
         by_name(name).map(|(class, _)| class)
     }
 
+    /// The class that draws the same.
+    pub(super) fn base(self) -> SchedulerClass {
+        match self {
+            DdimParallel => Ddim,
+            DdpmParallel => Ddpm,
+            class => class,
+        }
+    }
+
+    /// Whether it is made for networks with EDM's preconditioning, and has no betas.
+    pub(super) fn is_edm(self) -> bool {
+        matches!(self, EdmEuler | EdmDpmMultistep)
+    }
+
     /// Whether a key of the configuration has an influence on this class.
     pub(super) fn uses(self, key: &str) -> bool {
-        let k_diffusion = matches!(self, Euler | Heun | Lms | Kdpm2 | Kdpm2Ancestral);
-        let solver = matches!(self, DpmMultistep | DpmSinglestep | UniPc);
+        let class = self.base();
+        let k_diffusion = matches!(class, Euler | Heun | Lms | Kdpm2 | Kdpm2Ancestral);
+        let dpm = matches!(class, DpmMultistep | DpmMultistepInverse | DpmSinglestep);
+        let solver = dpm || matches!(class, UniPc | Deis | SaSolver);
         match key {
-            "num_train_timesteps"
-            | "beta_start"
-            | "beta_end"
-            | "beta_schedule"
-            | "trained_betas"
-            | "prediction_type" => true,
-            "timestep_spacing" | "steps_offset" => !matches!(self, DpmSinglestep | Lcm),
+            "prediction_type" => true,
+            "num_train_timesteps" | "beta_start" | "beta_end" | "beta_schedule" | "trained_betas" => {
+                !class.is_edm()
+            }
+            "timestep_spacing" | "steps_offset" => {
+                !matches!(class, DpmSinglestep | Lcm | Tcd) && !class.is_edm()
+            }
             // diffusers looks the range up in the whole configuration, whichever class it is for.
-            "use_karras_sigmas" | "use_exponential_sigmas" | "use_beta_sigmas" | "sigma_min" | "sigma_max" => {
-                k_diffusion || solver
-            }
+            "sigma_min" | "sigma_max" => k_diffusion || solver || class.is_edm(),
+            "use_karras_sigmas" | "use_exponential_sigmas" | "use_beta_sigmas" => k_diffusion || solver,
             "thresholding" | "dynamic_thresholding_ratio" | "sample_max_value" => {
-                solver || matches!(self, Ddim | Ddpm | Lcm)
+                solver || matches!(class, Ddim | Ddpm | Lcm | EdmDpmMultistep)
             }
-            "clip_sample" | "clip_sample_range" => matches!(self, Ddim | Ddpm | Heun | Lcm),
+            "clip_sample" | "clip_sample_range" => matches!(class, Ddim | DdimInverse | Ddpm | Heun | Lcm),
             "rescale_betas_zero_snr" => {
-                matches!(self, Ddim | Ddpm | Euler | EulerAncestral | DpmMultistep | UniPc | Lcm)
+                matches!(class, Ddim | DdimInverse | Ddpm | Euler | EulerAncestral | DpmMultistep)
+                    || matches!(class, UniPc | Lcm | Tcd)
             }
-            "set_alpha_to_one" => matches!(self, Ddim | Pndm | Lcm),
-            "final_sigmas_type" => solver || self == Euler,
-            "variance_type" => matches!(self, Ddpm | DpmMultistep | DpmSinglestep),
-            "skip_prk_steps" => self == Pndm,
-            "interpolation_type" | "timestep_type" => self == Euler,
-            "solver_order" | "solver_type" | "lower_order_final" | "use_flow_sigmas" => solver,
-            "algorithm_type" | "lambda_min_clipped" => matches!(self, DpmMultistep | DpmSinglestep),
-            "euler_at_final" | "use_lu_lambdas" => self == DpmMultistep,
+            "set_alpha_to_one" => matches!(class, Ddim | DdimInverse | Pndm | Lcm),
+            "final_sigmas_type" => {
+                matches!(class, DpmMultistep | DpmSinglestep | UniPc | Euler) || class.is_edm()
+            }
+            "variance_type" => dpm || matches!(class, Ddpm | SaSolver),
+            "skip_prk_steps" => class == Pndm,
+            "interpolation_type" | "timestep_type" => class == Euler,
+            "solver_order" | "solver_type" => dpm || matches!(class, UniPc | Deis | EdmDpmMultistep),
+            "lower_order_final" => solver || class == EdmDpmMultistep,
+            "use_flow_sigmas" => solver,
+            "algorithm_type" => dpm || matches!(class, Deis | SaSolver | EdmDpmMultistep),
+            "lambda_min_clipped" => dpm || class == SaSolver,
+            "euler_at_final" => matches!(class, DpmMultistep | DpmMultistepInverse | EdmDpmMultistep),
+            "use_lu_lambdas" => class == DpmMultistep,
             "predict_x0" | "disable_corrector" | "solver_p" | "use_dynamic_shifting" | "shift_terminal" => {
-                self == UniPc
+                class == UniPc
             }
-            "original_inference_steps" | "timestep_scaling" => self == Lcm,
+            "predictor_order" | "corrector_order" | "tau_func" => class == SaSolver,
+            "original_inference_steps" => matches!(class, Lcm | Tcd),
+            "timestep_scaling" => class == Lcm,
+            "sigma_data" | "sigma_schedule" | "rho" => class.is_edm(),
             _ => false,
         }
     }
@@ -155,13 +212,7 @@ pub(super) fn by_name(name: &str) -> Result<(SchedulerClass, Map<String, Value>)
     let found = short
         .map(|&(_, class, algorithm)| (class, algorithm))
         .or_else(|| SchedulerClass::from_name(base).map(|class| (class, None)));
-    let Some((class, algorithm)) = found else {
-        let names: Vec<&str> = SchedulerClass::short_names().chain(SchedulerClass::names()).collect();
-        return Err(SchedulerError::config(
-            "scheduler",
-            format!("'{base}' is not supported; supported: {}", names.join(", ")),
-        ));
-    };
+    let (class, algorithm) = found.ok_or_else(|| elsewhere::unknown(base))?;
     let mut keys = Map::new();
     if let Some(algorithm) = algorithm {
         keys.insert("algorithm_type".into(), algorithm.into());

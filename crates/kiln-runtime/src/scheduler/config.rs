@@ -1,9 +1,10 @@
 use serde_json::{Map, Value};
 
 use super::alphas::BetaSchedule;
-use super::class::{self, SchedulerClass};
+use super::class::SchedulerClass;
 use super::dpm::{Algorithm, SolverType};
-use super::keys::{self, Keys, refuse};
+use super::keys::{Keys, refuse};
+use super::settings::{self, Correction, SchedulerSettings};
 use super::sigmas::SigmaSpacing;
 use super::{PredictionType, SchedulerError, Thresholding, TimestepSpacing};
 
@@ -12,6 +13,9 @@ const MAX_TIMESTEPS: i64 = 100_000;
 
 /// Highest order of UniPC; its linear systems lose their meaning in single precision long before.
 const MAX_UNIPC_ORDER: i64 = 9;
+
+/// Highest order of SA-Solver's predictor and corrector in diffusers.
+const MAX_ADAMS_ORDER: i64 = 4;
 
 /// `scheduler_config.json`: what it says, with the defaults of the class that it names.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +52,14 @@ pub struct SchedulerConfig {
     pub(super) disable_corrector: Vec<usize>,
     pub(super) original_inference_steps: usize,
     pub(super) timestep_scaling: f64,
+    pub(super) predictor_order: usize,
+    pub(super) corrector_order: usize,
+    /// EDM's standard deviation of the data.
+    pub(super) sigma_data: f64,
+    /// EDM's exponent of the sigmas.
+    pub(super) rho: f64,
+    /// Whether EDM's sigmas are spaced evenly in the logarithm.
+    pub(super) exponential_sigmas: bool,
 }
 
 /// Where DDPM's variance comes from.
@@ -72,44 +84,38 @@ impl VarianceType {
 impl SchedulerConfig {
     /// Reads and checks the text of a `scheduler_config.json`. A file without a class is DDIM's.
     ///
-    /// Keys that have no influence on the class are not checked further; keys that no scheduler knows are refused.
+    /// Keys that have no influence on the class are not checked further, nor those that no scheduler knows.
     pub fn from_json(text: &str) -> Result<SchedulerConfig, SchedulerError> {
-        let mut given = keys::object(text)?;
-        let class = match given.get("_class_name") {
-            None | Some(Value::Null) => SchedulerClass::Ddim,
-            Some(Value::String(name)) => SchedulerClass::from_name(name).ok_or_else(|| {
-                let names: Vec<&str> = SchedulerClass::names().collect();
-                refuse("_class_name", format!("'{name}' is not supported; supported: {}", names.join(", ")))
-            })?,
-            Some(other) => return Err(refuse("_class_name", format!("{other} is not a name"))),
-        };
-        if let Some(Value::Array(defaults)) = given.remove("_use_default_values") {
-            given.retain(|key, _| !defaults.iter().any(|default| default == key));
-        }
-        SchedulerConfig::read(class, given)
+        SchedulerSettings::from_json(text)?.config()
     }
 
-    fn read(class: SchedulerClass, mut given: Map<String, Value>) -> Result<SchedulerConfig, SchedulerError> {
-        use SchedulerClass::{Ddim, Ddpm, DpmSinglestep, Heun, Kdpm2, Kdpm2Ancestral, Lcm, Pndm, UniPc};
+    /// What `class` reads in the keys of a file.
+    pub(super) fn read(
+        class: SchedulerClass,
+        mut given: Map<String, Value>,
+    ) -> Result<SchedulerConfig, SchedulerError> {
+        use SchedulerClass::{Ddim, DdimInverse, Ddpm, DpmSinglestep, Heun, Kdpm2, Kdpm2Ancestral};
+        use SchedulerClass::{Lcm, Pndm, Tcd, UniPc};
 
+        let (named, class) = (class, class.base());
         replace_names(class, &mut given);
         let keys = Keys { class, map: &given };
-        keys.refuse_unknown()?;
         let num_train_timesteps = keys.int("num_train_timesteps", 1000, 1, MAX_TIMESTEPS)? as usize;
         let (beta_start, beta_end) = match class {
-            Heun | Kdpm2 | Kdpm2Ancestral | Lcm => (0.00085, 0.012),
+            Heun | Kdpm2 | Kdpm2Ancestral | Lcm | Tcd => (0.00085, 0.012),
             _ => (0.0001, 0.02),
         };
-        let spacing = if matches!(class, Ddim | Ddpm | Pndm | Lcm) { "leading" } else { "linspace" };
+        let is_leading = matches!(class, Ddim | DdimInverse | Ddpm | Pndm | Lcm);
+        let spacing = if is_leading { "leading" } else { "linspace" };
         let max_order = if class == UniPc { MAX_UNIPC_ORDER } else { 3 };
         for key in ["use_flow_sigmas", "use_dynamic_shifting"] {
             keys.refuse_true(key)?;
         }
-        for key in ["solver_p", "shift_terminal"] {
+        for key in ["solver_p", "shift_terminal", "tau_func"] {
             keys.refuse_value(key)?;
         }
         let config = SchedulerConfig {
-            class,
+            class: named,
             num_train_timesteps,
             beta_start: keys.beta("beta_start", beta_start)?,
             beta_end: keys.beta("beta_end", beta_end)?,
@@ -117,15 +123,7 @@ impl SchedulerConfig {
             rescale_betas_zero_snr: keys.bool("rescale_betas_zero_snr", false)?,
             prediction_type: prediction_type(&keys)?,
             thresholding: keys.thresholding()?,
-            timestep_spacing: keys.choice(
-                "timestep_spacing",
-                spacing,
-                &[
-                    ("linspace", TimestepSpacing::Linspace),
-                    ("leading", TimestepSpacing::Leading),
-                    ("trailing", TimestepSpacing::Trailing),
-                ],
-            )?,
+            timestep_spacing: timestep_spacing(&keys, spacing)?,
             steps_offset: keys.int("steps_offset", 0, 0, num_train_timesteps as i64)?,
             set_alpha_to_one: keys.bool("set_alpha_to_one", class != Pndm)?,
             variance_type: keys.choice(
@@ -144,11 +142,7 @@ impl SchedulerConfig {
             sigma_spacing: sigma_spacing(&keys)?,
             sigma_min: keys.positive("sigma_min")?,
             sigma_max: keys.positive("sigma_max")?,
-            ends_at_sigma_min: keys.choice(
-                "final_sigmas_type",
-                "zero",
-                &[("zero", false), ("sigma_min", true)],
-            )?,
+            ends_at_sigma_min: ends_at_sigma_min(&keys)?,
             log_linear_sigmas: keys.choice(
                 "interpolation_type",
                 "linear",
@@ -170,6 +164,15 @@ impl SchedulerConfig {
             original_inference_steps: keys.int("original_inference_steps", 50, 1, num_train_timesteps as i64)?
                 as usize,
             timestep_scaling: keys.number("timestep_scaling", 10.0)?,
+            predictor_order: keys.int("predictor_order", 2, 1, MAX_ADAMS_ORDER)? as usize,
+            corrector_order: keys.int("corrector_order", 2, 1, MAX_ADAMS_ORDER)? as usize,
+            sigma_data: keys.positive("sigma_data")?.unwrap_or(0.5),
+            rho: keys.positive("rho")?.unwrap_or(7.0),
+            exponential_sigmas: keys.choice(
+                "sigma_schedule",
+                "karras",
+                &[("karras", false), ("exponential", true)],
+            )?,
             given,
         };
         config.check()?;
@@ -178,26 +181,32 @@ impl SchedulerConfig {
 
     /// Checks that need more than one key.
     fn check(&self) -> Result<(), SchedulerError> {
+        use SchedulerClass::{DpmMultistepInverse, DpmSinglestep, EdmDpmMultistep, SaSolver};
+
         let given = |key: &str| self.given.get(key).map_or("the default".into(), Value::to_string);
+        let algorithm = given("algorithm_type");
         if self.rescale_betas_zero_snr && self.num_train_timesteps == 1 {
             return Err(refuse("rescale_betas_zero_snr", "true has nothing to rescale in a single timestep"));
         }
         if self.algorithm.predicts_noise() && !self.ends_at_sigma_min {
-            let reason = format!(
-                "{} with algorithm_type {}; supported: sigma_min",
-                given("final_sigmas_type"),
-                given("algorithm_type")
-            );
+            let reason =
+                format!("{} with algorithm_type {algorithm}; supported: sigma_min", given("final_sigmas_type"));
             return Err(refuse("final_sigmas_type", reason));
         }
-        if self.algorithm == Algorithm::SdeDpmSolver && self.solver_order == 3 {
-            return Err(refuse("solver_order", "3 with algorithm_type \"sde-dpmsolver\"; supported: 1, 2"));
+        let has_no_third = match self.class {
+            DpmMultistepInverse | EdmDpmMultistep => self.algorithm.is_stochastic(),
+            _ => self.algorithm == Algorithm::SdeDpmSolver,
+        };
+        if has_no_third && self.solver_order == 3 {
+            return Err(refuse("solver_order", format!("3 with algorithm_type {algorithm}; supported: 1, 2")));
         }
-        if self.class == SchedulerClass::DpmSinglestep
-            && self.algorithm.predicts_noise()
-            && self.thresholding != Thresholding::None
-        {
-            return Err(refuse("thresholding", "true with algorithm_type \"dpmsolver\" is not supported"));
+        let has_no_threshold = matches!(self.class, DpmSinglestep | SaSolver);
+        if has_no_threshold && self.algorithm.predicts_noise() && self.thresholding != Thresholding::None {
+            let reason = format!("true with algorithm_type {algorithm} is not supported");
+            return Err(refuse("thresholding", reason));
+        }
+        if self.class == SaSolver && self.variance_type.is_learned() {
+            return Err(refuse("variance_type", format!("{} is not supported", given("variance_type"))));
         }
         Ok(())
     }
@@ -212,39 +221,20 @@ impl SchedulerConfig {
         self.num_train_timesteps
     }
 
-    /// The configuration as diffusers' `StableDiffusionPipeline` corrects it: `clip_sample` off and `steps_offset` 1.
-    ///
-    /// As there, a correction of a value that the file does not give is not carried over to another class.
+    /// The configuration as a pipeline of diffusers corrects it.
     #[must_use]
-    pub fn for_stable_diffusion(&self) -> SchedulerConfig {
-        let mut config = self.with_steps_offset(1);
-        if let Thresholding::Clip { .. } = config.thresholding {
-            config.thresholding = Thresholding::None;
-        }
-        if let Some(clips) = config.given.get_mut("clip_sample").filter(|clips| **clips == Value::Bool(true)) {
-            *clips = false.into();
-        }
-        config
-    }
-
-    /// The configuration as diffusers' `StableDiffusionInpaintPipeline` corrects it: `steps_offset` 1 and `skip_prk_steps`
-    /// on.
-    #[must_use]
-    pub fn for_inpainting(&self) -> SchedulerConfig {
-        let mut config = self.with_steps_offset(1);
-        config.skip_prk_steps = true;
-        if let Some(skips) = config.given.get_mut("skip_prk_steps") {
-            *skips = true.into();
-        }
-        config
-    }
-
-    fn with_steps_offset(&self, offset: i64) -> SchedulerConfig {
+    pub fn corrected(&self, correction: Correction) -> SchedulerConfig {
         let mut config = self.clone();
-        config.steps_offset = offset;
-        if let Some(given) = config.given.get_mut("steps_offset") {
-            *given = offset.into();
+        if correction == Correction::None {
+            return config;
         }
+        config.steps_offset = 1;
+        match (correction, config.thresholding) {
+            (Correction::Inpainting, _) => config.skip_prk_steps = true,
+            (_, Thresholding::Clip { .. }) => config.thresholding = Thresholding::None,
+            _ => {}
+        }
+        correction.apply(&mut config.given);
         config
     }
 
@@ -254,18 +244,34 @@ impl SchedulerConfig {
     /// `name` is a [class](SchedulerClass::names) or a [short name](SchedulerClass::short_names), where those of DPM-Solver
     /// also set `algorithm_type` and second order; `:karras`, `:exponential` or `:beta` behind it sets the sigmas.
     pub fn with_scheduler(&self, name: &str) -> Result<SchedulerConfig, SchedulerError> {
-        let (class, set) = class::by_name(name)?;
-        let mut given = self.given.clone();
-        given.extend(set);
-        SchedulerConfig::read(class, given)
+        settings::read_named(name, self.given.clone())
     }
+}
+
+fn timestep_spacing(keys: &Keys<'_>, default: &str) -> Result<TimestepSpacing, SchedulerError> {
+    let choices = [
+        ("leading", TimestepSpacing::Leading),
+        ("trailing", TimestepSpacing::Trailing),
+        ("linspace", TimestepSpacing::Linspace),
+    ];
+    let n = if keys.class == SchedulerClass::DdimInverse { 2 } else { 3 };
+    keys.choice("timestep_spacing", default, &choices[..n])
+}
+
+/// Whether the run's last sigma is the table's least: always for solvers that divide by it.
+fn ends_at_sigma_min(keys: &Keys<'_>) -> Result<bool, SchedulerError> {
+    use SchedulerClass::{Deis, DpmMultistepInverse, SaSolver};
+
+    let always = matches!(keys.class, Deis | DpmMultistepInverse | SaSolver);
+    let default = if always { "sigma_min" } else { "zero" };
+    keys.choice("final_sigmas_type", default, &[("zero", false), ("sigma_min", true)])
 }
 
 fn prediction_type(keys: &Keys<'_>) -> Result<PredictionType, SchedulerError> {
     use SchedulerClass::{Euler, EulerAncestral, Kdpm2, Kdpm2Ancestral, Pndm};
 
     let mut choices = vec![("epsilon", PredictionType::Epsilon), ("v_prediction", PredictionType::VPrediction)];
-    if !matches!(keys.class, EulerAncestral | Kdpm2 | Kdpm2Ancestral | Pndm) {
+    if !matches!(keys.class, EulerAncestral | Kdpm2 | Kdpm2Ancestral | Pndm) && !keys.class.is_edm() {
         choices.push(("sample", PredictionType::Sample));
     }
     if keys.class == Euler {
@@ -300,37 +306,61 @@ fn replace_names(class: SchedulerClass, given: &mut Map<String, Value>) {
             *value = by.into();
         }
     };
+    use SchedulerClass::{
+        DdimInverse, Deis, DpmMultistep, DpmMultistepInverse, DpmSinglestep, EdmDpmMultistep, UniPc,
+    };
     match class {
-        SchedulerClass::DpmMultistep | SchedulerClass::DpmSinglestep => {
+        DpmMultistep | DpmMultistepInverse | DpmSinglestep | EdmDpmMultistep => {
             replace("algorithm_type", &["deis"], "dpmsolver++");
             replace("solver_type", &["logrho", "bh1", "bh2"], "midpoint");
         }
-        SchedulerClass::UniPc => replace("solver_type", &["midpoint", "heun", "logrho"], "bh2"),
+        Deis => {
+            replace("algorithm_type", &["dpmsolver", "dpmsolver++"], "deis");
+            replace("solver_type", &["midpoint", "heun", "bh1", "bh2"], "logrho");
+        }
+        UniPc => replace("solver_type", &["midpoint", "heun", "logrho"], "bh2"),
+        // An older name.
+        DdimInverse => {
+            if let Some(value) = given.get("set_alpha_to_zero").filter(|value| !value.is_null()).cloned() {
+                given.insert("set_alpha_to_one".into(), value);
+            }
+        }
         _ => {}
     }
 }
 
 fn algorithm(keys: &Keys<'_>) -> Result<Algorithm, SchedulerError> {
-    let mut choices = vec![
+    use SchedulerClass::{Deis, DpmMultistep, DpmMultistepInverse, DpmSinglestep, EdmDpmMultistep, SaSolver};
+
+    match keys.class {
+        Deis => return keys.choice("algorithm_type", "deis", &[("deis", Algorithm::DpmSolver)]),
+        SaSolver => {
+            let choices =
+                [("data_prediction", Algorithm::DpmSolverPp), ("noise_prediction", Algorithm::DpmSolver)];
+            return keys.choice("algorithm_type", "data_prediction", &choices);
+        }
+        _ => {}
+    }
+    let choices = [
         ("dpmsolver++", Algorithm::DpmSolverPp),
         ("sde-dpmsolver++", Algorithm::SdeDpmSolverPp),
         ("dpmsolver", Algorithm::DpmSolver),
+        ("sde-dpmsolver", Algorithm::SdeDpmSolver),
     ];
-    if keys.class == SchedulerClass::DpmMultistep {
-        choices.push(("sde-dpmsolver", Algorithm::SdeDpmSolver));
-    }
-    keys.choice("algorithm_type", "dpmsolver++", &choices)
+    let n = match keys.class {
+        DpmMultistep | DpmMultistepInverse => 4,
+        DpmSinglestep => 3,
+        EdmDpmMultistep => 2,
+        _ => 1,
+    };
+    keys.choice("algorithm_type", "dpmsolver++", &choices[..n])
 }
 
 fn solver_type(keys: &Keys<'_>) -> Result<SolverType, SchedulerError> {
-    match keys.class {
-        SchedulerClass::UniPc => {
-            keys.choice("solver_type", "bh2", &[("bh1", SolverType::Bh1), ("bh2", SolverType::Bh2)])
-        }
-        _ => keys.choice(
-            "solver_type",
-            "midpoint",
-            &[("midpoint", SolverType::Midpoint), ("heun", SolverType::Heun)],
-        ),
-    }
+    let (default, choices) = match keys.class {
+        SchedulerClass::UniPc => ("bh2", vec![("bh1", SolverType::Bh1), ("bh2", SolverType::Bh2)]),
+        SchedulerClass::Deis => ("logrho", vec![("logrho", SolverType::Midpoint)]),
+        _ => ("midpoint", vec![("midpoint", SolverType::Midpoint), ("heun", SolverType::Heun)]),
+    };
+    keys.choice("solver_type", default, &choices)
 }

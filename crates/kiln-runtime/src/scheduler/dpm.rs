@@ -1,10 +1,12 @@
-//! What DPM-Solver, DPM-Solver++ and UniPC share: the schedule, the noise levels and the updates of Lu et al. 2022.
+//! What DPM-Solver, DPM-Solver++, DEIS, SA-Solver and UniPC share: the schedule, the noise levels and the updates of
+//! Lu et al. 2022.
 
 use ndarray::{ArrayD, Axis, Slice, Zip};
 
+use super::edm::Preconditioning;
 use super::prediction::combine;
 use super::sigmas::{SigmaSpacing, SigmaTable};
-use super::timesteps::before;
+use super::timesteps::{before, upward};
 use super::{BetaSchedule, PredictionType, SchedulerClass, SchedulerConfig, SchedulerError, Thresholding};
 
 /// `algorithm_type`.
@@ -65,7 +67,8 @@ pub(super) fn schedule(
                 false => table.timestep(sigma).trunc(),
             };
             timesteps = sigmas.iter().map(timestep).collect();
-            if config.class() == SchedulerClass::UniPc {
+            if matches!(config.class(), SchedulerClass::UniPc | SchedulerClass::Deis | SchedulerClass::SaSolver)
+            {
                 last = sigmas[n_steps - 1] as f32;
             }
             sigmas
@@ -73,6 +76,34 @@ pub(super) fn schedule(
     };
     let last = if config.ends_at_sigma_min { last } else { 0.0 };
     Ok((sigmas.into_iter().map(|sigma| sigma as f32).chain([last]).collect(), timesteps))
+}
+
+/// Like [`schedule`], from the least noise to the most (`DPMSolverMultistepInverseScheduler.set_timesteps`). As there,
+/// fewer calls are made where timesteps are equal, of the first sigmas.
+pub(super) fn inverse_schedule(
+    config: &SchedulerConfig,
+    n_steps: usize,
+) -> Result<(Vec<f32>, Vec<f64>), SchedulerError> {
+    let table = SigmaTable::new(config);
+    let end = config.num_train_timesteps - table.clipped(config);
+    let mut timesteps = upward(config, n_steps, end)?;
+    if config.sigma_spacing == SigmaSpacing::Timesteps {
+        let sigmas = timesteps.iter().map(|&t| table.at(t) as f32);
+        let sigmas = sigmas.chain([table.sigmas[end.max(1) - 1]]).collect();
+        timesteps.dedup();
+        return Ok((sigmas, timesteps));
+    }
+    let ends = (f64::from(table.sigmas[table.sigmas.len() - 1]), f64::from(table.first()));
+    let sigmas = table.curve(config, ends.0, ends.1, n_steps);
+    timesteps = match config.sigma_spacing {
+        SigmaSpacing::Karras => sigmas.iter().map(|&sigma| table.timestep(sigma).round_ties_even()).collect(),
+        _ => sigmas.iter().map(|&sigma| table.timestep(sigma).trunc()).collect(),
+    };
+    if config.sigma_spacing == SigmaSpacing::Karras {
+        timesteps.dedup();
+    }
+    let last = sigmas[n_steps - 1];
+    Ok((sigmas.into_iter().chain([last]).map(|sigma| sigma as f32).collect(), timesteps))
 }
 
 /// A noise level: factors of signal and noise, and half the logarithm of the signal-to-noise ratio.
@@ -89,6 +120,11 @@ impl Level {
         let sigma = sigma * alpha;
         Level { alpha, sigma, lambda: alpha.ln() - sigma.ln() }
     }
+
+    /// Of latents that are signal plus sigma times noise.
+    fn unscaled(sigma: f32) -> Level {
+        Level { alpha: 1.0, sigma, lambda: -sigma.ln() }
+    }
 }
 
 /// The noise levels of a run and how its model's outputs are read.
@@ -100,6 +136,8 @@ pub(super) struct Solver {
     thresholding: Thresholding,
     /// Whether the model's output has channels of variance, which are left out.
     pub(super) has_variance: bool,
+    /// EDM's, whose latents are signal plus noise.
+    edm: Option<Preconditioning>,
 }
 
 impl Solver {
@@ -121,11 +159,20 @@ impl Solver {
             prediction: config.prediction_type,
             thresholding,
             has_variance,
+            edm: config.class().is_edm().then(|| Preconditioning::new(config)),
         }
     }
 
     pub(super) fn level(&self, call: usize) -> Level {
-        Level::new(self.sigmas[call])
+        match self.edm {
+            None => Level::new(self.sigmas[call]),
+            Some(_) => Level::unscaled(self.sigmas[call]),
+        }
+    }
+
+    /// What the model's input is divided by.
+    pub(super) fn input_divisor(&self, call: usize) -> Option<f32> {
+        self.edm.as_ref().map(|edm| edm.input_divisor(self.sigmas[call]))
     }
 
     /// Clean latents, or noise, that the model predicts (`convert_model_output`).
@@ -156,7 +203,10 @@ impl Solver {
         let Level { alpha, sigma, .. } = self.level(call);
         let level = (alpha, sigma);
         if !self.algorithm.predicts_noise() {
-            let mut original = combine(output, latents, |o, l| self.prediction.original(level, o, l));
+            let mut original = match &self.edm {
+                None => combine(output, latents, |o, l| self.prediction.original(level, o, l)),
+                Some(edm) => combine(output, latents, |o, l| edm.denoised(self.prediction, sigma, o, l)),
+            };
             self.thresholding.apply(&mut original);
             return Ok(original);
         }

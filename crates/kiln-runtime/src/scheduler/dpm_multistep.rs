@@ -2,7 +2,8 @@ use std::collections::VecDeque;
 
 use ndarray::ArrayD;
 
-use super::dpm::{Factors, Solver, SolverType, difference, schedule};
+use super::dpm::{Factors, Solver, SolverType, difference, inverse_schedule, schedule};
+use super::edm;
 use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
 use super::{SchedulerConfig, SchedulerError};
@@ -10,7 +11,8 @@ use super::{SchedulerConfig, SchedulerError};
 /// Runs of fewer steps end with lower orders.
 const FEW_STEPS: usize = 15;
 
-/// DPM-Solver and DPM-Solver++ with history (Lu et al. 2022; diffusers `schedulers/scheduling_dpmsolver_multistep.py`).
+/// DPM-Solver and DPM-Solver++ with history (Lu et al. 2022; diffusers `schedulers/scheduling_dpmsolver_multistep.py`,
+/// `scheduling_dpmsolver_multistep_inverse.py` and `scheduling_edm_dpmsolver_multistep.py`).
 struct DpmMultistep {
     solver: Solver,
     calls: usize,
@@ -24,18 +26,37 @@ struct DpmMultistep {
 
 pub(super) fn plan(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
     let (sigmas, timesteps) = schedule(config, n_steps)?;
-    let multistep = DpmMultistep {
-        solver: Solver::new(config, sigmas),
-        calls: timesteps.len(),
-        order: config.solver_order,
-        lower_order_final: config.lower_order_final && timesteps.len() < FEW_STEPS,
-        euler_at_final: config.euler_at_final || !config.ends_at_sigma_min,
-        history: VecDeque::new(),
-    };
+    let multistep = DpmMultistep::new(config, sigmas, timesteps.len());
     Ok((Schedule::plain(timesteps), Box::new(multistep)))
 }
 
+/// From latents to noise.
+pub(super) fn plan_inverse(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
+    let (sigmas, timesteps) = inverse_schedule(config, n_steps)?;
+    let multistep = DpmMultistep::new(config, sigmas, timesteps.len());
+    Ok((Schedule::plain(timesteps), Box::new(multistep)))
+}
+
+/// With EDM's preconditioning.
+pub(super) fn plan_edm(config: &SchedulerConfig, n_steps: usize) -> Result<Planned, SchedulerError> {
+    let mut sigmas = edm::sigmas(config, n_steps)?;
+    let schedule = edm::schedule(config, &sigmas);
+    sigmas.push(if config.ends_at_sigma_min { edm::sigma_min(config) as f32 } else { 0.0 });
+    Ok((schedule, Box::new(DpmMultistep::new(config, sigmas, n_steps))))
+}
+
 impl DpmMultistep {
+    fn new(config: &SchedulerConfig, sigmas: Vec<f32>, calls: usize) -> DpmMultistep {
+        DpmMultistep {
+            solver: Solver::new(config, sigmas),
+            calls,
+            order: config.solver_order,
+            lower_order_final: config.lower_order_final && calls < FEW_STEPS,
+            euler_at_final: config.euler_at_final || !config.ends_at_sigma_min,
+            history: VecDeque::new(),
+        }
+    }
+
     fn order_at(&self, call: usize) -> usize {
         let left = self.calls - call;
         let most = match left {
@@ -50,6 +71,10 @@ impl DpmMultistep {
 impl Method for DpmMultistep {
     fn reset(&mut self) {
         self.history.clear();
+    }
+
+    fn input_divisor(&self, call: usize) -> Option<f32> {
+        self.solver.input_divisor(call)
     }
 
     fn takes_variance(&self) -> bool {

@@ -10,6 +10,18 @@ pub enum SchedulerError {
         /// The offending value and what is accepted.
         reason: String,
     },
+    /// A class that does not run here.
+    #[error("{key}: '{name}' {why}; supported: {supported}")]
+    Class {
+        /// Where it is named.
+        key: &'static str,
+        /// The class.
+        name: String,
+        /// What it is for, or that it is not supported.
+        why: String,
+        /// What runs.
+        supported: String,
+    },
     /// The number of steps does not fit the schedule.
     #[error("steps: {steps} is not a number from {min} to {max}")]
     Steps {

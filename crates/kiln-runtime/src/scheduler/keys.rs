@@ -5,35 +5,35 @@ use serde_json::{Map, Value};
 use super::alphas::{BetaSchedule, is_beta};
 use super::{SchedulerClass, SchedulerError, Thresholding};
 
-/// Keys of schedulers that have no influence on some or all of those here.
-const KNOWN: [&str; 51] = [
+/// Keys that schedulers of diffusers read which pictures are drawn with (their `__init__`), also those that do not run
+/// here.
+const KNOWN: [&str; 50] = [
     "algorithm_type",
     "beta_end",
     "beta_schedule",
     "beta_start",
     "clip_sample",
     "clip_sample_range",
+    "corrector_order",
     "disable_corrector",
     "dynamic_thresholding_ratio",
-    "dynamic_thresholding_type",
     "euler_at_final",
     "final_sigmas_type",
     "flow_shift",
     "interpolation_type",
     "lambda_min_clipped",
     "lower_order_final",
+    "noise_sampler_seed",
     "num_train_timesteps",
     "original_inference_steps",
     "predict_x0",
     "prediction_type",
+    "predictor_order",
     "rescale_betas_zero_snr",
     "rho",
-    "s_churn",
-    "s_noise",
-    "s_tmax",
-    "s_tmin",
     "sample_max_value",
     "set_alpha_to_one",
+    "set_alpha_to_zero",
     "shift_terminal",
     "sigma_data",
     "sigma_max",
@@ -44,6 +44,7 @@ const KNOWN: [&str; 51] = [
     "solver_p",
     "solver_type",
     "steps_offset",
+    "tau_func",
     "thresholding",
     "time_shift_type",
     "timestep_scaling",
@@ -57,8 +58,12 @@ const KNOWN: [&str; 51] = [
     "use_karras_sigmas",
     "use_lu_lambdas",
     "variance_type",
-    "noise_sampler_seed",
 ];
+
+/// Whether some scheduler reads a key, or whether it is private.
+pub(super) fn is_known(key: &str) -> bool {
+    key.starts_with('_') || KNOWN.contains(&key)
+}
 
 pub(super) fn refuse(key: &str, reason: impl Into<String>) -> SchedulerError {
     SchedulerError::config(key, reason)
@@ -168,7 +173,8 @@ impl<'a> Keys<'a> {
 
     pub(super) fn beta_schedule(&self, n: usize) -> Result<BetaSchedule, SchedulerError> {
         let Some(betas) = self.get("trained_betas") else {
-            let default = if self.class == SchedulerClass::Lcm { "scaled_linear" } else { "linear" };
+            let is_scaled = matches!(self.class, SchedulerClass::Lcm | SchedulerClass::Tcd);
+            let default = if is_scaled { "scaled_linear" } else { "linear" };
             let mut choices = vec![("linear", 0), ("scaled_linear", 1), ("squaredcos_cap_v2", 2)];
             match self.class {
                 SchedulerClass::Ddpm => choices.extend([("laplace", 3), ("sigmoid", 4)]),
@@ -195,13 +201,15 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn thresholding(&self) -> Result<Thresholding, SchedulerError> {
+        use SchedulerClass::{Ddim, DdimInverse, Ddpm};
+
         let range = self.positive("clip_sample_range")?.unwrap_or(1.0) as f32;
         let ratio = self.number("dynamic_thresholding_ratio", 0.995)? as f32;
         let max = self.positive("sample_max_value")?.unwrap_or(1.0) as f32;
         if !(0.0..=1.0).contains(&ratio) {
             return Err(refuse("dynamic_thresholding_ratio", format!("{ratio} is not a number from 0 to 1")));
         }
-        let clips = matches!(self.class, SchedulerClass::Ddim | SchedulerClass::Ddpm);
+        let clips = matches!(self.class, Ddim | DdimInverse | Ddpm);
         let clips = self.bool("clip_sample", clips)?;
         Ok(match (self.bool("thresholding", false)?, clips) {
             (true, _) => Thresholding::Dynamic { ratio, max },
@@ -240,14 +248,6 @@ impl<'a> Keys<'a> {
         match self.get(key) {
             Some(value) => Err(refuse(key, format!("{value} is not supported for {}", self.class))),
             None => Ok(()),
-        }
-    }
-
-    pub(super) fn refuse_unknown(&self) -> Result<(), SchedulerError> {
-        let known = |key: &str| key.starts_with('_') || KNOWN.contains(&key);
-        match self.map.iter().find(|(key, value)| !known(key) && !value.is_null()) {
-            None => Ok(()),
-            Some((key, value)) => Err(refuse(key, format!("{value} is not supported"))),
         }
     }
 }

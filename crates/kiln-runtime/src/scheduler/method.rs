@@ -10,11 +10,12 @@ pub type Noise<'a> = dyn FnMut(&[usize]) -> ArrayD<f32> + 'a;
 /// Options of a run, with the defaults of diffusers' pipelines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerOptions {
-    /// DDIM: 0 for no noise, 1 for as much as DDPM adds. Others ignore it.
+    /// DDIM and TCD: 0 for no noise, 1 for the most, as much as DDPM adds. Others ignore it.
     pub eta: f32,
-    /// LCM: how many steps of distillation those of the run are chosen from; the configuration's number by default.
+    /// LCM and TCD: how many steps of distillation those of the run are chosen from; the configuration's number by
+    /// default.
     pub original_inference_steps: Option<usize>,
-    /// LCM: the part of the schedule that is run, from 0 to 1. For others, see
+    /// LCM and TCD: the part of the schedule that is run, from 0 to 1. For others, see
     /// [`Sampler::img2img_start`](super::Sampler::img2img_start).
     pub strength: f64,
 }

@@ -7,8 +7,8 @@ use super::alphas::Alphas;
 use super::method::{Method, Noise, SamplerOptions, Schedule};
 use super::prediction::combine;
 use super::{PredictionType, SchedulerClass, SchedulerConfig, SchedulerError, Thresholding};
-use super::{ddim, ddpm, dpm_multistep, dpm_singlestep};
-use super::{euler, heun, kdpm2, lcm, lms, pndm, unipc};
+use super::{ddim, ddim_inverse, ddpm, deis, dpm_multistep, dpm_singlestep, edm};
+use super::{euler, heun, kdpm2, lcm, lms, pndm, sa_solver, tcd, unipc};
 
 /// One run of a scheduler: its schedule, and what multistep methods remember between calls of the model.
 ///
@@ -29,8 +29,15 @@ impl SchedulerConfig {
     /// A run of `n_steps` steps; refuses numbers of steps that the schedule does not have.
     pub fn sampler(&self, n_steps: usize, options: &SamplerOptions) -> Result<Sampler, SchedulerError> {
         let (schedule, method) = match self.class() {
-            SchedulerClass::Ddim => ddim::plan(self, n_steps, options),
-            SchedulerClass::Ddpm => ddpm::plan(self, n_steps),
+            SchedulerClass::DdimInverse => ddim_inverse::plan(self, n_steps),
+            SchedulerClass::DpmMultistepInverse => dpm_multistep::plan_inverse(self, n_steps),
+            SchedulerClass::Deis => deis::plan(self, n_steps),
+            SchedulerClass::SaSolver => sa_solver::plan(self, n_steps),
+            SchedulerClass::Tcd => tcd::plan(self, n_steps, options),
+            SchedulerClass::EdmEuler => edm::plan(self, n_steps),
+            SchedulerClass::EdmDpmMultistep => dpm_multistep::plan_edm(self, n_steps),
+            SchedulerClass::Ddim | SchedulerClass::DdimParallel => ddim::plan(self, n_steps, options),
+            SchedulerClass::Ddpm | SchedulerClass::DdpmParallel => ddpm::plan(self, n_steps),
             SchedulerClass::Pndm => pndm::plan(self, n_steps),
             SchedulerClass::Euler => euler::plan(self, n_steps),
             SchedulerClass::EulerAncestral => euler::plan_ancestral(self, n_steps),
@@ -44,7 +51,9 @@ impl SchedulerConfig {
             SchedulerClass::Lcm => lcm::plan(self, n_steps, options),
         }?;
         let sampler = Sampler::new(self.class().name(), n_steps, schedule, method);
-        let (clips, prediction) = (self.thresholding != Thresholding::None, Some(self.prediction_type));
+        let clips = self.thresholding != Thresholding::None;
+        // What EDM's networks predict is not told from the noise level alone.
+        let prediction = Some(self.prediction_type).filter(|_| !self.class().is_edm());
         Ok(Sampler { clips, prediction, ..sampler })
     }
 

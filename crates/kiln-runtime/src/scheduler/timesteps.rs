@@ -65,6 +65,26 @@ pub(super) fn before(config: &SchedulerConfig, n_steps: usize, end: usize) -> Re
     in_range(config, n_steps, timesteps)
 }
 
+/// Whole timesteps below `end` from the least noise on, which leave out the last of even spacings (DPM-Solver's
+/// inverse).
+pub(super) fn upward(config: &SchedulerConfig, n_steps: usize, end: usize) -> Result<Vec<f64>, SchedulerError> {
+    check_steps(config, n_steps, 1)?;
+    let timesteps = match config.timestep_spacing {
+        TimestepSpacing::Linspace => {
+            let spaced = linspace(0.0, end as f64 - 1.0, n_steps + 1).into_iter();
+            spaced.take(n_steps).map(f64::round_ties_even).collect()
+        }
+        TimestepSpacing::Leading => {
+            let timesteps = leading(n_steps, end / (n_steps + 1), config.steps_offset);
+            timesteps.collect::<Vec<_>>().into_iter().rev().collect()
+        }
+        TimestepSpacing::Trailing => {
+            trailing(end, config.num_train_timesteps, n_steps).into_iter().rev().collect()
+        }
+    };
+    in_range(config, n_steps, timesteps)
+}
+
 fn leading(n: usize, ratio: usize, offset: i64) -> impl Iterator<Item = f64> {
     (0..n).rev().map(move |i| (i * ratio) as f64 + offset as f64)
 }

@@ -9,7 +9,7 @@ use kiln_bundle::Bundle;
 use kiln_bundle::stable_diffusion::{LATENT_CONSISTENCY, STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Settings};
 
 use crate::architecture::{Architecture, Model};
-use crate::companions::open_scheduler;
+use crate::companions::{ModelScheduler, NamedClass};
 use crate::{BundleError, Error};
 use conditioner::ClipConditioner;
 use sampling::StableDiffusionSampling;
@@ -50,7 +50,10 @@ impl Architecture for StableDiffusion {
         let unknown = || refuse(format!("architecture: '{}' is not a Stable Diffusion", info.architecture));
         let generation = Generation::named(&info.architecture).ok_or_else(unknown)?;
         let settings = Settings::of(info).map_err(refuse)?;
-        let scheduler = open_scheduler(&bundle.path(&info.scheduler))?;
+        let manifest = bundle.manifest_path();
+        let class = info.scheduler_class.as_deref();
+        let class = class.map(|class| NamedClass { file: &manifest, key: "scheduler_class", class });
+        let scheduler = ModelScheduler::open(&bundle.path(&info.scheduler), class)?;
         Ok(Model {
             conditioner: Box::new(ClipConditioner::open(bundle, settings.force_zeros_for_empty_prompt)?),
             denoiser: Box::new(UNet::new(settings)),

@@ -1,33 +1,26 @@
 use super::Generation;
 use crate::Error;
 use crate::architecture::{Defaults, PassSchedule, Sampling, SamplingRequest, Task};
+use crate::companions::ModelScheduler;
 use crate::error::refuse;
-use crate::scheduler::{SamplerOptions, SchedulerConfig};
+use crate::scheduler::{Correction, SamplerOptions};
 
 /// Steps as diffusers' pipelines of Stable Diffusion take them.
 #[derive(Debug)]
 pub(super) struct StableDiffusionSampling {
     pub(super) generation: Generation,
     /// The checkpoint's own.
-    pub(super) scheduler: SchedulerConfig,
+    pub(super) scheduler: ModelScheduler,
 }
 
 impl StableDiffusionSampling {
-    /// The scheduler that a request names, or the checkpoint's own, corrected as diffusers' pipeline of the task corrects it.
-    fn config(&self, task: Task, name: Option<&str>) -> Result<SchedulerConfig, Error> {
-        let own = match (self.generation, task) {
-            (Generation::First, Task { controlled: false, masked: false, .. }) => {
-                self.scheduler.for_stable_diffusion()
-            }
-            (Generation::First, Task { controlled: false, masked: true, .. }) => {
-                self.scheduler.for_inpainting()
-            }
-            _ => self.scheduler.clone(),
-        };
-        Ok(match name {
-            Some(name) => own.with_scheduler(name)?,
-            None => own,
-        })
+    /// How diffusers' pipeline of the task corrects the scheduler that it is made with.
+    fn correction(&self, task: Task) -> Correction {
+        match (self.generation, task) {
+            (Generation::First, Task { controlled: false, masked: false, .. }) => Correction::StableDiffusion,
+            (Generation::First, Task { controlled: false, masked: true, .. }) => Correction::Inpainting,
+            _ => Correction::None,
+        }
     }
 }
 
@@ -58,9 +51,13 @@ impl Sampling for StableDiffusionSampling {
         }
     }
 
+    fn note(&self) -> Option<String> {
+        self.scheduler.note()
+    }
+
     fn schedule(&self, request: &SamplingRequest<'_>) -> Result<PassSchedule, Error> {
         let SamplingRequest { task, scheduler, steps, eta, strength } = *request;
-        let config = self.config(task, scheduler)?;
+        let config = self.scheduler.config(scheduler, self.correction(task))?;
         let mut options = SamplerOptions { eta, ..SamplerOptions::default() };
         let whole =
             |options: &SamplerOptions| Ok(PassSchedule { sampler: config.sampler(steps, options)?, begin: 0 });
