@@ -92,6 +92,7 @@ pub(crate) fn draw(
             Event::Truncated(n) => {
                 output::say(&format!("the prompt is too long: its last {n} tokens are ignored"))
             }
+            Event::Misread(remark) => output::say(&format!("prompt: {remark}")),
             Event::Started { steps } => bar = Some(Bar::steps(steps)),
             Event::Step { step, .. } => bar.iter().for_each(|bar| bar.step(step)),
             Event::Decoding { .. } => bar = None,

@@ -2,6 +2,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
 use kiln_runtime::generator::GeneratorKind;
+use kiln_runtime::limits;
 use kiln_runtime::scheduler::SchedulerClass;
 use kiln_runtime::{Error, Output, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
@@ -73,11 +74,13 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
 }
 
 fn request(args: &GenerateArgs) -> Result<Request, Failure> {
-    let seeds = match args.seed.as_slice() {
-        [] => vec![RandomState::new().hash_one(0) & u64::from(u32::MAX)],
-        seeds => seeds.to_vec(),
+    let new = |i: usize| RandomState::new().hash_one(i) & u64::from(u32::MAX);
+    let seeds: Vec<u64> = match args.seed.as_slice() {
+        [] => vec![new(0)],
+        seeds => seeds.iter().enumerate().map(|(i, seed)| seed.0.unwrap_or_else(|| new(i))).collect(),
     };
-    let batch_size = args.batch_size.unwrap_or(seeds.len()).min(1 << 16);
+    // One more than any request may have is refused with it.
+    let batch_size = args.batch_size.unwrap_or(seeds.len()).min(limits::MAX_BATCH + 1);
     let tasks = &args.tasks;
     let variation = match (args.variation_seed, args.variation_strength) {
         (Some(seed), Some(strength)) => {

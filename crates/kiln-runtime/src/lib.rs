@@ -76,7 +76,7 @@ pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey, Targ
 pub use kiln_engine::{Backend, EngineError, EngineErrorKind, Placement};
 pub use kiln_lora::{LoraError, LoraFile};
 pub use kiln_native::Error as NativeError;
-pub use kiln_types::Size;
+pub use kiln_types::{Size, limits};
 pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};
 pub use picture::Picture;

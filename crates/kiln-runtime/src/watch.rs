@@ -16,6 +16,8 @@ pub enum Event {
     Loading(ComponentName),
     /// A prompt is longer than the text encoder reads; the tokens that were cut off.
     Truncated(usize),
+    /// A prompt holds something that is read in another way than its author may think, and how.
+    Misread(String),
     /// The engines are loaded and the first step starts.
     Started {
         /// Evaluations of the denoiser to make, which for samplers of second order are nearly twice the steps.

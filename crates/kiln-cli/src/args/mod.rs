@@ -10,6 +10,7 @@ mod text;
 mod upkeep;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use kiln_bundle::{ElementType, Size};
@@ -78,6 +79,24 @@ pub(crate) enum Command {
     Runtime(RuntimeArgs),
 }
 
+/// A seed, or none where a new one is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seed(pub(crate) Option<u64>);
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Seed, String> {
+        match text {
+            "-1" => Ok(Seed(None)),
+            text => text
+                .parse()
+                .map(|seed| Seed(Some(seed)))
+                .map_err(|_| format!("is not a number from 0 to {}, nor -1 for a new seed", u64::MAX)),
+        }
+    }
+}
+
 #[derive(Args)]
 #[command(after_help = help::schedulers())]
 pub(crate) struct GenerateArgs {
@@ -95,9 +114,9 @@ pub(crate) struct GenerateArgs {
     /// Layers of the text encoder to skip, from the last.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) clip_skip: usize,
-    /// Seed of the random numbers, or one for each picture, as in 1,2,3 [default: a new one each time].
-    #[arg(long, value_name = "N", value_delimiter = ',')]
-    pub(crate) seed: Vec<u64>,
+    /// Seed of the random numbers, or one for each picture, as in 1,2,3; -1 is a new one each time, as by default.
+    #[arg(long, value_name = "N", value_delimiter = ',', allow_negative_numbers = true)]
+    pub(crate) seed: Vec<Seed>,
     /// Which of torch's random number generators to follow.
     #[arg(long, value_enum, default_value_t = GeneratorChoice::Cpu)]
     pub(crate) generator: GeneratorChoice,
@@ -105,31 +124,31 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", requires = "variation_strength")]
     pub(crate) variation_seed: Option<u64>,
     /// Share of that noise, from 0 to 1.
-    #[arg(long, value_name = "X", requires = "variation_seed")]
+    #[arg(long, value_name = "X", requires = "variation_seed", allow_negative_numbers = true)]
     pub(crate) variation_strength: Option<f32>,
     /// Scheduler, by a name of those below, such as dpm++2m:karras [default: the model's].
     #[arg(long, value_name = "NAME")]
     pub(crate) scheduler: Option<String>,
     /// Denoising steps [default: 50; 4 for latent consistency models].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) steps: Option<usize>,
     /// Weight of the prompt; guidance is off up to 1 [default: 7.5; 5 for SDXL; 8.5 for latent consistency models].
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub(crate) guidance_scale: Option<f32>,
     /// How far to rescale the guided prediction to the spread of the prompt's, from 0 to 1.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) guidance_rescale: f32,
     /// Noise that DDIM and TCD add at each step: 0 for none, 1 for as much as DDPM.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) eta: f32,
     /// Width in pixels [default: that of the initial or control picture, else the model's].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub(crate) width: Option<u32>,
     /// Height in pixels, like the width.
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     pub(crate) height: Option<u32>,
     /// Pictures at once.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) batch_size: Option<usize>,
     /// Draw this many steps first and discard them, so that times are those of a warm process.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -186,25 +205,25 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) init_image: Option<PathBuf>,
     /// How much to change the picture, from 0 (not at all) to 1 (completely) [default: 0.8; 0.3 for SDXL; with a mask 1].
-    #[arg(long, value_name = "X", requires = "init_image")]
+    #[arg(long, value_name = "X", requires = "init_image", allow_negative_numbers = true)]
     pub(crate) strength: Option<f64>,
     /// Mask picture: light areas are repainted, dark areas are kept.
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub(crate) mask: Option<PathBuf>,
     /// ControlNet's folder, single file or bundle, besides those of the model; may be given several times.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "control_image")]
     pub(crate) controlnet: Vec<PathBuf>,
     /// Picture that a ControlNet reads; one for each, in order.
     #[arg(long, value_name = "FILE")]
     pub(crate) control_image: Vec<PathBuf>,
     /// Weight of a ControlNet; one for all or one for each [default: 1; with --init-image 0.8; with --mask 0.5, SDXL 1].
-    #[arg(long, value_name = "X", requires = "control_image")]
+    #[arg(long, value_name = "X", requires = "control_image", allow_negative_numbers = true)]
     pub(crate) control_scale: Vec<f32>,
     /// Fraction of the steps after which a ControlNet starts; one for all, or one each [default: 0].
-    #[arg(long, value_name = "X", requires = "control_image")]
+    #[arg(long, value_name = "X", requires = "control_image", allow_negative_numbers = true)]
     pub(crate) control_start: Vec<f64>,
     /// Fraction of the steps after which a ControlNet ends; one for all, or one each [default: 1].
-    #[arg(long, value_name = "X", requires = "control_image")]
+    #[arg(long, value_name = "X", requires = "control_image", allow_negative_numbers = true)]
     pub(crate) control_end: Vec<f64>,
     /// Textual inversion file, as FILE or FILE:WORD; repeatable.
     #[arg(long, value_name = "FILE[:WORD]")]
@@ -213,10 +232,10 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_name = "FILE[:WEIGHT]", allow_hyphen_values = true)]
     pub(crate) lora: Vec<String>,
     /// Enlarge the picture by this factor and refine it in a second pass.
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     pub(crate) hires: Option<f32>,
     /// How much the second pass changes the picture, from 0 to 1.
-    #[arg(long, value_name = "X", default_value_t = 0.7, requires = "hires")]
+    #[arg(long, value_name = "X", default_value_t = 0.7, requires = "hires", allow_negative_numbers = true)]
     pub(crate) hires_strength: f64,
     /// Denoising steps of the second pass [default: those of the first].
     #[arg(long, value_name = "N", requires = "hires")]

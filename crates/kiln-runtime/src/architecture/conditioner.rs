@@ -16,6 +16,11 @@ pub trait Conditioner: fmt::Debug + Send {
     /// Encodes the texts.
     fn encode(&self, texts: &Texts<'_>, engines: &mut dyn Engines) -> Result<Conditioning, Error>;
 
+    /// What is read of the texts in another way than their author may think: a line each.
+    fn remarks(&self, _texts: &Texts<'_>) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Learns a word from an embedding file (textual inversion), `token` or the one that the file names; gives the word.
     ///
     /// # Errors

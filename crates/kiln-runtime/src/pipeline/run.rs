@@ -62,6 +62,9 @@ impl Run<'_, '_> {
 
     /// Encodes the texts, unless the pool remembers what they came to.
     fn encode(&mut self, job: &Job<'_>) -> Result<Arc<Conditioning>, Error> {
+        for remark in self.model.conditioner.remarks(&job.texts) {
+            self.progress.tell(Event::Misread(remark))?;
+        }
         let key = self.encoding_key(&job.texts)?;
         let known = self.engines.pool().encodings().get(&key);
         let conditioning = match known {

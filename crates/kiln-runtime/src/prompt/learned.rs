@@ -70,6 +70,21 @@ impl LearnedWords {
         Ok(token)
     }
 
+    /// Learned words of a text that some encoders know and others read as letters.
+    pub(crate) fn half_known<'a>(&'a self, text: &str, encoders: &[&TextEncoderInfo]) -> Vec<String> {
+        let words = self.words.iter().filter(|word| text.contains(&word.token));
+        let unlearned = words.filter_map(|word| {
+            let knows =
+                |encoder: &&&TextEncoderInfo| word.vectors.iter().any(|(name, ..)| *name == encoder.component);
+            let other = encoders.iter().find(|encoder| !knows(encoder))?;
+            Some(format!(
+                "'{}' is not learned for {}, which reads it as ordinary text",
+                word.token, other.component
+            ))
+        });
+        unlearned.collect()
+    }
+
     /// What an encoder reads for ids beyond its vocabulary: `[rows, positions, width]`, zeros elsewhere.
     pub(crate) fn rows(&self, encoder: &TextEncoderInfo, ids: ArrayView2<'_, i64>) -> Array3<f32> {
         let (n, positions) = ids.dim();

@@ -2,11 +2,21 @@
 
 mod attention;
 mod learned;
+mod tags;
 
+use crate::Error;
 use crate::PromptSyntax;
+use crate::error::refuse;
 use crate::tokenizer::{ClipTokenizer, TokenizerError};
 use attention::{Piece, parse};
 pub(crate) use learned::LearnedWords;
+pub(crate) use tags::unread;
+
+/// Most blocks of a prompt.
+const MAX_BLOCKS: usize = 100;
+
+/// Largest factor of a word, whose state it multiplies.
+const MAX_WEIGHT: f32 = 1000.0;
 
 /// A prompt as blocks of as many token ids as the text encoder has positions.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,17 +29,21 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    pub(crate) fn new(
-        tokenizer: &ClipTokenizer,
-        prompt: &str,
-        syntax: PromptSyntax,
-    ) -> Result<Blocks, TokenizerError> {
+    pub(crate) fn new(tokenizer: &ClipTokenizer, prompt: &str, syntax: PromptSyntax) -> Result<Blocks, Error> {
         match syntax {
             PromptSyntax::Plain => {
                 let encoding = tokenizer.encode(prompt)?;
                 Ok(Blocks { ids: vec![encoding.ids], weights: Vec::new(), n_truncated: encoding.n_truncated })
             }
-            PromptSyntax::Weighted => weighted(tokenizer, prompt),
+            PromptSyntax::Weighted => {
+                let pieces = parse(prompt);
+                check_weights(&pieces)?;
+                let blocks = weighted(tokenizer, pieces)?;
+                match blocks.ids.len() {
+                    0..=MAX_BLOCKS => Ok(blocks),
+                    n => refuse("prompt", format!("comes to {n} blocks of tokens, more than {MAX_BLOCKS}")),
+                }
+            }
         }
     }
 
@@ -44,10 +58,24 @@ impl Blocks {
     }
 }
 
-fn weighted(tokenizer: &ClipTokenizer, prompt: &str) -> Result<Blocks, TokenizerError> {
+fn check_weights(pieces: &[Piece]) -> Result<(), Error> {
+    let too_large = pieces.iter().find_map(|piece| match piece {
+        Piece::Text(text, weight) if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(weight) => Some((text, weight)),
+        _ => None,
+    });
+    match too_large {
+        Some((text, weight)) => {
+            let words: String = text.chars().take(40).collect();
+            refuse("prompt", format!("'{words}' has the weight {weight}, beyond {MAX_WEIGHT}"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn weighted(tokenizer: &ClipTokenizer, pieces: Vec<Piece>) -> Result<Blocks, TokenizerError> {
     let room = tokenizer.max_length() - 2;
     let mut blocks: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default()];
-    for piece in parse(prompt) {
+    for piece in pieces {
         match piece {
             Piece::Break => blocks.push(Default::default()),
             Piece::Text(text, weight) => {

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use kiln_bundle::{Bundle, TextEncoderInfo};
@@ -7,7 +8,7 @@ use ndarray::{Array2, Array3, ArrayD, ArrayView2, ArrayViewD, ArrayViewMut2, Axi
 use crate::Error;
 use crate::architecture::{Conditioner, Conditioning, Engines, Outputs, Texts};
 use crate::companions::tokenizer_of;
-use crate::prompt::{Blocks, LearnedWords};
+use crate::prompt::{Blocks, LearnedWords, unread};
 use crate::tokenizer::ClipTokenizer;
 
 /// The UNet's input for hidden states `[rows, tokens, width]`.
@@ -76,6 +77,17 @@ impl ClipConditioner {
 impl Conditioner for ClipConditioner {
     fn n_blocks(&self, texts: &Texts<'_>) -> Result<u64, Error> {
         Ok(self.blocks(texts)?.first().map_or(1, |blocks| n_blocks(blocks)) as u64)
+    }
+
+    fn remarks(&self, texts: &Texts<'_>) -> Vec<String> {
+        let encoders: Vec<&TextEncoderInfo> = self.encoders.iter().map(|encoder| &encoder.info).collect();
+        let of_text = |text: &&str| {
+            let mut remarks = unread(text, texts.syntax);
+            remarks.extend(self.learned.half_known(text, &encoders));
+            remarks
+        };
+        let distinct: BTreeSet<&str> = texts.all.iter().copied().collect();
+        distinct.iter().flat_map(of_text).collect()
     }
 
     fn encode(&self, texts: &Texts<'_>, engines: &mut dyn Engines) -> Result<Conditioning, Error> {
