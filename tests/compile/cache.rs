@@ -26,6 +26,10 @@ impl Fixture {
         EngineCache::new(self.folder.path().join("engines"))
     }
 
+    fn key(&self) -> kiln_bundle::SealKey {
+        kiln_bundle::SealKey::open(&self.folder.path().join("engines/.seal.key")).expect("a key")
+    }
+
     fn compile(&self) -> Compiled {
         let checkpoint = Checkpoint::open(self.model.path(), None).expect("a checkpoint");
         self.cache()
@@ -156,12 +160,12 @@ fn damage_that_left_no_trace_in_times_is_built_anew_once_it_shows() {
     let entry = fixture.entry("unet-cpu");
     flip(&entry.join("unet.data"), 5000);
     // As if the digests had been remembered after the damage.
-    let digests = fs::read_to_string(entry.join(".digests.json")).expect("digests");
-    let damaged = kiln_bundle::Digests::load(entry.join("other.json"));
-    drop(damaged);
-    let mut vouching = kiln_bundle::Digests::load(entry.join(".digests.json"));
+    let memory = entry.join(".digests.sealed");
+    let digests = fs::read_to_string(&memory).expect("digests");
+    let mut vouching = kiln_bundle::Digests::load_sealed(memory, &fixture.key());
     vouching.forget();
-    let old: serde_json::Value = serde_json::from_str(&digests).expect("JSON");
+    let (_, json) = digests.split_once('\n').expect("a seal in the first line");
+    let old: serde_json::Value = serde_json::from_str(json).expect("JSON");
     for name in ["unet.data", "unet.onnx"] {
         let path = entry.join(name);
         let known = old[name]["blake3"].as_str().expect("a digest").to_owned();
@@ -312,7 +316,12 @@ fn what_was_used_longest_ago_is_removed_first() {
     assert_eq!(pruned.items, Vec::<String>::new(), "what the bundle shares files with is kept");
     assert_eq!(cache.items().expect("items").len(), everything.len());
     let pruned = cache.prune(Some(0), None, &[], false).expect("pruned");
-    assert_eq!(pruned.items.len(), everything.len());
+    assert!(kept.root().exists() && !pruned.items.is_empty(), "a bundle that is open is kept");
+    kept.verify().expect("whole");
+    drop(kept);
+    let n_others = pruned.items.len();
+    let pruned = cache.prune(Some(0), None, &[], false).expect("pruned");
+    assert_eq!(n_others + pruned.items.len(), everything.len());
     assert!(pruned.bytes > 0);
     assert!(cache.items().expect("items").is_empty());
 }

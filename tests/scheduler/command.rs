@@ -163,5 +163,9 @@ fn keys_of_averaged_weights_change_nothing() {
     edit_json(&model.path().join("unet/config.json"), |config| {
         config["use_image_cross_attention"] = true.into()
     });
-    fail(&mut generate(&path(&model), &work, &[]), 3, "use_image_cross_attention: true is not supported");
+    let told = "UNet2DConditionModel has no decay, inv_gamma, min_decay, optimization_step, power and 3 more, passed over";
+    let output = generate(&path(&model), &work, &[]).output().expect("kiln runs");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(told) && output.status.success(), "{output:?}");
+    edit_json(&model.path().join("unet/config.json"), |config| config["dual_cross_attention"] = true.into());
+    fail(&mut generate(&path(&model), &work, &[]), 3, "dual_cross_attention: true is not supported");
 }

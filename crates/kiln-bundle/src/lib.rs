@@ -17,6 +17,7 @@ pub mod read;
 mod seal;
 pub mod stable_diffusion;
 mod tensors;
+pub mod unique;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use kiln_types::{ComponentName, Size};
 
-use crate::{BundleError, Component, read};
+use crate::{BundleError, Component, read, unique};
 
 /// The layout of bundles that this version reads and writes.
 const FORMAT: u32 = 5;
@@ -30,6 +30,7 @@ pub struct Manifest {
     /// What it is, and what has to be known besides its engines.
     pub content: Content,
     /// The engines.
+    #[serde(deserialize_with = "unique::map")]
     pub components: BTreeMap<ComponentName, Component>,
     /// How its models run, where that is not in them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,6 +42,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<String>,
     /// Every file of the bundle but the manifest, relative to it.
+    #[serde(deserialize_with = "unique::map")]
     pub files: BTreeMap<String, FileEntry>,
     /// Where it comes from.
     pub provenance: Provenance,

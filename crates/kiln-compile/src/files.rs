@@ -5,7 +5,49 @@ use std::path::{Path, PathBuf};
 
 use crate::CompileError;
 use crate::json::read_json;
-use crate::weights::Network;
+
+/// Whose names a file's weights have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    Clip,
+    Vae,
+    /// Networks whose weights have never been renamed: UNet and ControlNet.
+    Plain,
+}
+
+impl Network {
+    fn basename(self) -> &'static str {
+        match self {
+            Network::Clip => "model",
+            Network::Plain | Network::Vae => "diffusion_pytorch_model",
+        }
+    }
+
+    /// Today's name of a weight; `None` for buffers that are not weights.
+    pub(crate) fn canonical(self, name: &str) -> Option<String> {
+        match self {
+            Network::Plain => Some(name.to_owned()),
+            Network::Clip => {
+                let name = name.strip_prefix("text_model.").unwrap_or(name);
+                (name != "embeddings.position_ids").then(|| name.to_owned())
+            }
+            Network::Vae => {
+                let mut name = name.to_owned();
+                if name.contains(".attentions.") {
+                    for (old, new) in [
+                        (".query.", ".to_q."),
+                        (".key.", ".to_k."),
+                        (".value.", ".to_v."),
+                        (".proj_attn.", ".to_out.0."),
+                    ] {
+                        name = name.replace(old, new);
+                    }
+                }
+                Some(name)
+            }
+        }
+    }
+}
 
 /// Files that were found.
 pub(crate) struct Found {

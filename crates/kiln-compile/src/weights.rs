@@ -11,7 +11,7 @@ use kiln_graph::{ElementType, ExternalData, StoredWeight, WeightCatalog, WeightI
 use kiln_lora::{LoraError, WeightChanges};
 
 use crate::CompileError;
-use crate::files::{self, Found};
+use crate::files::{self, Found, Network};
 use crate::stored::{Scales, Stored};
 
 /// Elements converted at a time.
@@ -19,49 +19,6 @@ const CHUNK: usize = 1 << 18;
 
 /// Most bytes of a matrix that is stored transposed: it is the one kind that is held in memory.
 pub(crate) const MAX_TRANSPOSED: u64 = 1 << 28;
-
-/// Whose names a file's weights have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Network {
-    Clip,
-    Vae,
-    /// Networks whose weights have never been renamed: UNet and ControlNet.
-    Plain,
-}
-
-impl Network {
-    pub(crate) fn basename(self) -> &'static str {
-        match self {
-            Network::Clip => "model",
-            Network::Plain | Network::Vae => "diffusion_pytorch_model",
-        }
-    }
-
-    /// Today's name of a weight; `None` for buffers that are not weights.
-    fn canonical(self, name: &str) -> Option<String> {
-        match self {
-            Network::Plain => Some(name.to_owned()),
-            Network::Clip => {
-                let name = name.strip_prefix("text_model.").unwrap_or(name);
-                (name != "embeddings.position_ids").then(|| name.to_owned())
-            }
-            Network::Vae => {
-                let mut name = name.to_owned();
-                if name.contains(".attentions.") {
-                    for (old, new) in [
-                        (".query.", ".to_q."),
-                        (".key.", ".to_k."),
-                        (".value.", ".to_v."),
-                        (".proj_attn.", ".to_out.0."),
-                    ] {
-                        name = name.replace(old, new);
-                    }
-                }
-                Some(name)
-            }
-        }
-    }
-}
 
 /// The weights of one network: what they are called and where their bytes lie.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::index::library_class;
 use super::layout::{Layout, Part, file_name};
+use crate::files::Network;
 use crate::json::read_json;
-use crate::weights::Network;
 use crate::{CompileError, Family, Original};
 
 const CLASS: &str = "ControlNetModel";

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use kiln_bundle::read;
 use serde_json::Value;
 
+use crate::files::Network;
 use crate::json::read_json;
-use crate::weights::{Network, WeightFiles};
+use crate::weights::WeightFiles;
 use crate::{CompileError, Original};
 
 /// One component: its configuration and weights.
@@ -106,7 +107,7 @@ impl Source {
 
 pub(super) fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, Source)>, CompileError> {
     let folder = root.join(name);
-    let has = |file: &str| folder.join(file).is_file();
+    let has = |file: &str| folder.join(file).exists();
     if !(has("tokenizer.json") || has("vocab.json") && has("merges.txt")) {
         let reason = "has neither tokenizer.json nor vocab.json and merges.txt";
         return Err(CompileError::checkpoint(&folder, reason));

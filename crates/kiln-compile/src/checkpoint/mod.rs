@@ -19,8 +19,9 @@ use index::{UNSUPPORTED, flag, library_class, pipelines, require, scheduler_clas
 use layout::{Layout, file_name, listed, tokenizer_files};
 pub(crate) use layout::{Part, Source};
 
+use crate::files::Network;
 use crate::json::read_json;
-use crate::weights::{Network, WeightFiles};
+use crate::weights::WeightFiles;
 use crate::{CompileError, Family, Original, PredictionType};
 
 const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, \

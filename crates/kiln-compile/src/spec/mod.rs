@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use kiln_bundle::{Target, read};
 use kiln_lora::{Lora, LoraFile};
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 pub use sizes::{FixedSizes, OpenRange, ProfileSpec, Profiles, RangeSpec};
@@ -108,6 +108,9 @@ fn targets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Target
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut specs = BTreeMap::new();
             while let Some(target) = map.next_key::<Target>()? {
+                if specs.contains_key(&target) {
+                    return Err(A::Error::custom(format!("'{target}' stands twice")));
+                }
                 let spec = match target {
                     Target::Cpu => TargetSpec::Cpu(map.next_value()?),
                     Target::Cuda => TargetSpec::Cuda(map.next_value()?),

@@ -44,21 +44,21 @@ pub(super) struct Files {
 impl Files {
     pub(super) fn read(folder: &Path) -> Result<Files, TokenizerError> {
         let fast = folder.join("tokenizer.json");
-        let (path, model, listed) = match fast.is_file() {
+        let (path, model, listed) = match fast.exists() {
             true => from_tokenizer_json(&fast)?,
             false => from_vocabulary(folder)?,
         };
         let refuse = |reason: String| TokenizerError { path: path.clone(), reason };
         let tokens = AddedTokens::read(folder, listed)?;
         let vocabulary = without_gaps(model.vocabulary).map_err(refuse)?;
-        let json = tokenizer_json(&vocabulary, &model.merges, &tokens.content("unk_token"));
-        let mut tokenizer = Tokenizer::from_bytes(json.to_string()).map_err(|e| refuse(e.to_string()))?;
         for (key, token) in &tokens.special {
             let is_needed = !matches!(key.as_str(), "sep_token" | "cls_token" | "mask_token");
             if is_needed && !tokens.knows(&token.content) && !vocabulary.contains_key(&token.content) {
                 return Err(refuse(format!("has no token '{}', the {key}", token.content)));
             }
         }
+        let json = tokenizer_json(&vocabulary, &model.merges, &tokens.content("unk_token"));
+        let mut tokenizer = Tokenizer::from_bytes(json.to_string()).map_err(|e| refuse(e.to_string()))?;
         let special = ["bos_token", "eos_token", "pad_token"].map(|key| tokens.content(key));
         tokenizer.add_tokens(tokens.in_order()).map_err(|e| refuse(e.to_string()))?;
         let id =
@@ -148,7 +148,7 @@ impl AddedTokens {
     /// `tokenizer.json` lists.
     fn read(folder: &Path, listed: Vec<Value>) -> Result<AddedTokens, TokenizerError> {
         let optional = |name: &str| match folder.join(name) {
-            path if path.is_file() => Ok((read_object(&path)?, path)),
+            path if path.exists() => Ok((read_object(&path)?, path)),
             path => Ok((Map::new(), path)),
         };
         let (config, config_path) = optional("tokenizer_config.json")?;
