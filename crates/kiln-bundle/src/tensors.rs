@@ -156,7 +156,9 @@ impl TensorFile {
         if length > size - 8 {
             let mut head = vec![0; size.min(64) as usize];
             source.read_at(0, &mut head).map_err(refuse)?;
-            let other = read::stands_for(&head).map(Into::into);
+            let is_json = head.trim_ascii_start().first() == Some(&b'{');
+            let other = is_json.then_some("is JSON where a safetensors file is expected");
+            let other = read::stands_for(&head).or(other).map(Into::into);
             let reason = || format!("says that its header has {length} bytes; the file has {size}");
             return Err(lying(other.unwrap_or_else(reason)));
         }

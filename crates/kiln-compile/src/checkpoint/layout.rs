@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use kiln_bundle::read;
 use serde_json::Value;
 
+use super::hub;
 use crate::files::Network;
 use crate::json::read_json;
 use crate::weights::WeightFiles;
@@ -129,7 +130,10 @@ pub(super) fn file_name(path: &Path) -> String {
     // A file's own name is kept where it is a link, as in the Hugging Face cache, whose blobs are named by digests.
     let name = match path.is_file() {
         true => path.file_stem().map(ToOwned::to_owned),
-        false => path.canonicalize().ok().as_deref().unwrap_or(path).file_name().map(ToOwned::to_owned),
+        false => {
+            let path = path.canonicalize().unwrap_or_else(|_| path.into());
+            hub::name(&path).map(Into::into).or_else(|| path.file_name().map(ToOwned::to_owned))
+        }
     };
     let name = name.unwrap_or_default().to_string_lossy().into_owned();
     let safe: String = name

@@ -1,6 +1,7 @@
 //! The diffusers folder layout, and single files as what such a folder would hold.
 
 mod controlnet;
+mod hub;
 mod index;
 mod layout;
 
@@ -29,6 +30,9 @@ const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/,
 
 const UNET_CLASS: &str = "UNet2DConditionModel";
 const INDEX: &str = "model_index.json";
+
+const DOWNLOAD_HINT: &str = "kiln downloads no models; fetch this one with Hugging Face's command line (hf download) and \
+    give the folder that it prints";
 
 /// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
@@ -76,11 +80,16 @@ impl Checkpoint {
                 Some(_) => Err(CompileError::checkpoint(root, "is one file and has no variants")),
             };
         }
+        let root = &*hub::snapshot(root)?;
         let path = root.join(INDEX);
-        if !root.is_dir() {
-            return Err(CompileError::checkpoint(root, "no such folder").with_hint(LAYOUT_HINT));
+        if root.exists() && !root.is_dir() {
+            return Err(CompileError::checkpoint(root, "is neither a folder nor a regular file"));
         }
-        if !path.is_file() {
+        if !root.is_dir() {
+            let error = CompileError::checkpoint(root, "no such folder");
+            return Err(error.with_hint(if hub::is_repository(root) { DOWNLOAD_HINT } else { LAYOUT_HINT }));
+        }
+        if !path.exists() {
             return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(LAYOUT_HINT));
         }
         let index = read_json(&path)?;

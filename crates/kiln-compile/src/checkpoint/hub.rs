@@ -1,0 +1,46 @@
+//! Folders as Hugging Face's cache lays them out: `models--org--name/refs/main` names one of `snapshots/`.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use kiln_bundle::read;
+
+use crate::CompileError;
+
+/// The snapshot that a repository's `refs/main` names, or the path itself where it is no such repository.
+pub(super) fn snapshot(path: &Path) -> Result<PathBuf, CompileError> {
+    let head = path.join("refs/main");
+    if !path.join("snapshots").is_dir() || !head.exists() {
+        return Ok(path.into());
+    }
+    let commit =
+        read::text(&head, 1 << 10, "name of a snapshot").map_err(|e| CompileError::reading(&head, e))?;
+    let commit = commit.trim();
+    let snapshot = path.join("snapshots").join(commit);
+    match commit.bytes().all(|b| b.is_ascii_alphanumeric()) && snapshot.is_dir() {
+        true => Ok(snapshot),
+        false => {
+            Err(CompileError::checkpoint(&head, format!("names '{commit}', which is not among the snapshots"))
+                .with_hint("the download may not be finished; fetch the model again"))
+        }
+    }
+}
+
+/// The repository's own name, without its owner's, of a snapshot.
+pub(super) fn name(snapshot: &Path) -> Option<&str> {
+    let snapshots = snapshot.parent().filter(|folder| folder.file_name() == Some(OsStr::new("snapshots")))?;
+    let repository = snapshots.parent()?.file_name()?.to_str()?;
+    repository.strip_prefix("models--")?.rsplit("--").next()
+}
+
+/// What may help where no folder is: what looks like a repository's name is none of this machine's.
+pub(super) fn is_repository(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let is_part = |part: &str| {
+        !part.is_empty()
+            && part != "."
+            && part != ".."
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    text.split('/').count() == 2 && text.split('/').all(is_part)
+}
