@@ -79,6 +79,11 @@ impl Failure {
         Failure::new(Exit::Input, format!("{}: {reason}", path.display()))
     }
 
+    /// What was asked for takes more memory than there is.
+    pub(crate) fn memory(message: impl ToString) -> Failure {
+        Failure::new(Exit::Memory, message)
+    }
+
     /// What was compared is not as close as was asked for.
     pub(crate) fn differs(message: impl ToString) -> Failure {
         Failure::new(Exit::Differs, message)

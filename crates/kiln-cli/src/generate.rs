@@ -53,8 +53,9 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     }
     let loras: Vec<_> = loras.into_iter().map(|lora| (lora.file, lora.weight)).collect();
     pipeline.set_loras(&loras)?;
-    if let Some(budget) = args.memory.memory_budget {
-        pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
+    match args.memory.memory_budget {
+        Some(budget) => pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?,
+        None => plan::check_free(&pipeline, &request, args.execution)?,
     }
     draw::warm_up(&mut pipeline, &request, args.warm_up)?;
     let output = draw::draw(&mut pipeline, &request, &mut trace)?;

@@ -60,6 +60,39 @@ pub(crate) fn choose(
     Ok(choice.memory)
 }
 
+/// Refuses pictures on the processor that are predicted to take more memory than is free, the way it is spent now.
+///
+/// Only requests of more pixels than usual are looked at: predicting takes a measurement, once for a bundle.
+pub(crate) fn check_free(
+    pipeline: &Pipeline,
+    request: &Request,
+    execution: ExecutionArgs,
+) -> Result<(), Failure> {
+    const USUAL_PIXELS: u64 = 4 << 20;
+    let n_pixels = {
+        let job = pipeline.resolve(request)?;
+        job.picture_size().area() * job.batch() as u64
+    };
+    let free = process_memory::available().filter(|_| pipeline.backend().device().is_none());
+    let Some(free) = free.filter(|_| n_pixels > USUAL_PIXELS) else { return Ok(()) };
+    // What cannot be predicted is tried.
+    let Ok(plan) = pipeline.plan(request, &figures(pipeline, execution)?) else { return Ok(()) };
+    let memory = pipeline.memory();
+    let is_now = |choice: &&MemoryChoice| {
+        (choice.memory.offload, choice.memory.vae_tiling) == (memory.offload, memory.vae_tiling)
+    };
+    match plan.choices.iter().find(is_now) {
+        Some(choice) if choice.peak_bytes > free => {
+            let [needed, free] = [choice.peak_bytes, free].map(output::bytes);
+            Err(Failure::memory(format!("this request is predicted to take {needed}, and {free} are free"))
+                .with_hint(
+                    "--memory-budget auto spends memory otherwise, if that helps; kiln plan shows the ways",
+                ))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What the bundle's engines take with this backend; measured now if it was not.
 pub(crate) fn figures(pipeline: &Pipeline, execution: ExecutionArgs) -> Result<Figures, Failure> {
     let mut bundle = pipeline.bundle().clone();
