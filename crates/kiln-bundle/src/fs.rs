@@ -1,12 +1,13 @@
 //! Atomic files and folders, locks and digests.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+
+pub use crate::partial::{PartialFile, abandon};
 
 use crate::BundleError;
+use crate::partial::{PartialFolder, parent, sweep};
 
 /// BLAKE3 digest of bytes, in hexadecimal.
 pub fn digest_of(bytes: &[u8]) -> String {
@@ -22,19 +23,42 @@ pub fn digest(path: &Path) -> Result<String, BundleError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Writes a file so that readers see all of it or what was there before.
+/// Writes a file so that readers see all of it or what was there before; a link is replaced, not followed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-        let mut file = builder.prefix(".").suffix(".tmp").tempfile_in(folder)?;
+        let mut file = PartialFile::beside(path)?;
         file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)
+        file.publish(path)
     };
-    write().map(|_| ()).map_err(|e| BundleError::io(path, &e))
+    write().map_err(|e| BundleError::io(path, &e))
+}
+
+/// The file that a path leads to through symbolic links, whether or not it is there.
+///
+/// Who writes to it leaves the links as they are. A path that leads to an open descriptor, as `/dev/stdout` does, is
+/// [`io::ErrorKind::InvalidInput`]: a file that is renamed would take the place of what the descriptor leads to.
+pub fn follow(path: &Path) -> io::Result<PathBuf> {
+    /// As many as Linux follows.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        if is_descriptor(&path) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "leads to an open descriptor, not to a file",
+            ));
+        }
+        match fs::read_link(&path) {
+            Ok(target) => path = parent(&path).join(target),
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "leads through too many links"))
+}
+
+fn is_descriptor(path: &Path) -> bool {
+    let folder = fs::canonicalize(parent(path));
+    folder.is_ok_and(|folder| folder.starts_with("/proc") || folder.starts_with("/dev/fd"))
 }
 
 /// Creates a folder and its parents.
@@ -58,56 +82,10 @@ impl Lock {
     }
 }
 
-/// Folders under construction by this process.
-static PARTIALS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// Removes all that this process has half-written; for a process that is about to end without running destructors.
-///
-/// From now on its threads start no other folder, and wait for the end where they would.
-pub fn abandon() {
-    let partials = PARTIALS.lock().unwrap_or_else(PoisonError::into_inner);
-    for folder in partials.iter() {
-        // What other threads add meanwhile by its old name finds no folder.
-        let mut aside = folder.clone().into_os_string();
-        aside.push("-abandoned");
-        let aside = PathBuf::from(aside);
-        let folder = if fs::rename(folder, &aside).is_ok() { &aside } else { folder };
-        let _ = fs::remove_dir_all(folder);
-    }
-    std::mem::forget(partials);
-}
-
-/// A folder under construction, removed when it is dropped or abandoned.
-#[derive(Debug)]
-struct Partial(tempfile::TempDir);
-
-impl Partial {
-    fn new(prefix: &str, parent: &Path) -> io::Result<Partial> {
-        let mut partials = PARTIALS.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
-        partials.insert(folder.path().into());
-        Ok(Partial(folder))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // A process that is interrupted now waits until the folder is gone.
-        let mut partials = PARTIALS.lock().unwrap_or_else(PoisonError::into_inner);
-        partials.remove(self.path());
-        // What was published is no longer there.
-        let _ = fs::remove_dir_all(self.path());
-    }
-}
-
 /// A folder under construction beside the place where it will appear; dropped unpublished, it is removed.
 #[derive(Debug)]
 pub struct Staging {
-    folder: Partial,
+    folder: PartialFolder,
     target: PathBuf,
 }
 
@@ -116,11 +94,11 @@ impl Staging {
     ///
     /// The caller holds whatever lock guards `target`: what an interrupted predecessor left is removed.
     pub fn new(target: &Path) -> Result<Staging, BundleError> {
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = parent(target);
         create_folder(parent)?;
         let prefix = format!(".{}{STAGED}", target.file_name().unwrap_or_default().to_string_lossy());
         remove_leftovers(parent, &prefix).map_err(|e| BundleError::io(parent, &e))?;
-        let folder = Partial::new(&prefix, parent).map_err(|e| BundleError::io(parent, &e))?;
+        let folder = PartialFolder::new(&prefix, parent).map_err(|e| BundleError::io(parent, &e))?;
         Ok(Staging { folder, target: target.into() })
     }
 
@@ -140,15 +118,16 @@ impl Staging {
             fs::remove_dir_all(&self.target).map_err(refuse)?;
         }
         fs::rename(self.folder.path(), &self.target).map_err(refuse)?;
-        self.folder.0.disable_cleanup(true);
+        self.folder.keep();
         Ok(self.target)
     }
 }
 
-/// Removes the folders under construction in `parent` whose makers are gone, which their locks show.
+/// Removes the files and folders under construction in `parent` whose makers are gone, which their locks show.
 pub fn remove_abandoned(parent: &Path) -> Result<(), BundleError> {
     let refuse = |e: io::Error| BundleError::io(parent, &e);
     let Ok(entries) = fs::read_dir(parent) else { return Ok(()) };
+    sweep(parent).map_err(refuse)?;
     for entry in entries {
         let name = entry.map_err(refuse)?.file_name().to_string_lossy().into_owned();
         let Some((target, _)) = name.strip_prefix('.').and_then(|name| name.rsplit_once(STAGED)) else {
@@ -213,7 +192,7 @@ const PARTIAL: &str = ".kiln-partial-";
 #[derive(Debug)]
 pub struct OutputFolder {
     folder: PathBuf,
-    partial: Option<Partial>,
+    partial: Option<PartialFolder>,
     is_new: bool,
     _lock: Option<File>,
 }
@@ -239,10 +218,11 @@ impl OutputFolder {
         if lock.is_some() {
             remove_leftovers(folder, PARTIAL).map_err(refuse)?;
         }
+        sweep(folder).map_err(refuse)?;
         if fs::read_dir(folder).map_err(refuse)?.next().is_some() {
             return occupied("exists and is not empty");
         }
-        let partial = Partial::new(PARTIAL, folder).map_err(refuse)?;
+        let partial = PartialFolder::new(PARTIAL, folder).map_err(refuse)?;
         Ok(OutputFolder { folder: folder.into(), partial: Some(partial), is_new, _lock: lock })
     }
 
@@ -297,12 +277,15 @@ fn lock_folder(_folder: &Path) -> Result<File, TryLockError> {
     Err(TryLockError::Error(io::ErrorKind::Unsupported.into()))
 }
 
-/// Whether files can be made in a folder: makes one and removes it.
+/// Whether files can be made and filled in a folder: makes one and removes it, and what killed processes left there.
 pub fn check_writable(folder: &Path) -> Result<(), BundleError> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let made = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder);
-    made.map(drop).map_err(|e| BundleError::io(folder, &e))
+    let write = || PartialFile::new(folder)?.write_all(&[0; BLOCK]);
+    write().map_err(|e| BundleError::io(folder, &e))
 }
+
+/// What a file system hands out at least.
+const BLOCK: usize = 4096;
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {

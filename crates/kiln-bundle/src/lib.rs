@@ -4,6 +4,7 @@
 //! not be seen. [`Bundle::open`] checks every file's digest, remembering those of large files by size, modification time
 //! and inode; [`Bundle::verify`] takes every digest anew.
 
+pub mod child;
 mod component;
 mod digests;
 mod error;
@@ -13,6 +14,7 @@ mod hold;
 mod manifest;
 #[cfg(feature = "pack")]
 mod pack;
+mod partial;
 pub mod read;
 mod seal;
 pub mod stable_diffusion;

@@ -5,26 +5,23 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::fs::{PartialFile, follow};
 use crate::manifest::{FileEntry, MAX_BYTES, Manifest, stays_inside};
 use crate::{Bundle, BundleError, MANIFEST, OutputFolder};
 
 /// Writes a bundle, whose every digest is checked, to a new file.
 ///
-/// The file appears when it is whole; one that is there already is replaced.
+/// The file appears when it is whole; one that is there already is replaced, and a link is followed.
 pub fn pack(bundle: &Bundle, file: &Path, level: i32) -> Result<(), BundleError> {
     bundle.verify()?;
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let refuse = |e: io::Error| BundleError::io(file, &e);
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-    let partial = builder.prefix(".").suffix(".tmp").tempfile_in(folder).map_err(refuse)?;
-    let encoder = zstd::Encoder::new(BufWriter::new(partial.as_file()), level).map_err(refuse)?;
+    let target = follow(file).map_err(refuse)?;
+    let mut partial = PartialFile::beside(&target).map_err(refuse)?;
+    let encoder = zstd::Encoder::new(BufWriter::new(&mut partial), level).map_err(refuse)?;
     let mut archive = tar::Builder::new(encoder);
     append(&mut archive, bundle, "", file)?;
-    let write = || archive.into_inner()?.finish()?.into_inner().map_err(|e| e.into_error())?.sync_all();
-    write().map_err(refuse)?;
-    partial.persist(file).map(drop).map_err(|e| refuse(e.error))
+    let finish = || archive.into_inner()?.finish()?.into_inner().map_err(|e| e.into_error()).map(drop);
+    finish().and_then(|()| partial.publish(&target)).map_err(refuse)
 }
 
 fn append<W: Write>(

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
 
 use clap::ValueEnum;
+use kiln_bundle::child::Child;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -24,13 +25,14 @@ pub(crate) fn call<A: DeserializeOwned>(work: Work, job: &impl Serialize) -> Ans
 
 fn run(work: Work, job: &impl Serialize) -> io::Result<Output> {
     let job = serde_json::to_vec(job)?;
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .args(["worker", &name(work)])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(if log::is_on() { Stdio::inherit() } else { Stdio::piped() })
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
+        .stderr(if log::is_on() { Stdio::inherit() } else { Stdio::piped() });
+    let mut child = Child::spawn(&mut command)?;
+    if let Some(mut stdin) = child.take_stdin() {
         // A child that ended early is told of by its status.
         let _ = stdin.write_all(&job);
     }
@@ -52,7 +54,6 @@ fn lost(output: &Output) -> Failure {
 pub(crate) fn answer<J: DeserializeOwned, A: Serialize>(
     work: impl FnOnce(J) -> Answer<A>,
 ) -> Result<(), Failure> {
-    end_with_parent();
     let job = serde_json::from_reader(io::stdin().lock()).map_err(|e| {
         Failure::usage(format!("standard input: {e}")).with_hint("other commands of kiln run this one")
     })?;
@@ -60,14 +61,3 @@ pub(crate) fn answer<J: DeserializeOwned, A: Serialize>(
     output::data(&answer);
     Ok(())
 }
-
-/// Lets the operating system end this process when the one that waits for it ends, however that happens.
-#[cfg(target_os = "linux")]
-fn end_with_parent() {
-    use rustix::process::{Signal, set_parent_process_death_signal};
-    // Without it the work is finished for nobody.
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-}
-
-#[cfg(not(target_os = "linux"))]
-fn end_with_parent() {}

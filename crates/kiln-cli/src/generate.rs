@@ -1,5 +1,5 @@
 use std::hash::{BuildHasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::limits;
@@ -13,7 +13,8 @@ use crate::failure::Failure;
 use crate::memtrace::MemoryTrace;
 use crate::model::Model;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
-use crate::settings::{settings, text_chunks};
+use crate::pictures::Pictures;
+use crate::settings::settings;
 use crate::{backends, draw, models, output, paths, plan, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -24,7 +25,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     memory.validate()?;
     let backends = args.execution.backends();
     backends.check()?;
-    let files = output_files(args, &request)?;
+    let pictures = Pictures::check(args, request.prompts.len(), request.seeds[0])?;
     let loras = tasks::loras(&args.tasks.lora)?;
     let model = Model::open(&paths::model(args.model.as_ref())?)?;
     let controlnets = args.tasks.controlnet.iter().map(|path| Model::open(path));
@@ -59,19 +60,18 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     }
     draw::warm_up(&mut pipeline, &request, args.warm_up)?;
     let output = draw::draw(&mut pipeline, &request, &mut trace)?;
-    if let (Some(trace), Some(file)) = (trace, &args.memory.memory_trace) {
-        trace.finish().write(file)?;
-    }
+    let recording = trace.map(MemoryTrace::finish);
 
     let settings = settings(&pipeline, &pipeline.resolve(&request)?, args)?;
-    for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
-        image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
-    }
+    let files = pictures.save(&output.images, &settings)?;
     match args.json {
         true => output::data(&report(&settings, &files, &output).to_string()),
         false => files.iter().for_each(|file| output::data(&file.display().to_string())),
     }
-    Ok(())
+    match (recording, &args.memory.memory_trace) {
+        (Some(recording), Some(file)) => recording.write(file),
+        _ => Ok(()),
+    }
 }
 
 fn request(args: &GenerateArgs) -> Result<Request, Failure> {
@@ -126,48 +126,6 @@ fn on_host(args: &GenerateArgs) -> Option<&'static str> {
         (true, false) => Some("--controlnet is compiled for the processor alone"),
         (true, true) => None,
     }
-}
-
-fn output_files(args: &GenerateArgs, request: &Request) -> Result<Vec<PathBuf>, Failure> {
-    let n = request.prompts.len();
-    let base = match &args.out {
-        Some(out) => png(out)?,
-        None => unused(&format!("kiln-{}", request.seeds[0]), n),
-    };
-    let files: Vec<PathBuf> = (0..n).map(|i| numbered(&base, i, n)).collect();
-    paths::check_outputs(&files)?;
-    paths::check_outputs(args.memory.memory_trace.as_slice())?;
-    Ok(files)
-}
-
-/// The path, which must end in `.png` if it has an ending.
-fn png(path: &Path) -> Result<PathBuf, Failure> {
-    match path.extension() {
-        Some(ending) if !ending.eq_ignore_ascii_case("png") => Err(Failure::usage(format!(
-            "out: {} does not end in .png, and pictures are PNG files",
-            path.display()
-        ))),
-        _ => Ok(path.into()),
-    }
-}
-
-fn numbered(base: &Path, i: usize, n: usize) -> PathBuf {
-    if n == 1 {
-        return base.into();
-    }
-    let stem = base.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = base.extension().map_or("png".into(), |extension| extension.to_string_lossy());
-    base.with_file_name(format!("{stem}-{i}.{extension}"))
-}
-
-/// A name in the working folder that overwrites nothing.
-fn unused(stem: &str, n: usize) -> PathBuf {
-    let candidates = (0u64..).map(|k| match k {
-        0 => PathBuf::from(format!("{stem}.png")),
-        k => PathBuf::from(format!("{stem}-v{}.png", k + 1)),
-    });
-    let mut free = candidates.filter(|base| (0..n).all(|i| !numbered(base, i, n).exists()));
-    free.next().unwrap_or_else(|| PathBuf::from(format!("{stem}.png")))
 }
 
 fn report(settings: &Value, files: &[PathBuf], output: &Output) -> Value {

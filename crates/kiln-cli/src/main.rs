@@ -19,6 +19,8 @@ mod devices;
 mod draw;
 mod environment;
 mod failure;
+#[cfg(unix)]
+mod fault;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -29,6 +31,7 @@ mod model;
 mod models;
 mod output;
 mod paths;
+mod pictures;
 mod plan;
 mod progress;
 mod runtime;
@@ -47,9 +50,14 @@ use failure::Failure;
 
 fn main() -> ExitCode {
     environment::silence_telemetry();
-    let cli = Cli::parse();
-    let result = interrupt::watch().and_then(|()| log::start()).and_then(|()| run(&cli.command));
-    match result {
+    #[cfg(unix)]
+    fault::watch();
+    let result = interrupt::watch().and_then(|()| log::start());
+    let result = result.and_then(|()| match Cli::try_parse() {
+        Ok(cli) => run(&cli.command),
+        Err(answer) => output::answer(&answer),
+    });
+    match result.and_then(|()| output::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             interrupt::wait_if_ending();

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kiln_bundle::BundleError;
+use kiln_bundle::fs::{follow, write_atomic};
 use kiln_runtime::{Gpu, process_memory};
 use serde::{Deserialize, Serialize};
 
@@ -29,10 +31,11 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Writes it as JSON.
+    /// Writes it as JSON; a link is followed.
     pub(crate) fn write(&self, file: &Path) -> Result<(), Failure> {
         let text = serde_json::to_vec(self).map_err(Failure::unexpected)?;
-        kiln_bundle::fs::write_atomic(file, &text).map_err(Failure::writing)
+        let target = follow(file).map_err(|e| BundleError::io(file, &e));
+        target.and_then(|target| write_atomic(&target, &text)).map_err(Failure::writing)
     }
 
     /// From the beginning to the last sample.

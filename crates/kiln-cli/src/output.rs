@@ -1,10 +1,44 @@
 //! The only places that print. Data goes to stdout, everything else to stderr.
 
 use std::io::{self, Write};
+use std::path::Path;
+use std::sync::OnceLock;
 
-/// Prints a line of data; a reader that has gone away is not an error.
+use kiln_bundle::BundleError;
+
+use crate::failure::Failure;
+
+/// Why data could not be written, the first time.
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a line of data; [`finish`] tells whether all were written.
 pub(crate) fn data(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
+    note(writeln!(io::stdout(), "{line}"));
+}
+
+/// What the command line alone answers: help and versions as data. A wrong command line ends the process.
+pub(crate) fn answer(answer: &clap::Error) -> Result<(), Failure> {
+    if answer.use_stderr() {
+        answer.exit();
+    }
+    note(answer.print());
+    Ok(())
+}
+
+/// Fails where data was lost; a reader that has gone away is not an error.
+pub(crate) fn finish() -> Result<(), Failure> {
+    note(io::stdout().flush());
+    match LOST.get() {
+        Some(e) => Err(Failure::writing(BundleError::io(Path::new("standard output"), e))),
+        None => Ok(()),
+    }
+}
+
+fn note(written: io::Result<()>) {
+    match written {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => drop(LOST.set(e)),
+        _ => {}
+    }
 }
 
 /// Tells the user something, in one line that is fit for a terminal.

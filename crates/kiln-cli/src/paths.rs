@@ -1,5 +1,6 @@
 //! Where things are unless the user says otherwise.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -31,17 +32,35 @@ pub(crate) fn engine_cache(args: &CacheArgs) -> Result<PathBuf, Failure> {
 
 /// Refuses files that could not be written once they are made.
 pub(crate) fn check_outputs(files: &[PathBuf]) -> Result<(), Failure> {
-    let Some(first) = files.first() else { return Ok(()) };
-    let Some(folder) = first.parent().filter(|_| first.file_name().is_some()) else {
-        return Err(Failure::usage(format!("{}: is not the name of a file", first.display())));
-    };
+    files.iter().try_for_each(|file| check_file(file))?;
+    let folders: BTreeSet<PathBuf> = files.iter().map(|file| folder(file)).collect::<Result<_, _>>()?;
+    folders.iter().try_for_each(|folder| kiln_bundle::fs::check_writable(folder).map_err(Failure::writing))
+}
+
+fn check_file(file: &Path) -> Result<(), Failure> {
+    let refuse = |reason: &str| Err(Failure::usage(format!("{}: {reason}", file.display())));
+    if file.as_os_str() == "-" {
+        return refuse("is no file, and files are not written to standard output")
+            .map_err(|failure| failure.with_hint("./- is a file of that name"));
+    }
+    if file.file_name().is_none() {
+        return refuse("is not the name of a file");
+    }
+    let folder = folder(file)?;
     if !(folder.as_os_str().is_empty() || folder.is_dir()) {
         return Err(Failure::usage(format!("{}: no such folder", folder.display())));
     }
-    if let Some(file) = files.iter().find(|file| file.exists() && !file.is_file()) {
-        return Err(Failure::usage(format!("{}: is not a regular file", file.display())));
+    match file.exists() && !file.is_file() {
+        true => refuse("is not a regular file"),
+        false => Ok(()),
     }
-    kiln_bundle::fs::check_writable(folder).map_err(Failure::writing)
+}
+
+/// The folder that a file is written to.
+fn folder(file: &Path) -> Result<PathBuf, Failure> {
+    let target = kiln_bundle::fs::follow(file);
+    let target = target.map_err(|e| Failure::usage(format!("{}: {e}", file.display())))?;
+    Ok(target.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
 pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
+
+use kiln_bundle::child::Child;
 
 use crate::env::PATH;
 use crate::environment::Environment;
@@ -47,10 +49,13 @@ impl<'a> Pip<'a> {
     }
 
     fn probe(&self) -> Result<(), String> {
-        let output = self.command().arg("--version").output().map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => "not found".to_owned(),
-            _ => io_reason(&e),
-        })?;
+        let mut command = self.command();
+        command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output =
+            Child::spawn(&mut command).and_then(Child::wait_with_output).map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => "not found".to_owned(),
+                _ => io_reason(&e),
+            })?;
         if output.status.success() {
             return Ok(());
         }
@@ -107,9 +112,9 @@ impl<'a> Pip<'a> {
             .stdout(Stdio::null())
             .stderr(errors);
         let refuse = |reason: String| Error::new(ErrorKind::Fetch, self.words.join(" "), reason);
-        let mut running = Running(command.spawn().map_err(|e| refuse(io_reason(&e)))?);
+        let mut pip = Child::spawn(&mut command).map_err(|e| refuse(io_reason(&e)))?;
         let status = loop {
-            match running.0.try_wait().map_err(|e| refuse(io_reason(&e)))? {
+            match pip.try_wait().map_err(|e| refuse(io_reason(&e)))? {
                 Some(status) => break status,
                 None => progress(largest_file(self.folder).min(platform.bytes)),
             }
@@ -124,16 +129,6 @@ impl<'a> Pip<'a> {
         let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
         let is_wheel = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "whl");
         paths.find(is_wheel).ok_or_else(|| refuse("fetched no wheel".into()))
-    }
-}
-
-/// A child that does not outlive an early return.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -7,8 +7,8 @@ mod resize;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use kiln_bundle::fs::{PartialFile, follow};
 use kiln_types::Size;
 use kiln_types::limits::MAX_INPUT_BYTES;
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
@@ -54,6 +54,11 @@ pub enum ImageError {
         /// What went wrong.
         reason: String,
     },
+}
+
+/// What the operating system says, without its number.
+fn of_system(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 /// A picture of eight bits per channel, row by row.
@@ -133,11 +138,10 @@ impl RgbImage {
     pub fn open(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
         let path = path.as_ref();
         let refuse = |reason: String| ImageError::Read { path: path.into(), reason };
-        let of_system =
-            |e: io::Error| refuse(e.to_string().split(" (os error").next().unwrap_or_default().to_lowercase());
+        let unreadable = |e: io::Error| refuse(of_system(&e));
         let mut bytes = Vec::new();
-        let file = File::open(path).map_err(of_system)?;
-        file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(of_system)?;
+        let file = File::open(path).map_err(unreadable)?;
+        file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > MAX_INPUT_BYTES {
             return Err(refuse(format!("has more than the {MAX_INPUT_BYTES} bytes that a picture may have")));
         }
@@ -204,24 +208,18 @@ impl RgbImage {
         Ok(())
     }
 
-    /// Writes a PNG file that appears whole or not at all.
+    /// Writes a PNG file that appears whole or not at all; a link is followed.
     pub fn save_png(&self, path: impl AsRef<Path>, text: &[(&str, String)]) -> Result<(), ImageError> {
         let path = path.as_ref();
-        let refuse = |e: io::Error| ImageError::Write { path: path.into(), reason: e.to_string() };
-        static N_SAVED: AtomicU64 = AtomicU64::new(0);
-        let n = N_SAVED.fetch_add(1, Ordering::Relaxed);
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let partial = path.with_file_name(format!(".{name}.{}.{n}.tmp", std::process::id()));
-        let file = File::create_new(&partial).map_err(refuse)?;
         let write = || {
-            let mut out = BufWriter::new(file);
+            let target = follow(path)?;
+            let mut file = PartialFile::beside(&target)?;
+            let mut out = BufWriter::new(&mut file);
             self.write_png(&mut out, text)?;
-            out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            std::fs::rename(&partial, path)
+            out.flush()?;
+            drop(out);
+            file.publish(&target)
         };
-        write().map_err(|e| {
-            let _ = std::fs::remove_file(&partial);
-            refuse(e)
-        })
+        write().map_err(|e| ImageError::Write { path: path.into(), reason: of_system(&e) })
     }
 }
