@@ -8,6 +8,7 @@ mod component;
 mod digests;
 mod error;
 mod figures;
+mod float8;
 pub mod fs;
 mod manifest;
 #[cfg(feature = "pack")]
@@ -31,7 +32,7 @@ pub use manifest::{
 #[cfg(feature = "pack")]
 pub use pack::{pack, unpack};
 pub use seal::SealKey;
-pub use tensors::{TensorFile, TensorFileError, TensorInfo};
+pub use tensors::{TensorFile, TensorFileError, TensorInfo, is_float, not_floats};
 
 /// Name of the seal over the manifest.
 pub const SEAL: &str = "bundle.seal";

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         pipeline.add_embedding(&file, word)?;
     }
     let loras: Vec<_> = loras.into_iter().map(|lora| (lora.file, lora.weight)).collect();
-    pipeline.set_loras(&loras)?;
+    pipeline.set_loras(&loras)?.iter().for_each(|notice| output::say(notice));
     if let Some(budget) = args.memory.memory_budget {
         pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?;
     }
