@@ -101,11 +101,13 @@ pub(crate) fn of_weight(parts: &mut Parts<'_>) -> Result<Option<Arc<dyn Change>>
 pub(crate) use difference::read_bias as of_bias;
 pub(crate) use scale::read_bias as of_optional_bias;
 
-/// Whether two shapes are one but for axes of 1, or but for axes that one of them joins.
+/// Whether two shapes are one but for last axes of 1, or but for axes that one of them joins.
+///
+/// Checkpoints lack a 1x1 kernel's axes where a linear layer stands for it, and bundles have more for group norms.
 fn fits(own: &[usize], weight: &[usize]) -> bool {
-    let squeezed = |shape: &[usize]| match shape {
-        [rows, columns, 1, 1] => vec![*rows, *columns],
-        shape => shape.to_vec(),
+    let squeezed = |shape: &[usize]| {
+        let n = shape.iter().rposition(|side| *side != 1).map_or(0, |last| last + 1);
+        shape[..n].to_vec()
     };
     let joined = |shape: &[usize]| match shape {
         [rows, rest @ ..] => vec![*rows, elements(rest)],
