@@ -9,6 +9,7 @@ mod component;
 mod digests;
 mod error;
 mod figures;
+pub mod float8;
 pub mod fs;
 mod hold;
 mod manifest;
@@ -38,7 +39,7 @@ pub use manifest::{
 #[cfg(feature = "pack")]
 pub use pack::{pack, unpack};
 pub use seal::SealKey;
-pub use tensors::{TensorFile, TensorFileError, TensorInfo};
+pub use tensors::{TensorFile, TensorFileError, TensorInfo, is_float, not_floats};
 
 /// Name of the seal over the manifest.
 pub const SEAL: &str = "bundle.seal";

@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use crate::float8;
 use crate::read::{self, ReadError};
 
 /// Largest safetensors header that is read. The format allows 100 MB; the largest of diffusion models have under 1 MB, and
@@ -52,6 +53,51 @@ pub enum TensorFileError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl TensorFileError {
+    /// What is wrong, without the file's path.
+    pub fn reason(&self) -> String {
+        match self {
+            TensorFileError::Io { error, .. } => error.to_string(),
+            TensorFileError::Content { reason, .. } => reason.clone(),
+        }
+    }
+}
+
+/// Whether tensors of a stored type can be read as floats.
+pub fn is_float(dtype: Dtype) -> bool {
+    FLOATS.contains(&dtype)
+}
+
+/// What is wrong with a tensor of another type, and the types that can be read as floats.
+pub fn not_floats(dtype: Dtype) -> String {
+    let supported: Vec<String> = FLOATS.iter().map(|dtype| format!("{dtype:?}")).collect();
+    format!("is stored as {dtype:?}; supported: {}", supported.join(", "))
+}
+
+const FLOATS: [Dtype; 6] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2];
+
+fn doubles(bytes: &[u8]) -> impl Iterator<Item = f64> {
+    bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b))
+}
+
+/// The single number of a tensor that [`TensorFile::read_f32`] would round or does not read.
+fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
+    let four = || bytes.try_into().ok();
+    let eight = || bytes.try_into().ok();
+    match dtype {
+        Dtype::F64 => eight().map(f64::from_le_bytes),
+        Dtype::I64 => eight().map(|b| i64::from_le_bytes(b) as f64),
+        Dtype::U64 => eight().map(|b| u64::from_le_bytes(b) as f64),
+        Dtype::I32 => four().map(|b| f64::from(i32::from_le_bytes(b))),
+        Dtype::U32 => four().map(|b| f64::from(u32::from_le_bytes(b))),
+        Dtype::I16 => bytes.try_into().ok().map(|b| f64::from(i16::from_le_bytes(b))),
+        Dtype::U16 => bytes.try_into().ok().map(|b| f64::from(u16::from_le_bytes(b))),
+        Dtype::I8 => bytes.first().map(|&b| f64::from(b.cast_signed())),
+        Dtype::U8 => bytes.first().map(|&b| f64::from(b)),
+        _ => None,
+    }
 }
 
 /// An opened safetensors file: its header, checked against the file's size.
@@ -218,9 +264,10 @@ impl TensorFile {
                 values
             }
             Dtype::BF16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-            other => {
-                return Err(refuse(format!("'{name}' is stored as {other:?}; supported: F32, F16, BF16")));
-            }
+            Dtype::F64 => doubles(&bytes).map(|value| value as f32).collect(),
+            Dtype::F8_E4M3 => bytes.iter().map(|&b| float8::from_e4m3(b)).collect(),
+            Dtype::F8_E5M2 => bytes.iter().map(|&b| float8::from_e5m2(b)).collect(),
+            other => return Err(refuse(format!("'{name}' {}", not_floats(other)))),
         };
         match values.iter().find(|value| !value.is_finite()) {
             None => Ok(values),
@@ -233,12 +280,20 @@ impl TensorFile {
         Ok(self.read(name)?.1)
     }
 
-    /// The single number of a tensor of integers.
-    pub fn read_i64(&self, name: &str) -> Result<i64, TensorFileError> {
+    /// The number of a tensor of one element, an integer or a float.
+    pub fn read_number(&self, name: &str) -> Result<f64, TensorFileError> {
+        let info = self.tensors.get(name).ok_or_else(|| self.content(format!("has no tensor '{name}'")))?;
+        if info.shape.iter().any(|n| *n != 1) {
+            return Err(self.content(format!("'{name}' has shape {:?}, not one number", info.shape)));
+        }
+        if is_float(info.dtype) && info.dtype != Dtype::F64 {
+            return Ok(f64::from(self.read_f32(name)?[0]));
+        }
         let (_, bytes) = self.read(name)?;
-        match bytes.as_chunks::<8>().0 {
-            [number] => Ok(i64::from_le_bytes(*number)),
-            _ => Err(self.content(format!("'{name}' is not one number"))),
+        match number(info.dtype, &bytes) {
+            Some(number) if number.is_finite() => Ok(number),
+            Some(number) => Err(self.content(format!("'{name}' holds {number}"))),
+            None => Err(self.content(format!("'{name}' is stored as {:?}, not a number", info.dtype))),
         }
     }
 

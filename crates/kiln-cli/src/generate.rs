@@ -53,7 +53,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         pipeline.add_embedding(&file, word)?;
     }
     let loras: Vec<_> = loras.into_iter().map(|lora| (lora.file, lora.weight)).collect();
-    pipeline.set_loras(&loras)?;
+    pipeline.set_loras(&loras)?.iter().for_each(|notice| output::say(notice));
     match args.memory.memory_budget {
         Some(budget) => pipeline.set_memory(plan::choose(&pipeline, &request, budget, args.execution)?)?,
         None => plan::check_free(&pipeline, &request, args.execution)?,

@@ -28,11 +28,11 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     } else if path.is_dir() && ControlNetCheckpoint::is_one(path) {
         let checkpoint = either_variant(|variant| ControlNetCheckpoint::open(path, variant))?;
         describe_checkpoint(path, Family::ControlNet, "ControlNetModel", vec![inspect_controlnet(&checkpoint)])
+    } else if LoraFile::is_lora(path) && !path.join("model_index.json").exists() {
+        describe_lora(&LoraFile::open(path)?)
     } else if path.is_dir() {
         let checkpoint = either_variant(|variant| Checkpoint::open(path, variant))?;
         describe_checkpoint(path, checkpoint.family(), checkpoint.class(), inspect_checkpoint(&checkpoint))
-    } else if path.is_file() && LoraFile::is_lora(path) {
-        describe_lora(&LoraFile::open(path)?)
     } else if Original::is_candidate(path) {
         describe_original(path)?
     } else if path.is_file() {
@@ -171,25 +171,36 @@ fn describe_lora(lora: &LoraFile) -> (Value, Vec<String>) {
         }
         let n_convolutions =
             modules.iter().filter(|m| m.shape().len() == 4 && m.shape()[2..] != [1, 1]).count();
-        let ranks: BTreeSet<usize> = modules.iter().map(|module| module.rank()).collect();
+        let ranks: BTreeSet<usize> = modules.iter().filter_map(|module| module.rank()).collect();
+        let kinds: BTreeSet<&str> = modules.iter().map(|module| module.kind()).collect();
         let scales: BTreeSet<String> = modules.iter().map(|module| module.scale().to_string()).collect();
         let join = |texts: Vec<String>| texts.join(", ");
         lines.push(format!(
-            "  {:<14} {:>4} modules ({n_convolutions} with a kernel), rank {}, scale {}",
+            "  {:<14} {:>4} modules ({n_convolutions} with a kernel), {}, rank {}, scale {}",
             role.to_string(),
             modules.len(),
+            kinds.iter().copied().collect::<Vec<_>>().join(" and "),
             join(ranks.iter().map(ToString::to_string).collect()),
             join(scales.iter().cloned().collect())
         ));
         let modules: Vec<Value> = modules
             .iter()
-            .map(|m| json!({ "name": m.name(), "rank": m.rank(), "scale": m.scale(), "shape": m.shape() }))
+            .map(|m| {
+                json!({
+                    "name": m.name(), "kind": m.kind(), "bias": m.is_bias(), "rank": m.rank(), "scale": m.scale(),
+                    "shape": m.shape(),
+                })
+            })
             .collect();
         components.push(json!({ "name": role.to_string(), "ranks": ranks, "modules": modules }));
     }
+    let words: Vec<&str> = lora.word_names().collect();
+    if !words.is_empty() {
+        lines.push(format!("  words          {}", words.join(", ")));
+    }
     let value = json!({
         "kind": "lora", "path": lora.path(), "blake3": lora.digest(), "family": lora.family(), "naming": namings,
-        "dtypes": dtypes, "components": components,
+        "dtypes": dtypes, "components": components, "words": words,
     });
     (value, lines)
 }

@@ -76,6 +76,7 @@ impl Bar {
                     "{component}: TensorRT has no fused kernel for {n} of its attentions, which take several"
                 ));
             }),
+            Compiling::LeftOut(notice) => self.0.suspend(|| output::say(&notice)),
             Compiling::Sealing => self.message("taking digests".into()),
             _ => {}
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use kiln_bundle::TensorFile;
+use kiln_bundle::{TensorFile, float8};
 use kiln_graph::ElementType;
 use safetensors::Dtype;
 use serde_json::Value;
@@ -74,25 +74,13 @@ impl Stored {
             Stored::F64 => {
                 floats.extend(bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32))
             }
-            Stored::F8E4M3 => floats.extend(bytes.iter().map(|&bits| from_e4m3(bits))),
-            // The upper half of a 16-bit float.
-            Stored::F8E5M2 => floats.extend(bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32())),
+            Stored::F8E4M3 => floats.extend(bytes.iter().map(|&bits| float8::from_e4m3(bits))),
+            Stored::F8E5M2 => floats.extend(bytes.iter().map(|&b| float8::from_e5m2(b))),
         }
         if let Some(scale) = scale {
             floats.iter_mut().for_each(|value| *value *= scale);
         }
     }
-}
-
-/// One sign, four bits of exponent with bias 7, three of fraction; all ones are no number.
-fn from_e4m3(bits: u8) -> f32 {
-    let (exponent, fraction) = (i32::from(bits >> 3 & 0xf), f32::from(bits & 7));
-    let magnitude = match (exponent, bits & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => fraction / 8.0 * 2f32.powi(-6),
-        _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if bits & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// Factors of 8-bit weights, by the two conventions of single-file checkpoints: `<layer>.weight_scale` with `<layer>.comfy_quant`
@@ -159,16 +147,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eight_bits_are_ocps_numbers() {
-        for (bits, value) in
-            [(0x00, 0.0), (0x01, 0.001953125), (0x38, 1.0), (0x7e, 448.0), (0xb8, -1.0), (0x08, 0.015625)]
-        {
-            assert_eq!(from_e4m3(bits), value, "{bits:#x}");
+    fn eight_bits_fit_into_sixteen_and_scales_multiply() {
+        let (mut floats, all) = (Vec::new(), (0..=255).collect::<Vec<u8>>());
+        for stored in [Stored::F8E4M3, Stored::F8E5M2] {
+            stored.decode(&all, None, &mut floats);
+            assert_eq!(stored.element_type(None), ElementType::F16);
+            assert!(floats.iter().all(|value| value.is_nan() || f16::from_f32(*value).to_f32() == *value));
         }
-        assert!(from_e4m3(0x7f).is_nan() && from_e4m3(0xff).is_nan());
-        let mut floats = Vec::new();
         Stored::F8E5M2.decode(&[0x3c, 0x7b, 0xbc, 0x01], Some(2.0), &mut floats);
-        assert_eq!(floats, [2.0, 114_688.0, -2.0, 2.0 * 2f32.powi(-16)]);
-        assert!((0..=255).map(from_e4m3).all(|value| value.is_nan() || f16::from_f32(value).to_f32() == value));
+        assert_eq!(floats, [2.0, 114_688.0, -2.0, 2f32.powi(-15)]);
+        assert_eq!(Stored::F8E5M2.element_type(Some(2.0)), ElementType::F32);
     }
 }

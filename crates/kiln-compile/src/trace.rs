@@ -100,6 +100,8 @@ pub enum Progress {
         /// How many.
         n: u64,
     },
+    /// A LoRA is not used as a whole, and why: one line.
+    LeftOut(String),
     /// Taking digests of what was written.
     Sealing,
 }
@@ -168,6 +170,7 @@ pub(crate) fn trace_pipeline<'a>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Traced<'a>>, CompileError> {
     let plan = LoraPlan::new(&options.loras, &checkpoint.lora_targets())?;
+    plan.notices().iter().for_each(|notice| progress(Progress::LeftOut(notice.clone())));
     let mut tracer = Tracer::new(options, plan, progress);
     let sizes = match checkpoint.unet.config.guidance_embedding_dim() {
         Some(_) => options.sizes,

@@ -6,113 +6,99 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_bundle::{ComponentName, TensorFile};
-use safetensors::Dtype;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::LoraError;
-use crate::keys::{Key, Naming, Part, Spelling};
+use crate::keys::{Key, Naming, Spelling, Unknown, shown};
+use crate::module::{Draft, LoraModule};
+use crate::settings::{self, Settings};
+use crate::words::{BundledWords, LearnedWord};
 
-/// Where diffusers keeps peft's configuration in a file's header (`LORA_ADAPTER_METADATA_KEY`).
-const ADAPTER_METADATA: &str = "lora_adapter_metadata";
-
-/// A LoRA file, its header checked; the matrices are read when they are needed.
+/// A file of LoRAs or of other changes of weights, its header checked; the matrices are read when they are needed.
 #[derive(Debug)]
 pub struct LoraFile {
     tensors: TensorFile,
     digest: String,
     modules: Vec<LoraModule>,
+    words: BundledWords,
+    /// Modules of networks that Stable Diffusion does not have.
+    foreign: BTreeSet<String>,
 }
 
-/// The change of one weight: `scale * up @ down`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraModule {
-    role: ComponentName,
-    name: String,
-    pub(crate) spelling: Spelling,
-    naming: Naming,
-    down: String,
-    up: String,
-    outputs: usize,
-    /// All axes of the changed weight but the first.
-    inputs: Vec<usize>,
-    rank: usize,
-    scale: f64,
-}
-
-#[derive(Default)]
-struct Draft {
-    down: Option<(String, Naming)>,
-    up: Option<(String, Naming)>,
-    alpha: Option<String>,
-}
+type Drafts = BTreeMap<(ComponentName, Spelling), Draft>;
 
 impl LoraFile {
-    /// Opens a safetensors file in the naming of kohya, peft or diffusers and checks that its tensors are LoRAs.
+    /// Opens a safetensors file in the naming of kohya, lycoris, peft or diffusers, or peft's folder of one, and checks
+    /// that its tensors are changes of weights.
     pub fn open(path: impl AsRef<Path>) -> Result<LoraFile, LoraError> {
         let path = path.as_ref();
-        let refuse = |reason: String| LoraError::new(path, reason);
-        if path.extension().is_some_and(|ending| ["pt", "bin", "ckpt", "pth"].iter().any(|e| ending == *e)) {
-            return Err(refuse(
-                "pickled weights can run code when they are read, and kiln refuses them; convert the file to safetensors"
-                    .into(),
+        let file = if path.is_dir() { settings::file_in(path)? } else { path.to_path_buf() };
+        if file.extension().is_some_and(|ending| ["pt", "bin", "ckpt", "pth"].iter().any(|e| ending == *e)) {
+            return Err(LoraError::new(
+                &file,
+                "pickled weights can run code when they are read, and kiln refuses them; convert the file to safetensors",
             ));
         }
-        let tensors = TensorFile::open(path)?;
-        let digest = kiln_bundle::fs::digest(path).map_err(|e| LoraError::new(path, e))?;
-        LoraFile::of(tensors, digest)
+        let tensors = TensorFile::open(&file)?;
+        let beside = if is_pefts(&tensors) { Settings::beside(&file)? } else { None };
+        let (settings, text) = match beside {
+            Some((settings, text)) => (settings, Some(text)),
+            None => (Settings::in_header(&tensors)?, None),
+        };
+        let opened = LoraFile::of(tensors, &settings)?;
+        // After the checks: a file that is refused is not read.
+        let digest = kiln_bundle::fs::digest(&file).map_err(|e| LoraError::new(&file, e))?;
+        let digest = match text {
+            Some(text) => kiln_bundle::fs::digest_of(&[digest.as_bytes(), &text].concat()),
+            None => digest,
+        };
+        Ok(LoraFile { digest, ..opened })
     }
 
     /// The same of a file's bytes, which errors call by `name`.
     pub fn from_bytes(name: impl Into<PathBuf>, bytes: impl Into<Arc<[u8]>>) -> Result<LoraFile, LoraError> {
         let bytes = bytes.into();
         let digest = kiln_bundle::fs::digest_of(&bytes);
-        LoraFile::of(TensorFile::from_bytes(name, bytes)?, digest)
+        let tensors = TensorFile::from_bytes(name, bytes)?;
+        let settings = Settings::in_header(&tensors)?;
+        Ok(LoraFile { digest, ..LoraFile::of(tensors, &settings)? })
     }
 
-    fn of(tensors: TensorFile, digest: String) -> Result<LoraFile, LoraError> {
+    fn of(tensors: TensorFile, settings: &Settings) -> Result<LoraFile, LoraError> {
         let path = tensors.path().to_path_buf();
         let refuse = |reason: String| LoraError::new(&path, reason);
-        let mut drafts: BTreeMap<(ComponentName, Spelling), (String, Draft)> = BTreeMap::new();
-        for name in tensors.tensors().keys() {
-            let key = Key::parse(name).map_err(refuse)?;
-            let (module, draft) = drafts
-                .entry((key.role, key.spelling))
-                .or_insert_with(|| (key.module.clone(), Draft::default()));
-            let is_first = match (key.part, key.naming) {
-                (Part::Down, Some(naming)) => draft.down.replace((name.clone(), naming)).is_none(),
-                (Part::Up, Some(naming)) => draft.up.replace((name.clone(), naming)).is_none(),
-                _ => draft.alpha.replace(name.clone()).is_none(),
-            };
-            if !is_first || *module != key.module {
-                return Err(refuse(format!("'{name}' is given twice, under different names")));
-            }
-        }
+        let words = BundledWords::of(&tensors).map_err(refuse)?;
+        let (drafts, foreign) = drafts(&tensors).map_err(refuse)?;
         if drafts.is_empty() {
-            return Err(refuse("holds no LoRA".into()));
+            return Err(refuse(foreign.into_values().next().unwrap_or_else(|| "holds no LoRA".into())));
         }
-        let adapter = Adapter::of(&tensors)?;
         let modules = drafts
             .into_iter()
-            .map(|((role, spelling), (name, draft))| {
-                LoraModule::new(&tensors, &adapter, role, name, spelling, draft).map_err(refuse)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let named = |original: bool| {
-            modules.iter().find(|m| m.role == UNET && (m.naming == Naming::KohyaOriginal) == original)
-        };
-        if let (Some(a), Some(b)) = (named(true), named(false)) {
-            let (a, b) = (&a.name, &b.name);
-            return Err(refuse(format!(
-                "mixes the names of the original layout ('{a}') with diffusers' ('{b}')"
-            )));
-        }
-        Ok(LoraFile { tensors, digest, modules })
+            .map(|((role, spelling), draft)| draft.modules(&tensors, settings, role, spelling).map_err(refuse));
+        let modules: Vec<LoraModule> = modules.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        check_layout(&modules).map_err(refuse)?;
+        let foreign = foreign.into_keys().collect();
+        Ok(LoraFile { tensors, digest: String::new(), modules, words, foreign })
     }
 
     /// Whether a file looks like a LoRA of any kind, supported or not.
     pub fn is_lora(path: &Path) -> bool {
-        const MARKS: [&str; 6] = ["lora_", ".lora.", "_lora.", ".hada_", ".lokr_", ".oft_"];
-        let Ok(file) = TensorFile::open(path) else { return false };
+        const MARKS: [&str; 10] = [
+            "lora_",
+            ".lora.",
+            "_lora.",
+            ".hada_",
+            ".lokr_",
+            ".oft_",
+            ".boft_",
+            "lycoris_",
+            "base_model.model.",
+            ".ia3_l",
+        ];
+        let Ok(path) = (if path.is_dir() { settings::file_in(path) } else { Ok(path.into()) }) else {
+            return false;
+        };
+        let Ok(file) = TensorFile::open(&path) else { return false };
         file.tensors().keys().any(|name| MARKS.iter().any(|mark| name.contains(mark)))
     }
 
@@ -131,187 +117,106 @@ impl LoraFile {
         &self.modules
     }
 
-    /// The stored types of its matrices.
+    /// The stored types of its tensors.
     pub fn dtypes(&self) -> BTreeSet<String> {
-        self.modules
-            .iter()
-            .map(|m| format!("{:?}", self.tensors.tensors()[&m.up].dtype).to_lowercase())
-            .collect()
+        let tensors = self.tensors.tensors().iter().filter(|(_, info)| !info.shape.is_empty());
+        tensors.map(|(_, info)| format!("{:?}", info.dtype).to_lowercase()).collect()
+    }
+
+    /// The words that it bundles with their embeddings, read.
+    pub fn words(&self) -> Result<Vec<LearnedWord>, LoraError> {
+        self.words.read(&self.tensors)
+    }
+
+    /// The words that it bundles.
+    pub fn word_names(&self) -> impl Iterator<Item = &str> {
+        self.words.names()
+    }
+
+    /// Modules of networks that Stable Diffusion does not have.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.foreign.iter().map(String::as_str)
+    }
+
+    /// What a user should know of how the file is read, if anything.
+    pub(crate) fn notice(&self) -> Option<String> {
+        let arguments = self.tensors.metadata().get("ss_network_args")?;
+        let arguments: Value = serde_json::from_str(arguments).ok()?;
+        let is_dylora = arguments.get("algo")?.as_str()? == "dylora";
+        is_dylora.then(|| {
+            let path = self.path().display();
+            format!(
+                "{path}: is a DyLoRA, scaled by alpha over rank; its trainer divides by the number of blocks"
+            )
+        })
+    }
+
+    pub(crate) fn tensors(&self) -> &TensorFile {
+        &self.tensors
     }
 
     /// Whose names the modules have.
     pub fn namings(&self) -> BTreeSet<Naming> {
-        self.modules.iter().map(|module| module.naming).collect()
+        self.modules.iter().map(LoraModule::naming).collect()
     }
 
     /// The generation of Stable Diffusion that it was trained for, as far as its shapes tell: by the width of what the
     /// UNet attends to, or by a second text encoder.
     pub fn family(&self) -> Option<&'static str> {
-        let attends = |module: &&LoraModule| {
-            let name = module.name.replace('.', "_");
-            module.role == UNET
-                && name.contains("attn2")
-                && ["to_k", "to_v"].iter().any(|end| name.ends_with(end))
-        };
-        let width = self.modules.iter().find(attends).and_then(|module| module.inputs.first());
+        let attends = |module: &&LoraModule| module.attends_to_text();
+        let width = self.modules.iter().find(attends).and_then(|module| module.shape().get(1).copied());
         match width {
             Some(768) => Some("Stable Diffusion 1.x"),
             Some(1024) => Some("Stable Diffusion 2.x"),
             Some(2048) => Some("Stable Diffusion XL"),
             Some(1280) => Some("Stable Diffusion XL's refiner"),
-            _ if self.modules.iter().any(|module| module.role == TEXT_ENCODER_2) => Some("Stable Diffusion XL"),
+            _ if self.modules.iter().any(|module| module.role() == TEXT_ENCODER_2) => {
+                Some("Stable Diffusion XL")
+            }
             _ => None,
         }
     }
-
-    /// `up [outputs, rank]` and `down [rank, inputs]` of a module, in row-major order.
-    pub(crate) fn matrices(&self, module: &LoraModule) -> Result<[Vec<f32>; 2], LoraError> {
-        Ok([self.tensors.read_f32(&module.up)?, self.tensors.read_f32(&module.down)?])
-    }
 }
 
-impl LoraModule {
-    fn new(
-        tensors: &TensorFile,
-        adapter: &Adapter,
-        role: ComponentName,
-        name: String,
-        spelling: Spelling,
-        draft: Draft,
-    ) -> Result<LoraModule, String> {
-        let (Some((down, naming)), Some((up, _))) = (draft.down, draft.up) else {
-            return Err(format!("module '{name}' lacks one of its two matrices"));
-        };
-        let shape = |key: &str| -> Result<&[usize], String> {
-            let info = &tensors.tensors()[key];
-            match info.dtype {
-                Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(&info.shape),
-                other => Err(format!("'{key}' is stored as {other:?}; supported: F32, F16, BF16")),
-            }
-        };
-        let (down_shape, up_shape) = (shape(&down)?, shape(&up)?);
-        let misshapen = || format!("module '{name}' multiplies {up_shape:?} by {down_shape:?}");
-        let (&[outputs, rank, ref kernel @ ..], &[down_rank, ref inputs @ ..]) = (up_shape, down_shape) else {
-            return Err(misshapen());
-        };
-        let is_empty = up_shape.contains(&0) || down_shape.contains(&0);
-        let is_known = matches!(inputs.len(), 1 | 3) && matches!(kernel.len(), 0 | 2);
-        if rank != down_rank || kernel.iter().any(|n| *n != 1) || is_empty || !is_known {
-            return Err(misshapen());
-        }
-        let scale = match &draft.alpha {
-            Some(key) => alpha(tensors, key)? / rank as f64,
-            None => adapter.scale(role, &name, rank)?,
-        };
-        Ok(LoraModule { role, spelling, naming, down, up, outputs, inputs: inputs.into(), rank, scale, name })
-    }
-
-    /// The component that it changes.
-    pub fn role(&self) -> ComponentName {
-        self.role
-    }
-
-    /// Its name in the file.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Whose name that is.
-    pub fn naming(&self) -> Naming {
-        self.naming
-    }
-
-    /// Columns of `up` and rows of `down`.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Factor of the product: the module's own alpha over its rank, or 1 without an alpha.
-    ///
-    /// diffusers 0.42 reads the same from files with one alpha; where alphas differ, it takes the commonest for attention
-    /// and text encoders, and for modules without one.
-    pub fn scale(&self) -> f64 {
-        self.scale
-    }
-
-    /// Shape of the change: outputs, then inputs and, for a convolution, the kernel's height and width.
-    pub fn shape(&self) -> Vec<usize> {
-        [&[self.outputs], self.inputs.as_slice()].concat()
-    }
-
-    pub(crate) fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Whether it changes a weight of the given shape; the axes of a 1x1 kernel need not be there.
-    pub(crate) fn fits(&self, weight: &[usize]) -> bool {
-        let squeezed = |shape: &[usize]| match shape {
-            [rows, columns, 1, 1] => vec![*rows, *columns],
-            shape => shape.to_vec(),
-        };
-        squeezed(&self.shape()) == squeezed(weight)
-    }
+/// Whether peft itself wrote the file, and its configuration beside it.
+fn is_pefts(tensors: &TensorFile) -> bool {
+    let is_named = tensors.path().file_name().is_some_and(|name| name == "adapter_model.safetensors");
+    is_named || tensors.tensors().keys().any(|key| key.starts_with("base_model.model."))
 }
 
-fn alpha(tensors: &TensorFile, key: &str) -> Result<f64, String> {
-    let info = &tensors.tensors()[key];
-    if info.shape.iter().any(|n| *n != 1) {
-        return Err(format!("'{key}' has shape {:?}, not one number", info.shape));
+/// The tensors by module, and why some are for no network of Stable Diffusion.
+fn drafts(tensors: &TensorFile) -> Result<(Drafts, BTreeMap<String, String>), String> {
+    let (mut drafts, mut foreign) = (Drafts::new(), BTreeMap::new());
+    for name in tensors.tensors().keys().filter(|name| !BundledWords::has(name)) {
+        let key = match Key::parse(name) {
+            Ok(key) => key,
+            Err(Unknown::Part(reason)) => return Err(reason),
+            Err(Unknown::Component(reason)) => {
+                foreign.insert(shown(name), reason);
+                continue;
+            }
+        };
+        let draft = drafts.entry((key.role, key.spelling)).or_insert_with(|| Draft {
+            name: key.module.clone(),
+            naming: None,
+            keys: BTreeMap::new(),
+        });
+        let is_first = draft.keys.insert(key.part, name.clone()).is_none();
+        if !is_first || draft.name != key.module {
+            return Err(format!("'{}' is given twice, under different names", shown(name)));
+        }
+        draft.naming = draft.naming.or(key.naming);
     }
-    if info.dtype == Dtype::I64 {
-        return tensors.read_i64(key).map(|alpha| alpha as f64).map_err(|e| e.to_string());
-    }
-    let values = tensors.read_f32(key).map_err(|e| e.to_string())?;
-    Ok(f64::from(values[0]))
+    Ok((drafts, foreign))
 }
 
-/// What diffusers' header says of peft's configuration, by `component.setting`.
-#[derive(Default)]
-struct Adapter {
-    settings: Map<String, Value>,
-}
-
-impl Adapter {
-    fn of(tensors: &TensorFile) -> Result<Adapter, LoraError> {
-        let Some(text) = tensors.metadata().get(ADAPTER_METADATA) else { return Ok(Adapter::default()) };
-        let settings = serde_json::from_str(text)
-            .map_err(|e| LoraError::new(tensors.path(), format!("{ADAPTER_METADATA}: {e}")))?;
-        Ok(Adapter { settings })
-    }
-
-    fn setting(&self, role: ComponentName, key: &str) -> Option<&Value> {
-        self.settings.get(&format!("{role}.{key}")).filter(|value| !value.is_null())
-    }
-
-    /// peft's `lora_alpha / r`, with its patterns; 1 where the header says nothing.
-    fn scale(&self, role: ComponentName, module: &str, rank: usize) -> Result<f64, String> {
-        let refuse =
-            |key: &str, value: &Value| format!("{ADAPTER_METADATA}: {role}.{key}: {value} is not supported");
-        for key in ["use_dora", "fan_in_fan_out", "lora_bias", "use_bdlora", "use_qalora"] {
-            if let Some(value) = self.setting(role, key).filter(|value| **value != Value::Bool(false)) {
-                return Err(refuse(key, value));
-            }
-        }
-        let Some(alpha) = self.setting(role, "lora_alpha") else { return Ok(1.0) };
-        let mut number = alpha.as_f64().ok_or_else(|| refuse("lora_alpha", alpha))?;
-        let path = module.strip_prefix(&format!("{role}.")).unwrap_or(module);
-        let patterns = self.setting(role, "alpha_pattern").and_then(Value::as_object);
-        for (pattern, value) in patterns.into_iter().flatten() {
-            let plain = pattern.strip_prefix('^').unwrap_or(pattern);
-            if !plain.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
-                return Err(refuse("alpha_pattern", &Value::String(pattern.clone())));
-            }
-            let rest = path.strip_suffix(plain);
-            let anchored = pattern.starts_with('^');
-            if rest.is_some_and(|rest| rest.is_empty() || !anchored && rest.ends_with('.')) {
-                number = value.as_f64().ok_or_else(|| refuse("alpha_pattern", value))?;
-                break;
-            }
-        }
-        let rank = rank as f64;
-        match self.setting(role, "use_rslora") {
-            Some(Value::Bool(true)) => Ok(number / rank.sqrt()),
-            _ => Ok(number / rank),
-        }
-    }
+/// Refuses names of the original code beside diffusers'.
+fn check_layout(modules: &[LoraModule]) -> Result<(), String> {
+    let named = |original: bool| {
+        let is_original = |module: &LoraModule| module.naming() == Naming::KohyaOriginal;
+        modules.iter().find(|module| module.role() == UNET && is_original(module) == original)
+    };
+    let (Some(a), Some(b)) = (named(true), named(false)) else { return Ok(()) };
+    let (a, b) = (a.name(), b.name());
+    Err(format!("mixes the names of the original layout ('{a}') with diffusers' ('{b}')"))
 }

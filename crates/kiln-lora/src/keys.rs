@@ -41,59 +41,97 @@ pub(crate) enum Spelling {
     Dotted(String),
 }
 
-/// What a tensor of a LoRA is to its module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    Down,
-    Up,
-    Alpha,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) role: ComponentName,
     /// The module as the file spells it.
     pub(crate) module: String,
     pub(crate) spelling: Spelling,
-    pub(crate) part: Part,
-    /// `None` for an alpha, which has no style of its own.
+    /// What the tensor is to its module.
+    pub(crate) part: &'static str,
+    /// `None` where the part's name is everyone's.
     pub(crate) naming: Option<Naming>,
 }
 
-const PARTS: [(&str, Part, Option<Naming>); 11] = [
-    (".lora_down.weight", Part::Down, Some(Naming::Kohya)),
-    (".lora_up.weight", Part::Up, Some(Naming::Kohya)),
-    (".lora_A.weight", Part::Down, Some(Naming::Peft)),
-    (".lora_B.weight", Part::Up, Some(Naming::Peft)),
-    (".lora.down.weight", Part::Down, Some(Naming::Diffusers)),
-    (".lora.up.weight", Part::Up, Some(Naming::Diffusers)),
-    (".lora_linear_layer.down.weight", Part::Down, Some(Naming::Diffusers)),
-    (".lora_linear_layer.up.weight", Part::Up, Some(Naming::Diffusers)),
-    ("_lora.down.weight", Part::Down, Some(Naming::DiffusersProcessors)),
-    ("_lora.up.weight", Part::Up, Some(Naming::DiffusersProcessors)),
-    (".alpha", Part::Alpha, None),
+/// Why a key belongs to no module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    /// It is a part of no adapter that is known.
+    Part(String),
+    /// It is for a network that Stable Diffusion does not have.
+    Component(String),
+}
+
+/// How a key ends, what it is then to its module, and whose name that is.
+const PARTS: [(&str, &str, Option<Naming>); 52] = [
+    (".lora_down.weight", "down", Some(Naming::Kohya)),
+    (".lora_up.weight", "up", Some(Naming::Kohya)),
+    (".lora_mid.weight", "mid", Some(Naming::Kohya)),
+    (".lora_up.bias", "up_bias", Some(Naming::Kohya)),
+    (".lora_A.weight", "down", Some(Naming::Peft)),
+    (".lora_B.weight", "up", Some(Naming::Peft)),
+    (".lora_B.bias", "up_bias", Some(Naming::Peft)),
+    (".lora.down.weight", "down", Some(Naming::Diffusers)),
+    (".lora.up.weight", "up", Some(Naming::Diffusers)),
+    (".lora.up.bias", "up_bias", Some(Naming::Diffusers)),
+    (".lora_linear_layer.down.weight", "down", Some(Naming::Diffusers)),
+    (".lora_linear_layer.up.weight", "up", Some(Naming::Diffusers)),
+    (".lora_linear_layer.up.bias", "up_bias", Some(Naming::Diffusers)),
+    ("_lora.down.weight", "down", Some(Naming::DiffusersProcessors)),
+    ("_lora.up.weight", "up", Some(Naming::DiffusersProcessors)),
+    ("_lora.up.bias", "up_bias", Some(Naming::DiffusersProcessors)),
+    (".alpha", "alpha", None),
+    (".dora_scale", "dora_scale", None),
+    (".lora_magnitude_vector", "lora_magnitude_vector", None),
+    (".lora_magnitude_vector.weight", "lora_magnitude_vector", None),
+    (".hada_w1_a", "hada_w1_a", None),
+    (".hada_w1_b", "hada_w1_b", None),
+    (".hada_w2_a", "hada_w2_a", None),
+    (".hada_w2_b", "hada_w2_b", None),
+    (".hada_t1", "hada_t1", None),
+    (".hada_t2", "hada_t2", None),
+    (".lokr_w1", "lokr_w1", None),
+    (".lokr_w1_a", "lokr_w1_a", None),
+    (".lokr_w1_b", "lokr_w1_b", None),
+    (".lokr_w2", "lokr_w2", None),
+    (".lokr_w2_a", "lokr_w2_a", None),
+    (".lokr_w2_b", "lokr_w2_b", None),
+    (".lokr_t1", "lokr_t1", None),
+    (".lokr_t2", "lokr_t2", None),
+    (".diff", "diff", None),
+    (".diff_b", "diff_b", None),
+    (".w_norm", "w_norm", None),
+    (".b_norm", "b_norm", None),
+    (".oft_blocks", "oft_blocks", None),
+    (".rescale", "rescale", None),
+    (".on_input", "on_input", None),
+    (".ia3_l", "ia3_l", None),
+    (".a1.weight", "a1", None),
+    (".a2.weight", "a2", None),
+    (".b1.weight", "b1", None),
+    (".b2.weight", "b2", None),
+    (".bm.weight", "bm", None),
+    (".modules_to_save.weight", "saved_weight", None),
+    (".modules_to_save.bias", "saved_bias", None),
+    (".base_layer.bias", "saved_bias", None),
+    (".weight", "weight", None),
+    (".bias", "saved_bias", None),
 ];
 
-/// What in a key tells of another method, and its name.
-const OTHER_METHODS: [(&str, &str); 18] = [
-    (".dora_scale", "DoRA"),
-    (".lora_magnitude_vector", "DoRA"),
-    (".hada_", "LoHa"),
-    (".lokr_", "LoKr"),
-    (".lora_mid.", "LoCon with Tucker decomposition"),
-    (".oft_", "OFT"),
-    (".boft_", "BOFT"),
-    (".on_input", "IA3"),
-    (".diff_b", "a difference of biases"),
-    (".diff", "a difference of weights"),
-    (".w_norm", "a difference of norms"),
-    (".b_norm", "a difference of norms"),
-    (".lora_B.bias", "LoRA with biases"),
-    (".lora_up.bias", "LoRA with biases"),
-    (".lora.up.bias", "LoRA with biases"),
+/// What in a key tells of a method that is not supported, and its name.
+const OTHER_METHODS: [(&str, &str); 12] = [
+    (".oft_R", "peft's OFT"),
+    (".oft_diag", "kohya's first OFT"),
+    (".boft_", "peft's BOFT"),
+    (".hra_u", "HRA"),
     ("vera_lambda_", "VeRA"),
+    (".lambda_layer", "T-LoRA"),
+    (".q_layer.", "T-LoRA"),
+    (".p_layer.", "T-LoRA"),
     ("lora_embedding_", "LoRA of embeddings"),
+    ("trainable_tokens_", "training of tokens"),
     ("lora_controlnet", "Control-LoRA"),
+    (".lora_down.bias", "LoRA with biases between its matrices"),
 ];
 
 const KOHYA: [(&str, ComponentName); 4] = [
@@ -103,47 +141,119 @@ const KOHYA: [(&str, ComponentName); 4] = [
     ("lora_te2_", TEXT_ENCODER_2),
 ];
 
-const DIFFUSERS: [(&str, ComponentName); 3] =
-    [("unet.", UNET), ("text_encoder.", TEXT_ENCODER), ("text_encoder_2.", TEXT_ENCODER_2)];
+/// lycoris' own prefix, which names no component.
+const LYCORIS: &str = "lycoris_";
+
+/// What peft puts before the paths of a model that it wraps.
+const PEFT: &str = "base_model.model.";
+
+const DIFFUSERS: [(&str, ComponentName); 5] = [
+    ("unet.", UNET),
+    ("text_encoder.", TEXT_ENCODER),
+    ("text_encoder_2.", TEXT_ENCODER_2),
+    ("text_encoders.clip_l.transformer.", TEXT_ENCODER),
+    ("text_encoders.clip_g.transformer.", TEXT_ENCODER_2),
+];
 
 /// Where the names of a UNet's modules begin, for files that name no component.
 const UNET_ROOTS: [&str; 7] =
     ["down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "add_embedding."];
+
+/// Where those of a text encoder's begin.
+const TEXT_ROOTS: [&str; 5] =
+    ["text_model.", "encoder.layers.", "embeddings.", "final_layer_norm.", "text_projection."];
 
 /// Module names of the original code, in kohya's spelling.
 const ORIGINAL_ROOTS: [&str; 6] =
     ["input_blocks_", "middle_block_", "output_blocks_", "time_embed_", "label_emb_", "out_"];
 
 impl Key {
-    /// Reads a key; the error says why it belongs to no LoRA that can be added to Stable Diffusion.
-    pub(crate) fn parse(key: &str) -> Result<Key, String> {
+    /// Reads a key; the error says why it belongs to no adapter that can be added to Stable Diffusion.
+    pub(crate) fn parse(key: &str) -> Result<Key, Unknown> {
+        let shown = shown(key);
         if let Some((_, method)) = OTHER_METHODS.iter().find(|(mark, _)| key.contains(mark)) {
-            return Err(format!("'{key}': {method} is not supported"));
+            return Err(Unknown::Part(format!("'{shown}': {method} is not supported")));
         }
-        let found =
-            PARTS.iter().find_map(|(suffix, part, naming)| Some((key.strip_suffix(suffix)?, *part, *naming)));
-        let Some((module, part, mut naming)) = found.filter(|(module, ..)| !module.is_empty()) else {
-            return Err(format!("'{key}' is not part of a LoRA"));
+        let plain = without_adapter_name(key);
+        let ends = PARTS.iter().filter_map(|(suffix, part, naming)| {
+            Some((plain.strip_suffix(suffix)?, *part, *naming)).filter(|(module, ..)| !module.is_empty())
+        });
+        let Some((module, part, naming)) = ends.min_by_key(|(module, ..)| module.len()) else {
+            return Err(Unknown::Part(format!("'{shown}' is not part of a LoRA")));
         };
-        let kohya = KOHYA.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
-        if let Some((role, stem)) = kohya {
-            let is_original = role == UNET && ORIGINAL_ROOTS.iter().any(|root| stem.starts_with(root));
-            if is_original && naming == Some(Naming::Kohya) {
-                naming = Some(Naming::KohyaOriginal);
-            }
-            let (module, spelling) = (module.to_owned(), Spelling::Underscored(stem.replace('.', "_")));
-            return Ok(Key { role, module, spelling, part, naming });
+        let is_pefts = module.starts_with(PEFT);
+        let part = if part == "weight" && is_pefts { "saved_weight" } else { part };
+        if part == "saved_bias" && !is_pefts {
+            return Err(Unknown::Part(format!("'{shown}' is not part of a LoRA")));
         }
-        let dotted = DIFFUSERS.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
-        let bare = UNET_ROOTS.iter().any(|root| format!("{module}.").starts_with(root));
-        let Some((role, path)) = dotted.or_else(|| bare.then_some((UNET, module))) else {
+        let of_module = |(role, spelling, naming)| Key { role, module: module.into(), spelling, part, naming };
+        underscored(module, naming).or_else(|| dotted(module, naming)).map(of_module).ok_or_else(|| {
             let family = other_family(module).map(|family| format!("; the file is a LoRA for {family}"));
             let family = family.unwrap_or_default();
-            return Err(format!("'{key}' is for no component of Stable Diffusion 1.x, 2.x or XL{family}"));
-        };
-        let path = module_path(role, path, naming == Some(Naming::DiffusersProcessors));
-        Ok(Key { role, module: module.into(), spelling: Spelling::Dotted(path), part, naming })
+            Unknown::Component(format!(
+                "'{shown}' is for no component of Stable Diffusion 1.x, 2.x or XL{family}"
+            ))
+        })
     }
+}
+
+type Place = (ComponentName, Spelling, Option<Naming>);
+
+/// A module in kohya's or lycoris' names, or in those of the original code.
+fn underscored(module: &str, naming: Option<Naming>) -> Option<Place> {
+    let roots = |roots: &[&str], stem: &str| roots.iter().any(|root| stem.starts_with(&root.replace('.', "_")));
+    let kohya = KOHYA.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
+    let lycoris = module.strip_prefix(LYCORIS).and_then(|stem| match stem {
+        stem if roots(&UNET_ROOTS, &format!("{stem}_")) => Some((UNET, stem)),
+        stem if roots(&TEXT_ROOTS, &format!("{stem}_")) => Some((TEXT_ENCODER, stem)),
+        _ => None,
+    });
+    let path = module.strip_prefix("diffusion_model.").map(|path| (UNET, path));
+    let original = path.filter(|(_, path)| roots(&ORIGINAL_ROOTS, &format!("{path}_").replace('.', "_")));
+    let (role, stem) = kohya.or(lycoris).or(original)?;
+    let stem = stem.replace('.', "_");
+    let is_original = role == UNET && roots(&ORIGINAL_ROOTS, &stem);
+    let naming = match naming {
+        None | Some(Naming::Kohya) if is_original => Some(Naming::KohyaOriginal),
+        None => Some(Naming::Kohya),
+        naming => naming,
+    };
+    Some((role, Spelling::Underscored(stem), naming))
+}
+
+/// A module by its path, behind its component's name or peft's prefix.
+fn dotted(module: &str, naming: Option<Naming>) -> Option<Place> {
+    let module = module.strip_prefix(PEFT).unwrap_or(module);
+    let named = DIFFUSERS.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
+    let begins = |roots: &[&str]| roots.iter().any(|root| format!("{module}.").starts_with(root));
+    let (role, path) = named
+        .or_else(|| begins(&UNET_ROOTS).then_some((UNET, module)))
+        .or_else(|| begins(&TEXT_ROOTS).then_some((TEXT_ENCODER, module)))?;
+    let path = module_path(role, path, naming == Some(Naming::DiffusersProcessors));
+    Some((role, Spelling::Dotted(path), naming.or(Some(Naming::Peft))))
+}
+
+/// peft's keys without the name of the adapter, which `save_pretrained` leaves out: `lora_A.default.weight`.
+fn without_adapter_name(key: &str) -> String {
+    const MARKS: [&str; 7] =
+        ["lora_A", "lora_B", "lora_magnitude_vector", "ia3_l", "modules_to_save", "hada_", "lokr_"];
+    let parts: Vec<&str> = key.split('.').collect();
+    let is_mark =
+        |part: &&str| MARKS.iter().any(|mark| part == mark || mark.ends_with('_') && part.starts_with(mark));
+    let is_end = |part: &str| part == "weight" || part == "bias";
+    match parts.iter().rposition(|part| is_mark(&part)).map(|at| (at, &parts[at + 1..])) {
+        Some((at, [name] | [name, "weight" | "bias"])) if !is_end(name) => {
+            let kept = parts.iter().enumerate().filter(|(i, _)| *i != at + 1);
+            kept.map(|(_, part)| *part).collect::<Vec<_>>().join(".")
+        }
+        _ => key.to_owned(),
+    }
+}
+
+/// A key as messages show it: its beginning, without control characters.
+pub(crate) fn shown(key: &str) -> String {
+    let text: String = key.chars().take(160).flat_map(char::escape_debug).collect();
+    if key.chars().nth(160).is_some() { format!("{text}...") } else { text }
 }
 
 /// Today's path of a module that attention processors or older text encoders named otherwise.
@@ -164,7 +274,7 @@ fn module_path(role: ComponentName, path: &str, of_processor: bool) -> String {
 
 /// What a module that Stable Diffusion does not have belongs to.
 fn other_family(module: &str) -> Option<&'static str> {
-    const MARKS: [(&str, &str); 9] = [
+    const MARKS: [(&str, &str); 7] = [
         ("double_blocks", "FLUX"),
         ("single_blocks", "FLUX"),
         ("single_transformer_blocks", "FLUX"),
@@ -172,8 +282,11 @@ fn other_family(module: &str) -> Option<&'static str> {
         ("lora_te3_", "Stable Diffusion 3"),
         ("text_encoder_3", "Stable Diffusion 3"),
         ("lora_prior", "Stable Cascade"),
-        ("transformer", "a transformer such as FLUX or Stable Diffusion 3"),
-        ("diffusion_model", "a transformer such as FLUX or Stable Diffusion 3"),
     ];
-    MARKS.iter().find(|(mark, _)| module.contains(mark)).map(|(_, family)| *family)
+    // `transformer_blocks` by itself tells nothing: a UNet has them too, in its attentions.
+    const ROOTS: [&str; 4] = ["transformer.", "transformer_blocks.", "lora_transformer_", "diffusion_model."];
+    let marked = MARKS.iter().find(|(mark, _)| module.contains(mark)).map(|(_, family)| *family);
+    let path = module.strip_prefix(PEFT).unwrap_or(module);
+    let is_transformer = ROOTS.iter().any(|root| path.starts_with(root));
+    marked.or(is_transformer.then_some("a transformer such as FLUX or Stable Diffusion 3"))
 }

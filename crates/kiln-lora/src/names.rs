@@ -15,10 +15,17 @@ pub struct ModelWeights {
 
 #[derive(Clone, Debug, Default)]
 struct Component {
-    /// Shape of each weight matrix; `None` for one that no engine reads.
+    /// Shape of each weight; `None` for one that no engine reads.
     weights: BTreeMap<String, Option<Vec<usize>>>,
-    /// Weights by their module's name with underscores; `None` where two have the same.
+    /// Modules by their name with underscores; `None` where two have the same.
     underscored: HashMap<String, Option<String>>,
+}
+
+/// Which of a module's weights an adapter changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    Weight,
+    Bias,
 }
 
 /// A weight that a module changes.
@@ -53,7 +60,7 @@ impl ModelWeights {
         for module in modules {
             let mut add = |spelling: String| {
                 let entry = component.underscored.entry(spelling);
-                entry.and_modify(|known| *known = None).or_insert_with(|| Some(format!("{module}.weight")));
+                entry.and_modify(|known| *known = None).or_insert_with(|| Some(module.to_owned()));
             };
             add(module.replace('.', "_"));
             match role {
@@ -68,11 +75,15 @@ impl ModelWeights {
         self.components.contains_key(&role)
     }
 
-    pub(crate) fn find(&self, role: ComponentName, spelling: &Spelling) -> Option<Found<'_>> {
+    pub(crate) fn find(&self, role: ComponentName, spelling: &Spelling, target: Target) -> Option<Found<'_>> {
         let component = self.components.get(&role)?;
-        let name = match spelling {
-            Spelling::Underscored(stem) => component.underscored.get(stem)?.clone()?,
-            Spelling::Dotted(path) => format!("{path}.weight"),
+        let module = match spelling {
+            Spelling::Underscored(stem) => component.underscored.get(stem)?.as_deref()?,
+            Spelling::Dotted(path) => path,
+        };
+        let name = match target {
+            Target::Weight => format!("{module}.weight"),
+            Target::Bias => format!("{module}.bias"),
         };
         let (weight, shape) = component.weights.get_key_value(&name)?;
         Some(Found { weight, shape: shape.as_deref() })
@@ -99,6 +110,7 @@ fn original(module: &str, layers: usize, attended: &BTreeSet<&str>) -> Option<St
     let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n < 1 << 16);
     match parts.as_slice() {
         ["conv_in"] => Some("input_blocks_0_0".into()),
+        ["conv_norm_out"] => Some("out_0".into()),
         ["conv_out"] => Some("out_2".into()),
         ["time_embedding", "linear_1"] => Some("time_embed_0".into()),
         ["time_embedding", "linear_2"] => Some("time_embed_2".into()),
@@ -137,6 +149,8 @@ fn original(module: &str, layers: usize, attended: &BTreeSet<&str>) -> Option<St
 fn inner(kind: &str, rest: &[&str]) -> Option<String> {
     match (kind, rest) {
         ("attentions", rest) => Some(format!("1_{}", rest.join("_"))),
+        ("resnets", ["norm1"]) => Some("0_in_layers_0".into()),
+        ("resnets", ["norm2"]) => Some("0_out_layers_0".into()),
         ("resnets", ["conv1"]) => Some("0_in_layers_2".into()),
         ("resnets", ["conv2"]) => Some("0_out_layers_3".into()),
         ("resnets", ["time_emb_proj"]) => Some("0_emb_layers_1".into()),

@@ -5,12 +5,14 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use kiln_bundle::ComponentName;
-use ndarray::{ArrayView2, Axis, Slice};
+use kiln_bundle::stable_diffusion::TEXT_ENCODER_2;
 
+use crate::change::Weight;
+use crate::names::Found;
 use crate::{LoraError, LoraFile, LoraModule, ModelWeights};
 
-/// Elements of a change that are computed at a time.
-const CHUNK: usize = 1 << 20;
+/// How many modules a notice names.
+const N_NAMED: usize = 3;
 
 /// A LoRA and its weight.
 #[derive(Clone, Debug)]
@@ -39,6 +41,7 @@ impl Hash for Lora {
 #[derive(Clone, Debug, Default)]
 pub struct LoraPlan {
     components: BTreeMap<ComponentName, Arc<WeightChanges>>,
+    notices: Vec<String>,
 }
 
 /// What LoRAs change in one component.
@@ -47,48 +50,58 @@ pub struct WeightChanges {
     weights: BTreeMap<String, Vec<Change>>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Change {
     lora: Lora,
     module: LoraModule,
+    /// Shape of the weight.
+    shape: Vec<usize>,
 }
+
+impl PartialEq for Change {
+    fn eq(&self, other: &Change) -> bool {
+        self.lora == other.lora && self.module.name() == other.module.name() && self.shape == other.shape
+    }
+}
+
+/// A module and the weight that it changes.
+type Fit<'l, 'm> = (&'l LoraModule, Found<'m>);
 
 impl LoraPlan {
     /// Finds the weights of a model that the LoRAs change.
     ///
-    /// A module that matches no weight, or one of another shape, is an error whatever the LoRA's weight.
+    /// What a file changes that the model lacks, or has in another shape, is left out with a notice. A file of which
+    /// nothing fits, or whose shapes are those of another kind of model, is an error whatever the LoRA's weight.
     pub fn new(loras: &[Lora], model: &ModelWeights) -> Result<LoraPlan, LoraError> {
         let mut components: BTreeMap<ComponentName, WeightChanges> = BTreeMap::new();
+        let mut notices = Vec::new();
         for lora in loras {
             let refuse = |reason: String| LoraError::new(lora.file.path(), reason);
             if !lora.weight.is_finite() {
                 return Err(refuse(format!("weight {} is not a finite number", lora.weight)));
             }
-            if let Some(module) = lora.file.modules().iter().find(|module| !model.has(module.role())) {
-                let (name, role) = (module.name(), module.role());
-                return Err(misfit(
-                    &lora.file,
-                    format!("module '{name}' is for {role}, which this model does not have"),
-                ));
-            }
+            let (fits, left_out) = fit(&lora.file, model)?;
+            notices.extend(notice(&lora.file, fits.len(), &left_out));
+            notices.extend(lora.file.notice());
             let mut named: BTreeMap<(ComponentName, &str), &str> = BTreeMap::new();
-            for module in lora.file.modules() {
-                let found = find(&lora.file, module, model)?;
-                let twin = named.insert((module.role(), found.0), module.name());
-                if let Some(twin) = twin {
-                    let (name, weight) = (module.name(), found.0);
+            for (module, found) in fits {
+                if let Some(twin) = named.insert((module.role(), found.weight), module.name()) {
+                    let (name, weight) = (module.name(), found.weight);
                     return Err(refuse(format!("modules '{twin}' and '{name}' both change '{weight}'")));
                 }
-                if lora.weight == 0.0 || !found.1 {
-                    continue;
-                }
+                let Some(shape) = found.shape.filter(|_| lora.weight != 0.0) else { continue };
                 let changes = components.entry(module.role()).or_default();
-                let change = Change { lora: lora.clone(), module: module.clone() };
-                changes.weights.entry(found.0.to_owned()).or_default().push(change);
+                let change = Change { lora: lora.clone(), module: module.clone(), shape: shape.to_vec() };
+                changes.weights.entry(found.weight.to_owned()).or_default().push(change);
             }
         }
         let components = components.into_iter().map(|(role, changes)| (role, Arc::new(changes)));
-        Ok(LoraPlan { components: components.collect() })
+        Ok(LoraPlan { components: components.collect(), notices })
+    }
+
+    /// What users should know of files that are not used as a whole: a line each.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// Whether it changes nothing.
@@ -102,26 +115,72 @@ impl LoraPlan {
     }
 }
 
-/// The weight that a module changes, and whether anything depends on it.
-fn find<'m>(
-    file: &LoraFile,
-    module: &LoraModule,
+/// The modules that fit a model, and the names of the others.
+fn fit<'l, 'm>(
+    file: &'l LoraFile,
     model: &'m ModelWeights,
-) -> Result<(&'m str, bool), LoraError> {
+) -> Result<(Vec<Fit<'l, 'm>>, Vec<&'l str>), LoraError> {
+    let (mut fits, mut left_out, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+    for module in file.modules() {
+        match find(module, model) {
+            Ok(found) => fits.push((module, found)),
+            Err(_) if module.is_optional => {}
+            Err(reason) => {
+                left_out.push(module.name());
+                reasons.push((module, reason));
+            }
+        }
+    }
+    let is_of_model = fits.iter().any(|(module, _)| module.attends_to_text());
+    let tells_another = |module: &LoraModule| {
+        let is_missing = module.role() == TEXT_ENCODER_2 && !model.has(TEXT_ENCODER_2);
+        is_missing && !is_of_model
+            || model.find(module.role(), &module.spelling, module.target).is_some_and(|found| {
+                let width = found.shape.and_then(|shape| shape.get(1));
+                module.attends_to_text() && module.shape().get(1).is_some_and(|own| Some(own) != width)
+            })
+    };
+    let telling = reasons.iter().find(|(module, _)| tells_another(module));
+    match telling.or(reasons.first().filter(|_| fits.is_empty())) {
+        Some((_, reason)) => Err(misfit(file, reason.clone())),
+        None => {
+            left_out.extend(file.foreign());
+            Ok((fits, left_out))
+        }
+    }
+}
+
+/// The weight that a module changes, or why it changes none.
+fn find<'m>(module: &LoraModule, model: &'m ModelWeights) -> Result<Found<'m>, String> {
     let (role, name) = (module.role(), module.name());
-    let Some(found) = model.find(role, &module.spelling) else {
-        return Err(misfit(file, format!("module '{name}' matches no weight of this model's {role}")));
+    if !model.has(role) {
+        return Err(format!("module '{name}' is for {role}, which this model does not have"));
+    }
+    let Some(found) = model.find(role, &module.spelling, module.target) else {
+        let what = if module.is_bias() { "bias" } else { "weight" };
+        return Err(format!("module '{name}' matches no {what} of this model's {role}"));
     };
     match found.shape {
-        Some(shape) if !module.fits(shape) => {
+        Some(shape) if !module.change.fits(shape) => {
             let (own, weight) = (module.shape(), found.weight);
-            Err(misfit(
-                file,
-                format!("module '{name}' has shape {own:?}, and this model's '{weight}' {shape:?}"),
-            ))
+            Err(format!("module '{name}' has shape {own:?}, and this model's '{weight}' {shape:?}"))
         }
-        shape => Ok((found.weight, shape.is_some())),
+        _ => Ok(found),
     }
+}
+
+/// A line on modules that are left out.
+fn notice(file: &LoraFile, n_fits: usize, left_out: &[&str]) -> Option<String> {
+    let (n, all) = (left_out.len(), n_fits + left_out.len());
+    let names = left_out.iter().take(N_NAMED).copied().collect::<Vec<_>>().join(", ");
+    let more = match n.saturating_sub(N_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let path = file.path().display();
+    (n > 0).then(|| {
+        format!("{path}: {n} of its {all} modules do not fit this model and are left out: {names}{more}")
+    })
 }
 
 fn misfit(file: &LoraFile, reason: String) -> LoraError {
@@ -145,41 +204,27 @@ impl WeightChanges {
         self.weights.contains_key(name)
     }
 
-    /// Adds the changes to a weight in row-major order: `weight + sum(weight_i * scale_i * up_i @ down_i)`.
+    /// Changes a weight in row-major order, by one LoRA after the other in the order in which they were given.
     ///
-    /// The same numbers always give the same bits; a sum that is not finite is an error.
+    /// The same numbers always give the same bits; a result that is not finite is an error.
     pub fn apply(&self, name: &str, weight: &mut [f32]) -> Result<(), LoraError> {
         for change in self.weights.get(name).into_iter().flatten() {
-            change.add_to(name, weight)?;
+            change.apply(name, weight)?;
         }
         Ok(())
     }
 }
 
 impl Change {
-    fn add_to(&self, name: &str, weight: &mut [f32]) -> Result<(), LoraError> {
-        let (file, module) = (&self.lora.file, &self.module);
+    fn apply(&self, name: &str, weight: &mut [f32]) -> Result<(), LoraError> {
+        let (file, module, shape) = (&self.lora.file, &self.module, &self.shape);
         let refuse = |reason: String| LoraError::new(file.path(), reason);
-        let [up, down] = file.matrices(module)?;
-        let (rows, rank) = (module.outputs(), module.rank());
-        let columns = down.len() / rank;
-        if weight.len() != rows * columns {
-            let found = weight.len();
-            return Err(refuse(format!("'{name}' has {found} elements, and its change {}", rows * columns)));
+        let n: usize = shape.iter().product();
+        if weight.len() != n {
+            return Err(refuse(format!("'{name}' has {} elements, and its change {n}", weight.len())));
         }
-        let misshapen = |e: ndarray::ShapeError| refuse(format!("'{}': {e}", module.name()));
-        let up = ArrayView2::from_shape((rows, rank), &up).map_err(misshapen)?;
-        let down = ArrayView2::from_shape((rank, columns), &down).map_err(misshapen)?;
-        let scale = (f64::from(self.lora.weight) * module.scale()) as f32;
-        let at_once = (CHUNK / columns).max(1);
-        for (i, part) in weight.chunks_mut(at_once * columns).enumerate() {
-            let from = i * at_once;
-            let to = (from + at_once).min(rows);
-            let product = up.slice_axis(Axis(0), Slice::from(from..to)).dot(&down);
-            for (value, change) in part.iter_mut().zip(&product) {
-                *value += scale * change;
-            }
-        }
+        let mut changed = Weight { shape, values: weight };
+        module.change.apply(file.tensors(), f64::from(self.lora.weight), &mut changed)?;
         match weight.iter().find(|value| !value.is_finite()) {
             None => Ok(()),
             Some(value) => Err(refuse(format!("module '{}' makes '{name}' {value}", module.name()))),

@@ -65,7 +65,7 @@ pub(super) fn prediction_type(
 fn global_step(file: &TensorFile) -> Result<Option<i64>, CompileError> {
     match file.tensors().get("global_step") {
         Some(tensor) if tensor.dtype == Dtype::I64 && tensor.length == 8 => {
-            Ok(Some(file.read_i64("global_step")?))
+            Ok(Some(file.read_number("global_step")? as i64))
         }
         _ => Ok(None),
     }

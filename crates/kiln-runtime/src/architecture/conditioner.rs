@@ -3,6 +3,7 @@ use std::path::Path;
 
 use kiln_bundle::{ComponentName, PortInfo};
 use kiln_engine::{Tensor, TensorView};
+use kiln_lora::LearnedWord;
 use ndarray::{ArrayD, ArrayViewD};
 
 use crate::error::refuse;
@@ -28,6 +29,15 @@ pub trait Conditioner: fmt::Debug + Send {
     /// Where the file cannot be used, or where the architecture has no learned words.
     fn learn(&mut self, _path: &Path, _token: Option<&str>) -> Result<String, Error> {
         refuse("embedding", "this architecture has no learned words".into())
+    }
+
+    /// Learns a word that a file bundles with its changes of weights; gives whether it was not known before.
+    ///
+    /// # Errors
+    ///
+    /// Where the vectors are not for the text encoders, another file has the word, or the architecture has none.
+    fn learn_word(&mut self, _path: &Path, _word: &LearnedWord) -> Result<bool, Error> {
+        refuse("lora", "this architecture has no learned words".into())
     }
 }
 

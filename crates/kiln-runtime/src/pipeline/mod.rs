@@ -185,22 +185,41 @@ impl Pipeline {
 
     /// Learns a word from an embedding file (textual inversion); gives the word, which is `token` or the file's own.
     pub fn add_embedding(&mut self, path: impl AsRef<Path>, token: Option<&str>) -> Result<String, Error> {
-        static N_VOCABULARIES: AtomicU64 = AtomicU64::new(0);
         let word = self.model.conditioner.learn(path.as_ref(), token)?;
-        self.vocabulary = N_VOCABULARIES.fetch_add(1, Ordering::Relaxed) + 1;
+        self.new_vocabulary();
         Ok(word)
     }
 
     /// Adds LoRAs to the weights, each times its factor, in place of those of the last call; none restores the bundle's.
     ///
-    /// Engines whose weights change are loaded again when they are next needed; the others stay. A LoRA that does not
-    /// fit the model is an error, and then nothing changes.
-    pub fn set_loras(&mut self, loras: &[(Arc<LoraFile>, f32)]) -> Result<(), Error> {
+    /// Engines whose weights change are loaded again when they are next needed; the others stay. Words that a LoRA bundles
+    /// are learned unless its factor is 0, and stay. A LoRA of which nothing fits the model is an error, and then nothing
+    /// changes; gives what users should know of those that fit in part, a line each.
+    pub fn set_loras(&mut self, loras: &[(Arc<LoraFile>, f32)]) -> Result<Vec<String>, Error> {
         let loras: Vec<Lora> =
             loras.iter().map(|(file, weight)| Lora { file: file.clone(), weight: *weight }).collect();
         let changes = LoraPlan::new(&loras, &targets(&self.bundle, &loras)?)?;
+        for lora in loras.iter().filter(|lora| lora.weight != 0.0) {
+            self.learn_bundled(&lora.file)?;
+        }
+        let notices = changes.notices().to_vec();
         self.engines.set_loras(loras, changes);
+        Ok(notices)
+    }
+
+    fn learn_bundled(&mut self, file: &LoraFile) -> Result<(), Error> {
+        for word in file.words()? {
+            if self.model.conditioner.learn_word(file.path(), &word)? {
+                self.new_vocabulary();
+            }
+        }
         Ok(())
+    }
+
+    /// Tells its encodings from those of pipelines that know other words.
+    fn new_vocabulary(&mut self) {
+        static N_VOCABULARIES: AtomicU64 = AtomicU64::new(0);
+        self.vocabulary = N_VOCABULARIES.fetch_add(1, Ordering::Relaxed) + 1;
     }
 
     /// Spends memory in another way from now on; lets go of all engines.

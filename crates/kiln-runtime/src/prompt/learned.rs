@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use kiln_bundle::{TextEncoderInfo, read};
+use kiln_lora::LearnedWord;
 use ndarray::{Array2, Array3, ArrayView2};
 use safetensors::{Dtype, SafeTensors};
 
@@ -35,9 +36,48 @@ impl LearnedWords {
         encoders: &[TextEncoderInfo],
         tokenizers: &mut [&mut ClipTokenizer],
     ) -> Result<String, Error> {
-        let refuse = |reason: String| Error::Embedding { path: path.into(), reason };
         let file = EmbeddingFile::read(path)?;
         let token = token.map_or_else(|| file.token(path), str::to_owned);
+        self.add(path, &token, file.tables, encoders, tokenizers)?;
+        Ok(token)
+    }
+
+    /// Teaches the tokenizers a word that a file bundles, unless they know it with the same vectors.
+    pub(crate) fn learn_word(
+        &mut self,
+        path: &Path,
+        word: &LearnedWord,
+        encoders: &[TextEncoderInfo],
+        tokenizers: &mut [&mut ClipTokenizer],
+    ) -> Result<bool, Error> {
+        let tables = word.tables.iter().map(|table| {
+            let array = Array2::from_shape_vec(table.shape, table.values.clone());
+            Ok((
+                table.name.clone(),
+                array.map_err(|e| Error::Embedding { path: path.into(), reason: e.to_string() })?,
+            ))
+        });
+        let tables = tables.collect::<Result<Vec<_>, Error>>()?;
+        let has = |known: &Word| {
+            let vectors = || known.vectors.iter().map(|(_, _, table)| table);
+            known.token == word.word && tables.iter().all(|(_, table)| vectors().any(|known| known == table))
+        };
+        if self.words.iter().any(has) {
+            return Ok(false);
+        }
+        self.add(path, &word.word, tables, encoders, tokenizers)?;
+        Ok(true)
+    }
+
+    fn add(
+        &mut self,
+        path: &Path,
+        token: &str,
+        tables: Vec<(String, Array2<f32>)>,
+        encoders: &[TextEncoderInfo],
+        tokenizers: &mut [&mut ClipTokenizer],
+    ) -> Result<(), Error> {
+        let refuse = |reason: String| Error::Embedding { path: path.into(), reason };
         if token.trim().is_empty() || token.chars().any(char::is_whitespace) {
             return Err(refuse(format!("'{token}' is not a word")));
         }
@@ -45,7 +85,7 @@ impl LearnedWords {
             return Err(refuse(format!("'{token}' is the word of another embedding")));
         }
         let mut vectors = Vec::new();
-        for (name, table) in file.tables {
+        for (name, table) in tables {
             let encoder = encoder_of(&name, encoders);
             let Some(i) = encoder.filter(|&i| encoders[i].width as usize == table.ncols()) else {
                 let widths: Vec<String> = encoders.iter().map(|e| e.width.to_string()).collect();
@@ -57,17 +97,17 @@ impl LearnedWords {
             };
             vectors.push((i, table));
         }
-        if vectors.iter().any(|(i, _)| tokenizers[*i].knows(&token)) {
+        if vectors.iter().any(|(i, _)| tokenizers[*i].knows(token)) {
             return Err(refuse(format!("the tokenizer has a token '{token}' already; name another one")));
         }
-        let mut word = Word { token: token.clone(), vectors: Vec::new() };
+        let mut word = Word { token: token.to_owned(), vectors: Vec::new() };
         for (i, table) in vectors {
             let encoder = &encoders[i];
-            let first = tokenizers[i].learn(&token, table.nrows(), i64::from(encoder.vocabulary))?;
+            let first = tokenizers[i].learn(token, table.nrows(), i64::from(encoder.vocabulary))?;
             word.vectors.push((encoder.component, first, table));
         }
         self.words.push(word);
-        Ok(token)
+        Ok(())
     }
 
     /// Learned words of a text that some encoders know and others read as letters.

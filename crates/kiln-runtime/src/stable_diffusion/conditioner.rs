@@ -3,6 +3,7 @@ use std::path::Path;
 
 use kiln_bundle::{Bundle, TextEncoderInfo};
 use kiln_engine::TensorView;
+use kiln_lora::LearnedWord;
 use ndarray::{Array2, Array3, ArrayD, ArrayView2, ArrayViewD, ArrayViewMut2, Axis, Slice, concatenate};
 
 use crate::Error;
@@ -124,6 +125,13 @@ impl Conditioner for ClipConditioner {
         let mut tokenizers: Vec<&mut ClipTokenizer> =
             self.encoders.iter_mut().map(|encoder| &mut encoder.tokenizer).collect();
         self.learned.learn(path, token, &infos, &mut tokenizers)
+    }
+
+    fn learn_word(&mut self, path: &Path, word: &LearnedWord) -> Result<bool, Error> {
+        let infos: Vec<TextEncoderInfo> = self.encoders.iter().map(|encoder| encoder.info.clone()).collect();
+        let mut tokenizers: Vec<&mut ClipTokenizer> =
+            self.encoders.iter_mut().map(|encoder| &mut encoder.tokenizer).collect();
+        self.learned.learn_word(path, word, &infos, &mut tokenizers)
     }
 }
 

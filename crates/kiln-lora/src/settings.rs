@@ -1,0 +1,344 @@
+//! What peft's configuration says of scales: in diffusers' header, or in `adapter_config.json` beside the file.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use kiln_bundle::{ComponentName, TensorFile};
+use regex::{Regex, RegexBuilder};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::LoraError;
+
+/// Where diffusers keeps peft's configuration in a file's header (`LORA_ADAPTER_METADATA_KEY`).
+const ADAPTER_METADATA: &str = "lora_adapter_metadata";
+
+/// peft's name of its configuration.
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Largest configuration that is read.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Most patterns that are more than names, and the size that each may compile to.
+const MAX_EXPRESSIONS: usize = 512;
+const MAX_EXPRESSION: usize = 1 << 18;
+
+/// Settings without effect on the weights are not here; these change them in ways that are not supported.
+const UNSUPPORTED: [&str; 4] = ["use_bdlora", "use_qalora", "alora_invocation_tokens", "layer_replication"];
+
+/// Ways to start training that leave other base weights behind.
+const CHANGED_BASES: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// A JSON object in the order of its text: of peft's patterns, the first that matches counts.
+#[derive(Debug, Default)]
+struct Map(Vec<(String, Setting)>);
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(untagged)]
+enum Setting {
+    Map(Map),
+    Value(Value),
+}
+
+impl<'de> Deserialize<'de> for Map {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Map, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Map;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Map, A::Error> {
+                let mut map = Map::default();
+                while let Some(entry) = entries.next_entry()? {
+                    map.0.push(entry);
+                }
+                Ok(map)
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Map {
+    fn get(&self, key: &str) -> Option<&Setting> {
+        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, setting)| setting)
+    }
+
+    /// A setting that is not null.
+    fn value(&self, key: &str) -> Option<&Value> {
+        match self.get(key)? {
+            Setting::Value(value) => Some(value).filter(|value| !value.is_null()),
+            Setting::Map(_) => None,
+        }
+    }
+}
+
+/// What a configuration says of one module.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Scaling {
+    alpha: Option<f64>,
+    rank: Option<f64>,
+    by_root: bool,
+    /// Whether (IA)^3 scales the module's inputs.
+    pub(crate) scales_inputs: bool,
+}
+
+impl Scaling {
+    /// peft's `alpha / rank`, or over the rank's root; 1 where nothing is said.
+    pub(crate) fn of(&self, rank: Option<usize>) -> Result<f64, String> {
+        let Some(alpha) = self.alpha else { return Ok(1.0) };
+        match rank.map(|rank| rank as f64).or(self.rank) {
+            Some(rank) if self.by_root => Ok(alpha / rank.sqrt()),
+            Some(rank) => Ok(alpha / rank),
+            None => Err("has an alpha in its configuration, and no rank".into()),
+        }
+    }
+}
+
+/// A configuration, or one for each component.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    /// By component, or by no name for all of them.
+    components: Vec<(Option<String>, Component)>,
+}
+
+#[derive(Debug, Default)]
+struct Component {
+    common: Scaling,
+    alphas: Vec<(Pattern, f64)>,
+    ranks: Vec<(Pattern, f64)>,
+    inputs: Vec<Pattern>,
+}
+
+/// A pattern of module names, `(.*\.)?(pattern)$` as peft's `get_pattern_key` has it.
+#[derive(Debug)]
+enum Pattern {
+    /// A name, in which a dot is any character; perhaps from the start.
+    Name { name: String, anchored: bool },
+    /// Anything else.
+    Expression(Regex),
+    /// The end of a name.
+    End(String),
+}
+
+impl Pattern {
+    fn new(pattern: &str) -> Result<Pattern, String> {
+        let name = pattern.strip_prefix('^').unwrap_or(pattern);
+        if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.') {
+            return Ok(Pattern::Name { name: name.into(), anchored: pattern.starts_with('^') });
+        }
+        expression(&format!(r"^(?:.*\.)?(?:{pattern})$")).map(Pattern::Expression)
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Pattern::Expression(expression) => expression.is_match(path),
+            Pattern::End(end) => path.ends_with(end.as_str()),
+            Pattern::Name { name, anchored } => {
+                let Some(start) = path.len().checked_sub(name.len()) else { return false };
+                let (rest, end) = path.as_bytes().split_at(start);
+                let is_same = end.iter().zip(name.bytes()).all(|(a, b)| b == b'.' || *a == b);
+                is_same && (rest.is_empty() || !anchored && rest.ends_with(b"."))
+            }
+        }
+    }
+}
+
+fn expression(text: &str) -> Result<Regex, String> {
+    let expression = RegexBuilder::new(text).size_limit(MAX_EXPRESSION).build();
+    expression.map_err(|_| format!("pattern '{}' is not supported", text.escape_debug()))
+}
+
+impl Settings {
+    /// The configuration in a file's header.
+    pub(crate) fn in_header(tensors: &TensorFile) -> Result<Settings, LoraError> {
+        let Some(text) = tensors.metadata().get(ADAPTER_METADATA) else { return Ok(Settings::default()) };
+        let refuse = |reason: String| LoraError::new(tensors.path(), format!("{ADAPTER_METADATA}: {reason}"));
+        let all: Map = serde_json::from_str(text).map_err(|e| refuse(e.to_string()))?;
+        let mut components: Vec<(Option<String>, Map)> = Vec::new();
+        for (key, value) in all.0 {
+            let Some((component, key)) = key.split_once('.') else { continue };
+            let known = components.iter().position(|(name, _)| name.as_deref() == Some(component));
+            let place = known.unwrap_or_else(|| {
+                components.push((Some(component.into()), Map::default()));
+                components.len() - 1
+            });
+            components[place].1.0.push((key.into(), value));
+        }
+        Settings::new(components).map_err(refuse)
+    }
+
+    /// The configuration beside a file, and its text, if there is one.
+    pub(crate) fn beside(file: &Path) -> Result<Option<(Settings, Vec<u8>)>, LoraError> {
+        let path = file.with_file_name(ADAPTER_CONFIG);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let refuse = |e: &dyn fmt::Display| LoraError::new(&path, e);
+        let mut text = Vec::new();
+        let opened = File::open(&path).map_err(|e| refuse(&e))?;
+        opened.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(|e| refuse(&e))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(refuse(&format!("has more than {MAX_BYTES} bytes")));
+        }
+        let settings: Map = serde_json::from_slice(&text).map_err(|e| refuse(&e))?;
+        let settings = Settings::new(vec![(None, settings)]).map_err(|e| refuse(&e))?;
+        Ok(Some((settings, text)))
+    }
+
+    fn new(all: Vec<(Option<String>, Map)>) -> Result<Settings, String> {
+        let mut components = Vec::new();
+        for (name, settings) in all {
+            let component = Component::new(&settings).map_err(|e| match &name {
+                Some(name) => format!("{}: {e}", name.escape_debug()),
+                None => e,
+            })?;
+            components.push((name, component));
+        }
+        Ok(Settings { components })
+    }
+
+    /// What is said of a module, by its path in the component.
+    pub(crate) fn of(&self, role: ComponentName, module: &str) -> Scaling {
+        let role = role.to_string();
+        let found = self.components.iter().find(|(name, _)| name.as_deref().is_none_or(|name| name == role));
+        let Some((_, component)) = found else { return Scaling::default() };
+        let path = module.strip_prefix("base_model.model.").unwrap_or(module);
+        let path = path.strip_prefix(&format!("{role}.")).unwrap_or(path);
+        component.of(path)
+    }
+}
+
+impl Component {
+    fn new(settings: &Map) -> Result<Component, String> {
+        let setting = |key: &str| settings.value(key);
+        let refuse = |key: &str, value: &Value| format!("{key}: {} is not supported", shown(value));
+        for key in UNSUPPORTED {
+            if let Some(value) = setting(key).filter(|value| **value != Value::Bool(false)) {
+                return Err(refuse(key, value));
+            }
+        }
+        let start = setting("init_lora_weights").and_then(Value::as_str).unwrap_or("");
+        if CHANGED_BASES.iter().any(|name| start.starts_with(name)) {
+            return Err(format!("init_lora_weights: {start} changes the base, and is not supported"));
+        }
+        let number = |key: &str| match setting(key) {
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| refuse(key, value)),
+            None => Ok(None),
+        };
+        let common = Scaling {
+            alpha: number("lora_alpha")?.or(number("alpha")?),
+            rank: number("r")?,
+            by_root: setting("use_rslora") == Some(&Value::Bool(true)),
+            scales_inputs: false,
+        };
+        let mut left = MAX_EXPRESSIONS;
+        Ok(Component {
+            common,
+            alphas: patterns(settings, "alpha_pattern", &mut left)?,
+            ranks: patterns(settings, "rank_pattern", &mut left)?,
+            inputs: ends(setting("feedforward_modules"))?,
+        })
+    }
+
+    fn of(&self, path: &str) -> Scaling {
+        let first = |patterns: &[(Pattern, f64)]| {
+            patterns.iter().find(|(pattern, _)| pattern.matches(path)).map(|(_, number)| *number)
+        };
+        Scaling {
+            alpha: first(&self.alphas).or(self.common.alpha),
+            rank: first(&self.ranks).or(self.common.rank),
+            scales_inputs: self.inputs.iter().any(|pattern| pattern.matches(path)),
+            ..self.common
+        }
+    }
+}
+
+fn patterns(settings: &Map, key: &str, left: &mut usize) -> Result<Vec<(Pattern, f64)>, String> {
+    let mut found = Vec::new();
+    let Some(Setting::Map(patterns)) = settings.get(key) else { return Ok(found) };
+    for (pattern, value) in &patterns.0 {
+        let number = match value {
+            Setting::Value(value) => value.as_f64(),
+            Setting::Map(_) => None,
+        };
+        let number = number.ok_or_else(|| format!("{key}: '{}' has no number", pattern.escape_debug()))?;
+        let pattern = Pattern::new(pattern).map_err(|e| format!("{key}: {e}"))?;
+        if matches!(pattern, Pattern::Expression(_)) {
+            *left = left.checked_sub(1).ok_or(format!("{key}: more than {MAX_EXPRESSIONS} expressions"))?;
+        }
+        found.push((pattern, number));
+    }
+    Ok(found)
+}
+
+/// peft's `feedforward_modules`: ends of names, or one expression for whole names.
+fn ends(value: Option<&Value>) -> Result<Vec<Pattern>, String> {
+    match value {
+        Some(Value::String(text)) => {
+            let whole =
+                expression(&format!("^(?:{text})$")).map_err(|e| format!("feedforward_modules: {e}"))?;
+            Ok(vec![Pattern::Expression(whole)])
+        }
+        Some(Value::Array(names)) => {
+            Ok(names.iter().filter_map(Value::as_str).map(|name| Pattern::End(name.into())).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The beginning of a value.
+fn shown(value: &Value) -> String {
+    value.to_string().chars().take(80).collect()
+}
+
+/// peft's configuration beside a file that may be in a folder of its own.
+pub(crate) fn file_in(folder: &Path) -> Result<PathBuf, LoraError> {
+    const NAMES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+    let found = NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| LoraError::new(folder, format!("holds no {} and no {}", NAMES[0], NAMES[1])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_pefts_do() {
+        let module = "down_blocks.0.attentions.0.to_q";
+        for (pattern, is_match) in [
+            ("to_q", true),
+            ("attentions.0.to_q", true),
+            ("attentions_0.to_q", false),
+            ("q", false),
+            ("^to_q", false),
+            ("^down_blocks.0.attentions.0.to_q", true),
+            (r"attentions\.\d\.to_(q|k)", true),
+            (r".*\.to_q", true),
+            ("down_blocks.*", true),
+            ("to_q|to_k", true),
+            ("to_v|to_k", false),
+        ] {
+            assert_eq!(Pattern::new(pattern).expect(pattern).matches(module), is_match, "{pattern}");
+        }
+        assert!(Pattern::new("(?=x)").is_err() && Pattern::new("(").is_err());
+    }
+
+    #[test]
+    fn the_first_pattern_that_matches_counts() {
+        let text = r#"{"r": 8, "lora_alpha": 4, "alpha_pattern": {"to_q": 2, "0.to_q": 3}, "rank_pattern": {"to_q": 16},
+            "use_rslora": true}"#;
+        let settings: Map = serde_json::from_str(text).expect("JSON");
+        let component = Component::new(&settings).expect("settings");
+        assert_eq!(component.of("a.to_q").of(Some(16)), Ok(0.5));
+        assert_eq!(component.of("a.to_k").of(Some(16)), Ok(1.0));
+        assert_eq!(component.of("a.to_q").of(None), Ok(0.5), "a whole factor has the configuration's rank");
+    }
+}
