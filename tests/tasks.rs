@@ -187,3 +187,35 @@ fn pictures_are_compared() {
     b.resized(kiln_runtime::Size::square(20)).save_png(work.path().join("b.png"), &[]).expect("a file");
     fail(&mut compare(&[]), 3, "a picture of 40x32 pixels cannot be compared with one of 20x20");
 }
+
+#[test]
+fn a_mask_that_is_the_same_all_over_is_reported() {
+    onnxruntime();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    save_picture(&work.path().join("in.png"));
+    let save = |name: &str, pixel: fn(usize) -> [u8; 4]| {
+        let mut file = fs::File::create(work.path().join(name)).expect("a file");
+        let mut encoder = png::Encoder::new(&mut file, 32, 32);
+        encoder.set_color(png::ColorType::Rgba);
+        let data: Vec<u8> = (0..32 * 32).flat_map(pixel).collect();
+        encoder.write_header().and_then(|mut writer| writer.write_image_data(&data)).expect("a PNG");
+    };
+    save("shape.png", |i| if i % 32 < 16 { [255; 4] } else { [0, 0, 0, 255] });
+    save("alpha.png", |i| [255, 255, 255, if i % 32 < 16 { 255 } else { 0 }]);
+    save("white.png", |_| [255; 4]);
+    save("ones.png", |i| if i % 32 < 16 { [1, 1, 1, 255] } else { [0, 0, 0, 255] });
+    let said = |mask: &str| {
+        let args = ["generate", "x", "--model", &model, "--steps", "2", "--seed", "1", "--out", "o.png"];
+        let task = ["--init-image", "in.png", "--mask", mask, "--width", "32", "--height", "32"];
+        let output = kiln(&[&args[..], &task].concat(), work.path()).output().expect("kiln runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    assert_eq!(said("shape.png"), "");
+    assert_eq!(said("ones.png"), "the mask is dark all over: nothing is painted\n");
+    let white = "the mask is light all over: all is painted, and nothing of the picture is kept";
+    assert_eq!(said("white.png"), format!("{white}\n"));
+    assert_eq!(said("alpha.png"), format!("{white}; its alpha channel, which varies, is not read\n"));
+}
