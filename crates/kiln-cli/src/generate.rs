@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::draw::Seconds;
 use crate::failure::Failure;
+use crate::infotext::Infotext;
 use crate::memtrace::MemoryTrace;
 use crate::model::Model;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
-use crate::settings::{settings, text_chunks};
+use crate::settings::settings;
 use crate::{backends, draw, models, output, paths, plan, tasks};
 
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
@@ -57,9 +58,12 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
         trace.finish().write(file)?;
     }
 
-    let settings = settings(&pipeline, &pipeline.resolve(&request)?, args)?;
+    let job = pipeline.resolve(&request)?;
+    let settings = settings(&pipeline, &job, args)?;
+    let infotext = Infotext::new(&job, &pipeline.bundle().manifest().name, args);
     for (i, (image, file)) in output.images.iter().zip(&files).enumerate() {
-        image.save_png(file, &text_chunks(&settings, i)).map_err(kiln_runtime::Error::from)?;
+        let text = [("parameters", infotext.of(i)), ("kiln", of_picture(&settings, i))];
+        image.save_png(file, &text).map_err(Error::from)?;
     }
     match args.json {
         true => output::data(&report(&settings, &files, &output).to_string()),
@@ -160,6 +164,13 @@ fn unused(stem: &str, n: usize) -> PathBuf {
     });
     let mut free = candidates.filter(|base| (0..n).all(|i| !numbered(base, i, n).exists()));
     free.next().unwrap_or_else(|| PathBuf::from(format!("{stem}.png")))
+}
+
+/// The settings of the batch's picture of this index, as JSON.
+fn of_picture(settings: &Value, index: usize) -> String {
+    let mut settings = settings.clone();
+    settings["batch_index"] = json!(index);
+    settings.to_string()
 }
 
 fn report(settings: &Value, files: &[PathBuf], output: &Output) -> Value {

@@ -20,6 +20,7 @@ mod draw;
 mod environment;
 mod failure;
 mod generate;
+mod infotext;
 mod inspect;
 mod interrupt;
 mod log;

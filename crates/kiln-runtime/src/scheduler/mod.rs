@@ -46,6 +46,7 @@ mod sampler;
 mod sigmas;
 mod timesteps;
 mod unipc;
+mod web_ui;
 
 pub use alphas::BetaSchedule;
 pub use class::SchedulerClass;

@@ -16,6 +16,8 @@ use super::{euler, heun, kdpm2, lcm, lms, pndm, unipc};
 /// [`scale_model_input`](Sampler::scale_model_input) and `timesteps()[i]`, and [`step`](Sampler::step) takes its output.
 pub struct Sampler {
     name: Cow<'static, str>,
+    web_ui_sampler: Option<String>,
+    web_ui_schedule: Option<&'static str>,
     steps: usize,
     schedule: Schedule,
     method: Box<dyn Method>,
@@ -45,7 +47,8 @@ impl SchedulerConfig {
         }?;
         let sampler = Sampler::new(self.class().name(), n_steps, schedule, method);
         let (clips, prediction) = (self.thresholding != Thresholding::None, Some(self.prediction_type));
-        Ok(Sampler { clips, prediction, ..sampler })
+        let (web_ui_sampler, web_ui_schedule) = (Some(self.web_ui_sampler()), self.web_ui_schedule());
+        Ok(Sampler { clips, prediction, web_ui_sampler, web_ui_schedule, ..sampler })
     }
 
     /// `alphas_cumprod`: the part of the signal's variance that is left at each timestep that the model was trained with.
@@ -74,6 +77,8 @@ impl Sampler {
     ) -> Sampler {
         Sampler {
             name: name.into(),
+            web_ui_sampler: None,
+            web_ui_schedule: None,
             steps: n_steps,
             schedule,
             method,
@@ -86,6 +91,16 @@ impl Sampler {
     /// The scheduler's name, for those of diffusers that of the class.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What Stable Diffusion's web UIs call it, such as `DPM++ 2M`; its name where they lack it.
+    pub fn web_ui_sampler(&self) -> &str {
+        self.web_ui_sampler.as_deref().unwrap_or(&self.name)
+    }
+
+    /// What they call the choice of its sigmas, such as `Karras`, where it has one.
+    pub fn web_ui_schedule(&self) -> Option<&'static str> {
+        self.web_ui_schedule
     }
 
     /// The timestep of each call of the model, noisiest first; not always whole numbers, and more than one per step where
