@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixtures::{onnxruntime, scratch, tiny};
 
@@ -52,6 +52,19 @@ pub(crate) fn text_chunks(path: &Path) -> Vec<(String, String)> {
     latin.chain(utf8).collect()
 }
 
+/// The text of a chunk.
+#[track_caller]
+pub(crate) fn text_chunk(path: &Path, keyword: &str) -> String {
+    let mut chunks = text_chunks(path).into_iter();
+    chunks.find(|(key, _)| key == keyword).map(|(_, text)| text).expect(keyword)
+}
+
+/// How kiln says that a picture was made.
+#[track_caller]
+pub(crate) fn picture_settings(path: &Path) -> Value {
+    serde_json::from_str(&text_chunk(path, "kiln")).expect("JSON")
+}
+
 #[track_caller]
 fn pixels(path: &Path) -> Vec<u8> {
     let file = std::io::BufReader::new(fs::File::open(path).expect("a picture"));
@@ -71,18 +84,18 @@ fn generate_writes_pictures_that_say_how_they_were_made() {
     let args = [&args[..], &["--negative-prompt", "blurry", "--width", "24", "--height", "40"]].concat();
     let printed = succeed(&mut kiln(&[&args[..], &["--out", "a.png"]].concat(), work.path()));
     assert_eq!(printed, "a-0.png\na-1.png\n");
-    let chunks = text_chunks(&work.path().join("a-1.png"));
+    let settings = picture_settings(&work.path().join("a-1.png"));
     for (key, value) in [
-        ("prompt", "ein Fuß 東"),
-        ("negative_prompt", "blurry"),
-        ("seed", "3"),
-        ("steps", "2"),
-        ("guidance_scale", "7.5"),
-        ("width", "24"),
-        ("height", "40"),
-        ("batch_index", "1"),
+        ("prompt", json!("ein Fuß 東")),
+        ("negative_prompt", json!("blurry")),
+        ("seed", json!(3)),
+        ("steps", json!(2)),
+        ("guidance_scale", json!(7.5)),
+        ("width", json!(24)),
+        ("height", json!(40)),
+        ("batch_index", json!(1)),
     ] {
-        assert!(chunks.contains(&(key.into(), value.into())), "{key}: {chunks:?}");
+        assert_eq!(settings[key], value, "{key}");
     }
 
     let json = succeed(&mut kiln(&[&args[..], &["--out", "b.png", "--json"]].concat(), work.path()));
@@ -94,6 +107,79 @@ fn generate_writes_pictures_that_say_how_they_were_made() {
     assert!(read("a-0.png") != read("a-1.png"));
     let leftovers = fs::read_dir(work.path()).expect("a folder").count();
     assert_eq!(leftovers, 5, "four pictures and the engines");
+}
+
+#[test]
+fn pictures_carry_what_web_uis_read_of_them() {
+    let (model, work) = (tiny(), scratch());
+    let name = model.path().file_name().expect("a name").to_string_lossy().trim_start_matches('.').to_owned();
+    let said = |prompt: &str, extra: &[&str]| {
+        let args = ["generate", prompt, "--model", &model.path().display().to_string(), "--backend", "rten"]
+            .map(str::to_owned);
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(extra.iter().copied()).collect();
+        let size = ["--width", "64", "--height", "64", "--out", "p.png"];
+        succeed(&mut kiln(&[&args[..], &size].concat(), work.path()));
+        let path = work.path().join(if extra.contains(&"--batch-size") { "p-1.png" } else { "p.png" });
+        let keys: Vec<String> = text_chunks(&path).into_iter().map(|(key, _)| key).collect();
+        assert!(keys.len() == 2 && keys.contains(&"kiln".to_owned()), "{keys:?}");
+        text_chunk(&path, "parameters")
+    };
+    let found = said(
+        "a red circle, \"quoted\": x",
+        &[
+            "--negative-prompt",
+            "bad, worse",
+            "--steps",
+            "3",
+            "--seed",
+            "7",
+            "--scheduler",
+            "euler-a",
+            "--guidance-scale",
+            "5.5",
+        ],
+    );
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        found,
+        format!(
+            "a red circle, \"quoted\": x\nNegative prompt: bad, worse\nSteps: 3, Sampler: Euler a, CFG scale: 5.5, \
+             Seed: 7, Size: 64x64, Model: {name}, RNG: CPU, Version: kiln {version}"
+        )
+    );
+    let found = said(
+        "東",
+        &[
+            "--steps",
+            "3",
+            "--seed",
+            "7",
+            "--scheduler",
+            "dpm++2m:karras",
+            "--clip-skip",
+            "1",
+            "--variation-seed",
+            "5",
+            "--variation-strength",
+            "0.25",
+            "--hires",
+            "1.5",
+            "--hires-steps",
+            "4",
+            "--generator",
+            "cuda",
+            "--batch-size",
+            "2",
+        ],
+    );
+    assert_eq!(
+        found,
+        format!(
+            "東\nSteps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 64x64, Model: {name}, \
+             Variation seed: 5, Variation seed strength: 0.25, Denoising strength: 0.7, Clip skip: 2, Hires upscale: 1.5, \
+             Hires steps: 4, Hires upscaler: Latent, Batch size: 2, Batch pos: 1, Version: kiln {version}"
+        )
+    );
 }
 
 #[test]
@@ -136,8 +222,7 @@ fn schedulers_and_generators_are_chosen_by_name_and_draw_different_pictures() {
     ];
     assert!((0..4).all(|i| (0..i).all(|j| pictures[i] != pictures[j])));
     let said = |name: &str, key: &str, value: &str| {
-        let chunks = text_chunks(&work.path().join(name));
-        assert!(chunks.contains(&(key.into(), value.into())), "{name}: {chunks:?}");
+        assert_eq!(picture_settings(&work.path().join(name))[key], value, "{name}");
     };
     said("ddim.png", "scheduler", "DDIMScheduler");
     said("dpm.png", "scheduler", "dpm++2m:karras");

@@ -122,6 +122,88 @@ fn a_file_that_is_no_picture_is_named() {
         let error = RgbImage::open(&path).expect_err("refused").to_string();
         assert!(error.contains("p.png: "), "{error}");
     }
+    let avif = [&b"\0\0\0\x20ftypavif"[..], &[0; 64]].concat();
+    let error = RgbImage::from_bytes(&avif).expect_err("refused").to_string();
+    assert_eq!(error, "is an AVIF file, which kiln does not read");
     let missing = RgbImage::open(folder.path().join("none.png")).expect_err("refused").to_string();
     assert!(missing.ends_with("none.png: no such file or directory"), "{missing}");
+}
+
+/// The start of a file that states a size, in every format.
+fn headers(width: u16, height: u16) -> Vec<(&'static str, Vec<u8>)> {
+    let [w, h] = [width, height].map(u32::from);
+    let wide = |order: fn(u32) -> [u8; 4]| [order(w), order(h)].concat();
+    let jpeg = [&[0xff, 0xd8, 0xff, 0xe0, 0, 4, 0, 0, 0xff, 0xc0, 0, 17, 8][..], &height.to_be_bytes()];
+    let tag =
+        |tag: u16, value: u32| [&tag.to_le_bytes()[..], &[4, 0, 1, 0, 0, 0], &value.to_le_bytes()].concat();
+    let webp = [
+        [&b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0"[..], &(w - 1).to_le_bytes()[..3]].concat(),
+        (h - 1).to_le_bytes().into(),
+    ];
+    vec![
+        ("png", [&b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"[..], &wide(u32::to_be_bytes), &[8, 6, 0, 0, 0]].concat()),
+        ("jpeg", [&jpeg.concat()[..], &width.to_be_bytes(), &[3]].concat()),
+        ("webp", webp.concat()),
+        (
+            "bmp",
+            [&b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"[..], &wide(u32::to_le_bytes), &[1, 0, 24, 0]].concat(),
+        ),
+        ("gif", [&b"GIF89a"[..], &width.to_le_bytes(), &height.to_le_bytes(), &[0; 3]].concat()),
+        ("tiff", [&b"II*\0\x08\0\0\0\x02\0"[..], &tag(256, w), &tag(257, h)].concat()),
+    ]
+}
+
+/// Sparse files of 20 GB, of which the size alone is read.
+#[test]
+fn a_picture_of_too_many_pixels_is_refused_by_its_header() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let open = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).expect("a file");
+        fs::File::options().write(true).open(&path).and_then(|file| file.set_len(20 << 30)).expect("a file");
+        RgbImage::open(&path).expect_err("refused").to_string()
+    };
+    for (name, header) in headers(9000, 9000) {
+        let error = open(name, &header);
+        assert!(error.ends_with(&format!("{name}: 9000x9000 pixels are too many to be read")), "{error}");
+    }
+    for (name, header) in headers(8, 8) {
+        let error = open(name, &header);
+        let too_long = error.contains("has more than the 67109888 bytes that a picture of its size may have");
+        assert!(too_long || name == "gif", "{error}");
+    }
+    let error = open("jpeg", b"\xff\xd8\xff\xe0\0\x10JFIF\0");
+    assert!(error.ends_with("jpeg: is malformed: its header states no size"), "{error}");
+}
+
+#[test]
+fn colour_profiles_and_text_are_not_kept_and_exif_data_is_bounded() {
+    let profile = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    let profile = {
+        let mut out = profile;
+        std::io::Write::write_all(&mut out, &vec![0; 64 << 20]).and_then(|()| out.finish()).expect("bytes")
+    };
+    let mut png = Vec::new();
+    picture(vec![0.0; 3]).write_png(&mut png, &[]).expect("a PNG");
+    let with = |kind: &[u8; 4], data: &[u8]| {
+        let checked = [&kind[..], data].concat();
+        let length = (data.len() as u32).to_be_bytes();
+        let chunk = [&length[..], &checked, &crc32fast::hash(&checked).to_be_bytes()].concat();
+        RgbImage::from_bytes(&[&png[..33], &chunk, &png[33..]].concat())
+    };
+    with(b"iCCP", &[&b"p\0\0"[..], &profile].concat()).expect("a picture");
+    with(b"zTXt", &[&b"t\0\0"[..], &profile].concat()).expect("a picture");
+    with(b"eXIf", &vec![0; 17 << 20]).expect_err("refused");
+}
+
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_opened() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let pipe = folder.path().join("pipe.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    for path in [&pipe, folder.path(), "/dev/zero".as_ref()] {
+        let error = RgbImage::open(path).expect_err("refused").to_string();
+        assert_eq!(error, format!("{}: is no regular file", path.display()));
+    }
 }

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use kiln_runtime::image::RgbImage;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::cli::{fail, kiln, succeed, text_chunks};
+use crate::cli::{fail, kiln, picture_settings, succeed};
 use crate::families::Family;
 use crate::fixtures::{onnxruntime, scratch, tiny};
 
@@ -42,19 +42,19 @@ fn pictures_are_made_from_pictures() {
     draw("masked.png", &["--init-image", "in.png", "--mask", "in.png", "--width", "32", "--height", "32"]);
     draw("large.png", &["--width", "32", "--height", "32", "--hires", "1.5", "--hires-upscaler", "pixels"]);
     assert_eq!(size(&work.path().join("large.png")), [48, 48]);
-    let chunks = text_chunks(&work.path().join("large.png"));
+    let settings = picture_settings(&work.path().join("large.png"));
     for (key, value) in [
-        ("width", "48"),
-        ("first_pass_width", "32"),
-        ("hires", "1.5"),
-        ("hires_strength", "0.7"),
-        ("hires_steps", "4"),
-        ("hires_upscaler", "pixels"),
-        ("prompt_syntax", "weighted"),
+        ("width", json!(48)),
+        ("first_pass_width", json!(32)),
+        ("hires", json!(1.5)),
+        ("hires_strength", json!(0.7)),
+        ("hires_steps", json!(4)),
+        ("hires_upscaler", json!("pixels")),
+        ("prompt_syntax", json!("weighted")),
     ] {
-        assert!(chunks.contains(&(key.into(), value.into())), "{key}: {chunks:?}");
+        assert_eq!(settings[key], value, "{key}");
     }
-    assert!(text_chunks(&work.path().join("wide.png")).contains(&("strength".into(), "0.8".into())));
+    assert_eq!(picture_settings(&work.path().join("wide.png"))["strength"], 0.8);
     let plain = draw("plain.png", &["--width", "32", "--height", "32"]);
     let varied = ["--width", "32", "--height", "32", "--variation-seed", "5", "--variation-strength", "0.2"];
     assert_ne!(draw("varied.png", &varied), plain);
@@ -94,8 +94,7 @@ fn a_controlnet_comes_with_the_model_or_beside_it() {
     assert_eq!([steered.width(), steered.height()], [40, 32]);
     assert_ne!(draw("b.png", &["--model", &model, "--control-scale", "0"]), steered);
     let beside = draw("c.png", &["--model", &plain, "--controlnet", &net]);
-    let chunks = text_chunks(&work.path().join("c.png"));
-    assert!(chunks.contains(&("control_scale".into(), "[1.0]".into())), "{chunks:?}");
+    assert_eq!(picture_settings(&work.path().join("c.png"))["control_scale"], json!([1.0]));
     assert!(succeed(&mut kiln(&["inspect", &net], work.path())).contains("(ControlNet, ControlNetModel)"));
     let compiled = succeed(&mut kiln(&["compile", &net], work.path()));
     assert_eq!(draw("f.png", &["--model", &plain, "--controlnet", compiled.trim()]), beside);
@@ -186,4 +185,36 @@ fn pictures_are_compared() {
     fail(&mut compare(&["--min-psnr", "NaN"]), 2, "expected a number from 0");
     b.resized(kiln_runtime::Size::square(20)).save_png(work.path().join("b.png"), &[]).expect("a file");
     fail(&mut compare(&[]), 3, "a picture of 40x32 pixels cannot be compared with one of 20x20");
+}
+
+#[test]
+fn a_mask_that_is_the_same_all_over_is_reported() {
+    onnxruntime();
+    let (model, work) = (tiny(), scratch());
+    let model = model.path().display().to_string();
+    save_picture(&work.path().join("in.png"));
+    let save = |name: &str, pixel: fn(usize) -> [u8; 4]| {
+        let mut file = fs::File::create(work.path().join(name)).expect("a file");
+        let mut encoder = png::Encoder::new(&mut file, 32, 32);
+        encoder.set_color(png::ColorType::Rgba);
+        let data: Vec<u8> = (0..32 * 32).flat_map(pixel).collect();
+        encoder.write_header().and_then(|mut writer| writer.write_image_data(&data)).expect("a PNG");
+    };
+    save("shape.png", |i| if i % 32 < 16 { [255; 4] } else { [0, 0, 0, 255] });
+    save("alpha.png", |i| [255, 255, 255, if i % 32 < 16 { 255 } else { 0 }]);
+    save("white.png", |_| [255; 4]);
+    save("ones.png", |i| if i % 32 < 16 { [1, 1, 1, 255] } else { [0, 0, 0, 255] });
+    let said = |mask: &str| {
+        let args = ["generate", "x", "--model", &model, "--steps", "2", "--seed", "1", "--out", "o.png"];
+        let task = ["--init-image", "in.png", "--mask", mask, "--width", "32", "--height", "32"];
+        let output = kiln(&[&args[..], &task].concat(), work.path()).output().expect("kiln runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    assert_eq!(said("shape.png"), "");
+    assert_eq!(said("ones.png"), "the mask is dark all over: nothing is painted\n");
+    let white = "the mask is light all over: all is painted, and nothing of the picture is kept";
+    assert_eq!(said("white.png"), format!("{white}\n"));
+    assert_eq!(said("alpha.png"), format!("{white}; its alpha channel, which varies, is not read\n"));
 }

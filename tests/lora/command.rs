@@ -3,9 +3,10 @@
 use std::fs;
 
 use serde_json::Value;
+use sha2::Digest;
 
 use super::Case;
-use crate::cli::{fail, kiln, succeed, text_chunks};
+use crate::cli::{fail, kiln, picture_settings, succeed, text_chunk};
 use crate::fixtures::{onnxruntime, scratch};
 
 const DRAW: [&str; 7] = ["generate", "a red circle", "--seed", "3", "--steps", "2", "--json"];
@@ -32,7 +33,15 @@ fn a_lora_is_swapped_in_or_fused_with_the_same_picture() {
     let (_, plain) = draw(&model, "plain.png", &[]);
     let (report, swapped) = draw(&model, "swapped.png", &["--lora", "a:1.safetensors:0.5"]);
     assert_eq!(report["lora"], serde_json::json!(["a:1.safetensors:0.5"]));
-    assert!(text_chunks(&work.path().join("swapped.png")).iter().any(|(key, _)| key == "lora"));
+    let swapped_file = work.path().join("swapped.png");
+    assert_eq!(picture_settings(&swapped_file)["lora"], report["lora"]);
+    let bytes = fs::read(work.path().join("a:1.safetensors")).expect("a LoRA");
+    let n_header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let hash = sha2::Sha256::digest(&bytes[8 + n_header..]);
+    let hash: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let said = text_chunk(&swapped_file, "parameters");
+    assert!(said.contains(" <lora:a:1:0.5>\n"), "{said}");
+    assert!(said.contains(&format!(", Lora hashes: \"a:1: {hash}\", RNG: CPU, ")), "{said}");
     assert_ne!(pixels(&plain), pixels(&swapped));
     let (_, nothing) = draw(&model, "nothing.png", &["--lora", "a:1.safetensors:0"]);
     assert_eq!(pixels(&plain), pixels(&nothing));

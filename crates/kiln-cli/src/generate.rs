@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::draw::Seconds;
 use crate::failure::Failure;
+use crate::infotext::Infotext;
 use crate::memtrace::MemoryTrace;
 use crate::model::Model;
 use crate::models::{bundle, controlnet_bundle, refuse_unused};
@@ -62,8 +63,11 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let output = draw::draw(&mut pipeline, &request, &mut trace)?;
     let recording = trace.map(MemoryTrace::finish);
 
-    let settings = settings(&pipeline, &pipeline.resolve(&request)?, args)?;
-    let files = pictures.save(&output.images, &settings)?;
+    let job = pipeline.resolve(&request)?;
+    let settings = settings(&pipeline, &job, args)?;
+    let infotext = Infotext::new(&job, &pipeline.bundle().manifest().name, args);
+    let text = |i: usize| [("parameters", infotext.of(i)), ("kiln", of_picture(&settings, i))];
+    let files = pictures.save(&output.images, &text)?;
     match args.json {
         true => output::data(&report(&settings, &files, &output).to_string()),
         false => files.iter().for_each(|file| output::data(&file.display().to_string())),
@@ -126,6 +130,13 @@ fn on_host(args: &GenerateArgs) -> Option<&'static str> {
         (true, false) => Some("--controlnet is compiled for the processor alone"),
         (true, true) => None,
     }
+}
+
+/// The settings of the batch's picture of this index, as JSON.
+fn of_picture(settings: &Value, index: usize) -> String {
+    let mut settings = settings.clone();
+    settings["batch_index"] = json!(index);
+    settings.to_string()
 }
 
 fn report(settings: &Value, files: &[PathBuf], output: &Output) -> Value {

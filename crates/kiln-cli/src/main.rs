@@ -22,6 +22,7 @@ mod failure;
 #[cfg(unix)]
 mod fault;
 mod generate;
+mod infotext;
 mod inspect;
 mod interrupt;
 mod log;

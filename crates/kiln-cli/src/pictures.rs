@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use kiln_bundle::BundleError;
 use kiln_bundle::fs::PartialFile;
 use kiln_runtime::image::RgbImage;
-use serde_json::Value;
 
 use crate::args::GenerateArgs;
 use crate::failure::Failure;
 use crate::paths;
-use crate::settings::text_chunks;
+
+/// The texts that go into the picture of an index.
+type Text<'a> = dyn Fn(usize) -> [(&'static str, String); 2] + 'a;
 
 /// The files that pictures will be.
 pub(crate) enum Pictures {
@@ -43,16 +44,16 @@ impl Pictures {
     }
 
     /// Writes one picture to each file, and says which files these are.
-    pub(crate) fn save(self, images: &[RgbImage], settings: &Value) -> Result<Vec<PathBuf>, Failure> {
+    pub(crate) fn save(self, images: &[RgbImage], text: &Text<'_>) -> Result<Vec<PathBuf>, Failure> {
         match self {
             Pictures::Named(files) => {
                 for (i, (image, file)) in images.iter().zip(&files).enumerate() {
-                    image.save_png(file, &text_chunks(settings, i)).map_err(kiln_runtime::Error::from)?;
+                    image.save_png(file, &text(i)).map_err(kiln_runtime::Error::from)?;
                 }
                 Ok(files)
             }
             Pictures::Unused(stem) => {
-                let files = save_unused(images, settings, &stem);
+                let files = save_unused(images, text, &stem);
                 files.map_err(|e| Failure::writing(BundleError::io(Path::new(&format!("{stem}.png")), &e)))
             }
         }
@@ -60,12 +61,12 @@ impl Pictures {
 }
 
 /// Takes the first names that none of the files has: two processes that write at once take different ones.
-fn save_unused(images: &[RgbImage], settings: &Value, stem: &str) -> io::Result<Vec<PathBuf>> {
+fn save_unused(images: &[RgbImage], text: &Text<'_>, stem: &str) -> io::Result<Vec<PathBuf>> {
     let mut partials = Vec::new();
     for (i, image) in images.iter().enumerate() {
         let mut partial = PartialFile::new(Path::new("."))?;
         let mut out = BufWriter::new(&mut partial);
-        image.write_png(&mut out, &text_chunks(settings, i))?;
+        image.write_png(&mut out, &text(i))?;
         out.flush()?;
         drop(out);
         partials.push(partial);

@@ -69,18 +69,6 @@ fn tasks(settings: &mut Settings, job: &Job<'_>, args: &GenerateArgs) {
     }
 }
 
-/// The settings as the text chunks of the batch's picture of this index.
-pub(crate) fn text_chunks(settings: &Value, index: usize) -> Vec<(&str, String)> {
-    let mut chunks: Vec<(&str, String)> = settings
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| (key.as_str(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
-        .collect();
-    chunks.push(("batch_index", index.to_string()));
-    chunks
-}
-
 /// The value as the command line spells it.
 fn name(choice: impl ValueEnum) -> String {
     choice.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()

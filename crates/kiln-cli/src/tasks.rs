@@ -80,18 +80,23 @@ pub(crate) fn file_and_suffix(text: &str) -> (PathBuf, Option<&str>) {
     }
 }
 
-/// `FILE` or `FILE:WEIGHT` of each LoRA, opened; what follows a colon and is not a number is part of the name.
+/// `FILE` or `FILE:WEIGHT`; what follows a colon and is not a number is part of the name.
+pub(crate) fn file_and_weight(text: &str) -> (PathBuf, f32) {
+    match file_and_suffix(text) {
+        (file, Some(suffix)) => match suffix.parse() {
+            Ok(weight) => (file, weight),
+            Err(_) => (PathBuf::from(text), 1.0),
+        },
+        (file, None) => (file, 1.0),
+    }
+}
+
+/// The LoRAs of arguments, opened.
 pub(crate) fn loras(arguments: &[String]) -> Result<Vec<Lora>, Failure> {
     arguments
         .iter()
         .map(|text| {
-            let (file, weight) = match file_and_suffix(text) {
-                (file, Some(suffix)) => match suffix.parse::<f32>() {
-                    Ok(weight) => (file, weight),
-                    Err(_) => (PathBuf::from(text), 1.0),
-                },
-                (file, None) => (file, 1.0),
-            };
+            let (file, weight) = file_and_weight(text);
             if !weight.is_finite() {
                 return Err(Failure::usage(format!(
                     "lora: weight {weight} of {} is not finite",

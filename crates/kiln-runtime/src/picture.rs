@@ -32,6 +32,11 @@ impl Picture {
         }
     }
 
+    /// Whether its file has an alpha channel that varies, which is no part of it.
+    pub(crate) fn drops_alpha(&self) -> bool {
+        matches!(self, Picture::Rgb(image) if image.drops_alpha())
+    }
+
     /// `[1, 3, H, W]` in `[0, 1]` (diffusers `image_processor.py`).
     pub(crate) fn planes(&self, key: &'static str, size: Size) -> Result<Array4<f32>, Error> {
         match self {

@@ -18,6 +18,13 @@ pub enum Event {
     Truncated(usize),
     /// A prompt holds something that is read in another way than its author may think, and how.
     Misread(String),
+    /// A mask is the same all over and tells no part of the picture from another.
+    UniformMask {
+        /// Whether all is painted and nothing of the picture kept; else nothing is painted.
+        paints: bool,
+        /// Whether the mask's file has an alpha channel that varies, which is not read.
+        drops_alpha: bool,
+    },
     /// The engines are loaded and the first step starts.
     Started {
         /// Evaluations of the denoiser to make, which for samplers of second order are nearly twice the steps.

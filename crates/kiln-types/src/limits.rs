@@ -12,8 +12,14 @@ pub const MAX_CONTROLS: usize = 16;
 /// Longest side of a picture that is read, in pixels.
 pub const MAX_INPUT_SIDE: u32 = 32768;
 
+/// Most pixels of a picture that is read.
+pub const MAX_INPUT_PIXELS: u64 = 1 << 26;
+
 /// Most bytes that decoding a picture may take.
 pub const MAX_INPUT_BYTES: u64 = 1 << 30;
+
+/// Most bytes of a picture's metadata: colour profile, EXIF data, text.
+pub const MAX_INPUT_METADATA: u64 = 1 << 24;
 
 /// Most threads that an operator may be spread over.
 pub const MAX_THREADS: usize = 1024;

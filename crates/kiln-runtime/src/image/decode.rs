@@ -1,17 +1,27 @@
-//! PNG, JPEG and WebP files as red, green and blue of eight bits.
+//! Picture files as red, green and blue of eight bits.
 
-use std::io::Cursor;
+mod bmp;
+mod exif;
+mod header;
+#[cfg(feature = "pictures")]
+mod more;
 
-use kiln_types::limits::{MAX_INPUT_BYTES, MAX_INPUT_SIDE};
+use std::io::{BufRead, Cursor, Read, Seek};
+
+use kiln_types::limits::{MAX_INPUT_BYTES, MAX_INPUT_METADATA, MAX_INPUT_PIXELS, MAX_INPUT_SIDE};
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
+
+use header::Format;
 
 /// Red, green, blue of each pixel, row by row.
 pub(super) struct Rgb {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) data: Vec<u8>,
+    /// Whether the file has an alpha channel that is not the same all over.
+    pub(super) alpha_varies: bool,
 }
 
 /// Channels of each pixel, row by row, as a file has them.
@@ -20,36 +30,90 @@ struct Stored {
     height: u32,
     n_channels: usize,
     data: Vec<u8>,
-    exif: Option<Vec<u8>>,
+    /// How the picture is turned, from 1 to 8 (EXIF 2.3, tag 0x0112).
+    orientation: Option<u16>,
 }
 
 /// Decodes a file, turned as its EXIF data says and without its alpha channel.
-pub(super) fn decode(bytes: &[u8]) -> Result<Rgb, String> {
-    let stored = match bytes {
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => png(bytes)?,
-        [0xff, 0xd8, 0xff, ..] => jpeg(bytes)?,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp(bytes)?,
-        _ => return Err("is not a PNG, JPEG or WebP file".into()),
-    };
-    let turn = stored.exif.as_deref().and_then(orientation).unwrap_or(1);
-    let Stored { width, height, n_channels, data, .. } = stored;
-    let rgb = Rgb { width, height, data: without_alpha(data, n_channels) };
-    Ok(if turn == 1 { rgb } else { rgb.turned(turn) })
+///
+/// The size that its header states is checked first, and bounds what is read.
+pub(super) fn decode(file: &mut (impl BufRead + Seek)) -> Result<Rgb, String> {
+    let mut start = header::Start::default();
+    read_into(file, &mut start)?;
+    let format = Format::of(&start)?;
+    let size = format.size(&start, file).map_err(|e| super::of_system(&e))?;
+    let [width, height] = size.ok_or("is malformed: its header states no size")?;
+    check_size(width, height, 1)?;
+    let most = 4 * MAX_INPUT_METADATA + 16 * u64::from(width) * u64::from(height);
+    let bytes = read_at_most(file, most, format)?;
+    Ok(upright(stored(format, &bytes)?))
 }
 
-fn check_size(width: u32, height: u32, n_channels: usize) -> Result<(), String> {
-    let n_bytes = u64::from(width) * u64::from(height) * n_channels as u64;
-    match width.max(height) <= MAX_INPUT_SIDE && n_bytes <= MAX_INPUT_BYTES {
+fn stored(format: Format, bytes: &[u8]) -> Result<Stored, String> {
+    match format {
+        Format::Png => png(bytes),
+        Format::Jpeg => jpeg(bytes),
+        Format::WebP => webp(bytes),
+        Format::Bmp => bmp::stored(bytes),
+        #[cfg(feature = "pictures")]
+        format => more::stored(format, bytes),
+        #[cfg(not(feature = "pictures"))]
+        format => {
+            let name = format!("{format:?}").to_uppercase();
+            Err(format!(
+                "is a {name} file, which this program, built without the feature 'pictures' of kiln-runtime, does not read"
+            ))
+        }
+    }
+}
+
+fn read_into(file: &mut impl Read, start: &mut [u8]) -> Result<(), String> {
+    let n = start.len() as u64;
+    let mut found = Vec::new();
+    file.take(n).read_to_end(&mut found).map_err(|e| super::of_system(&e))?;
+    start[..found.len()].copy_from_slice(&found);
+    Ok(())
+}
+
+/// All bytes of a file; of a GIF, whose first frame alone is read, as many as may be.
+fn read_at_most(file: &mut (impl BufRead + Seek), most: u64, format: Format) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    file.rewind()
+        .and_then(|()| file.take(most + 1).read_to_end(&mut bytes))
+        .map_err(|e| super::of_system(&e))?;
+    match bytes.len() as u64 > most && format != Format::Gif {
+        true => Err(format!("has more than the {most} bytes that a picture of its size may have")),
+        false => Ok(bytes),
+    }
+}
+
+fn upright(stored: Stored) -> Rgb {
+    let Stored { width, height, n_channels, data, orientation } = stored;
+    let alpha_varies = alpha_varies(&data, n_channels);
+    let rgb = Rgb { width, height, data: without_alpha(data, n_channels), alpha_varies };
+    match orientation {
+        None | Some(1) => rgb,
+        Some(turn) => rgb.turned(turn),
+    }
+}
+
+fn check_size(width: u32, height: u32, n_bytes_each: usize) -> Result<(), String> {
+    let n_pixels = u64::from(width) * u64::from(height);
+    let is_within = width.max(height) <= MAX_INPUT_SIDE
+        && n_pixels <= MAX_INPUT_PIXELS
+        && n_pixels * n_bytes_each as u64 <= MAX_INPUT_BYTES;
+    match is_within {
         true => Ok(()),
         false => Err(format!("{width}x{height} pixels are too many to be read")),
     }
 }
 
-/// Scales 16 bits to eight as `round(value * 255 / 65535)`.
 fn png(bytes: &[u8]) -> Result<Stored, String> {
     let refuse = |e: png::DecodingError| e.to_string();
-    let limits = png::Limits { bytes: MAX_INPUT_BYTES as usize };
+    let limits = png::Limits { bytes: MAX_INPUT_METADATA as usize };
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
     decoder.set_transformations(png::Transformations::EXPAND);
     let info = decoder.read_header_info().map_err(refuse)?;
     let (width, height) = (info.width, info.height);
@@ -62,10 +126,10 @@ fn png(bytes: &[u8]) -> Result<Stored, String> {
     reader.next_frame(&mut data).map_err(refuse)?;
     if n_bytes_each == 2 {
         let (wide, _) = data.as_chunks::<2>();
-        data = wide.iter().map(|&c| ((u32::from(u16::from_be_bytes(c)) + 128) / 257) as u8).collect();
+        data = wide.iter().map(|&c| eight_bits(u16::from_be_bytes(c))).collect();
     }
-    let exif = reader.info().exif_metadata.as_ref().map(|exif| exif.to_vec());
-    Ok(Stored { width, height, n_channels: color.samples(), data, exif })
+    let orientation = reader.info().exif_metadata.as_deref().and_then(exif::orientation);
+    Ok(Stored { width, height, n_channels: color.samples(), data, orientation })
 }
 
 fn jpeg(bytes: &[u8]) -> Result<Stored, String> {
@@ -86,9 +150,9 @@ fn jpeg(bytes: &[u8]) -> Result<Stored, String> {
     let (width, height) = header.dimensions().ok_or("has no size")?;
     let (width, height) = (width as u32, height as u32);
     check_size(width, height, n_channels)?;
-    let exif = header.exif().cloned();
+    let orientation = header.exif().and_then(|exif| exif::orientation(exif));
     let data = open(options.jpeg_set_out_colorspace(color)).decode().map_err(|e| e.to_string())?;
-    Ok(Stored { width, height, n_channels, data, exif })
+    Ok(Stored { width, height, n_channels, data, orientation })
 }
 
 /// Whether a JPEG's data ends with the marker that says so; decoders make up what is missing.
@@ -101,14 +165,28 @@ fn is_whole_jpeg(bytes: &[u8]) -> bool {
 fn webp(bytes: &[u8]) -> Result<Stored, String> {
     let refuse = |e: image_webp::DecodingError| e.to_string();
     let mut decoder = image_webp::WebPDecoder::new(Cursor::new(bytes)).map_err(refuse)?;
-    decoder.set_memory_limit(MAX_INPUT_BYTES as usize);
     let (width, height) = decoder.dimensions();
     let n_channels = if decoder.has_alpha() { 4 } else { 3 };
     check_size(width, height, n_channels)?;
+    decoder.set_memory_limit(MAX_INPUT_METADATA as usize);
     let exif = decoder.exif_metadata().map_err(refuse)?;
+    decoder.set_memory_limit(MAX_INPUT_BYTES as usize);
     let mut data = vec![0; decoder.output_buffer_size().ok_or("has too many pixels")?];
     decoder.read_image(&mut data).map_err(refuse)?;
-    Ok(Stored { width, height, n_channels, data, exif })
+    let orientation = exif.as_deref().and_then(exif::orientation);
+    Ok(Stored { width, height, n_channels, data, orientation })
+}
+
+/// 16 bits as eight: `round(value * 255 / 65535)`.
+fn eight_bits(value: u16) -> u8 {
+    ((u32::from(value) + 128) / 257) as u8
+}
+
+/// Whether pixels of two or four channels, the last of which is alpha, differ in it.
+fn alpha_varies(data: &[u8], n_channels: usize) -> bool {
+    let has_alpha = matches!(n_channels, 2 | 4);
+    let mut alpha = data.chunks_exact(n_channels).map(|pixel| pixel[n_channels - 1]);
+    has_alpha && alpha.next().is_some_and(|first| alpha.any(|other| other != first))
 }
 
 /// Red, green and blue of pixels of one to four channels, of which two and four end with alpha.
@@ -120,81 +198,9 @@ fn without_alpha(data: Vec<u8>, n_channels: usize) -> Vec<u8> {
     }
 }
 
-/// How a picture is turned by its EXIF data, from 1 to 8 (EXIF 2.3, tag 0x0112).
-fn orientation(exif: &[u8]) -> Option<u16> {
-    let is_little = match exif.get(..4)? {
-        [b'I', b'I', 42, 0] => true,
-        [b'M', b'M', 0, 42] => false,
-        _ => return None,
-    };
-    let u16_at = |at: usize| {
-        let bytes: [u8; 2] = exif.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if is_little { u16::from_le_bytes(bytes) } else { u16::from_be_bytes(bytes) })
-    };
-    let u32_at = |at: usize| {
-        let [a, b] = [u16_at(at)?, u16_at(at.checked_add(2)?)?].map(u32::from);
-        Some(if is_little { b << 16 | a } else { a << 16 | b })
-    };
-    let folder = usize::try_from(u32_at(4)?).ok()?;
-    let entries = (0..usize::from(u16_at(folder)?)).map(|i| folder.checked_add(2 + 12 * i));
-    for entry in entries {
-        let entry = entry?;
-        if (u16_at(entry)?, u16_at(entry + 2)?, u32_at(entry + 4)?) == (0x0112, 3, 1) {
-            return u16_at(entry + 8).filter(|turn| (1..=8).contains(turn));
-        }
-    }
-    None
-}
-
-impl Rgb {
-    /// The picture upright, for an orientation of EXIF.
-    fn turned(&self, orientation: u16) -> Rgb {
-        let is_transposed = orientation >= 5;
-        let (mirrors_x, mirrors_y) =
-            (matches!(orientation, 2 | 3 | 7 | 8), matches!(orientation, 3 | 4 | 6 | 7));
-        let (width, height) = if is_transposed { (self.height, self.width) } else { (self.width, self.height) };
-        let mut data = Vec::with_capacity(self.data.len());
-        for y in 0..height {
-            for x in 0..width {
-                let (x, y) = if is_transposed { (y, x) } else { (x, y) };
-                let x = if mirrors_x { self.width - 1 - x } else { x };
-                let y = if mirrors_y { self.height - 1 - y } else { y };
-                let at = (y as usize * self.width as usize + x as usize) * 3;
-                data.extend_from_slice(&self.data[at..at + 3]);
-            }
-        }
-        Rgb { width, height, data }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Red, green, blue and white, from the upper left to the lower right.
-    fn corners() -> Rgb {
-        let pixels = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]];
-        Rgb { width: 2, height: 2, data: pixels.concat() }
-    }
-
-    #[track_caller]
-    fn check_turn(orientation: u16, expected: [usize; 4]) {
-        let (before, after) = (corners().data, corners().turned(orientation).data);
-        let pixels = before.chunks(3).collect::<Vec<_>>();
-        assert_eq!(after, expected.map(|i| pixels[i]).concat(), "{orientation}");
-    }
-
-    #[test]
-    fn pictures_are_turned_as_exif_says() {
-        check_turn(1, [0, 1, 2, 3]);
-        check_turn(2, [1, 0, 3, 2]);
-        check_turn(3, [3, 2, 1, 0]);
-        check_turn(4, [2, 3, 0, 1]);
-        check_turn(5, [0, 2, 1, 3]);
-        check_turn(6, [2, 0, 3, 1]);
-        check_turn(7, [3, 1, 2, 0]);
-        check_turn(8, [1, 3, 0, 2]);
-    }
 
     #[track_caller]
     fn check_png(color: png::ColorType, depth: png::BitDepth, stored: &[u8], expected: &[u8]) {
@@ -208,7 +214,7 @@ mod tests {
         let mut writer = encoder.write_header().expect("a header");
         writer.write_image_data(stored).expect("pixels");
         writer.finish().expect("a file");
-        let found = decode(&file).expect("a picture");
+        let found = decode(&mut Cursor::new(file)).expect("a picture");
         assert_eq!((found.width, found.height, &found.data[..]), (2, 1, expected));
     }
 
@@ -228,15 +234,5 @@ mod tests {
             &[255, 255, 128, 0],
             &[255, 255, 255, 128, 128, 128],
         );
-    }
-
-    #[test]
-    fn malformed_exif_data_turns_nothing() {
-        let sized = |n: u16| [&b"II*\0\x08\0\0\0"[..], &n.to_le_bytes()].concat();
-        for exif in [&b""[..], b"II*\0", b"II*\0\xff\xff\xff\xff", &sized(u16::MAX), &sized(0)] {
-            assert_eq!(orientation(exif), None);
-        }
-        let entry = [&sized(1)[..], &[0x12, 1, 3, 0, 1, 0, 0, 0, 6, 0, 0, 0]].concat();
-        assert_eq!(orientation(&entry), Some(6));
     }
 }

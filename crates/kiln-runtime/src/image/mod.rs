@@ -2,15 +2,14 @@
 
 mod compare;
 mod decode;
+mod file;
 mod resize;
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::fs::{PartialFile, follow};
 use kiln_types::Size;
-use kiln_types::limits::MAX_INPUT_BYTES;
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
 pub use compare::Comparison;
@@ -62,13 +61,24 @@ fn of_system(error: &io::Error) -> String {
 }
 
 /// A picture of eight bits per channel, row by row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(try_from = "Raw"))]
 pub struct RgbImage {
     width: u32,
     height: u32,
     data: Vec<u8>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    drops_alpha: bool,
 }
+
+/// Pictures are equal whose pixels are.
+impl PartialEq for RgbImage {
+    fn eq(&self, other: &RgbImage) -> bool {
+        self.size() == other.size() && self.data == other.data
+    }
+}
+
+impl Eq for RgbImage {}
 
 /// The fields of a picture, before they are checked.
 #[cfg(feature = "serde")]
@@ -105,7 +115,7 @@ impl RgbImage {
         let rows = sample.permuted_axes([1, 2, 0]);
         let data =
             rows.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-        RgbImage { width: width as u32, height: height as u32, data }
+        RgbImage { width: width as u32, height: height as u32, data, drops_alpha: false }
     }
 
     /// Channels, height, width in `[0, 1]`.
@@ -129,37 +139,45 @@ impl RgbImage {
     pub fn from_raw(width: u32, height: u32, data: Vec<u8>) -> Result<RgbImage, ImageError> {
         let expected = u64::from(width) * u64::from(height) * 3;
         match expected > 0 && data.len() as u64 == expected {
-            true => Ok(RgbImage { width, height, data }),
+            true => Ok(RgbImage { width, height, data, drops_alpha: false }),
             false => Err(ImageError::Bytes { width, height, found: data.len() }),
         }
     }
 
-    /// Reads a PNG, JPEG or WebP file; see [`RgbImage::from_bytes`].
+    /// Reads a picture's file, which has to be a regular one; see [`RgbImage::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
         let path = path.as_ref();
         let refuse = |reason: String| ImageError::Read { path: path.into(), reason };
-        let unreadable = |e: io::Error| refuse(of_system(&e));
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(unreadable)?;
-        file.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-        if bytes.len() as u64 > MAX_INPUT_BYTES {
-            return Err(refuse(format!("has more than the {MAX_INPUT_BYTES} bytes that a picture may have")));
-        }
-        RgbImage::from_bytes(&bytes).map_err(|e| refuse(e.to_string()))
+        let file = file::open(path).map_err(|e| refuse(of_system(&e)))?;
+        decode::decode(&mut BufReader::new(file)).and_then(RgbImage::from_rgb).map_err(refuse)
     }
 
-    /// Decodes a PNG, JPEG or WebP file: turned as its EXIF data says and without its alpha channel, as diffusers'
-    /// `load_image` does. Values of JPEG files differ from Pillow's by up to 3, and those of 16 bits are scaled to eight.
+    /// Decodes a PNG, JPEG, WebP or BMP file, and with the feature `pictures` a TIFF file or the first frame of a GIF file:
+    /// turned as its EXIF data says and without its alpha channel, as diffusers' `load_image` does.
+    ///
+    /// Values of JPEG files differ from Pillow's by up to 3, and those of 16 bits are scaled to eight. A picture of more than
+    /// 2^26 pixels or a side over 32768 is refused before it is decoded.
     pub fn from_bytes(bytes: &[u8]) -> Result<RgbImage, ImageError> {
-        let decode::Rgb { width, height, data } = decode::decode(bytes).map_err(ImageError::Decode)?;
-        RgbImage::from_raw(width, height, data)
+        decode::decode(&mut Cursor::new(bytes)).and_then(RgbImage::from_rgb).map_err(ImageError::Decode)
+    }
+
+    fn from_rgb(rgb: decode::Rgb) -> Result<RgbImage, String> {
+        let decode::Rgb { width, height, data, alpha_varies } = rgb;
+        let image = RgbImage::from_raw(width, height, data).map_err(|e| e.to_string())?;
+        Ok(RgbImage { drops_alpha: alpha_varies, ..image })
+    }
+
+    /// Whether the file that it was read from has an alpha channel that is not the same all over; it is no part of the picture.
+    pub fn drops_alpha(&self) -> bool {
+        self.drops_alpha
     }
 
     /// The picture at another size, by Lanczos' filter as Pillow applies it.
     pub fn resized(&self, size: Size) -> RgbImage {
         let Size { width, height } = size.map(|side| side.max(1));
         let from = [self.height as usize, self.width as usize];
-        RgbImage { width, height, data: resize::lanczos(&self.data, from, [height as usize, width as usize]) }
+        let data = resize::lanczos(&self.data, from, [height as usize, width as usize]);
+        RgbImage { width, height, data, ..*self }
     }
 
     /// Its size.

@@ -10,7 +10,7 @@ use super::noise::{Noise, initial_noise};
 use super::run::Run;
 use super::state::{Blend, Inpainting, Start, joined};
 use crate::scheduler::Sampler;
-use crate::{Error, Init, Picture};
+use crate::{Error, Event, Init, Picture};
 
 impl Run<'_, '_> {
     /// Latents of a job's first pass, drawing random numbers in the order in which diffusers' pipelines do.
@@ -44,6 +44,7 @@ impl Run<'_, '_> {
         let from_pure_noise = job.strength.is_none_or(|strength| strength >= 1.0);
         let reads_masked_picture = self.model.denoiser.reads_masked_picture();
         let picture = signed(&init.image, *size)?;
+        let drops_alpha = mask.drops_alpha();
         let mask = mask.mask("mask", *size)?;
 
         let kept = match !reads_masked_picture || !from_pure_noise {
@@ -56,7 +57,11 @@ impl Run<'_, '_> {
             .and_broadcast(&mask)
             .map_collect(|&x, &mask| if mask < 0.5 { x } else { x * 0.0 });
         let masked = self.encode_once(masked, batch, noise)?;
-        let mask = repeated(nearest(&mask, shape[2], shape[3]), batch)?;
+        let mask = nearest(&mask, shape[2], shape[3]);
+        if let Some(paints) = uniform(&mask) {
+            self.progress.tell(Event::UniformMask { paints, drops_alpha })?;
+        }
+        let mask = repeated(mask, batch)?;
         let channels = match reads_masked_picture {
             true => Some(joined(Axis(1), &[&mask, &masked])?),
             false => None,
@@ -180,6 +185,12 @@ fn start_from(
 /// The initial picture `[1, 3, H, W]` in `[-1, 1]`.
 fn signed(image: &Picture, size: Size) -> Result<Array4<f32>, Error> {
     Ok(image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0))
+}
+
+/// Whether a mask of 0 and 1 that is the same all over is 1.
+fn uniform(mask: &Array4<f32>) -> Option<bool> {
+    let first = *mask.first()?;
+    mask.iter().all(|value| *value == first).then_some(first > 0.5)
 }
 
 /// `torch.nn.functional.interpolate` with mode nearest.

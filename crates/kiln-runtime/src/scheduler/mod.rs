@@ -53,6 +53,7 @@ mod sigmas;
 mod tcd;
 mod timesteps;
 mod unipc;
+mod web_ui;
 
 pub use alphas::BetaSchedule;
 pub use class::SchedulerClass;

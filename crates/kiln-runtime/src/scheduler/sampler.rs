@@ -16,6 +16,8 @@ use super::{euler, heun, kdpm2, lcm, lms, pndm, sa_solver, tcd, unipc};
 /// [`scale_model_input`](Sampler::scale_model_input) and `timesteps()[i]`, and [`step`](Sampler::step) takes its output.
 pub struct Sampler {
     name: Cow<'static, str>,
+    web_ui_sampler: Option<String>,
+    web_ui_schedule: Option<&'static str>,
     steps: usize,
     schedule: Schedule,
     method: Box<dyn Method>,
@@ -54,7 +56,8 @@ impl SchedulerConfig {
         let clips = self.thresholding != Thresholding::None;
         // What EDM's networks predict is not told from the noise level alone.
         let prediction = Some(self.prediction_type).filter(|_| !self.class().is_edm());
-        Ok(Sampler { clips, prediction, ..sampler })
+        let (web_ui_sampler, web_ui_schedule) = (Some(self.web_ui_sampler()), self.web_ui_schedule());
+        Ok(Sampler { clips, prediction, web_ui_sampler, web_ui_schedule, ..sampler })
     }
 
     /// `alphas_cumprod`: the part of the signal's variance that is left at each timestep that the model was trained with.
@@ -83,6 +86,8 @@ impl Sampler {
     ) -> Sampler {
         Sampler {
             name: name.into(),
+            web_ui_sampler: None,
+            web_ui_schedule: None,
             steps: n_steps,
             schedule,
             method,
@@ -95,6 +100,16 @@ impl Sampler {
     /// The scheduler's name, for those of diffusers that of the class.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What Stable Diffusion's web UIs call it, such as `DPM++ 2M`; its name where they lack it.
+    pub fn web_ui_sampler(&self) -> &str {
+        self.web_ui_sampler.as_deref().unwrap_or(&self.name)
+    }
+
+    /// What they call the choice of its sigmas, such as `Karras`, where it has one.
+    pub fn web_ui_schedule(&self) -> Option<&'static str> {
+        self.web_ui_schedule
     }
 
     /// The timestep of each call of the model, noisiest first; not always whole numbers, and more than one per step where
