@@ -14,6 +14,8 @@ mod ladder;
 mod lora;
 mod memory;
 mod original;
+#[cfg(target_os = "linux")]
+mod outputs;
 mod pipeline;
 mod properties;
 mod scheduler;

@@ -56,19 +56,22 @@ impl Drop for Child {
         let mut register = register();
         if let Some(child) = &mut self.child {
             end(self.id);
-            let _ = child.kill();
-            let _ = child.wait();
+            if !cfg!(unix) {
+                let _ = child.kill().and_then(|()| child.wait());
+            }
         }
         register.groups.remove(&self.id);
     }
 }
 
-/// Kills the processes of a group.
+/// Kills the processes of a child's group, and waits until the child is gone.
 #[cfg(unix)]
 pub(crate) fn end(group: u32) {
-    use rustix::process::{Pid, Signal, kill_process_group};
+    use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
     if let Some(group) = i32::try_from(group).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(group, Signal::KILL);
+        // Another thread may have waited for it before.
+        let _ = waitpid(Some(group), WaitOptions::empty());
     }
 }
 

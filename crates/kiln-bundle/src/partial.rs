@@ -206,7 +206,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut mine = PartialFile::new(folder.path()).expect("a file");
         let (left, other) = (folder.path().join(".kiln-abc.tmp"), folder.path().join(".other.tmp"));
-        [&left, &other].map(|path| fs::write(path, "half").expect("a file"));
+        fs::write(&left, "half").and_then(|()| fs::write(&other, "half")).expect("files");
         sweep(folder.path()).expect("swept");
         assert_eq!((left.exists(), other.exists(), names(folder.path()).len()), (false, true, 2));
         mine.write_all(b"whole").expect("written");
