@@ -235,6 +235,22 @@ fn classes_and_values_that_are_not_supported_are_named() {
         edit(unet, "down_block_types", json!(["AttnDownBlock2D", "DownBlock2D"])),
         "down_block_types: 'AttnDownBlock2D' is not supported; supported: DownBlock2D, CrossAttnDownBlock2D",
     );
+    let depths = |value| edit(unet, "transformer_layers_per_block", value);
+    let key = "transformer_layers_per_block: ";
+    check_refused(depths(json!([1])), &format!("{key}has 1 entries for 2 levels"));
+    check_refused(depths(json!([65, 65])), &format!("{key}65 is not a number from 0 to 64"));
+    check_refused(depths(json!([[], []])), &format!("{key}[] has 0 entries for 1 transformers"));
+    check_refused(depths(json!([[[2]], [[2]]])), &format!("{key}[2] is not a number from 0 to 64"));
+    check_refused(
+        depths(json!([1, [1]])),
+        "reverse_transformer_layers_per_block: is missing, which transformer_layers_per_block with a list for one level",
+    );
+    let reversed = |value| edit(unet, "reverse_transformer_layers_per_block", value);
+    check_refused(reversed(1.into()), "reverse_transformer_layers_per_block: 1 is not a list of 1 to 8");
+    check_refused(
+        reversed(json!([[1], [1]])),
+        "reverse_transformer_layers_per_block: [1] has 1 entries for 2 transformers",
+    );
     check_refused(edit(vae, "scaling_factor", "big".into()), r#"scaling_factor: "big" is not a finite number"#);
     // The class of model_index.json decides.
     let model = tiny();

@@ -245,4 +245,6 @@ families! {
     a_controlnet_is_diffusers: "controlnet",
     two_controlnets_are_diffusers: "controlnets",
     a_controlnet_of_sdxl_is_diffusers: "sdxl-controlnet",
+    transformers_of_different_depths_are_diffusers: "depths",
+    a_controlnet_of_different_depths_beside_a_unet_without_middle_is_diffusers: "depths-controlnet",
 }

@@ -81,6 +81,25 @@ fn depths_that_differ_from_block_to_block_are_lists() {
 }
 
 #[test]
+fn the_middle_may_be_one_residual_block_or_absent() {
+    let middle =
+        |draft: Draft, rest: &str| draft.without(&format!("model.diffusion_model.middle_block.{rest}"));
+    let draft = middle(middle(Draft::of("sdxl-small"), "1."), "2.");
+    let config = open(&draft).configs()["unet"].clone();
+    assert_eq!(config["mid_block_type"], "UNetMidBlock2D");
+    assert_eq!(config["transformer_layers_per_block"], 2);
+    let names = open(&draft).weights("unet").map(|view| view.name.to_owned()).collect::<Vec<_>>();
+    assert!(names.iter().any(|name| name.starts_with("mid_block.resnets.0.")));
+    assert!(!names.iter().any(|name| name.starts_with("mid_block.resnets.1.")));
+    let config = open(&middle(draft, "")).configs()["unet"].clone();
+    assert_eq!(config["mid_block_type"], Value::Null);
+    check_refused(
+        &middle(Draft::of("sdxl-small"), "1."),
+        "unknown key 'model.diffusion_model.middle_block.2.emb_layers.1.bias' (and 9 more)",
+    );
+}
+
+#[test]
 fn the_prediction_type_is_asked_for_or_said_or_the_familys() {
     let predicts = |draft: &Draft, asked| {
         let (_folder, path) = hollow(draft);

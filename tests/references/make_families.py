@@ -164,6 +164,24 @@ def cases():
         unet=unet(act_fn="swish", mid_block_type="UNetMidBlock2D", cross_attention_dim=(32, 32))), {}, {
         "plain": {},
     }
+    # As in SSD-1B and Segmind Vega, transformers of one level differ in depth.
+    nested = XL | dict(layers_per_block=2, down_block_types=("CrossAttnDownBlock2D",) * 2,
+                       up_block_types=("CrossAttnUpBlock2D",) * 2)
+    yield "depths", "StableDiffusionXLPipeline", DDIMScheduler(**DDIM), dict(
+        **xl_encoders(), vae=vae(scaling_factor=0.13025), unet=unet(**nested | dict(
+            transformer_layers_per_block=[1, [2, 1]], reverse_transformer_layers_per_block=[[1, 2, 3], 1],
+            projection_class_embeddings_input_dim=24 + 6 * 8))), dict(force_zeros_for_empty_prompt=True), {
+        "plain": {},
+    }
+    yield "depths-controlnet", "StableDiffusionXLControlNetPipeline", DDIMScheduler(**DDIM), dict(
+        **xl_encoders(), vae=vae(scaling_factor=0.13025), unet=unet(**nested | dict(
+            transformer_layers_per_block=[2, 1], reverse_transformer_layers_per_block=[1, [2, 0, 1]],
+            mid_block_type=None, projection_class_embeddings_input_dim=24 + 6 * 8)),
+        controlnet=controlnet("controlnet", **{k: v for k, v in nested.items() if k != "up_block_types"} | dict(
+            transformer_layers_per_block=[[1, 2], [2, 1]], projection_class_embeddings_input_dim=24 + 6 * 8))), dict(
+        force_zeros_for_empty_prompt=True), {
+        "plain": dict(task="ControlNet"),
+    }
     second = dict(hidden_size=40, intermediate_size=56, hidden_act="gelu", eos_token_id=2)
     yield "refiner", "StableDiffusionXLImg2ImgPipeline", DDIMScheduler(**DDIM), dict(
         text_encoder_2=text_encoder(CLIPTextModelWithProjection, "text_encoder_2", **second),

@@ -61,7 +61,8 @@ impl<'a> ConfigReader<'a> {
         config_error(self.origin, key, reason)
     }
 
-    fn get(&mut self, key: &'static str) -> Option<&'a Value> {
+    /// What a key says; `None` where it is absent or null.
+    pub(crate) fn get(&mut self, key: &'static str) -> Option<&'a Value> {
         self.read.insert(key);
         self.found(key).filter(|value| !value.is_null())
     }
@@ -151,7 +152,8 @@ impl<'a> ConfigReader<'a> {
         Ok(sizes)
     }
 
-    fn list(&self, key: &str, value: &'a Value) -> Result<&'a [Value], TraceError> {
+    /// A list of one to eight entries.
+    pub(crate) fn list(&self, key: &str, value: &'a Value) -> Result<&'a [Value], TraceError> {
         match value.as_array() {
             Some(list) if (1..=8).contains(&list.len()) => Ok(list),
             _ => Err(self.error(key, format!("{value} is not a list of 1 to 8 entries"))),

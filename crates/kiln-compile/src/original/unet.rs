@@ -78,7 +78,10 @@ pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, Compil
         }
     }
     let mut mirrored = up.iter().zip(depths.iter().rev());
-    if !mirrored.all(|(level, depth)| level.depths[0] == 0 || depth_of(&level.depths) == *depth) {
+    // diffusers asks for the way up where a level going down has a list.
+    if depths.iter().any(Value::is_array)
+        || !mirrored.all(|(level, depth)| level.depths[0] == 0 || depth_of(&level.depths) == *depth)
+    {
         let depths: Vec<Value> = up.iter().map(|level| depth_of(&level.depths)).collect();
         config["reverse_transformer_layers_per_block"] = depths.into();
     }
@@ -234,14 +237,13 @@ fn read_block(
     Ok(())
 }
 
-/// Depth of the transformer in the middle; `None` where there is no middle.
+/// Depth of the transformer in the middle, 0 where a residual block is all of it; `None` where there is no middle.
 fn mid_block(c: &mut Component<'_, '_>, found: &mut Found) -> Result<Option<usize>, CompileError> {
     if !c.has_under("middle_block.") {
         return Ok(None);
     }
     resnet(c, "middle_block.0", "mid_block.resnets.0")?;
-    if !c.has("middle_block.1.norm.weight") {
-        resnet(c, "middle_block.1", "mid_block.resnets.1")?;
+    if !c.has_under("middle_block.1.") {
         return Ok(Some(0));
     }
     let depth = transformer(c, found, "middle_block.1", "mid_block.attentions.0")?;
@@ -311,9 +313,10 @@ fn describe(
         down.iter().map(|level| block_type(level, ["DownBlock2D", "CrossAttnDownBlock2D"])).collect();
     let mut depths: Vec<Value> = down.iter().map(|level| depth_of(&level.depths)).collect();
     if let (Some(last), Some(mid)) = (down.last(), mid.filter(|depth| *depth > 0)) {
+        // diffusers reads the middle's depth where it reads that of the last level's first transformer.
         match last.depths[0] {
             0 => depths[down.len() - 1] = mid.into(),
-            _ if depths[down.len() - 1] != mid => {
+            depth if depth != mid => {
                 let reason = format!("is {mid} layers deep, the last level {}", depths[down.len() - 1]);
                 return Err(c.error("middle_block.1", &reason));
             }

@@ -59,7 +59,7 @@ impl MidBlock {
         let last = || ResnetBlock::new(w.child("resnets.1"), channels, Some(config.temb), config.norm);
         Ok(MidBlock {
             first: Layer::new(&w, 0, channels, config)?,
-            last: config.attention.is_some().then(last).transpose()?,
+            last: (!config.transformers.is_empty()).then(last).transpose()?,
         })
     }
 
@@ -127,8 +127,9 @@ impl Layer {
         Ok(Layer {
             resnet: ResnetBlock::new(resnet, channels, Some(config.temb), config.norm)?,
             attention: config
-                .attention
-                .map(|config| Transformer2D::new(w.child("attentions").child(i), config))
+                .transformers
+                .get(i)
+                .map(|config| Transformer2D::new(w.child("attentions").child(i), *config))
                 .transpose()?,
         })
     }

@@ -1,7 +1,8 @@
 use serde_json::Value;
 
+use super::depths::Depths;
 use crate::config::ConfigReader;
-use crate::layers::{Norm, Result};
+use crate::layers::{Norm, Result, each};
 
 /// `unet/config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +13,8 @@ pub struct UNet2DConditionConfig {
     pub(super) conv_out_kernel: u64,
     sample_size: Option<[u64; 2]>,
     has_old_sample_size: bool,
-    up_attention: Vec<bool>,
+    /// Depths of the transformers of each level, from the last on; none where it has no transformers.
+    up_transformers: Vec<Vec<usize>>,
 }
 
 /// `config.json` of a ControlNet.
@@ -33,13 +35,13 @@ pub(super) struct DownPathConfig {
     pub(super) embedding: EmbeddingConfig,
     pub(super) cross_attention_dim: u64,
     pub(super) has_mid_block: bool,
-    mid_attention: bool,
+    /// Depths of the transformers in the middle and of each level; none where there are none.
+    mid_transformers: Vec<usize>,
+    down_transformers: Vec<Vec<usize>>,
     norm_num_groups: u64,
     norm_eps: f32,
     layers: Vec<usize>,
     heads: Vec<u64>,
-    transformer_layers: Vec<usize>,
-    down_attention: Vec<bool>,
     linear_projection: bool,
     upcast_attention: bool,
 }
@@ -66,6 +68,9 @@ pub(super) struct AdditionConfig {
     pub(super) input_dim: u64,
 }
 
+/// Blocks in the middle, and whether they attend; the first unless one is named.
+const MID_BLOCKS: [(&str, bool); 2] = [("UNetMidBlock2DCrossAttn", true), ("UNetMidBlock2D", false)];
+
 impl AdditionConfig {
     pub(super) fn n_time_ids(self, pooled: u64) -> Option<u64> {
         let sinusoids = self.input_dim.checked_sub(pooled)?;
@@ -81,7 +86,8 @@ pub(super) struct BlockConfig {
     pub(super) outputs: u64,
     pub(super) skip: u64,
     pub(super) layers: usize,
-    pub(super) attention: Option<TransformerConfig>,
+    /// One per layer, or none at all.
+    pub(super) transformers: Vec<TransformerConfig>,
     pub(super) resamples: bool,
     pub(super) temb: u64,
     pub(super) norm: Norm,
@@ -111,23 +117,21 @@ impl UNet2DConditionConfig {
             down.embedding.time_embed_dim = width;
         }
         down.embedding.time_cond_proj_dim = r.optional_size("time_cond_proj_dim")?;
+        let up_attention = block_types(&mut r, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")?;
+        check_levels(&r, "up_block_types", down.n_levels(), up_attention.len())?;
         let config = UNet2DConditionConfig {
             out_channels: r.size("out_channels", Some(4))?,
             center_input_sample: r.bool("center_input_sample", false)?,
             conv_out_kernel: odd_kernel(&mut r, "conv_out_kernel")?,
             sample_size: r.optional_pair("sample_size")?,
             has_old_sample_size: has_old_sample_size(value),
-            up_attention: block_types(&mut r, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D")?,
+            up_transformers: down.up_transformers(&mut r, &up_attention)?,
             down,
         };
         r.only("attention_type", "default")?;
         r.only("resnet_out_scale_factor", 1)?;
         r.only("time_embedding_type", "positional")?;
         r.ignore(&["dropout"]);
-        config.down.check_levels(&r, "up_block_types", config.up_attention.len())?;
-        for (i, attends) in config.up_attention.iter().enumerate() {
-            config.down.check_heads(&r, config.down.n_levels() - 1 - i, *attends)?;
-        }
         r.finish()?;
         Ok(config)
     }
@@ -181,7 +185,7 @@ impl UNet2DConditionConfig {
             outputs: down.block_out_channels[level],
             skip: down.block_out_channels[level.saturating_sub(1)],
             layers: down.layers[level] + 1,
-            attention: self.up_attention[i].then(|| down.transformer(level)),
+            transformers: down.transformers(level, &self.up_transformers[i]),
             resamples: level > 0,
             temb: down.embedding.time_embed_dim,
             norm: down.norm(),
@@ -213,6 +217,10 @@ impl ControlNetConfig {
                 &[("rgb", false), ("bgr", true)],
             )?,
         };
+        if !config.down.has_mid_block {
+            let names = MID_BLOCKS.map(|(name, _)| name).join(", ");
+            return Err(r.error("mid_block_type", format!("null is not supported; supported: {names}")));
+        }
         r.only("conditioning_channels", 3)?;
         r.only("global_pool_conditions", false)?;
         r.finish()?;
@@ -245,33 +253,31 @@ impl DownPathConfig {
     fn read(r: &mut ConfigReader<'_>) -> Result<DownPathConfig> {
         let block_out_channels = r.sizes("block_out_channels")?;
         let n_levels = block_out_channels.len();
-        let levels = |r: &mut ConfigReader<'_>, key, default| -> Result<Vec<usize>> {
-            let sizes = r.size_per_level(key, default, n_levels)?;
-            match sizes.iter().find(|n| **n > 64) {
-                Some(n) => Err(r.error(key, format!("{n} is over 64"))),
-                None => Ok(sizes.into_iter().map(|n| n as usize).collect()),
-            }
-        };
+        let layers = r.size_per_level("layers_per_block", 2, n_levels)?;
+        if let Some(n) = layers.iter().find(|n| **n > 64) {
+            return Err(r.error("layers_per_block", format!("{n} is over 64")));
+        }
+        let layers: Vec<usize> = layers.into_iter().map(|n| n as usize).collect();
+        let depths = Depths::down(r, n_levels)?;
+        let down_attention = block_types(r, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")?;
+        check_levels(r, "down_block_types", n_levels, down_attention.len())?;
+        let has_mid_block = !r.is_null("mid_block_type");
+        let mid_attends = has_mid_block && r.choice("mid_block_type", MID_BLOCKS[0].0, &MID_BLOCKS)?;
         let config = DownPathConfig {
             in_channels: r.size("in_channels", Some(4))?,
             conv_in_kernel: 3,
             embedding: EmbeddingConfig::read(r, block_out_channels[0])?,
             cross_attention_dim: one_for_all(r, "cross_attention_dim", 1280, n_levels)?,
-            has_mid_block: !r.is_null("mid_block_type"),
-            mid_attention: match r.is_null("mid_block_type") {
-                true => false,
-                false => r.choice(
-                    "mid_block_type",
-                    "UNetMidBlock2DCrossAttn",
-                    &[("UNetMidBlock2DCrossAttn", true), ("UNetMidBlock2D", false)],
-                )?,
-            },
+            has_mid_block,
+            mid_transformers: if mid_attends { depths.mid(r)? } else { Vec::new() },
+            down_transformers: each(n_levels, |i| match down_attention[i] {
+                true => depths.of(r, i, layers[i]),
+                false => Ok(Vec::new()),
+            })?,
             norm_num_groups: r.size("norm_num_groups", Some(32))?,
             norm_eps: r.positive("norm_eps", 1e-5)? as f32,
-            layers: levels(r, "layers_per_block", 2)?,
+            layers,
             heads: r.size_per_level("attention_head_dim", 8, n_levels)?,
-            transformer_layers: levels(r, "transformer_layers_per_block", 1)?,
-            down_attention: block_types(r, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D")?,
             linear_projection: r.bool("use_linear_projection", false)?,
             upcast_attention: r.bool("upcast_attention", false)?,
             block_out_channels,
@@ -286,24 +292,29 @@ impl DownPathConfig {
     }
 
     fn check(&self, r: &ConfigReader<'_>) -> Result<()> {
-        self.check_levels(r, "down_block_types", self.down_attention.len())?;
         for (level, channels) in self.block_out_channels.iter().enumerate() {
             if !channels.is_multiple_of(self.norm_num_groups) {
                 let reason =
                     format!("{channels} is not a multiple of norm_num_groups {}", self.norm_num_groups);
                 return Err(r.error("block_out_channels", reason));
             }
-            let in_the_middle = self.mid_attention && level + 1 == self.n_levels();
-            self.check_heads(r, level, self.down_attention[level] || in_the_middle)?;
+            let in_the_middle = !self.mid_transformers.is_empty() && level + 1 == self.n_levels();
+            self.check_heads(r, level, !self.down_transformers[level].is_empty() || in_the_middle)?;
         }
         Ok(())
     }
 
-    fn check_levels(&self, r: &ConfigReader<'_>, key: &'static str, found: usize) -> Result<()> {
-        match self.n_levels() {
-            n if n == found => Ok(()),
-            n => Err(r.error(key, format!("has {found} entries for {n} block_out_channels"))),
-        }
+    /// Depths of the transformers on the way up, `attends` saying which levels have some.
+    fn up_transformers(&self, r: &mut ConfigReader<'_>, attends: &[bool]) -> Result<Vec<Vec<usize>>> {
+        let depths = Depths::down(r, self.n_levels())?.up(r, self.n_levels())?;
+        each(self.n_levels(), |i| {
+            let level = self.n_levels() - 1 - i;
+            self.check_heads(r, level, attends[i])?;
+            match attends[i] {
+                true => depths.of(r, i, self.layers[level] + 1),
+                false => Ok(Vec::new()),
+            }
+        })
     }
 
     fn check_heads(&self, r: &ConfigReader<'_>, level: usize, attends: bool) -> Result<()> {
@@ -324,16 +335,18 @@ impl DownPathConfig {
         Norm { groups: self.norm_num_groups, epsilon: self.norm_eps }
     }
 
-    fn transformer(&self, level: usize) -> TransformerConfig {
-        TransformerConfig {
+    /// The transformers of a level, which are so deep.
+    fn transformers(&self, level: usize, depths: &[usize]) -> Vec<TransformerConfig> {
+        let config = |&layers| TransformerConfig {
             channels: self.block_out_channels[level],
             heads: self.heads[level],
-            layers: self.transformer_layers[level],
+            layers,
             cross_attention_dim: self.cross_attention_dim,
             groups: self.norm_num_groups,
             linear_projection: self.linear_projection,
             upcast: self.upcast_attention,
-        }
+        };
+        depths.iter().map(config).collect()
     }
 
     pub(super) fn block(&self, i: usize) -> BlockConfig {
@@ -342,7 +355,7 @@ impl DownPathConfig {
             outputs: self.block_out_channels[i],
             skip: 0,
             layers: self.layers[i],
-            attention: self.down_attention[i].then(|| self.transformer(i)),
+            transformers: self.transformers(i, &self.down_transformers[i]),
             resamples: i + 1 < self.n_levels(),
             temb: self.embedding.time_embed_dim,
             norm: self.norm(),
@@ -357,7 +370,7 @@ impl DownPathConfig {
             outputs: channels,
             skip: 0,
             layers: 1,
-            attention: self.mid_attention.then(|| self.transformer(last)),
+            transformers: self.transformers(last, &self.mid_transformers),
             resamples: false,
             temb: self.embedding.time_embed_dim,
             norm: self.norm(),
@@ -389,6 +402,13 @@ impl EmbeddingConfig {
             }
         }
         Ok(config)
+    }
+}
+
+fn check_levels(r: &ConfigReader<'_>, key: &'static str, n_levels: usize, found: usize) -> Result<()> {
+    match n_levels == found {
+        true => Ok(()),
+        false => Err(r.error(key, format!("has {found} entries for {n_levels} block_out_channels"))),
     }
 }
 

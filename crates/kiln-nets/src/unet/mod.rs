@@ -3,6 +3,7 @@
 mod blocks;
 mod config;
 mod controlnet;
+mod depths;
 mod down;
 mod embedding;
 mod transformer;
