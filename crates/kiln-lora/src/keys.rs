@@ -156,8 +156,16 @@ const DIFFUSERS: [(&str, ComponentName); 5] = [
 ];
 
 /// Where the names of a UNet's modules begin, for files that name no component.
-const UNET_ROOTS: [&str; 7] =
-    ["down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "add_embedding."];
+const UNET_ROOTS: [&str; 8] = [
+    "down_blocks.",
+    "mid_block.",
+    "up_blocks.",
+    "conv_in.",
+    "conv_norm_out.",
+    "conv_out.",
+    "time_embedding.",
+    "add_embedding.",
+];
 
 /// Where those of a text encoder's begin.
 const TEXT_ROOTS: [&str; 5] =
