@@ -310,6 +310,11 @@ fn the_command_takes_pefts_folders_and_says_what_it_leaves_out() {
             "1 of its 2 modules do not fit this model and are left out: base_model.model.down_blocks.7.";
         assert_eq!(said.matches(notice).count(), 1, "{args:?}: {said}");
     }
+    with_words(work.path(), "bundle.safetensors", &[("mytoy.clip_l", &[1, 32])]);
+    let args = ["compile", &model, "--lora", "bundle.safetensors", "--no-reference"];
+    let output = kiln(&args, work.path()).output().expect("kiln runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("its words (mytoy) are not fused; kiln generate --lora learns them"), "{said}");
     fs::create_dir(work.path().join("empty")).expect("a folder");
     let args = ["generate", "x", "--model", &model, "--lora", "empty"];
     fail(&mut kiln(&args, work.path()), 3, "empty: holds no adapter_model.safetensors");

@@ -249,7 +249,7 @@ fn without_adapter_name(key: &str) -> String {
     let is_mark =
         |part: &&str| MARKS.iter().any(|mark| part == mark || mark.ends_with('_') && part.starts_with(mark));
     let is_end = |part: &str| part == "weight" || part == "bias";
-    match parts.iter().rposition(|part| is_mark(&part)).map(|at| (at, &parts[at + 1..])) {
+    match parts.iter().rposition(is_mark).map(|at| (at, &parts[at + 1..])) {
         Some((at, [name] | [name, "weight" | "bias"])) if !is_end(name) => {
             let kept = parts.iter().enumerate().filter(|(i, _)| *i != at + 1);
             kept.map(|(_, part)| *part).collect::<Vec<_>>().join(".")
