@@ -64,7 +64,10 @@ fn inspect_tells_what_is_in_a_lora() {
     let path = case.path().display().to_string();
     let described = succeed(&mut kiln(&["inspect", &path], work.path()));
     assert!(described.contains("named as by kohya, in f16"), "{described}");
-    assert!(described.contains("unet              9 modules (0 with a kernel), rank 3, 4"), "{described}");
+    assert!(
+        described.contains("unet              9 modules (0 with a kernel), LoRA, rank 3, 4"),
+        "{described}"
+    );
     let json = succeed(&mut kiln(&["inspect", &path, "--json"], work.path()));
     let json: Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["kind"], "lora");

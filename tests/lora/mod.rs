@@ -1,5 +1,6 @@
 //! LoRAs against diffusers, fused and swapped, from files that are drawn anew (`references/make_lora.py`).
 
+mod adapters;
 mod command;
 mod refusals;
 mod swap;

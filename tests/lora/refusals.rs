@@ -61,17 +61,169 @@ fn pair<'a>(down: &'a str, up: &'a str, shapes: [&'a [usize]; 2]) -> [(&'a str, 
 #[test]
 fn other_methods_are_refused_by_name() {
     for (key, method) in [
-        ("lora_unet_conv_in.dora_scale", "DoRA"),
-        ("unet.conv_in.lora_magnitude_vector", "DoRA"),
-        ("lora_unet_conv_in.hada_w1_a", "LoHa"),
-        ("lora_unet_conv_in.lokr_w1", "LoKr"),
-        ("lora_unet_conv_in.lora_mid.weight", "LoCon with Tucker decomposition"),
-        ("lora_unet_conv_in.oft_blocks", "OFT"),
-        ("lora_unet_conv_in.diff", "a difference of weights"),
-        ("lora_unet_conv_in.diff_b", "a difference of biases"),
-        ("unet.conv_in.lora_B.bias", "LoRA with biases"),
+        ("base_model.model.conv_in.oft_R.weight", "peft's OFT"),
+        ("base_model.model.conv_in.boft_R", "peft's BOFT"),
+        ("base_model.model.conv_in.hra_u", "HRA"),
+        ("base_model.model.conv_in.vera_lambda_b", "VeRA"),
+        ("lora_unet_conv_in.lambda_layer", "T-LoRA"),
+        ("lora_unet_conv_in.oft_diag", "kohya's first OFT"),
+        ("lora_unet_conv_in.lora_down.bias", "LoRA with biases between its matrices"),
     ] {
         check_refused(&[(key, Dtype::F16, &[2])], &format!("'{key}': {method} is not supported"));
+    }
+}
+
+#[test]
+fn parts_that_do_not_belong_together_are_refused() {
+    let f16 = Dtype::F16;
+    let lone = [("lora_unet_conv_in.dora_scale", f16, &[8, 1, 1, 1][..])];
+    check_refused(&lone, "'lora_unet_conv_in.dora_scale' is not part of a LoRA");
+    let half =
+        [("lora_unet_conv_in.hada_w1_a", f16, &[8, 2][..]), ("lora_unet_conv_in.hada_w1_b", f16, &[2, 36])];
+    check_refused(&half, "module 'lora_unet_conv_in' lacks its hada_w2_a");
+    let stages = [("lora_unet_conv_in.oft_blocks", f16, &[4, 2, 4, 4][..])];
+    check_refused(&stages, "module 'lora_unet_conv_in' has 4 stages of 2 blocks of 4 rows");
+    let oblong = [("lora_unet_conv_in.oft_blocks", f16, &[2, 4, 3][..])];
+    check_refused(&oblong, "module 'lora_unet_conv_in' turns by blocks of shape [2, 4, 3]");
+    check_refused(
+        &[("lora_unet_conv_in.alpha", Dtype::F32, &[])],
+        "module 'lora_unet_conv_in' has an alpha, and nothing that it scales",
+    );
+}
+
+/// Whatever lies on disk for it: the file is a hole.
+#[test]
+fn ranks_beyond_the_weights_sides_are_refused_unread() {
+    const RANK: u64 = 20_000_000;
+    let module = "lora_unet_conv_in";
+    let kinds = [
+        vec![("lora_down.weight", vec![RANK, 4, 3, 3]), ("lora_up.weight", vec![8, RANK, 1, 1])],
+        vec![
+            ("hada_w1_a", vec![8, RANK]),
+            ("hada_w1_b", vec![RANK, 36]),
+            ("hada_w2_a", vec![8, RANK]),
+            ("hada_w2_b", vec![RANK, 36]),
+        ],
+        vec![("lokr_w1", vec![2, 2]), ("lokr_w2_a", vec![4, RANK]), ("lokr_w2_b", vec![RANK, 18])],
+        vec![
+            ("a1.weight", vec![4, RANK]),
+            ("a2.weight", vec![RANK, 4]),
+            ("b1.weight", vec![8, 2]),
+            ("b2.weight", vec![2, 4, 3, 3]),
+        ],
+    ];
+    let folder = scratch();
+    let path = folder.path().join("x.safetensors");
+    for parts in kinds {
+        let (mut header, mut end) = (serde_json::Map::new(), 0);
+        for (part, shape) in parts {
+            let start = end;
+            end += 4 * shape.iter().product::<u64>();
+            let entry = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+            header.insert(format!("{module}.{part}"), entry);
+        }
+        let header = serde_json::Value::Object(header).to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        std::fs::write(&path, &bytes).expect("a header");
+        let file = std::fs::File::options().write(true).open(&path).expect("a file");
+        file.set_len(bytes.len() as u64 + end).expect("a hole");
+        let error = LoraFile::open(&path).expect_err("a rank").to_string();
+        assert!(error.contains("has rank 20000000, above the sides"), "{error}");
+    }
+}
+
+#[test]
+fn what_the_model_lacks_is_left_out_and_named() {
+    let fitting =
+        pair("unet.conv_in.lora_A.weight", "unet.conv_in.lora_B.weight", [&[2, 4, 3, 3], &[8, 2, 1, 1]]);
+    let lacking = pair("unet.conv_out.lora_A.weight", "unet.conv_out.lora_B.weight", [&[2, 4], &[8, 2]]);
+    let misshapen = pair(
+        "unet.mid_block.attentions.0.proj_in.lora_A.weight",
+        "unet.mid_block.attentions.0.proj_in.lora_B.weight",
+        [&[2, 9], &[8, 2]],
+    );
+    let foreign = pair(
+        "transformer.x_embedder.lora_A.weight",
+        "transformer.x_embedder.lora_B.weight",
+        [&[2, 4], &[8, 2]],
+    );
+    let bias = [("unet.conv_in.lora_B.bias", Dtype::F16, &[8][..])];
+    let tensors: Vec<_> =
+        fitting.into_iter().chain(lacking).chain(misshapen).chain(foreign).chain(bias).collect();
+    let (_folder, path) = file(&tensors);
+    let lora = Lora { file: Arc::new(LoraFile::open(&path).expect("LoRAs")), weight: 1.0 };
+    let plan = LoraPlan::new(&[lora], &model()).expect("one that fits");
+    assert_eq!(plan.changes(UNET).expect("changes").names().collect::<Vec<_>>(), ["conv_in.weight"]);
+    let notice = format!(
+        "{}: 5 of its 6 modules do not fit this model and are left out: unet.conv_in, unet.conv_out, \
+         unet.mid_block.attentions.0.proj_in and 2 more",
+        path.display()
+    );
+    assert_eq!(plan.notices(), [notice]);
+}
+
+#[test]
+fn a_dylora_is_named_where_its_trainers_arguments_tell() {
+    let folder = scratch();
+    let path = folder.path().join("x.safetensors");
+    let tensors: Tensors = pair(
+        "lora_unet_conv_in.lora_down.weight",
+        "lora_unet_conv_in.lora_up.weight",
+        [&[2, 4, 3, 3], &[8, 2]],
+    )
+    .into_iter()
+    .map(|(name, dtype, shape)| {
+        (name.into(), (dtype, shape.to_vec(), vec![0; shape.iter().product::<usize>() * 2]))
+    })
+    .collect();
+    for (algorithm, n_notices) in [("dylora", 1), ("locon", 0)] {
+        let arguments = format!(r#"{{"algo": "{algorithm}"}}"#);
+        write_tensors(&path, &tensors, Some([("ss_network_args".to_owned(), arguments)].into()));
+        let lora = Lora { file: Arc::new(LoraFile::open(&path).expect("a LoRA")), weight: 1.0 };
+        let plan = LoraPlan::new(&[lora], &model()).expect("a LoRA that fits");
+        assert_eq!(plan.notices().len(), n_notices);
+        assert!(plan.notices().iter().all(|notice| notice.contains("is a DyLoRA")));
+    }
+}
+
+#[test]
+fn every_number_and_float_is_read() {
+    let folder = scratch();
+    let path = folder.path().join("x.safetensors");
+    let name = |part: &str| format!("lora_te_encoder_layers_0_mlp_fc1.{part}");
+    let floats = |dtype| match dtype {
+        Dtype::F64 => 1.5f64.to_le_bytes().to_vec(),
+        Dtype::F32 => 1.5f32.to_le_bytes().to_vec(),
+        Dtype::F16 => vec![0x00, 0x3e],
+        Dtype::BF16 => vec![0xc0, 0x3f],
+        Dtype::F8_E5M2 => vec![0x3e],
+        _ => vec![0x3c],
+    };
+    let numbers = [
+        (Dtype::F64, 2f64.to_le_bytes().to_vec()),
+        (Dtype::F32, 2f32.to_le_bytes().to_vec()),
+        (Dtype::I64, 2i64.to_le_bytes().to_vec()),
+        (Dtype::I32, 2i32.to_le_bytes().to_vec()),
+        (Dtype::I16, 2i16.to_le_bytes().to_vec()),
+        (Dtype::U8, vec![2]),
+    ];
+    for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2] {
+        for (number, alpha) in &numbers {
+            let tensors: Tensors = [
+                (name("lora_down.weight"), (dtype, vec![1, 4], floats(dtype).repeat(4))),
+                (name("lora_up.weight"), (dtype, vec![6, 1], floats(dtype).repeat(6))),
+                (name("alpha"), (*number, vec![], alpha.clone())),
+            ]
+            .into();
+            write_tensors(&path, &tensors, None);
+            let lora = Lora { file: Arc::new(LoraFile::open(&path).expect("a LoRA")), weight: 1.0 };
+            let plan = LoraPlan::new(&[lora], &model()).expect("a LoRA that fits");
+            let mut values = [0.0; 24];
+            let changes = plan.changes(TEXT_ENCODER).expect("changes");
+            changes.apply("encoder.layers.0.mlp.fc1.weight", &mut values).expect("a change");
+            assert_eq!(values, [4.5; 24], "{dtype:?}, {number:?}");
+        }
     }
 }
 
@@ -106,6 +258,11 @@ fn loras_for_other_models_are_said_to_be_so() {
              Stable Diffusion XL"
         ),
     );
+    let unknown = keys("lycoris_x.transformer_blocks.0.attn1.to_q");
+    check_refused(
+        &pair(&unknown[0], &unknown[1], [down, up]),
+        &format!("'{}' is for no component of Stable Diffusion 1.x, 2.x or XL", unknown[0]),
+    );
     check_refused(
         &pair("lora_unet_conv_inn.lora_down.weight", "lora_unet_conv_inn.lora_up.weight", [down, up]),
         "module 'lora_unet_conv_inn' matches no weight of this model's unet",
@@ -127,7 +284,7 @@ fn matrices_that_do_not_multiply_are_refused() {
     check_refused(&[(down, Dtype::F16, &[2, 4])], "module 'lora_unet_conv_in' lacks one of its two matrices");
     check_refused(
         &[(down, Dtype::U8, &[2, 4]), (up, Dtype::U8, &[8, 2])],
-        &format!("'{down}' is stored as U8; supported: F32, F16, BF16"),
+        &format!("'{down}' is stored as U8; supported: F64, F32, F16, BF16, F8_E4M3, F8_E5M2"),
     );
     let [a, b] = pair(down, up, [&[2, 4, 3, 3], &[8, 2, 1, 1]]);
     check_refused(

@@ -170,7 +170,9 @@ pub(crate) fn trace_pipeline<'a>(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Traced<'a>>, CompileError> {
     let plan = LoraPlan::new(&options.loras, &checkpoint.lora_targets())?;
-    plan.notices().iter().for_each(|notice| progress(Progress::LeftOut(notice.clone())));
+    let words = options.loras.iter().filter_map(unfused_words);
+    let notices = plan.notices().iter().cloned().chain(words);
+    notices.for_each(|notice| progress(Progress::LeftOut(notice)));
     let mut tracer = Tracer::new(options, plan, progress);
     let sizes = match checkpoint.unet.config.guidance_embedding_dim() {
         Some(_) => options.sizes,
@@ -222,6 +224,14 @@ pub(crate) fn trace_pipeline<'a>(
     )?;
     tracer.add(VAE_DECODER, Stage::ImageDecoder, vae.trace_decoder(options.sizes), &checkpoint.vae.weights)?;
     tracer.finish(checkpoint.root())
+}
+
+/// A line on the words that a file bundles, which are the prompt's and no weight's.
+fn unfused_words(lora: &Lora) -> Option<String> {
+    let words: Vec<&str> = lora.file.word_names().take(3).collect();
+    let (path, words) = (lora.file.path().display(), words.join(", "));
+    (!words.is_empty())
+        .then(|| format!("{path}: its words ({words}) are not fused; kiln generate --lora learns them"))
 }
 
 pub(crate) fn trace_steering<'a>(

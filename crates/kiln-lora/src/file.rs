@@ -36,7 +36,8 @@ impl LoraFile {
         if file.extension().is_some_and(|ending| ["pt", "bin", "ckpt", "pth"].iter().any(|e| ending == *e)) {
             return Err(LoraError::new(
                 &file,
-                "pickled weights can run code when they are read, and kiln refuses them; convert the file to safetensors",
+                "pickled weights can run code when they are read, and kiln refuses them; convert the file to \
+                 safetensors",
             ));
         }
         let tensors = TensorFile::open(&file)?;

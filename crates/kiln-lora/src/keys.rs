@@ -156,8 +156,16 @@ const DIFFUSERS: [(&str, ComponentName); 5] = [
 ];
 
 /// Where the names of a UNet's modules begin, for files that name no component.
-const UNET_ROOTS: [&str; 7] =
-    ["down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "add_embedding."];
+const UNET_ROOTS: [&str; 8] = [
+    "down_blocks.",
+    "mid_block.",
+    "up_blocks.",
+    "conv_in.",
+    "conv_norm_out.",
+    "conv_out.",
+    "time_embedding.",
+    "add_embedding.",
+];
 
 /// Where those of a text encoder's begin.
 const TEXT_ROOTS: [&str; 5] =
@@ -241,7 +249,7 @@ fn without_adapter_name(key: &str) -> String {
     let is_mark =
         |part: &&str| MARKS.iter().any(|mark| part == mark || mark.ends_with('_') && part.starts_with(mark));
     let is_end = |part: &str| part == "weight" || part == "bias";
-    match parts.iter().rposition(|part| is_mark(&part)).map(|at| (at, &parts[at + 1..])) {
+    match parts.iter().rposition(is_mark).map(|at| (at, &parts[at + 1..])) {
         Some((at, [name] | [name, "weight" | "bias"])) if !is_end(name) => {
             let kept = parts.iter().enumerate().filter(|(i, _)| *i != at + 1);
             kept.map(|(_, part)| *part).collect::<Vec<_>>().join(".")

@@ -108,14 +108,14 @@ impl LoraModule {
 
     /// Factor of the change by itself: the module's own alpha over its rank, what a configuration of peft's says, or 1.
     ///
-    /// diffusers 0.42 reads the same from files with one alpha; where alphas differ, it takes the commonest for attention
-    /// and text encoders, and for modules without one.
+    /// diffusers 0.42 reads the same from files with one alpha; where alphas differ, it takes the commonest for
+    /// attention and text encoders, and for modules without one.
     pub fn scale(&self) -> f64 {
         self.change.scale()
     }
 
-    /// Shape of the change, as far as the file tells: outputs, then inputs and, for a convolution, the kernel's height and
-    /// width; kinds that flatten kernels join them to the inputs.
+    /// Shape of the change, as far as the file tells: outputs, then inputs and, for a convolution, the kernel's height
+    /// and width; kinds that flatten kernels join them to the inputs.
     pub fn shape(&self) -> Vec<usize> {
         self.change.shape()
     }

@@ -18,6 +18,9 @@ const TABLES: [(&str, &str); 4] = [
 /// Most vectors of a word: a prompt has room for 75 tokens.
 const MAX_VECTORS: usize = 75;
 
+/// Longest word, in characters.
+const MAX_WORD: usize = 100;
+
 /// A word with its learned embeddings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LearnedWord {
@@ -75,6 +78,9 @@ impl BundledWords {
                     ));
                 }
             };
+            if word.chars().any(|c| c.is_control() || c.is_whitespace()) || word.chars().count() > MAX_WORD {
+                return Err(format!("'{}' is not a word", shown(key)));
+            }
             if !is_float(info.dtype) {
                 return Err(format!("'{}' {}", shown(key), not_floats(info.dtype)));
             }

@@ -74,7 +74,7 @@ pub use error::{Error, ErrorKind};
 pub use guidance::Guidance;
 pub use kiln_bundle::{Bundle, BundleError, ComponentName, Figures, SealKey, Target};
 pub use kiln_engine::{Backend, EngineError, EngineErrorKind, Placement};
-pub use kiln_lora::{LoraError, LoraFile};
+pub use kiln_lora::{LearnedTable, LearnedWord, LoraError, LoraFile};
 pub use kiln_native::Error as NativeError;
 pub use kiln_types::{Size, limits};
 pub use memory::process as process_memory;

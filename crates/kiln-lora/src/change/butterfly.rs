@@ -7,8 +7,8 @@ use super::parts::{Part, Parts};
 use super::{Change, Weight};
 use crate::LoraError;
 
-/// BOFT (Liu et al. 2024, lycoris `ButterflyOFTModule`): several stages of OFT, each over rows that lie twice as far apart
-/// as in the one before. Blocks of four dimensions tell it from OFT.
+/// BOFT (Liu et al. 2024, lycoris `ButterflyOFTModule`): several stages of OFT, each over rows that lie twice as far
+/// apart as in the one before. Blocks of four dimensions tell it from OFT.
 #[derive(Debug)]
 struct Butterfly {
     rotations: Rotations,

@@ -10,8 +10,8 @@ use crate::LoraError;
 /// Elements of a product that are computed at a time.
 const CHUNK: usize = 1 << 20;
 
-/// LoHa (Hyeon-Woo et al. 2022, lycoris `LohaModule`): `W + w * scale * (a1 @ b1) * (a2 @ b2)`, element by element; each
-/// product may have a core between its factors (Tucker), and then the first of them is transposed.
+/// LoHa (Hyeon-Woo et al. 2022, lycoris `LohaModule`): `W + w * scale * (a1 @ b1) * (a2 @ b2)`, element by element;
+/// each product may have a core between its factors (Tucker), and then the first of them is transposed.
 #[derive(Debug)]
 struct Hadamard {
     factors: [Factors; 2],

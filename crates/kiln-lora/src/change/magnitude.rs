@@ -8,8 +8,8 @@ use crate::LoraError;
 
 /// DoRA (Liu et al. 2024) around another change: the changed weight's rows, or columns, get a length that was trained.
 ///
-/// At weight `w`, peft gives the length to `W + w * change`; the trainers that write `dora_scale` mix: `W + w * (W' - W)`,
-/// where `W'` is the whole changed weight with its length.
+/// At weight `w`, peft gives the length to `W + w * change`; the trainers that write `dora_scale` mix:
+/// `W + w * (W' - W)`, where `W'` is the whole changed weight with its length.
 #[derive(Debug)]
 struct Magnitude {
     change: Arc<dyn Change>,

@@ -26,8 +26,8 @@ pub(crate) trait Change: fmt::Debug + Send + Sync {
     /// What people call it.
     fn kind(&self) -> &'static str;
 
-    /// Shape of the weight, as far as the adapter's tensors tell: outputs, then inputs and the kernel's sides, which may
-    /// be one axis.
+    /// Shape of the weight, as far as the adapter's tensors tell: outputs, then inputs and the kernel's sides, which
+    /// may be one axis.
     fn shape(&self) -> Vec<usize>;
 
     /// Rank of its factors, if it has any.

@@ -52,7 +52,8 @@ use run::Run;
 
 /// A bundle ready to generate pictures.
 ///
-/// It may move from thread to thread. Several pipelines on several threads share engines and a budget through a [`Pool`].
+/// It may move from thread to thread. Several pipelines on several threads share engines and a budget through a
+/// [`Pool`].
 pub struct Pipeline {
     bundle: Arc<Bundle>,
     facts: Facts,
@@ -163,8 +164,8 @@ impl Pipeline {
         Forecaster { facts: &self.facts, model: &self.model, engines: &self.engines, figures }.plan(&job)
     }
 
-    /// Runs the components at several sizes and measures what they take: of this process's memory or of the device's, and
-    /// of time.
+    /// Runs the components at several sizes and measures what they take: of this process's memory or of the device's,
+    /// and of time.
     ///
     /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
     /// where the operating system does not tell what a process holds.
@@ -190,11 +191,12 @@ impl Pipeline {
         Ok(word)
     }
 
-    /// Adds LoRAs to the weights, each times its factor, in place of those of the last call; none restores the bundle's.
+    /// Adds LoRAs to the weights, each times its factor, in place of those of the last call; none restores the
+    /// bundle's.
     ///
-    /// Engines whose weights change are loaded again when they are next needed; the others stay. Words that a LoRA bundles
-    /// are learned unless its factor is 0, and stay. A LoRA of which nothing fits the model is an error, and then nothing
-    /// changes; gives what users should know of those that fit in part, a line each.
+    /// Engines whose weights change are loaded again when they are next needed; the others stay. Words that a LoRA
+    /// bundles are learned unless its factor is 0, and stay. A LoRA of which nothing fits the model is an error, and
+    /// then nothing changes; gives what users should know of those that fit in part, a line each.
     pub fn set_loras(&mut self, loras: &[(Arc<LoraFile>, f32)]) -> Result<Vec<String>, Error> {
         let loras: Vec<Lora> =
             loras.iter().map(|(file, weight)| Lora { file: file.clone(), weight: *weight }).collect();
