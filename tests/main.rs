@@ -1,6 +1,7 @@
 //! The integration tests: behaviour at the boundary that a user sees, and numbers against diffusers.
 
 mod architecture;
+mod brought;
 mod checkpoints;
 mod circles;
 mod cli;

@@ -1,0 +1,122 @@
+//! Types that weights are stored in.
+
+use std::fs;
+use std::path::Path;
+
+use half::f16;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, serialize_to_file};
+
+use super::{UNET, draw, model};
+
+type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// A file's tensors of 32-bit floats, each as what `make` makes of it.
+fn restored(path: &Path, make: impl Fn(&str, &[f32], &[usize]) -> Vec<Tensor>) {
+    let bytes = fs::read(path).expect("weights");
+    let tensors = SafeTensors::deserialize(&bytes).expect("safetensors").tensors();
+    let made: Vec<Tensor> = tensors
+        .iter()
+        .flat_map(|(name, tensor)| {
+            let floats: Vec<f32> =
+                tensor.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            make(name, &floats, tensor.shape())
+        })
+        .collect();
+    let views = made.iter().map(|(name, dtype, shape, data)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).expect("a tensor"))
+    });
+    serialize_to_file(views, None, path).expect("weights");
+}
+
+fn f32s(name: &str, values: impl Iterator<Item = f32>, shape: &[usize]) -> Tensor {
+    (name.into(), Dtype::F32, shape.into(), values.flat_map(f32::to_le_bytes).collect())
+}
+
+/// The nearest number below in magnitude that has five bits of exponent and two of fraction.
+fn e5m2(value: f32) -> u8 {
+    (f16::from_f32(value).to_bits() >> 8) as u8
+}
+
+fn from_e5m2(bits: u8) -> f32 {
+    f16::from_bits(u16::from(bits) << 8).to_f32()
+}
+
+#[test]
+fn doubles_are_rounded() {
+    let folder = model();
+    restored(&folder.path().join(UNET), |name, floats, shape| {
+        let bytes = floats.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect();
+        vec![(name.into(), Dtype::F64, shape.into(), bytes)]
+    });
+    assert_eq!(draw(folder.path()), draw(model().path()));
+}
+
+#[test]
+fn eight_bits_are_widened_with_their_scale_by_either_convention() {
+    let is_scaled = |name: &str, shape: &[usize]| name.ends_with(".weight") && shape.len() > 1;
+    let scale = 3.0;
+    let expected = model();
+    restored(&expected.path().join(UNET), |name, floats, shape| {
+        let scale = if is_scaled(name, shape) { scale } else { 1.0 };
+        vec![f32s(name, floats.iter().map(|&x| from_e5m2(e5m2(x / scale)) * scale), shape)]
+    });
+    let expected = draw(expected.path());
+    for (key, format) in [("weight_scale", Some(r#"{"format": "float8_e5m2"}"#)), ("scale_weight", None)] {
+        let folder = model();
+        restored(&folder.path().join(UNET), |name, floats, shape| {
+            if !is_scaled(name, shape) {
+                return vec![(
+                    name.into(),
+                    Dtype::F8_E5M2,
+                    shape.into(),
+                    floats.iter().map(|&x| e5m2(x)).collect(),
+                )];
+            }
+            let layer = name.strip_suffix(".weight").expect("a weight");
+            let bytes = floats.iter().map(|&x| e5m2(x / scale)).collect();
+            let mut tensors = vec![
+                (name.into(), Dtype::F8_E5M2, shape.into(), bytes),
+                f32s(&format!("{layer}.{key}"), [scale].into_iter(), &[]),
+            ];
+            if let Some(format) = format {
+                let bytes = format.as_bytes().to_vec();
+                tensors.push((format!("{layer}.comfy_quant"), Dtype::U8, vec![bytes.len()], bytes));
+            }
+            tensors
+        });
+        assert_eq!(draw(folder.path()), expected, "{key}");
+    }
+}
+
+#[test]
+fn scales_of_other_quantisations_are_refused() {
+    let folder = model();
+    restored(&folder.path().join(UNET), |name, floats, shape| {
+        let mut tensors = vec![f32s(name, floats.iter().copied(), shape)];
+        if name == "conv_in.weight" {
+            tensors.push(f32s("conv_in.weight_scale_2", [1.0].into_iter(), &[]));
+        }
+        tensors
+    });
+    let error = kiln_compile::Checkpoint::open(folder.path(), None).expect_err("a refusal").to_string();
+    assert!(
+        error.ends_with("'conv_in.weight_scale_2' belongs to a quantisation that is not supported"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_no_weight_may_have_any_type() {
+    let folder = model();
+    restored(&folder.path().join("text_encoder/model.safetensors"), |name, floats, shape| {
+        let mut tensors = vec![f32s(name, floats.iter().copied(), shape)];
+        if name.ends_with("position_embedding.weight") {
+            let ids = (0..77i32).flat_map(i32::to_le_bytes).collect();
+            let name = name.replace("position_embedding.weight", "position_ids");
+            tensors.push((name, Dtype::I32, vec![1, 77], ids));
+        }
+        tensors
+    });
+    assert_eq!(draw(folder.path()), draw(model().path()));
+}
