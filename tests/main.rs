@@ -7,6 +7,7 @@ mod cli;
 mod compile;
 mod docs;
 mod families;
+mod forms;
 mod generator;
 mod gpu;
 mod image;

@@ -26,6 +26,11 @@ pub(super) fn float() -> impl TypedValueParser<Value = ElementType> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<ElementType>())
 }
 
+/// Opsets that models are written in.
+pub(super) fn opset() -> impl TypedValueParser<Value = i64> {
+    PossibleValuesParser::new(["17", "18", "23", "24"]).try_map(|opset| opset.parse::<i64>())
+}
+
 /// Work that another process does.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Work {
@@ -69,6 +74,14 @@ pub(crate) enum FlavorChoice {
     Onnxruntime,
     /// Those of ONNX Runtime's CUDA provider.
     OnnxruntimeCuda,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsChoice {
+    /// In a safetensors file beside the models.
+    Beside,
+    /// In the models.
+    Inside,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
