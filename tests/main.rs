@@ -11,6 +11,7 @@ mod forms;
 mod generator;
 mod gpu;
 mod image;
+mod infotext;
 mod ladder;
 mod lora;
 mod memory;

@@ -3,27 +3,8 @@
 use clap::ValueEnum;
 use kiln_graph::{AttentionPolicy, ElementType};
 
-use crate::args::{FlavorChoice, TraceArgs, WeightsChoice};
+use crate::args::{ConsumerChoice, FlavorChoice, TraceArgs, WeightsChoice};
 use crate::failure::Failure;
-
-/// A tool that reads ONNX.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Consumer {
-    /// OpenVINO.
-    Openvino,
-    /// tract, whose sizes are fixed.
-    Tract,
-    /// IREE, whose sizes are fixed.
-    Iree,
-    /// MNN.
-    Mnn,
-    /// pnnx and ncnn, which are told the sizes themselves.
-    Pnnx,
-    /// ONNX Runtime in browsers, which opens one file.
-    OrtWeb,
-    /// ONNX Runtime's quantizers.
-    Quantization,
-}
 
 /// What a consumer takes.
 pub(crate) struct Form {
@@ -59,16 +40,16 @@ const PLAIN: Form = Form {
 
 const FUSED: Form = Form { attention: AttentionPolicy::Fused, fused: true, opset: 24, ..PLAIN };
 
-impl Consumer {
+impl ConsumerChoice {
     pub(crate) fn form(self) -> Form {
         match self {
-            Consumer::Openvino => Form { contrib: true, half: true, ..FUSED },
-            Consumer::Tract => Form { opset: 23, fixed: Some(true), ..FUSED },
-            Consumer::Iree => Form { fixed: Some(true), ..PLAIN },
-            Consumer::Mnn => Form { opset: 23, ..PLAIN },
-            Consumer::Pnnx => Form { fixed: Some(false), inside: true, ..PLAIN },
-            Consumer::OrtWeb => Form { contrib: true, half: true, inside: true, ..FUSED },
-            Consumer::Quantization => Form { inside: true, finite_masks: true, ..PLAIN },
+            ConsumerChoice::Openvino => Form { contrib: true, half: true, ..FUSED },
+            ConsumerChoice::Tract => Form { opset: 23, fixed: Some(true), ..FUSED },
+            ConsumerChoice::Iree => Form { fixed: Some(true), ..PLAIN },
+            ConsumerChoice::Mnn => Form { opset: 23, ..PLAIN },
+            ConsumerChoice::Pnnx => Form { fixed: Some(false), inside: true, ..PLAIN },
+            ConsumerChoice::OrtWeb => Form { contrib: true, half: true, inside: true, ..FUSED },
+            ConsumerChoice::Quantization => Form { inside: true, finite_masks: true, ..PLAIN },
         }
     }
 

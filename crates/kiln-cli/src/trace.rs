@@ -4,8 +4,8 @@ use kiln_graph::{AttentionPolicy, Cuts, ElementType, EmitPolicy, Flavor, Precisi
 use kiln_nets::Sizes;
 use serde_json::json;
 
-use crate::args::{FlavorChoice, TraceArgs, WeightsChoice};
-use crate::consumers::{Consumer, Form};
+use crate::args::{ConsumerChoice, FlavorChoice, TraceArgs, WeightsChoice};
+use crate::consumers::Form;
 use crate::failure::Failure;
 use crate::model::Model;
 use crate::models::sizes;
@@ -14,7 +14,7 @@ use crate::progress::Bar;
 
 pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
     args.consumer.map_or(Ok(()), |consumer| consumer.check(args))?;
-    let form = args.consumer.map(Consumer::form);
+    let form = args.consumer.map(ConsumerChoice::form);
     let policy = policy(args, form.as_ref())?;
     let checkpoint = Model::open(&args.checkpoint_path)?.checkpoint(&args.checkpoint)?;
     let sizes = match sizes(&args.sizes, &checkpoint)? {

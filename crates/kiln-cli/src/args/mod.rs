@@ -16,11 +16,9 @@ use kiln_bundle::{ElementType, Size};
 use kiln_runtime::{Device, Runner};
 use serde::{Deserialize, Serialize};
 
-use crate::consumers::Consumer;
-
 pub(crate) use choices::{
-    ArchitectureChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice, UpscalerChoice,
-    WeightsChoice, Work,
+    ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice,
+    UpscalerChoice, WeightsChoice, Work,
 };
 pub(crate) use compile::{CheckpointArgs, CompileArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs};
 pub(crate) use memory::{
@@ -253,7 +251,7 @@ pub(crate) struct TraceArgs {
     pub(crate) out: PathBuf,
     /// Write what a tool takes: attention, opset, sizes and place of the weights; what contradicts it is refused.
     #[arg(long = "for", value_enum, value_name = "TOOL")]
-    pub(crate) consumer: Option<Consumer>,
+    pub(crate) consumer: Option<ConsumerChoice>,
     /// Dialect of ONNX.
     #[arg(long, value_enum, default_value_t = FlavorChoice::Standard)]
     pub(crate) flavor: FlavorChoice,
