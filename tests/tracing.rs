@@ -101,8 +101,12 @@ fn half_precision_stays_close() {
         ..PrecisionPolicy::uniform(ElementType::F16)
     };
     for attention in [AttentionPolicy::Fused, AttentionPolicy::Plain] {
-        let policy =
-            EmitPolicy { attention, precision: half.clone(), flavor: Flavor::Standard, cuts: Cuts::None };
+        let policy = EmitPolicy {
+            attention,
+            precision: half.clone(),
+            flavor: Flavor::Standard,
+            ..EmitPolicy::default()
+        };
         check(&options(policy), &*onnxruntime(), 2e-2);
     }
 }

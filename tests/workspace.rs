@@ -69,7 +69,6 @@ fn who_wants_one_backend_compiles_no_other() {
 #[test]
 fn the_runtime_depends_on_few_crates() {
     let tree = with_one_backend("onnxruntime");
-    // A star marks crates that several others need.
-    let crates: BTreeSet<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
-    assert!(crates.len() <= 119, "{} crates:\n{tree}", crates.len());
+    let lines: BTreeSet<&str> = tree.lines().collect();
+    assert!(lines.len() <= 144, "{} lines:\n{tree}", lines.len());
 }

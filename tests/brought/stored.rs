@@ -11,15 +11,15 @@ use super::{UNET, draw, model};
 
 type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-/// A file's tensors of 32-bit floats, each as what `make` makes of it.
+/// A file's tensors, each as what `make` makes of its numbers.
 fn restored(path: &Path, make: impl Fn(&str, &[f32], &[usize]) -> Vec<Tensor>) {
     let bytes = fs::read(path).expect("weights");
     let tensors = SafeTensors::deserialize(&bytes).expect("safetensors").tensors();
     let made: Vec<Tensor> = tensors
         .iter()
         .flat_map(|(name, tensor)| {
-            let floats: Vec<f32> =
-                tensor.data().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            let halves = tensor.data().as_chunks::<2>().0.iter();
+            let floats: Vec<f32> = halves.map(|&b| f16::from_le_bytes(b).to_f32()).collect();
             make(name, &floats, tensor.shape())
         })
         .collect();

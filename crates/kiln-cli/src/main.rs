@@ -14,6 +14,7 @@ mod cache;
 mod child;
 mod compare;
 mod compile;
+mod consumers;
 mod convert;
 mod devices;
 mod draw;

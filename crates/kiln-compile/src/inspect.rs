@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::weights::WeightFiles;
 use crate::{Checkpoint, CompileError, ControlNetCheckpoint, Original};
 
-/// Largest ONNX graph that is read; weights lie beside it.
+/// Largest ONNX file that is read.
 const MAX_ONNX: u64 = 2 << 30;
 
 /// One component of a checkpoint.

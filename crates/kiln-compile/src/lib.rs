@@ -44,4 +44,5 @@ pub use targets::{
 };
 pub use trace::{
     AUTOENCODER_SEGMENTS, Progress, SEGMENT_BYTES, TraceOptions, TracedModel, trace, trace_controlnet,
+    trace_inside,
 };

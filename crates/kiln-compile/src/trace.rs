@@ -131,13 +131,20 @@ pub struct TracedModel {
     pub name: ComponentName,
     /// File in the folder that was asked for.
     pub file: String,
-    /// The file of its weights.
+    /// The file of its weights, which may be the same one.
     pub weights: String,
     /// Number of operators.
     pub n_nodes: usize,
     /// Bytes of the weights it reads.
     pub weight_bytes: u64,
     pub(crate) model: EmittedModel,
+}
+
+impl TracedModel {
+    fn new(name: ComponentName, file: String, weights: String, model: &EmittedModel) -> TracedModel {
+        let weight_bytes = model.weights.iter().map(StoredWeight::n_bytes).sum();
+        TracedModel { name, file, weights, n_nodes: model.n_nodes, weight_bytes, model: model.clone() }
+    }
 }
 
 /// Traces all components and writes an ONNX model and a weight file for each into `folder`.
@@ -150,6 +157,63 @@ pub fn trace(
     let traced = trace_pipeline(checkpoint, options, progress)?;
     create_folder(folder)?;
     write_all(&traced, folder, progress)
+}
+
+/// Traces all components and writes each as ONNX models that hold their weights into `folder`.
+///
+/// # Errors
+///
+/// Also where a model would be larger than a protobuf message may be, before anything is written.
+pub fn trace_inside(
+    checkpoint: &Checkpoint,
+    options: &TraceOptions,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<TracedModel>, CompileError> {
+    let traced = trace_pipeline(checkpoint, options, progress)?;
+    check_messages(checkpoint, &traced)?;
+    create_folder(folder)?;
+    write_inside(&traced, folder, progress)
+}
+
+/// Largest protobuf message: lengths are signed numbers of 32 bits.
+const MAX_MESSAGE: u64 = i32::MAX as u64;
+
+fn check_messages(checkpoint: &Checkpoint, traced: &[Traced<'_>]) -> Result<(), CompileError> {
+    for model in traced.iter().flat_map(|component| &component.models) {
+        let n_bytes = model.to_onnx_around_weights().n_bytes;
+        if n_bytes > MAX_MESSAGE {
+            let reason = format!(
+                "{}.onnx would have {n_bytes} bytes with its weights inside, and ONNX files have at most {MAX_MESSAGE}",
+                model.name
+            );
+            let hint =
+                "weights beside the file, those stored as f16 and models that are cut are smaller".into();
+            return Err(CompileError::Option { path: checkpoint.root().into(), reason, hint });
+        }
+    }
+    Ok(())
+}
+
+fn write_inside(
+    traced: &[Traced<'_>],
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<TracedModel>, CompileError> {
+    let models =
+        || traced.iter().flat_map(|component| component.models.iter().map(move |model| (component, model)));
+    let total = models().flat_map(|(_, model)| &model.weights).map(StoredWeight::n_bytes).sum();
+    let (mut done, mut written) = (0, Vec::new());
+    for (component, model) in models() {
+        let file = format!("{}.onnx", model.name);
+        let changes = component.changes.as_deref();
+        component.source.write_inside(&folder.join(&file), model, changes, &mut |bytes| {
+            done += bytes;
+            progress(Progress::Writing { component: component.name, done, total });
+        })?;
+        written.push(TracedModel::new(component.name, file.clone(), file, model));
+    }
+    Ok(written)
 }
 
 /// Traces a ControlNet and writes it into `folder`.
@@ -376,7 +440,7 @@ pub(crate) fn write_all(
         let known: HashSet<&str> = stored.iter().map(|weight| weight.name.as_str()).collect();
         stored.extend(component.weights().filter(|weight| !known.contains(weight.name.as_str())));
     }
-    let total = weights.values().flatten().map(|weight| n_bytes(weight)).sum();
+    let total = weights.values().flatten().map(|weight| weight.n_bytes()).sum();
     let mut done = 0;
     let mut layouts: BTreeMap<&str, WeightLayout> = BTreeMap::new();
     let mut written = Vec::new();
@@ -394,14 +458,7 @@ pub(crate) fn write_all(
             let file = format!("{}.onnx", model.name);
             let path = folder.join(&file);
             fs::write(&path, model.to_onnx(&layouts[data])?).map_err(|e| CompileError::io(&path, &e))?;
-            written.push(TracedModel {
-                name,
-                file,
-                weights: data.into(),
-                n_nodes: model.n_nodes,
-                weight_bytes: model.weights.iter().map(n_bytes).sum(),
-                model: model.clone(),
-            });
+            written.push(TracedModel::new(name, file, data.into(), model));
         }
     }
     Ok(written)
@@ -424,8 +481,4 @@ impl Traced<'_> {
         let mut seen = HashSet::new();
         self.models.iter().flat_map(|model| &model.weights).filter(move |weight| seen.insert(&weight.name))
     }
-}
-
-pub(crate) fn n_bytes(weight: &StoredWeight) -> u64 {
-    weight.dims.iter().product::<u64>() * weight.dtype.n_bytes() as u64
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use kiln_bundle::{FileStamp, TensorFile, TensorInfo};
-use kiln_graph::{ElementType, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout};
+use kiln_graph::{
+    ElementType, EmittedModel, ExternalData, StoredWeight, WeightCatalog, WeightInfo, WeightLayout,
+};
 use kiln_lora::{LoraError, WeightChanges};
 
 use crate::CompileError;
@@ -203,45 +205,40 @@ impl WeightFiles {
         progress: &mut dyn FnMut(u64),
     ) -> Result<WeightLayout, CompileError> {
         let mut weights = weights.to_vec();
-        weights.sort_by_key(|w| (!n_bytes(w).is_multiple_of(64), w.name.as_str()));
+        weights.sort_by_key(|w| (!w.n_bytes().is_multiple_of(64), w.name.as_str()));
         let (header, layout) = header_and_layout(path, &weights);
         let refuse = |e: io::Error| CompileError::io(path, &e);
         let mut out = File::create(path).map_err(refuse)?;
         out.write_all(&header).map_err(refuse)?;
-        let mut sources: Vec<File> = self
-            .files
-            .iter()
-            .map(|file| File::open(file).map_err(|e| CompileError::io(file, &e)))
-            .collect::<Result<_, _>>()?;
+        let mut sources = self.open_files()?;
         for weight in weights {
-            let Some(place) = self.places.get(&weight.name) else {
-                return Err(CompileError::checkpoint(
-                    &self.files[0],
-                    format!("missing weight '{}'", weight.name),
-                ));
-            };
-            let source = &mut sources[place.file];
-            let copied = match changes.filter(|changes| changes.contains(&weight.name)) {
-                None => copy(source, place, weight, &mut out),
-                Some(changes) => change(source, place, weight, changes, &mut out),
-            };
-            copied.map_err(|e| match e {
-                CopyError::Source(e) => CompileError::io(&self.files[place.file], &e),
-                CopyError::Target(e) => CompileError::io(path, &e),
-                CopyError::Overflow(value) => CompileError::checkpoint(
-                    &self.files[place.file],
-                    format!("weight '{}' holds {value}, which overflows {}", weight.name, weight.dtype),
-                ),
-                CopyError::NotFinite(value) => CompileError::checkpoint(
-                    &self.files[place.file],
-                    format!("weight '{}' holds {value}, which is not a finite number", weight.name),
-                ),
-                CopyError::Lora(e) => e.into(),
-            })?;
-            progress(n_bytes(weight));
+            self.copy(&mut sources, weight, changes, path, &mut out)?;
+            progress(weight.n_bytes());
         }
         self.check_unchanged()?;
         Ok(layout)
+    }
+
+    /// Writes a model that holds its weights, as LoRAs change them; none of it but a changed weight is held in memory.
+    pub(crate) fn write_inside(
+        &self,
+        path: &Path,
+        model: &EmittedModel,
+        changes: Option<&WeightChanges>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), CompileError> {
+        let refuse = |e: io::Error| CompileError::io(path, &e);
+        let around = model.to_onnx_around_weights();
+        let mut out = BufWriter::new(File::create(path).map_err(refuse)?);
+        out.write_all(&around.head).map_err(refuse)?;
+        let mut sources = self.open_files()?;
+        for (weight, before) in model.weights.iter().zip(&around.weights) {
+            out.write_all(before).map_err(refuse)?;
+            self.copy(&mut sources, weight, changes, path, &mut out)?;
+            progress(weight.n_bytes());
+        }
+        out.flush().map_err(refuse)?;
+        self.check_unchanged()
     }
 
     /// Refuses files that have changed since they were opened: what was written is neither what they were nor what they are.
@@ -253,14 +250,45 @@ impl WeightFiles {
             None => Ok(()),
         }
     }
+
+    fn open_files(&self) -> Result<Vec<File>, CompileError> {
+        let open = |file: &PathBuf| File::open(file).map_err(|e| CompileError::io(file, &e));
+        self.files.iter().map(open).collect()
+    }
+
+    /// Writes a weight's bytes to the file `path`.
+    fn copy(
+        &self,
+        sources: &mut [File],
+        weight: &StoredWeight,
+        changes: Option<&WeightChanges>,
+        path: &Path,
+        out: &mut impl Write,
+    ) -> Result<(), CompileError> {
+        let Some(place) = self.places.get(&weight.name) else {
+            let reason = format!("missing weight '{}'", weight.name);
+            return Err(CompileError::checkpoint(&self.files[0], reason));
+        };
+        let (from, source) = (&self.files[place.file], &mut sources[place.file]);
+        let copied = match changes.filter(|changes| changes.contains(&weight.name)) {
+            None => copy(source, place, weight, out),
+            Some(changes) => change(source, place, weight, changes, out),
+        };
+        let holds = |value: f32, what: String| {
+            CompileError::checkpoint(from, format!("weight '{}' holds {value}, which {what}", weight.name))
+        };
+        copied.map_err(|e| match e {
+            CopyError::Source(e) => self.check_unchanged().err().unwrap_or_else(|| CompileError::io(from, &e)),
+            CopyError::Target(e) => CompileError::io(path, &e),
+            CopyError::Overflow(value) => holds(value, format!("overflows {}", weight.dtype)),
+            CopyError::NotFinite(value) => holds(value, "is not a finite number".into()),
+            CopyError::Lora(e) => e.into(),
+        })
+    }
 }
 
 fn stamps(files: &[PathBuf]) -> Vec<Option<FileStamp>> {
     files.iter().map(|file| FileStamp::of(file).ok()).collect()
-}
-
-fn n_bytes(weight: &StoredWeight) -> u64 {
-    weight.dims.iter().product::<u64>() * weight.dtype.n_bytes() as u64
 }
 
 /// The head of a safetensors file that holds the weights in the given order, and where each will lie.
@@ -270,7 +298,7 @@ pub(crate) fn header_and_layout(path: &Path, weights: &[&StoredWeight]) -> (Vec<
     let mut end = 0;
     for weight in weights {
         let start = end;
-        end += n_bytes(weight);
+        end += weight.n_bytes();
         let dtype = match weight.dtype {
             ElementType::F32 => "F32",
             ElementType::F16 => "F16",
@@ -289,7 +317,7 @@ pub(crate) fn header_and_layout(path: &Path, weights: &[&StoredWeight]) -> (Vec<
     let mut offset = header.len() as u64;
     let mut layout = WeightLayout::default();
     for weight in weights {
-        let length = n_bytes(weight);
+        let length = weight.n_bytes();
         layout.insert(weight.name.clone(), ExternalData { location: location.clone(), offset, length });
         offset += length;
     }
@@ -310,7 +338,7 @@ fn change(
     place: &Place,
     weight: &StoredWeight,
     changes: &WeightChanges,
-    out: &mut File,
+    out: &mut impl Write,
 ) -> Result<(), CopyError> {
     let mut bytes = vec![0; place.n_bytes() as usize];
     read(source, place, |reader| reader.read_exact(&mut bytes).map_err(CopyError::Source))?;
@@ -320,7 +348,12 @@ fn change(
     out.write_all(&encode(&floats, weight.dtype)?).map_err(CopyError::Target)
 }
 
-fn copy(source: &mut File, place: &Place, weight: &StoredWeight, out: &mut File) -> Result<(), CopyError> {
+fn copy(
+    source: &mut File,
+    place: &Place,
+    weight: &StoredWeight,
+    out: &mut impl Write,
+) -> Result<(), CopyError> {
     read(source, place, |reader| copy_from(reader, place, weight, out))
 }
 
@@ -352,10 +385,10 @@ fn copy_from(
     source: &mut dyn Read,
     place: &Place,
     weight: &StoredWeight,
-    out: &mut File,
+    out: &mut impl Write,
 ) -> Result<(), CopyError> {
     if place.stored == Stored::As(weight.dtype) && place.scale.is_none() {
-        let length = n_bytes(weight);
+        let length = weight.n_bytes();
         let copied = io::copy(&mut source.take(length), out).map_err(CopyError::Target)?;
         return match copied == length {
             true => Ok(()),

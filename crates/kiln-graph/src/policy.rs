@@ -134,7 +134,15 @@ pub struct EmitPolicy {
     pub flavor: Flavor,
     /// Where the network is split into segments.
     pub cuts: Cuts,
+    /// The `ai.onnx` opset to write, from 17 to 24; by default the least that tools are sure to read.
+    pub opset: Option<i64>,
+    /// Whether causal masks hold [`LEAST_SCORE`] instead of minus infinity, which spoils the ranges that quantizers measure.
+    pub finite_masks: bool,
 }
+
+/// Added to attention scores that are masked out, where it has to be a number that scores' own range is not lost beside: it
+/// leaves exp(-64) of a weight, far below what 32-bit floats hold of one.
+pub const LEAST_SCORE: f32 = -64.0;
 
 /// Where a network is split into segments.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -149,11 +157,24 @@ pub enum Cuts {
 }
 
 impl EmitPolicy {
-    /// The `ai.onnx` opset that is written: 23 where `Attention` is needed, else 18.
+    /// The `ai.onnx` opset that is written: unless it is given, 23 where `Attention` is needed, else 18.
     pub fn opset(&self) -> i64 {
-        match (self.flavor, self.attention) {
-            (Flavor::Standard, AttentionPolicy::Fused) => 23,
-            _ => 18,
+        self.opset.unwrap_or(if self.has_attention_operator() { 23 } else { 18 })
+    }
+
+    /// Why there is no such ONNX, where there is none.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let opset = self.opset();
+        match opset {
+            17..=22 if self.has_attention_operator() => {
+                Some(format!("opset {opset} has no Attention, which fused attention needs"))
+            }
+            17..=24 => None,
+            _ => Some(format!("opset {opset} is not one from 17 to 24")),
         }
+    }
+
+    fn has_attention_operator(&self) -> bool {
+        (self.flavor, self.attention) == (Flavor::Standard, AttentionPolicy::Fused)
     }
 }

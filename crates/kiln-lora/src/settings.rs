@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::{ComponentName, TensorFile};
+#[cfg(feature = "patterns")]
 use regex::{Regex, RegexBuilder};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -23,6 +24,7 @@ const MAX_BYTES: u64 = 16 << 20;
 
 /// Most patterns that are more than names, and the size that each may compile to.
 const MAX_EXPRESSIONS: usize = 512;
+#[cfg(feature = "patterns")]
 const MAX_EXPRESSION: usize = 1 << 18;
 
 /// Settings without effect on the weights are not here; these change them in ways that are not supported.
@@ -151,6 +153,24 @@ impl Pattern {
     }
 }
 
+/// No regular expression can be made.
+#[cfg(not(feature = "patterns"))]
+#[derive(Debug)]
+enum Regex {}
+
+#[cfg(not(feature = "patterns"))]
+impl Regex {
+    fn is_match(&self, _text: &str) -> bool {
+        match *self {}
+    }
+}
+
+#[cfg(not(feature = "patterns"))]
+fn expression(text: &str) -> Result<Regex, String> {
+    Err(format!("pattern '{}' needs the feature 'patterns'", text.escape_debug()))
+}
+
+#[cfg(feature = "patterns")]
 fn expression(text: &str) -> Result<Regex, String> {
     let expression = RegexBuilder::new(text).size_limit(MAX_EXPRESSION).build();
     expression.map_err(|_| format!("pattern '{}' is not supported", text.escape_debug()))

@@ -26,6 +26,30 @@ pub(super) fn float() -> impl TypedValueParser<Value = ElementType> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<ElementType>())
 }
 
+/// Opsets that models are written in.
+pub(super) fn opset() -> impl TypedValueParser<Value = i64> {
+    PossibleValuesParser::new(["17", "18", "23", "24"]).try_map(|opset| opset.parse::<i64>())
+}
+
+/// A tool that reads ONNX.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConsumerChoice {
+    /// OpenVINO.
+    Openvino,
+    /// tract, whose sizes are fixed.
+    Tract,
+    /// IREE, whose sizes are fixed.
+    Iree,
+    /// MNN.
+    Mnn,
+    /// pnnx and ncnn, which are told the sizes themselves.
+    Pnnx,
+    /// ONNX Runtime in browsers, which opens one file.
+    OrtWeb,
+    /// ONNX Runtime's quantizers.
+    Quantization,
+}
+
 /// Work that another process does.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Work {
@@ -69,6 +93,14 @@ pub(crate) enum FlavorChoice {
     Onnxruntime,
     /// Those of ONNX Runtime's CUDA provider.
     OnnxruntimeCuda,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsChoice {
+    /// In a safetensors file beside the models.
+    Beside,
+    /// In the models.
+    Inside,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

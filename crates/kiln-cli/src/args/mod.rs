@@ -18,7 +18,8 @@ use kiln_runtime::{Device, Runner};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use choices::{
-    ArchitectureChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice, UpscalerChoice, Work,
+    ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice,
+    UpscalerChoice, WeightsChoice, Work,
 };
 pub(crate) use compile::{CheckpointArgs, CompileArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs};
 pub(crate) use memory::{
@@ -268,9 +269,18 @@ pub(crate) struct TraceArgs {
     /// Folder to write; it must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+    /// Write what a tool takes: attention, opset, sizes and place of the weights; what contradicts it is refused.
+    #[arg(long = "for", value_enum, value_name = "TOOL")]
+    pub(crate) consumer: Option<ConsumerChoice>,
     /// Dialect of ONNX.
     #[arg(long, value_enum, default_value_t = FlavorChoice::Standard)]
     pub(crate) flavor: FlavorChoice,
+    /// Opset of ai.onnx: 17, 18, 23 or 24; fused attention of the standard dialect is in 23 and 24 [default: 23 for it, else 18].
+    #[arg(long, value_name = "N", value_parser = choices::opset())]
+    pub(crate) opset: Option<i64>,
+    /// Where weights lie: beside the models, or inside, which makes one file of each up to 2 GB [default: beside].
+    #[arg(long, value_enum, value_name = "PLACE")]
+    pub(crate) weights: Option<WeightsChoice>,
     /// Type to compute in; norms and softmax stay in f32.
     #[arg(long, default_value_t = ElementType::F32, value_parser = choices::float())]
     pub(crate) precision: ElementType,

@@ -24,7 +24,7 @@ use subject::Subject;
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
 use crate::targets::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
-use crate::trace::{Traced, n_bytes};
+use crate::trace::Traced;
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 
 /// What is built of a checkpoint.
@@ -88,7 +88,7 @@ impl Models<'_> {
         match self {
             Models::Traced(traced) => {
                 let weights = traced.iter().flat_map(Traced::weights);
-                weights.map(|w| (&w.name, n_bytes(w))).collect::<BTreeMap<_, _>>().values().sum()
+                weights.map(|w| (&w.name, w.n_bytes())).collect::<BTreeMap<_, _>>().values().sum()
             }
             // Components of a part read the same weights, each nearly all of them.
             Models::Onnx(models) => models.iter().map(|m| m.component.weight_bytes).max().unwrap_or(0),

@@ -35,6 +35,7 @@ impl TargetSpec {
             precision: of(precision.compute.unwrap_or(row.compute)),
             flavor: self.flavor().unwrap_or(row.flavor),
             cuts: segments.map_or(Cuts::None, Cuts::Every),
+            ..EmitPolicy::default()
         };
         let mut components: BTreeMap<ComponentName, ElementType> = BTreeMap::new();
         if precision.compute.is_none() && row.compute != ElementType::F32 && checkpoint.vae_overflows() {

@@ -69,7 +69,7 @@ pub fn synthesize(
         ("unet", "diffusion_pytorch_model", configs.unet, invent(configs.unet, unet, dtype)?),
         ("vae", "diffusion_pytorch_model", configs.vae, invent(configs.vae, vae, dtype)?),
     ];
-    let total = components.iter().flat_map(|(.., weights)| weights).map(n_bytes).sum();
+    let total = components.iter().flat_map(|(.., weights)| weights).map(StoredWeight::n_bytes).sum();
     let mut done = 0;
 
     let root = output.path();
@@ -120,10 +120,6 @@ fn invent(config: &str, construct: Constructor, dtype: ElementType) -> Result<Ve
     Ok(catalog.into_entries().into_iter().map(stored).collect())
 }
 
-fn n_bytes(weight: &StoredWeight) -> u64 {
-    weight.dims.iter().product::<u64>() * weight.dtype.n_bytes() as u64
-}
-
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CompileError> {
     std::fs::write(path, bytes).map_err(|e| CompileError::io(path, &e))
 }
@@ -141,7 +137,7 @@ fn write_weights(
         out.write_all(&header)?;
         for weight in weights {
             write_weight(&mut out, weight, seed)?;
-            progress(n_bytes(weight));
+            progress(weight.n_bytes());
         }
         out.flush()
     };

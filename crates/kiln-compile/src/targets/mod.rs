@@ -7,10 +7,10 @@ mod row;
 use std::collections::BTreeMap;
 
 use kiln_bundle::{AttentionFacts, AxisSize, Component, PortInfo, Segment, Target, Tuning};
-use kiln_graph::{Dim, ModelPort};
+use kiln_graph::{Dim, ModelPort, StoredWeight};
 
 use crate::TracedModel;
-use crate::trace::{Traced, n_bytes};
+use crate::trace::Traced;
 
 pub use engines::{
     AttentionRule, BuiltEngine, EngineBuilder, EngineJob, EngineOptions, InProcess, JobFailure, Profile, Range,
@@ -72,7 +72,7 @@ fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
         shares_weights_with: (traced.owner != traced.name).then_some(traced.owner),
         segments: models.iter().map(|model| segment(model)).collect(),
         weights: models.first().map(|model| model.weights.clone()),
-        weight_bytes: traced.weights().map(n_bytes).sum(),
+        weight_bytes: traced.weights().map(StoredWeight::n_bytes).sum(),
         unread_weights: Vec::new(),
         precision: traced.precision.to_string(),
         inputs: ports(&traced.inputs),

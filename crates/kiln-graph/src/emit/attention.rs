@@ -1,6 +1,7 @@
 //! Attention under each policy.
 
 use super::builder::{Builder, Value};
+use crate::policy::LEAST_SCORE;
 use crate::proto::AttributeProto;
 use crate::tensor::Op;
 use crate::{AttentionPolicy, Dim, ElementType, Flavor, Tensor, TraceError};
@@ -113,7 +114,8 @@ impl Builder<'_> {
                 reason: format!("causal attention over {n} positions needs a fixed length unless it is fused"),
             });
         };
-        let mask: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let least = if self.policy.finite_masks { LEAST_SCORE } else { f32::NEG_INFINITY };
+        let mask: Vec<f32> = (0..n * n).map(|i| if i % n > i / n { least } else { 0.0 }).collect();
         let mask = self.floats(&mask, &[n, n]);
         Ok(self.cast(&mask, ElementType::F32, dtype))
     }

@@ -78,6 +78,13 @@ pub struct StoredWeight {
     pub dims: Vec<u64>,
 }
 
+impl StoredWeight {
+    /// Number of bytes.
+    pub fn n_bytes(&self) -> u64 {
+        self.dims.iter().product::<u64>() * self.dtype.n_bytes() as u64
+    }
+}
+
 /// An ONNX model whose weights still have to be placed ([`EmittedModel::to_onnx`]).
 #[derive(Clone, Debug)]
 pub struct EmittedModel {
@@ -102,6 +109,9 @@ pub struct EmittedModel {
 ///
 /// The result depends on the DAG and the policy alone: equal inputs give equal bytes.
 pub fn emit(graph: &Graph, policy: &EmitPolicy) -> Result<Vec<EmittedModel>, TraceError> {
+    if let Some(reason) = policy.refusal() {
+        return Err(TraceError::Unsupported { node: graph.name.clone(), reason });
+    }
     let plan = Plan::new(graph, policy)?;
     (0..plan.n_segments()).map(|segment| emit_segment(graph, policy, &plan, segment)).collect()
 }

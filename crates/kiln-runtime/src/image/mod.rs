@@ -2,13 +2,13 @@
 
 mod compare;
 mod decode;
-mod file;
 mod resize;
 
 use std::io::{self, BufReader, BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::fs::{PartialFile, follow};
+use kiln_bundle::read;
 use kiln_types::Size;
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
@@ -148,7 +148,7 @@ impl RgbImage {
     pub fn open(path: impl AsRef<Path>) -> Result<RgbImage, ImageError> {
         let path = path.as_ref();
         let refuse = |reason: String| ImageError::Read { path: path.into(), reason };
-        let file = file::open(path).map_err(|e| refuse(of_system(&e)))?;
+        let (file, _) = read::open(path).map_err(|e| e.map(|e| refuse(of_system(e)), refuse))?;
         decode::decode(&mut BufReader::new(file)).and_then(RgbImage::from_rgb).map_err(refuse)
     }
 

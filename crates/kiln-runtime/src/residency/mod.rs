@@ -164,11 +164,19 @@ impl Residency {
     pub(crate) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
         match self.memory.offload {
             Offload::Sequential => Ok(()),
-            Offload::None if self.all_stay() && !self.backend.format().is_for_device() => {
-                self.load_at_once(name)
-            }
+            Offload::None if self.all_stay() && self.is_on_host() => self.load_at_once(name),
             Offload::None | Offload::Model => self.prefetch_component(name),
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn is_on_host(&self) -> bool {
+        self.backend.device().is_none()
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn is_on_host(&self) -> bool {
+        true
     }
 
     /// Starts to load all segments of a component, beside what a device computes now; on the host, loads them.
