@@ -80,6 +80,9 @@ pub(crate) fn find(folder: &Path, network: Network, variant: Option<&str>) -> Re
     }
 }
 
+/// Files, and what is to be told of those that were not chosen.
+type Chosen = (Vec<PathBuf>, Option<String>);
+
 /// The file, or the shards of the first of some indices.
 ///
 /// Where both lie there, an earlier save has left one of them. diffusers reads the index (`models/modeling_utils.py`),
@@ -89,7 +92,7 @@ fn single_or_shards(
     network: Network,
     single: &str,
     indices: &[String],
-) -> Result<Option<(Vec<PathBuf>, Option<String>)>, CompileError> {
+) -> Result<Option<Chosen>, CompileError> {
     let is_there = |name: &str| folder.join(name).exists();
     let index = indices.iter().find(|name| is_there(name));
     let remark = |read: &str, other: &str| Some(format!("{}: {read} is read, not {other}", folder.display()));

@@ -111,7 +111,7 @@ impl LearnedWords {
     }
 
     /// Learned words of a text that some encoders know and others read as letters.
-    pub(crate) fn half_known<'a>(&'a self, text: &str, encoders: &[&TextEncoderInfo]) -> Vec<String> {
+    pub(crate) fn half_known(&self, text: &str, encoders: &[&TextEncoderInfo]) -> Vec<String> {
         let words = self.words.iter().filter(|word| text.contains(&word.token));
         let unlearned = words.filter_map(|word| {
             let knows =

@@ -50,7 +50,7 @@ impl ClipConditioner {
     fn blocks(&self, texts: &Texts<'_>) -> Result<Vec<Vec<Blocks>>, Error> {
         let of_encoder = |encoder: &Encoder| {
             let all = texts.all.iter().map(|text| Blocks::new(&encoder.tokenizer, text, texts.syntax));
-            Ok(all.collect::<Result<Vec<_>, _>>()?)
+            all.collect::<Result<Vec<_>, Error>>()
         };
         let mut all = self.encoders.iter().map(of_encoder).collect::<Result<Vec<_>, Error>>()?;
         let longest = all.iter().map(|blocks| n_blocks(blocks)).max().unwrap_or(1);
