@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::pictures::model;
-use crate::cli::{fail, kiln, succeed, text_chunks};
+use crate::cli::{fail, kiln, picture_settings, succeed};
 use crate::fixtures::{edit_json, onnxruntime, scratch};
 
 fn generate(model: &str, work: &TempDir, extra: &[&str]) -> Command {
@@ -41,8 +41,7 @@ fn another_scheduler_runs_a_model_whose_class_does_not_run() {
     assert!(!work.path().join("engines").exists(), "it is refused before anything is compiled");
 
     succeed(&mut generate(&path, &work, &["--scheduler", "dpm++2m"]));
-    let chunks = text_chunks(&work.path().join("a.png"));
-    assert!(chunks.contains(&("scheduler".into(), "dpm++2m".into())), "{chunks:?}");
+    assert_eq!(picture_settings(&work.path().join("a.png"))["scheduler"], "dpm++2m");
     // Also where its bundle is there by now.
     fail(&mut generate(&path, &work, &[]), 3, &message);
 }
@@ -86,8 +85,7 @@ fn a_class_that_does_not_run_matters_only_where_it_would() {
     let file = json!({ "_class_name": "UnCLIPScheduler" });
     let (model, work) = (model(json!(["diffusers", "EulerDiscreteScheduler"]), &file), scratch());
     assert_eq!(stderr(&mut generate(&path(&model), &work, &[])), "");
-    let chunks = text_chunks(&work.path().join("a.png"));
-    assert!(chunks.contains(&("scheduler".into(), "EulerDiscreteScheduler".into())), "{chunks:?}");
+    assert_eq!(picture_settings(&work.path().join("a.png"))["scheduler"], "EulerDiscreteScheduler");
 }
 
 #[test]

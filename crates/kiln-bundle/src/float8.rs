@@ -13,7 +13,7 @@ pub fn from_e4m3(bits: u8) -> f32 {
     if bits >> 7 == 1 { -size } else { size }
 }
 
-/// A float with 5 bits of exponent and 2 of mantissa: the upper half of an [`f16`].
+/// A float with 5 bits of exponent and 2 of mantissa: the upper half of one of 16 bits.
 pub fn from_e5m2(bits: u8) -> f32 {
     f16::from_bits(u16::from(bits) << 8).to_f32()
 }

@@ -58,7 +58,8 @@ pub fn follow(path: &Path) -> io::Result<PathBuf> {
 
 fn is_descriptor(path: &Path) -> bool {
     let folder = fs::canonicalize(parent(path));
-    folder.is_ok_and(|folder| folder.starts_with("/proc") || folder.starts_with("/dev/fd"))
+    let is_of_process = |folder: &Path| folder.starts_with("/proc") && folder.ends_with("fd");
+    folder.is_ok_and(|folder| is_of_process(&folder) || folder.starts_with("/dev/fd"))
 }
 
 /// Creates a folder and its parents.

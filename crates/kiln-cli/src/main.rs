@@ -57,9 +57,12 @@ fn main() -> ExitCode {
     let result = interrupt::watch().and_then(|()| log::start());
     let result = result.and_then(|()| match Cli::try_parse() {
         Ok(cli) => run(&cli.command),
-        Err(answer) => output::answer(&answer),
+        Err(answer) => {
+            output::answer(&answer);
+            Ok(())
+        }
     });
-    match result.and_then(|()| output::finish()) {
+    match result.and_then(|()| output::finish().map_err(Failure::writing)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             interrupt::wait_if_ending();

@@ -6,8 +6,6 @@ use std::sync::OnceLock;
 
 use kiln_bundle::BundleError;
 
-use crate::failure::Failure;
-
 /// Why data could not be written, the first time.
 static LOST: OnceLock<io::Error> = OnceLock::new();
 
@@ -17,19 +15,18 @@ pub(crate) fn data(line: &str) {
 }
 
 /// What the command line alone answers: help and versions as data. A wrong command line ends the process.
-pub(crate) fn answer(answer: &clap::Error) -> Result<(), Failure> {
+pub(crate) fn answer(answer: &clap::Error) {
     if answer.use_stderr() {
         answer.exit();
     }
     note(answer.print());
-    Ok(())
 }
 
 /// Fails where data was lost; a reader that has gone away is not an error.
-pub(crate) fn finish() -> Result<(), Failure> {
+pub(crate) fn finish() -> Result<(), BundleError> {
     note(io::stdout().flush());
     match LOST.get() {
-        Some(e) => Err(Failure::writing(BundleError::io(Path::new("standard output"), e))),
+        Some(e) => Err(BundleError::io(Path::new("standard output"), e)),
         None => Ok(()),
     }
 }
