@@ -248,3 +248,30 @@ families! {
     transformers_of_different_depths_are_diffusers: "depths",
     a_controlnet_of_different_depths_beside_a_unet_without_middle_is_diffusers: "depths-controlnet",
 }
+
+/// What a tokenizer pads with is a token wherever it stands, as "!" is in SDXL's second one, so that the two need different
+/// numbers of blocks.
+#[test]
+fn both_text_encoders_get_as_many_blocks() {
+    use kiln_runtime::Request;
+    use kiln_runtime::tokenizer::ClipTokenizer;
+    let family = Family::new("sdxl");
+    write_json(
+        &family.folder.path().join("tokenizer_2/tokenizer_config.json"),
+        &serde_json::json!({ "pad_token": "r" }),
+    );
+    fs::remove_file(family.folder.path().join("tokenizer_2/special_tokens_map.json"))
+        .expect("a map that says otherwise");
+    let bundle = family.bundle();
+    let prompt = "red ".repeat(60);
+    let n_tokens = |folder: &str| {
+        let tokenizer = ClipTokenizer::from_dir(&bundle.path(folder), 77).expect("a tokenizer");
+        tokenizer.tokens(&prompt).expect("tokens").len()
+    };
+    assert!(n_tokens("tokenizer") <= 75 && n_tokens("tokenizer_2") > 75, "{} tokens", n_tokens("tokenizer"));
+    let mut pipeline = pipeline(bundle.clone(), backends()[0].clone());
+    for (prompt, negative) in [(prompt.as_str(), "blue"), ("blue", prompt.as_str())] {
+        let request = Request::new(prompt).negative_prompts(vec![negative]).steps(1).seeds(vec![1]);
+        pipeline.generate(&request).expect("a picture");
+    }
+}
