@@ -204,6 +204,6 @@ fn only_regular_files_are_opened() {
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
     for path in [&pipe, folder.path(), "/dev/zero".as_ref()] {
         let error = RgbImage::open(path).expect_err("refused").to_string();
-        assert_eq!(error, format!("{}: is no regular file", path.display()));
+        assert_eq!(error, format!("{}: is not a regular file", path.display()));
     }
 }
