@@ -108,7 +108,9 @@ impl Original {
             )));
         }
         if keys.first_with(VAE).is_none() {
-            return Err(keys.error(format!("has no autoencoder ({VAE}*)")));
+            return Err(keys.error(format!("has no autoencoder ({VAE}*)")).with_hint(
+                "merge one into the file under that prefix, or make a diffusers folder whose vae/ holds it",
+            ));
         }
         let mut unet = unet::unet(&mut keys, UNET)?;
         let is_inpainting = unet.in_channels == unet::INPAINTING;
