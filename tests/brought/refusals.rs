@@ -103,6 +103,15 @@ fn messages_are_one_short_line_without_control_characters() {
 }
 
 #[test]
+fn a_network_of_another_class_is_no_controlnet() {
+    let model = model();
+    let unet = model.path().join("unet");
+    edit_json(&unet.join("config.json"), |config| config["_class_name"] = "UNet2DConditionModel".into());
+    let error = kiln_compile::ControlNetCheckpoint::open(&unet, None).expect_err("a UNet").to_string();
+    assert!(error.ends_with("'UNet2DConditionModel' where a ControlNetModel is expected"), "{error}");
+}
+
+#[test]
 fn keys_that_stand_twice_are_refused() {
     let (model, work) = (model(), scratch());
     let spec = format!("checkpoint: {}\ntargets:\n  cpu: {{}}\n  cpu: {{}}\n", model.path().display());

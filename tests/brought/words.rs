@@ -54,10 +54,6 @@ fn a_list_by_id_is_the_only_one_that_counts() {
 fn learned_words_get_ids_of_their_own_where_a_vocabulary_has_gaps() {
     let folder = folder();
     let vocabulary = folder.path().join("vocab.json");
-    edit_json(&vocabulary, |vocabulary| {
-        drop(vocabulary.as_object_mut().expect("a mapping").remove("\u{120}\u{120}\u{120}"))
-    });
-    let before = tokens(folder.path(), "a cat");
     let last = serde_json::from_slice::<Value>(&fs::read(&vocabulary).expect("JSON")).expect("JSON");
     let (name, id) =
         last.as_object().expect("a mapping").iter().max_by_key(|(_, id)| id.as_u64()).expect("tokens");
@@ -71,7 +67,6 @@ fn learned_words_get_ids_of_their_own_where_a_vocabulary_has_gaps() {
     fs::write(folder.path().join("merges.txt"), "#version: 0.2\n").expect("merges");
     write(folder.path(), "added_tokens.json", &json!({ "<toy>": 49408 }));
     assert_eq!(tokens(folder.path(), "<toy>"), [id.as_u64().expect("an id") as u32 + 1]);
-    assert!(!before.is_empty());
 }
 
 #[test]

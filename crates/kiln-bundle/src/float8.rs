@@ -3,7 +3,7 @@
 use half::f16;
 
 /// A float with 4 bits of exponent and 3 of mantissa, which has NaN and no infinity.
-pub fn from_e4m3(bits: u8) -> f32 {
+pub(crate) fn from_e4m3(bits: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
     let size = match (exponent, bits & 7) {
         (15, 7) => f32::NAN,
@@ -14,7 +14,7 @@ pub fn from_e4m3(bits: u8) -> f32 {
 }
 
 /// A float with 5 bits of exponent and 2 of mantissa: the upper half of one of 16 bits.
-pub fn from_e5m2(bits: u8) -> f32 {
+pub(crate) fn from_e5m2(bits: u8) -> f32 {
     f16::from_bits(u16::from(bits) << 8).to_f32()
 }
 

@@ -9,7 +9,7 @@ mod component;
 mod digests;
 mod error;
 mod figures;
-pub mod float8;
+mod float8;
 pub mod fs;
 mod hold;
 mod manifest;
@@ -39,7 +39,7 @@ pub use manifest::{
 #[cfg(feature = "pack")]
 pub use pack::{pack, unpack};
 pub use seal::SealKey;
-pub use tensors::{TensorFile, TensorFileError, TensorInfo, is_float, not_floats};
+pub use tensors::{TensorFile, TensorFileError, TensorInfo, decode, is_float, not_floats};
 
 /// Name of the seal over the manifest.
 pub const SEAL: &str = "bundle.seal";
@@ -168,18 +168,21 @@ impl Bundle {
     /// Checks that the manifest was sealed with this user's key, and that every file is what it says, by what was remembered
     /// under the same key.
     pub fn check_seal(&self, key: &SealKey) -> Result<(), BundleError> {
-        let manifest = self.path(MANIFEST);
-        let bytes = Manifest::bytes(&manifest)?;
-        key.check(&manifest, &bytes, &self.path(SEAL))?;
+        self.check_manifest(key)?;
         self.check(Digests::load_sealed(self.path(SEALED_DIGESTS), key))
+    }
+
+    fn check_manifest(&self, key: &SealKey) -> Result<(), BundleError> {
+        let manifest = self.path(MANIFEST);
+        key.check(&manifest, &Manifest::bytes(&manifest)?, &self.path(SEAL))
     }
 
     /// Takes every digest anew, after checking the seal.
     pub fn verify_sealed(&self, key: &SealKey) -> Result<(), BundleError> {
+        self.check_manifest(key)?;
         let mut digests = Digests::load_sealed(self.path(SEALED_DIGESTS), key);
         digests.forget();
-        digests.save();
-        self.check_seal(key)
+        self.check(digests)
     }
 
     /// Adds a reference to the bundle, or replaces the one it has, and seals it anew.

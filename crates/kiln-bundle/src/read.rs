@@ -75,7 +75,10 @@ pub fn text(path: &Path, most: u64, what: &str) -> Result<String, ReadError> {
         _ => String::from_utf8(bytes).map_err(|_| "is not UTF-8 text"),
     };
     let text = text.map_err(|reason| ReadError::Content(reason.into()))?;
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), Into::into))
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.into(),
+        None => text,
+    })
 }
 
 /// What a regular file of JSON holds, like [`text`]; serde_json limits its depth.

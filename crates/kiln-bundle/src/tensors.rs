@@ -78,8 +78,24 @@ pub fn not_floats(dtype: Dtype) -> String {
 
 const FLOATS: [Dtype; 6] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F8_E4M3, Dtype::F8_E5M2];
 
-fn doubles(bytes: &[u8]) -> impl Iterator<Item = f64> {
-    bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b))
+/// Replaces `floats` by stored numbers, rounded where 32 bits do not hold them; whether they are [floats](is_float).
+pub fn decode(dtype: Dtype, bytes: &[u8], floats: &mut Vec<f32>) -> bool {
+    let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+    floats.clear();
+    match dtype {
+        Dtype::F32 => floats.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b))),
+        Dtype::F16 => {
+            let halves: Vec<f16> = halves().map(f16::from_bits).collect();
+            floats.resize(halves.len(), 0.0);
+            halves.convert_to_f32_slice(floats);
+        }
+        Dtype::BF16 => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
+        Dtype::F64 => floats.extend(bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32)),
+        Dtype::F8_E4M3 => floats.extend(bytes.iter().map(|&b| float8::from_e4m3(b))),
+        Dtype::F8_E5M2 => floats.extend(bytes.iter().map(|&b| float8::from_e5m2(b))),
+        _ => return false,
+    }
+    true
 }
 
 /// The single number of a tensor that [`TensorFile::read_f32`] would round or does not read.
@@ -215,14 +231,15 @@ impl TensorFile {
         source.read_at(8, &mut json).map_err(refuse)?;
         let header: Metadata =
             serde_json::from_slice(&json).map_err(|e| lying(format!("malformed header: {e}")))?;
-        if header.tensors().len() > MAX_TENSORS {
-            return Err(lying(format!("holds {} tensors, more than any model", header.tensors().len())));
+        let tensors = header.tensors();
+        if tensors.len() > MAX_TENSORS {
+            return Err(lying(format!("holds {} tensors, more than any model", tensors.len())));
         }
         let (data, found) = (header.data_len() as u64, size - 8 - length);
         if data != found {
             return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));
         }
-        let tensors = header.tensors().into_iter().map(|(name, tensor)| {
+        let tensors = tensors.into_iter().map(|(name, tensor)| {
             let (start, end) = tensor.data_offsets;
             let (dtype, shape) = (tensor.dtype, tensor.shape.clone());
             (name, TensorInfo { dtype, shape, offset: 8 + length + start as u64, length: end - start })
@@ -254,21 +271,10 @@ impl TensorFile {
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, TensorFileError> {
         let refuse = |reason: String| self.content(reason);
         let (info, bytes) = self.read(name)?;
-        let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
-        let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            Dtype::F16 => {
-                let halves: Vec<f16> = halves().map(f16::from_bits).collect();
-                let mut values = vec![0.0; halves.len()];
-                halves.convert_to_f32_slice(&mut values);
-                values
-            }
-            Dtype::BF16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
-            Dtype::F64 => doubles(&bytes).map(|value| value as f32).collect(),
-            Dtype::F8_E4M3 => bytes.iter().map(|&b| float8::from_e4m3(b)).collect(),
-            Dtype::F8_E5M2 => bytes.iter().map(|&b| float8::from_e5m2(b)).collect(),
-            other => return Err(refuse(format!("'{name}' {}", not_floats(other)))),
-        };
+        let mut values = Vec::new();
+        if !decode(info.dtype, &bytes, &mut values) {
+            return Err(refuse(format!("'{name}' {}", not_floats(info.dtype))));
+        }
         match values.iter().find(|value| !value.is_finite()) {
             None => Ok(values),
             Some(value) => Err(refuse(format!("'{name}' holds {value}"))),

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-use kiln_bundle::{TensorFile, float8};
+use kiln_bundle::{TensorFile, is_float};
 use kiln_graph::ElementType;
 use safetensors::Dtype;
 use serde_json::Value;
@@ -13,70 +11,52 @@ use crate::CompileError;
 
 /// A type that a file stores numbers in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stored {
-    /// What networks read, too.
-    As(ElementType),
-    /// IEEE 754 binary64, which is rounded to binary32.
-    F64,
-    /// OCP's 8-bit floats with 4 bits of exponent and no infinity.
-    F8E4M3,
-    /// OCP's 8-bit floats with 5 bits of exponent.
-    F8E5M2,
-}
+pub(crate) struct Stored(Dtype);
 
 impl Stored {
     /// The type, if weights may have it.
     pub(crate) fn of(dtype: Dtype) -> Option<Stored> {
-        Some(match dtype {
-            Dtype::F32 => Stored::As(ElementType::F32),
-            Dtype::F16 => Stored::As(ElementType::F16),
-            Dtype::BF16 => Stored::As(ElementType::Bf16),
-            Dtype::I64 => Stored::As(ElementType::I64),
-            Dtype::F64 => Stored::F64,
-            Dtype::F8_E4M3 => Stored::F8E4M3,
-            Dtype::F8_E5M2 => Stored::F8E5M2,
-            _ => return None,
-        })
+        (is_float(dtype) || dtype == Dtype::I64).then_some(Stored(dtype))
     }
 
     /// Bytes per element.
     pub(crate) fn n_bytes(self) -> u64 {
-        match self {
-            Stored::As(element) => element.n_bytes() as u64,
-            Stored::F64 => 8,
-            Stored::F8E4M3 | Stored::F8E5M2 => 1,
+        self.0.bitsize() as u64 / 8
+    }
+
+    /// The type as one that networks read, if it is one.
+    fn as_is(self) -> Option<ElementType> {
+        match self.0 {
+            Dtype::F32 => Some(ElementType::F32),
+            Dtype::F16 => Some(ElementType::F16),
+            Dtype::BF16 => Some(ElementType::Bf16),
+            Dtype::I64 => Some(ElementType::I64),
+            _ => None,
         }
     }
 
-    /// The smallest type that networks read and that holds its numbers, times a scale where there is one.
+    /// Whether networks read it without a change as this.
+    pub(crate) fn is(self, element: ElementType) -> bool {
+        self.as_is() == Some(element)
+    }
+
+    fn is_narrow(self) -> bool {
+        self.n_bytes() == 1
+    }
+
+    /// The smallest type that networks read and that holds its numbers, times a scale where there is one; numbers of 64 bits
+    /// are rounded.
     pub(crate) fn element_type(self, scale: Option<f32>) -> ElementType {
-        match (self, scale) {
-            (Stored::As(element), None) => element,
-            (Stored::F8E4M3 | Stored::F8E5M2, None) => ElementType::F16,
-            (Stored::F64, _) | (_, Some(_)) => ElementType::F32,
+        match (self.as_is(), scale) {
+            (Some(element), None) => element,
+            (None, None) if self.is_narrow() => ElementType::F16,
+            _ => ElementType::F32,
         }
     }
 
-    /// Replaces `floats` by the numbers.
+    /// Replaces `floats` by the numbers, of a type of floats.
     pub(crate) fn decode(self, bytes: &[u8], scale: Option<f32>, floats: &mut Vec<f32>) {
-        let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
-        floats.clear();
-        match self {
-            Stored::As(ElementType::F16) => {
-                let halves: Vec<f16> = halves().map(f16::from_bits).collect();
-                floats.resize(halves.len(), 0.0);
-                halves.convert_to_f32_slice(floats);
-            }
-            Stored::As(ElementType::Bf16) => floats.extend(halves().map(|bits| bf16::from_bits(bits).to_f32())),
-            Stored::As(ElementType::F32 | ElementType::I64) => {
-                floats.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)));
-            }
-            Stored::F64 => {
-                floats.extend(bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32))
-            }
-            Stored::F8E4M3 => floats.extend(bytes.iter().map(|&bits| float8::from_e4m3(bits))),
-            Stored::F8E5M2 => floats.extend(bytes.iter().map(|&b| float8::from_e5m2(b))),
-        }
+        kiln_bundle::decode(self.0, bytes, floats);
         if let Some(scale) = scale {
             floats.iter_mut().for_each(|value| *value *= scale);
         }
@@ -100,7 +80,7 @@ impl Scales {
             let (layer, part) = key.rsplit_once('.').unwrap_or(("", key));
             let weight = format!("{layer}.weight");
             let stored = file.tensors().get(&weight).and_then(|info| Stored::of(info.dtype));
-            let is_narrow = matches!(stored, Some(Stored::F8E4M3 | Stored::F8E5M2));
+            let is_narrow = stored.is_some_and(Stored::is_narrow);
             match part {
                 "weight_scale" | "scale_weight" if is_narrow => match file.read_f32(key)?.as_slice() {
                     [1.0] => {}
@@ -144,18 +124,20 @@ impl Scales {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     #[test]
     fn eight_bits_fit_into_sixteen_and_scales_multiply() {
         let (mut floats, all) = (Vec::new(), (0..=255).collect::<Vec<u8>>());
-        for stored in [Stored::F8E4M3, Stored::F8E5M2] {
+        for stored in [Stored(Dtype::F8_E4M3), Stored(Dtype::F8_E5M2)] {
             stored.decode(&all, None, &mut floats);
             assert_eq!(stored.element_type(None), ElementType::F16);
             assert!(floats.iter().all(|value| value.is_nan() || f16::from_f32(*value).to_f32() == *value));
         }
-        Stored::F8E5M2.decode(&[0x3c, 0x7b, 0xbc, 0x01], Some(2.0), &mut floats);
+        Stored(Dtype::F8_E5M2).decode(&[0x3c, 0x7b, 0xbc, 0x01], Some(2.0), &mut floats);
         assert_eq!(floats, [2.0, 114_688.0, -2.0, 2f32.powi(-15)]);
-        assert_eq!(Stored::F8E5M2.element_type(Some(2.0)), ElementType::F32);
+        assert_eq!(Stored(Dtype::F8_E5M2).element_type(Some(2.0)), ElementType::F32);
     }
 }

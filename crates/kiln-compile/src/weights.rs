@@ -183,7 +183,7 @@ impl WeightFiles {
             let info = &place.info;
             let shape: Vec<String> = info.shape.iter().map(u64::to_string).collect();
             let mut header = format!("{name} {} {} {}", info.dtype, shape.join("x"), place.is_transposed);
-            if place.stored != Stored::As(info.dtype) {
+            if !place.stored.is(info.dtype) {
                 header += &format!(" {:?} {:?}", place.stored, place.scale.map(f32::to_bits));
             }
             digests.insert(header, hasher.finalize());
@@ -387,7 +387,7 @@ fn copy_from(
     weight: &StoredWeight,
     out: &mut impl Write,
 ) -> Result<(), CopyError> {
-    if place.stored == Stored::As(weight.dtype) && place.scale.is_none() {
+    if place.stored.is(weight.dtype) && place.scale.is_none() {
         let length = weight.n_bytes();
         let copied = io::copy(&mut source.take(length), out).map_err(CopyError::Target)?;
         return match copied == length {

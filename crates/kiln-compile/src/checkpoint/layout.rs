@@ -30,7 +30,8 @@ pub(super) enum Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// Reads a component of a class, which `model_index.json` names, whatever the configuration says.
+    /// Reads a component of a class, which `model_index.json` names, whatever the configuration says; a folder by itself, which
+    /// has no name, says it.
     pub(super) fn part<C>(
         &mut self,
         name: &str,
@@ -43,7 +44,9 @@ impl Layout<'_> {
                 let folder = root.join(name);
                 let path = folder.join("config.json");
                 let mut value = read_json(&path)?;
-                if let Some(config) = value.as_object_mut().filter(|_| network != Network::Clip) {
+                if let Some(config) =
+                    value.as_object_mut().filter(|_| network != Network::Clip && !name.is_empty())
+                {
                     config.insert("_class_name".into(), class.into());
                 }
                 (path.display().to_string(), value, WeightFiles::open(&folder, network, *variant)?)

@@ -22,10 +22,7 @@ pub(super) fn plan(
     n_steps: usize,
     options: &SamplerOptions,
 ) -> Result<Planned, SchedulerError> {
-    let eta = options.eta;
-    if !(0.0..=1.0).contains(&eta) {
-        return Err(SchedulerError::Option { key: "eta", value: eta.into(), range: "from 0 to 1" });
-    }
+    let eta = options.checked_eta()?;
     let timesteps = whole(config, n_steps)?;
     let ddim = Ddim {
         alphas: Alphas::new(config),

@@ -3,7 +3,7 @@ use ndarray::{ArrayD, Zip};
 use super::alphas::Alphas;
 use super::method::{Method, Noise, Planned, Schedule};
 use super::prediction::combine;
-use super::timesteps::check_steps;
+use super::timesteps::{among, distilled_steps};
 use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError, Thresholding};
 
 /// `sigma_data` of the boundary condition.
@@ -41,23 +41,9 @@ fn timesteps(
     n_steps: usize,
     options: &SamplerOptions,
 ) -> Result<Vec<i64>, SchedulerError> {
-    let strength = options.strength;
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(SchedulerError::Option { key: "strength", value: strength, range: "from 0 to 1" });
-    }
-    check_steps(config, n_steps, 1)?;
-    let original = options.original_inference_steps.unwrap_or(config.original_inference_steps);
-    if original == 0 || original > config.num_train_timesteps {
-        let (key, value) = ("original_inference_steps", original as f64);
-        return Err(SchedulerError::Option { key, value, range: "from 1 to that of training steps" });
-    }
-    let stride = config.num_train_timesteps / original;
-    let n = (original as f64 * strength) as usize;
-    if n_steps > n {
-        return Err(SchedulerError::Steps { steps: n_steps, min: 1, max: n });
-    }
-    let spacing = n as f64 / n_steps as f64;
-    Ok((0..n_steps).map(|i| ((n - (i as f64 * spacing) as usize) * stride) as i64 - 1).collect())
+    let original = distilled_steps(config, n_steps, options)?;
+    let n = (original as f64 * options.strength) as usize;
+    among(n, config.num_train_timesteps / original, n_steps, n)
 }
 
 impl Method for Lcm {

@@ -20,6 +20,16 @@ pub struct SamplerOptions {
     pub strength: f64,
 }
 
+impl SamplerOptions {
+    /// `eta`, if it is a share.
+    pub(super) fn checked_eta(&self) -> Result<f32, SchedulerError> {
+        match (0.0..=1.0).contains(&self.eta) {
+            true => Ok(self.eta),
+            false => Err(SchedulerError::Option { key: "eta", value: self.eta.into(), range: "from 0 to 1" }),
+        }
+    }
+}
+
 impl Default for SamplerOptions {
     fn default() -> SamplerOptions {
         SamplerOptions { eta: 0.0, original_inference_steps: None, strength: 1.0 }

@@ -2,7 +2,7 @@ use ndarray::{ArrayD, Zip};
 
 use super::alphas::Alphas;
 use super::method::{Method, Noise, Planned, Schedule};
-use super::timesteps::check_steps;
+use super::timesteps::{among, distilled_steps};
 use super::{PredictionType, SamplerOptions, SchedulerConfig, SchedulerError};
 
 /// Trajectory consistency distillation (Zheng et al. 2024; diffusers `schedulers/scheduling_tcd.py`); `eta` is the
@@ -19,10 +19,7 @@ pub(super) fn plan(
     n_steps: usize,
     options: &SamplerOptions,
 ) -> Result<Planned, SchedulerError> {
-    let eta = options.eta;
-    if !(0.0..=1.0).contains(&eta) {
-        return Err(SchedulerError::Option { key: "eta", value: eta.into(), range: "from 0 to 1" });
-    }
+    let eta = options.checked_eta()?;
     let timesteps = timesteps(config, n_steps, options)?;
     let schedule = Schedule::plain(timesteps.iter().map(|&t| t as f64));
     let tcd = Tcd { alphas: Alphas::new(config), timesteps, prediction: config.prediction_type, eta };
@@ -36,27 +33,13 @@ fn timesteps(
     n_steps: usize,
     options: &SamplerOptions,
 ) -> Result<Vec<i64>, SchedulerError> {
-    let (strength, trained) = (options.strength, config.num_train_timesteps);
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(SchedulerError::Option { key: "strength", value: strength, range: "from 0 to 1" });
-    }
-    check_steps(config, n_steps, 1)?;
-    let original = options.original_inference_steps.unwrap_or(config.original_inference_steps);
-    if original == 0 || original > trained {
-        let (key, value) = ("original_inference_steps", original as f64);
-        return Err(SchedulerError::Option { key, value, range: "from 1 to that of training steps" });
-    }
+    let (trained, original) = (config.num_train_timesteps, distilled_steps(config, n_steps, options)?);
     let (from, stride) = match options.original_inference_steps {
         Some(_) => (trained, 1),
         None => (original, trained / original),
     };
-    let n = (from as f64 * strength) as usize;
-    let max = n.min(original);
-    if n_steps > max {
-        return Err(SchedulerError::Steps { steps: n_steps, min: 1, max });
-    }
-    let spacing = n as f64 / n_steps as f64;
-    Ok((0..n_steps).map(|i| ((n - (i as f64 * spacing) as usize) * stride) as i64 - 1).collect())
+    let n = (from as f64 * options.strength) as usize;
+    among(n, stride, n_steps, n.min(original))
 }
 
 impl Method for Tcd {

@@ -1,6 +1,6 @@
 //! Which timesteps a run visits.
 
-use super::{SchedulerConfig, SchedulerError};
+use super::{SamplerOptions, SchedulerConfig, SchedulerError};
 
 /// Which timesteps are visited (Lin et al. 2023, table 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,34 @@ pub(super) fn check_steps(config: &SchedulerConfig, steps: usize, min: usize) ->
         true => Ok(()),
         false => Err(SchedulerError::Steps { steps, min, max }),
     }
+}
+
+/// How many steps of distillation a run chooses from (LCM, TCD), after refusing options that the schedule does not have.
+pub(super) fn distilled_steps(
+    config: &SchedulerConfig,
+    n_steps: usize,
+    options: &SamplerOptions,
+) -> Result<usize, SchedulerError> {
+    let strength = options.strength;
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(SchedulerError::Option { key: "strength", value: strength, range: "from 0 to 1" });
+    }
+    check_steps(config, n_steps, 1)?;
+    let original = options.original_inference_steps.unwrap_or(config.original_inference_steps);
+    if original == 0 || original > config.num_train_timesteps {
+        let (key, value) = ("original_inference_steps", original as f64);
+        return Err(SchedulerError::Option { key, value, range: "from 1 to that of training steps" });
+    }
+    Ok(original)
+}
+
+/// Timesteps evenly chosen among the first `n` of those `stride` apart, from the noisiest; at most `max` of them.
+pub(super) fn among(n: usize, stride: usize, n_steps: usize, max: usize) -> Result<Vec<i64>, SchedulerError> {
+    if n_steps > max {
+        return Err(SchedulerError::Steps { steps: n_steps, min: 1, max });
+    }
+    let spacing = n as f64 / n_steps as f64;
+    Ok((0..n_steps).map(|i| ((n - (i as f64 * spacing) as usize) * stride) as i64 - 1).collect())
 }
 
 /// Whole timesteps, noisiest first (DDIM, DDPM, PNDM).
