@@ -43,24 +43,25 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{}", in_short(line));
 }
 
-/// A text that may quote what a file holds: cut in its middle where it is long, control characters escaped.
+/// A text that may quote what a file holds: control characters escaped, and cut in its middle where it is longer than any
+/// text of kiln's own.
 fn in_short(text: &str) -> String {
-    const HEAD: usize = 400;
-    const TAIL: usize = 160;
-    let is_plain = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    let escaped = |part: &str| -> String {
-        part.chars().flat_map(|c| if is_plain(c) { vec![c] } else { c.escape_default().collect() }).collect()
-    };
-    match text.char_indices().nth(HEAD + TAIL) {
-        None => escaped(text),
-        Some(_) => {
-            let head: String = text.chars().take(HEAD).collect();
-            let tail: Vec<char> = text.chars().rev().take(TAIL).collect();
-            format!("{}...{}", escaped(&head), escaped(&tail.into_iter().rev().collect::<String>()))
+    const HEAD: usize = 700;
+    const TAIL: usize = 200;
+    let turns_text =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut escaped = String::new();
+    for c in text.chars() {
+        match c.is_control() || turns_text(c) {
+            true => escaped.extend(c.escape_default()),
+            false => escaped.push(c),
         }
+    }
+    let (cut, rest) =
+        (escaped.floor_char_boundary(HEAD), escaped.ceil_char_boundary(escaped.len().saturating_sub(TAIL)));
+    match escaped.len() > HEAD + TAIL {
+        true => format!("{}...{}", &escaped[..cut], &escaped[rest..]),
+        false => escaped,
     }
 }
 
