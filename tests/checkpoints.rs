@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use kiln_compile::{BuildOptions, Checkpoint, CompileError, EngineCache, TraceOptions, trace};
+use kiln_compile::{
+    BuildOptions, Checkpoint, CheckpointOptions, CompileError, EngineCache, TraceOptions, trace,
+};
 use kiln_graph::{ElementType, EmitPolicy, PrecisionPolicy};
 use safetensors::tensor::TensorView;
 use safetensors::{SafeTensors, serialize_to_file};
@@ -16,9 +18,13 @@ const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const CLIP: &str = "text_encoder/model.safetensors";
 
+fn options(variant: Option<&str>) -> CheckpointOptions {
+    CheckpointOptions { variant: variant.map(str::to_owned), ..CheckpointOptions::default() }
+}
+
 fn trace_all(checkpoint: &Path, variant: Option<&str>) -> Result<BTreeMap<String, Vec<u8>>, CompileError> {
     let folder = scratch();
-    let checkpoint = Checkpoint::open(checkpoint, variant)?;
+    let checkpoint = Checkpoint::open_with(checkpoint, &options(variant))?;
     let models = trace(&checkpoint, &TraceOptions::default(), folder.path(), &mut |_| {})?;
     let files = models.into_iter().flat_map(|model| [model.file, model.weights]);
     Ok(files.map(|file| (file.clone(), fs::read(folder.path().join(file)).expect("a file"))).collect())
@@ -105,7 +111,7 @@ fn checkpoints_of_the_hub_cache_are_symlinks_and_work() {
     assert!(trace_all(snapshot.path(), None).expect("models") == expected);
 
     let cache = scratch();
-    let checkpoint = Checkpoint::open(snapshot.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(snapshot.path()).expect("a checkpoint");
     let compiled = EngineCache::new(cache.path())
         .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
         .expect("a bundle");
@@ -129,9 +135,9 @@ fn a_variant_is_preferred_when_it_is_asked_for() {
         fs::rename(&path, path.with_file_name(format!("{variant}.safetensors"))).expect("renamed");
     }
     assert!(trace_all(folder.path(), Some("fp16")).expect("models") == expected);
-    let error = Checkpoint::open(folder.path(), None).expect_err("refused");
+    let error = Checkpoint::open(folder.path()).expect_err("refused");
     assert!(error.hint().is_some_and(|hint| hint.contains("--variant fp16")), "{error}");
-    let error = Checkpoint::open(tiny().path(), Some("bf16")).expect_err("refused").to_string();
+    let error = Checkpoint::open_with(tiny().path(), &options(Some("bf16"))).expect_err("refused").to_string();
     assert!(error.ends_with("no component has weights of variant 'bf16'"), "{error}");
 }
 
@@ -255,7 +261,7 @@ fn classes_and_values_that_are_not_supported_are_named() {
     // The class of model_index.json decides.
     let model = tiny();
     edit_json(&model.path().join(vae), |config| config["_class_name"] = "VQModel".into());
-    Checkpoint::open(model.path(), None).expect("a checkpoint");
+    Checkpoint::open(model.path()).expect("a checkpoint");
 }
 
 #[test]
@@ -289,6 +295,6 @@ fn half_precision_error(value: f32) -> String {
     let precision = PrecisionPolicy::uniform(ElementType::F16);
     let policy = EmitPolicy { precision, ..EmitPolicy::default() };
     let options = TraceOptions { policy, ..TraceOptions::default() };
-    let checkpoint = Checkpoint::open(folder.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
     trace(&checkpoint, &options, scratch().path(), &mut |_| {}).expect_err("refused").to_string()
 }

@@ -63,7 +63,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
 
 #[test]
 fn weights_inside_compute_what_weights_beside_do() {
-    let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&sd15()).expect("a checkpoint");
     for attention in [AttentionPolicy::Fused, AttentionPolicy::Plain] {
         let [beside, inside] = [scratch(), scratch()];
         let options = options(standard(attention));
@@ -90,7 +90,7 @@ fn weights_inside_compute_what_weights_beside_do() {
 
 #[test]
 fn segments_hold_their_own_weights() {
-    let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&sd15()).expect("a checkpoint");
     let folder = scratch();
     let policy = EmitPolicy { cuts: Cuts::At(vec!["mid_block".into()]), ..standard(AttentionPolicy::Plain) };
     let models = trace_inside(&checkpoint, &options(policy), folder.path(), &mut |_| {}).expect("ONNX files");
@@ -109,7 +109,7 @@ fn segments_hold_their_own_weights() {
 #[test]
 fn every_opset_computes_the_same() {
     use AttentionPolicy::{Fused, Plain};
-    let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&sd15()).expect("a checkpoint");
     let mut first: Option<Vec<ArrayD<f32>>> = None;
     for (attention, opset) in [(Plain, 17), (Plain, 18), (Plain, 23), (Plain, 24), (Fused, 23), (Fused, 24)] {
         let folder = scratch();
@@ -134,7 +134,7 @@ fn every_opset_computes_the_same() {
 
 #[test]
 fn finite_masks_mask_as_infinite_ones_do() {
-    let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&sd15()).expect("a checkpoint");
     let traced = |finite_masks| {
         let folder = scratch();
         let policy = EmitPolicy { finite_masks, ..standard(AttentionPolicy::Plain) };

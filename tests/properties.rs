@@ -181,7 +181,7 @@ proptest! {
         let file = [&length.to_le_bytes()[..], &json, &bytes].concat();
         let tiny = tiny();
         fs::write(tiny.path().join(VAE), &file).expect("a file");
-        let error = Checkpoint::open(tiny.path(), None).expect_err("refused").to_string();
+        let error = Checkpoint::open(tiny.path()).expect_err("refused").to_string();
         prop_assert!(error.contains("diffusion_pytorch_model.safetensors: "), "{}", error);
     }
 

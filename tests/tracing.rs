@@ -20,7 +20,7 @@ fn options(policy: EmitPolicy) -> TraceOptions {
 
 #[track_caller]
 fn traced(options: &TraceOptions, folder: &Path) -> Vec<TracedModel> {
-    let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&sd15()).expect("a checkpoint");
     trace(&checkpoint, options, folder, &mut |_| {}).expect("ONNX files")
 }
 
@@ -140,7 +140,7 @@ fn segments_in_turn_compute_the_same() {
 
 #[test]
 fn a_cut_point_that_does_not_exist_is_named() {
-    let checkpoint = Checkpoint::open(&sd15(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&sd15()).expect("a checkpoint");
     let policy = EmitPolicy { cuts: Cuts::At(vec!["down_blocks.7".into()]), ..EmitPolicy::default() };
     let folder = scratch();
     let error = trace(&checkpoint, &options(policy), folder.path(), &mut |_| {}).expect_err("refused");

@@ -40,7 +40,7 @@ fn a_checkpoint_that_changes_while_it_is_read_is_refused_and_nothing_kept() {
     let cache = EngineCache::new(folder.path());
     let options = BuildOptions::cpu(TraceOptions::default());
     let unet = model.path().join(UNET);
-    let checkpoint = Checkpoint::open(model.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(model.path()).expect("a checkpoint");
     let plan = cache.plan(&checkpoint, &options, &mut |_| {}).expect("a plan");
     let copy = scratch();
     fs::copy(&unet, copy.path().join("a")).expect("a copy");
@@ -48,7 +48,7 @@ fn a_checkpoint_that_changes_while_it_is_read_is_refused_and_nothing_kept() {
     let error = cache.execute(&plan, &mut |_| {}).expect_err("a changed file").to_string();
     assert!(error.ends_with("has changed while it was read"), "{error}");
     assert!(cache.items().expect("items").iter().all(|item| !item.name.starts_with("unet")));
-    let checkpoint = Checkpoint::open(model.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(model.path()).expect("a checkpoint");
     cache.compile(&checkpoint, &options, &mut |_| {}).expect("a bundle");
 }
 

@@ -9,7 +9,7 @@ use crate::fixtures::edit_json;
 fn remarks_of(file: &str, change: impl FnOnce(&mut Value)) -> Result<Vec<String>, String> {
     let folder = model();
     edit_json(&folder.path().join(file), change);
-    let checkpoint = kiln_compile::Checkpoint::open(folder.path(), None);
+    let checkpoint = kiln_compile::Checkpoint::open(folder.path());
     checkpoint.map(|checkpoint| checkpoint.remarks()).map_err(|e| e.to_string())
 }
 
@@ -20,7 +20,7 @@ fn keys_that_a_class_does_not_have_change_nothing_and_are_told() {
         edit_json(&folder.path().join(file), |config| config["decay"] = 0.9999.into());
     }
     assert_eq!(draw(folder.path()), draw(model().path()));
-    let remarks = kiln_compile::Checkpoint::open(folder.path(), None).expect("a checkpoint").remarks();
+    let remarks = kiln_compile::Checkpoint::open(folder.path()).expect("a checkpoint").remarks();
     assert_eq!(remarks.len(), 3, "{remarks:?}");
     assert!(remarks.iter().all(|remark| remark.contains(" has no decay, passed over")), "{remarks:?}");
 }
@@ -65,7 +65,7 @@ fn old_sample_sizes_are_corrected_where_diffusers_corrects_them() {
     let sizes = |change: &dyn Fn(&mut Value)| {
         let folder = model();
         edit_json(&folder.path().join("unet/config.json"), |config| change(config));
-        kiln_compile::Checkpoint::open(folder.path(), None).expect("a checkpoint").default_size()
+        kiln_compile::Checkpoint::open(folder.path()).expect("a checkpoint").default_size()
     };
     let with = |version: Value, size: Value| {
         sizes(&|config: &mut Value| {

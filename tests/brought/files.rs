@@ -49,7 +49,7 @@ fn of_shards_and_a_whole_file_diffusers_reads_the_shards_and_transformers_the_fi
         }
     }
     assert_eq!(draw(stale.path()), expected);
-    let remarks = kiln_compile::Checkpoint::open(stale.path(), None).expect("a checkpoint").remarks();
+    let remarks = kiln_compile::Checkpoint::open(stale.path()).expect("a checkpoint").remarks();
     let told = |part: &str| remarks.iter().any(|remark| remark.contains(part));
     assert!(told("index.json is read, not diffusion_pytorch_model.safetensors"), "{remarks:?}");
     assert!(told("model.safetensors is read, not model.safetensors.index.json"), "{remarks:?}");
@@ -66,7 +66,7 @@ fn indices_of_variants_have_two_names() {
         let unet = folder.path().join(UNET);
         shard(&unet, index, ".fp16");
         fs::remove_file(&unet).expect("gone");
-        let error = kiln_compile::Checkpoint::open(folder.path(), None).expect_err("no plain weights");
+        let error = kiln_compile::Checkpoint::open(folder.path()).expect_err("no plain weights");
         assert!(error.hint().is_some_and(|hint| hint.ends_with("--variant fp16")), "{error:?}");
         let (work, path) = (scratch(), folder.path().display().to_string());
         let plain = plain.path().display().to_string();
@@ -88,7 +88,7 @@ fn repositories_of_a_hub_cache_are_opened_by_their_main_snapshot() {
     crate::fixtures::copy_folder(plain.path(), &snapshot);
     fs::create_dir(repository.join("refs")).expect("a folder");
     fs::write(repository.join("refs/main"), "0123456789abcdef\n").expect("a file");
-    let checkpoint = kiln_compile::Checkpoint::open(&repository, None).expect("a checkpoint");
+    let checkpoint = kiln_compile::Checkpoint::open(&repository).expect("a checkpoint");
     assert_eq!(checkpoint.name(), "small");
     assert_eq!(draw(&repository), draw(plain.path()));
     fs::write(repository.join("refs/main"), "../..").expect("a file");
@@ -105,7 +105,7 @@ fn links_to_nothing_are_called_so() {
     let unet = folder.path().join(UNET);
     fs::remove_file(&unet).expect("gone");
     std::os::unix::fs::symlink("../../blobs/0", &unet).expect("a link");
-    let error = kiln_compile::Checkpoint::open(folder.path(), None).expect_err("no weights");
+    let error = kiln_compile::Checkpoint::open(folder.path()).expect_err("no weights");
     assert!(
         error.to_string().ends_with("diffusion_pytorch_model.safetensors: is a link to nothing"),
         "{error}"

@@ -99,7 +99,7 @@ fn scales_of_other_quantisations_are_refused() {
         }
         tensors
     });
-    let error = kiln_compile::Checkpoint::open(folder.path(), None).expect_err("a refusal").to_string();
+    let error = kiln_compile::Checkpoint::open(folder.path()).expect_err("a refusal").to_string();
     assert!(
         error.ends_with("'conv_in.weight_scale_2' belongs to a quantisation that is not supported"),
         "{error}"

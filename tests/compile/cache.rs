@@ -31,7 +31,7 @@ impl Fixture {
     }
 
     fn compile(&self) -> Compiled {
-        let checkpoint = Checkpoint::open(self.model.path(), None).expect("a checkpoint");
+        let checkpoint = Checkpoint::open(self.model.path()).expect("a checkpoint");
         self.cache()
             .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
             .expect("a bundle")
@@ -265,7 +265,7 @@ fn entries_and_the_key_are_for_their_owner_alone() {
     let name = bundle.file_name().expect("a name").to_string_lossy().into_owned();
     assert_eq!((mode(&name), mode(&format!("{name}/unet.data"))), (0o700, 0o600));
     fs::set_permissions(root.join(".seal.key"), fs::Permissions::from_mode(0o644)).expect("permissions");
-    let checkpoint = Checkpoint::open(fixture.model.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(fixture.model.path()).expect("a checkpoint");
     let options = BuildOptions::cpu(TraceOptions { learned_tokens: true, ..TraceOptions::default() });
     let error = fixture.cache().compile(&checkpoint, &options, &mut |_| {}).expect_err("an exposed key");
     assert!(

@@ -30,7 +30,7 @@ fn gpu() -> BuildOptions {
 }
 
 fn steps(checkpoint: &Path, options: &BuildOptions, cache: &EngineCache) -> Vec<Step> {
-    let checkpoint = Checkpoint::open(checkpoint, None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(checkpoint).expect("a checkpoint");
     let plan = cache.plan(&checkpoint, options, &mut |_| {}).expect("a plan");
     plan.steps(cache).expect("steps")
 }
@@ -173,7 +173,7 @@ fn a_scheduler_changes_the_bundle_and_no_part() {
     let (model, cache) = (tiny(), scratch());
     let cache = EngineCache::new(cache.path());
     let compile = || {
-        let checkpoint = Checkpoint::open(model.path(), None).expect("a checkpoint");
+        let checkpoint = Checkpoint::open(model.path()).expect("a checkpoint");
         cache.compile(&checkpoint, &cpu(), &mut |_| {}).expect("a bundle")
     };
     let before = compile();
@@ -191,7 +191,7 @@ fn a_scheduler_changes_the_bundle_and_no_part() {
 fn what_differs_is_named() {
     let (model, folder) = (tiny(), scratch());
     let cache = EngineCache::new(folder.path());
-    let checkpoint = Checkpoint::open(model.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(model.path()).expect("a checkpoint");
     assert!(
         steps(model.path(), &cpu(), &cache).iter().all(|step| !step.is_cached && step.differences.is_empty())
     );
@@ -220,7 +220,7 @@ fn the_same_weights_in_one_file_or_in_a_folder_are_one_entry() {
 #[test]
 fn profiles_in_pixels_are_checked_and_become_latents() {
     let model = tiny();
-    let checkpoint = Checkpoint::open(model.path(), None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(model.path()).expect("a checkpoint");
     let factor = checkpoint.scale_factor();
     let side =
         |pixels| ProfileSpec { batch: None, height: RangeSpec::Fixed(pixels), width: RangeSpec::Fixed(64) };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use kiln_compile::{Original, PredictionType};
+use kiln_compile::{CheckpointOptions, Original, PredictionType};
 use kiln_runtime::tokenizer::ClipTokenizer;
 use serde_json::{Value, json};
 
@@ -103,7 +103,8 @@ fn the_middle_may_be_one_residual_block_or_absent() {
 fn the_prediction_type_is_asked_for_or_said_or_the_familys() {
     let predicts = |draft: &Draft, asked| {
         let (_folder, path) = hollow(draft);
-        let original = Original::open(&path, asked).expect("a checkpoint");
+        let options = CheckpointOptions { prediction_type: asked, ..CheckpointOptions::default() };
+        let original = Original::open_with(&path, &options).expect("a checkpoint");
         let scheduler = &original.configs()["scheduler"];
         scheduler["prediction_type"].as_str().expect("a name").to_owned()
     };
@@ -136,7 +137,7 @@ fn the_prediction_type_is_asked_for_or_said_or_the_familys() {
             &path,
             |key, n| if key == "global_step" { step.to_le_bytes().into() } else { vec![0; n as usize] },
         );
-        let original = Original::open(&path, None).expect("a checkpoint");
+        let original = Original::open(&path).expect("a checkpoint");
         assert_eq!(original.configs()["scheduler"]["prediction_type"], expected);
         assert_eq!(
             original.configs()["unet"]["sample_size"],
@@ -151,7 +152,7 @@ fn tokenizers_are_clips_own() {
     let folder = scratch();
     let path = folder.path().join("model.safetensors");
     Draft::of("sdxl-small").write(&path, bytes_of);
-    let saved = Original::open(&path, None).expect("a checkpoint");
+    let saved = Original::open(&path).expect("a checkpoint");
     let saved = saved.save(&folder.path().join("saved"), &mut |_, _| {}).expect("a folder");
     for (tokenizer, cases) in [("tokenizer", "clip_tokens.json"), ("tokenizer_2", "clip_tokens_sd2.json")] {
         let read = |path: PathBuf| fs::read(path).expect("a file");

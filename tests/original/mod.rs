@@ -2,6 +2,7 @@
 
 mod command;
 mod configs;
+mod parts;
 mod refusals;
 pub(crate) mod weights;
 
@@ -128,13 +129,13 @@ pub(crate) fn hollow(draft: &Draft) -> (TempDir, PathBuf) {
 #[track_caller]
 pub(crate) fn open(draft: &Draft) -> Original {
     let (_folder, path) = hollow(draft);
-    Original::open(&path, None).unwrap_or_else(|e| panic!("{e}"))
+    Original::open(&path).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[track_caller]
 pub(crate) fn check_refused(draft: &Draft, message: &str) {
     let (_folder, path) = hollow(draft);
-    let error = Original::open(&path, None).expect_err("refused").to_string();
+    let error = Original::open(&path).expect_err("refused").to_string();
     assert!(error.contains(message), "{error}");
     assert!(error.starts_with(&path.display().to_string()), "no path in: {error}");
     assert_eq!(error.lines().count(), 1, "{error}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 
-use kiln_compile::{Checkpoint, Original, TraceOptions, trace};
+use kiln_compile::{Checkpoint, CheckpointOptions, Original, TraceOptions, trace};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -57,7 +57,7 @@ fn what_is_missing_or_does_not_fit_is_named_as_the_file_names_it() {
 
     let key = "model.diffusion_model.input_blocks.1.0.in_layers.2.bias";
     let (_folder, path) = hollow(&Draft::of("sd15").with(key, "F16", &[321]));
-    let checkpoint = Checkpoint::open(&path, None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(&path).expect("a checkpoint");
     let error =
         trace(&checkpoint, &TraceOptions::default(), scratch().path(), &mut |_| {}).expect_err("refused");
     assert!(error.to_string().contains(&format!("weight '{key}' has shape [321]")), "{error}");
@@ -112,7 +112,7 @@ fn other_files_are_told_what_they_seem_to_be() {
     ] {
         check_refused(&file(key), &format!("is not a checkpoint: it seems to be {what}"));
     }
-    check_refused(&file("weight"), "is no Stable Diffusion checkpoint: its first key is 'weight'");
+    check_refused(&file("weight"), "is not a checkpoint: its first key is 'weight'");
     check_refused(&Draft { tensors: BTreeMap::new(), metadata: BTreeMap::new() }, "holds no tensors");
 }
 
@@ -120,13 +120,14 @@ fn other_files_are_told_what_they_seem_to_be() {
 fn files_that_are_cut_or_pickled_are_refused() {
     let draft = Draft::of("sd15");
     let (_folder, whole) = hollow(&draft);
-    let error = Checkpoint::open(&whole, Some("fp16")).expect_err("refused").to_string();
+    let options = CheckpointOptions { variant: Some("fp16".into()), ..CheckpointOptions::default() };
+    let error = Checkpoint::open_with(&whole, &options).expect_err("refused").to_string();
     assert!(error.ends_with("is one file and has no variants"), "{error}");
     let n_bytes: u64 = draft.header().1.values().map(|(_, length)| length).sum();
     let (folder, path) = hollow(&draft);
     let size = fs::metadata(&path).expect("a file").len();
     File::options().write(true).open(&path).expect("a file").set_len(size - 1).expect("cut");
-    let error = Checkpoint::open(&path, None).expect_err("refused").to_string();
+    let error = Checkpoint::open(&path).expect_err("refused").to_string();
     let lie = format!("says that it holds {n_bytes} bytes of weights; the file has {}", n_bytes - 1);
     assert!(error.ends_with(&lie), "{error}");
     for (name, bytes) in [
@@ -136,7 +137,7 @@ fn files_that_are_cut_or_pickled_are_refused() {
     ] {
         let path = folder.path().join(name);
         fs::write(&path, bytes).expect("a file");
-        let error = Checkpoint::open(&path, None).expect_err("refused");
+        let error = Checkpoint::open(&path).expect_err("refused");
         assert!(error.to_string().contains("pickled weights can run code"), "{error}");
         assert!(error.hint().is_some_and(|hint| hint.contains("safetensors")), "{error}");
     }
@@ -249,11 +250,11 @@ proptest! {
         spoils in prop::collection::vec(spoil(), 0..4),
     ) {
         let (_folder, path) = hollow(&spoilt(Draft::of(model), spoils));
-        match Original::open(&path, None) {
+        match Original::open(&path) {
             Ok(original) => {
                 let is_whole = |name: &str| original.weights(name).count() > 0 || name == "scheduler";
                 prop_assert!(original.configs().keys().all(|name| is_whole(name)));
-                if let Ok(checkpoint) = Checkpoint::open(&path, None) {
+                if let Ok(checkpoint) = Checkpoint::open(&path) {
                     let traced = trace(&checkpoint, &TraceOptions::default(), &path, &mut |_| {});
                     prop_assert!(traced.is_err(), "a file is not a folder to write to");
                 }
@@ -270,7 +271,7 @@ proptest! {
     fn any_tensors_at_all_are_refused_by_path(tensors in prop::collection::btree_map(key(), dims(), 0..12)) {
         let tensors: BTreeMap<_, _> = tensors.into_iter().map(|(key, dims)| (key, ("F16", dims))).collect();
         let (_folder, path) = hollow(&Draft { tensors, metadata: BTreeMap::new() });
-        let error = Original::open(&path, None).expect_err("refused").to_string();
+        let error = Original::open(&path).expect_err("refused").to_string();
         prop_assert!(error.contains("model.safetensors: "), "{}", error);
     }
 }

@@ -124,7 +124,7 @@ fn a_converted_file_holds_every_weight_byte_for_byte() {
         let folder = scratch();
         let path = folder.path().join("model.safetensors");
         Draft::of(model).write(&path, bytes_of);
-        let original = Original::open(&path, None).expect("a checkpoint");
+        let original = Original::open(&path).expect("a checkpoint");
         let saved = original.save(&folder.path().join("saved"), &mut |_, _| {}).expect("a folder");
         for (component, weights) in object(&expected["weights"]) {
             let (base, prefix) = match component.starts_with("text_encoder") {
@@ -155,8 +155,7 @@ fn a_converted_file_holds_every_weight_byte_for_byte() {
             );
         }
         if original.class() == Some("StableDiffusionPipeline") {
-            let [file, folder] =
-                [&path, &saved].map(|path| Checkpoint::open(path, None).expect("a checkpoint"));
+            let [file, folder] = [&path, &saved].map(|path| Checkpoint::open(path).expect("a checkpoint"));
             assert!(traced(&file) == traced(&folder), "{model}");
         }
         let index = fs::read(saved.join("model_index.json")).expect("an index");
@@ -196,7 +195,7 @@ pub(crate) fn fixture(nested: bool) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn traced(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn traced(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
     let folder = scratch();
     let models = trace(checkpoint, &TraceOptions::default(), folder.path(), &mut |_| {}).expect("models");
     let files = models.into_iter().flat_map(|model| [model.file, model.weights]);
@@ -207,7 +206,7 @@ fn traced(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
 fn a_file_gives_the_models_and_pictures_of_its_folder() {
     let draw = |checkpoint: &Path| {
         let cache = scratch();
-        let checkpoint = Checkpoint::open(checkpoint, None).expect("a checkpoint");
+        let checkpoint = Checkpoint::open(checkpoint).expect("a checkpoint");
         let compiled = EngineCache::new(cache.path())
             .compile(&checkpoint, &BuildOptions::cpu(TraceOptions::default()), &mut |_| {})
             .expect("a bundle");
@@ -220,13 +219,13 @@ fn a_file_gives_the_models_and_pictures_of_its_folder() {
     };
     for nested in [true, false] {
         let (folder, file) = fixture(nested);
-        let scheduler = Original::open(&file, None).expect("a file").configs()["scheduler"].clone();
+        let scheduler = Original::open(&file).expect("a file").configs()["scheduler"].clone();
         edit_json(&folder.path().join("model_index.json"), |index| {
             index["scheduler"][1] = scheduler["_class_name"].clone();
         });
         let path = folder.path().join("scheduler/scheduler_config.json");
         fs::write(path, scheduler.to_string()).expect("a scheduler");
-        let (a, b) = (Checkpoint::open(folder.path(), None), Checkpoint::open(&file, None));
+        let (a, b) = (Checkpoint::open(folder.path()), Checkpoint::open(&file));
         assert!(traced(&a.expect("a folder")) == traced(&b.expect("a file")));
         assert_eq!(draw(folder.path()), draw(&file));
     }

@@ -58,7 +58,7 @@ pub(crate) fn tiny() -> TempDir {
 #[track_caller]
 pub(crate) fn bundle(checkpoint: &Path, options: &TraceOptions) -> Bundle {
     static CACHE: LazyLock<TempDir> = LazyLock::new(scratch);
-    let checkpoint = Checkpoint::open(checkpoint, None).expect("a checkpoint");
+    let checkpoint = Checkpoint::open(checkpoint).expect("a checkpoint");
     let options = BuildOptions::cpu(options.clone());
     EngineCache::new(CACHE.path()).compile(&checkpoint, &options, &mut |_| {}).expect("a bundle").bundle
 }

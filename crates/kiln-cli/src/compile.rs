@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use kiln_bundle::{Bundle, Content, Target};
-use kiln_compile::{BuildOptions, ControlNetCheckpoint, EngineCache, EngineSpec, Plan, Profile};
+use kiln_compile::{
+    BuildOptions, CheckpointOptions, ControlNetCheckpoint, EngineCache, EngineSpec, Plan, Profile,
+};
 use serde_json::Value;
 
-use crate::args::{CheckpointArgs, CompileArgs, TracedArgs};
+use crate::args::{CompileArgs, TracedArgs};
 use crate::backends::on_host;
 use crate::building::toolkit;
 use crate::failure::Failure;
@@ -35,9 +37,14 @@ pub(crate) fn run(args: &CompileArgs) -> Result<(), Failure> {
 
 /// Compiles all that makes pictures, for every target.
 fn pipeline(mode: OfPipeline<'_>, cache: &EngineCache, args: &CompileArgs) -> Result<Vec<Value>, Failure> {
-    let OfPipeline { mut specification, networks, traced } = mode;
-    let checkpoint_args = CheckpointArgs { variant: specification.variant.take(), ..traced.checkpoint.clone() };
-    let checkpoint = Model::open(&specification.checkpoint)?.compilable_checkpoint(&checkpoint_args)?;
+    let OfPipeline { specification, networks, traced } = mode;
+    let asked = traced.checkpoint.options();
+    let opening = CheckpointOptions {
+        variant: asked.variant.or(specification.variant.clone()),
+        components: asked.components.or(specification.components.clone()),
+        ..asked
+    };
+    let checkpoint = Model::open(&specification.checkpoint)?.compilable_checkpoint(&opening)?;
     let mut loras = specification.open_loras()?;
     loras.extend(tasks::loras(&networks.lora)?);
     sizes(&networks.sizes, &checkpoint)?;

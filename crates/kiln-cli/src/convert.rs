@@ -1,4 +1,4 @@
-use kiln_compile::{Original, PredictionType};
+use kiln_compile::{CheckpointOptions, Original, PredictionType};
 
 use crate::args::{ConvertArgs, PredictionChoice};
 use crate::failure::Failure;
@@ -6,7 +6,12 @@ use crate::output;
 use crate::progress::Bar;
 
 pub(crate) fn run(args: &ConvertArgs) -> Result<(), Failure> {
-    let original = Original::open(&args.file, args.prediction_type.map(PredictionChoice::prediction_type))?;
+    let options = CheckpointOptions {
+        prediction_type: args.prediction_type.map(PredictionChoice::prediction_type),
+        components: args.components.components(),
+        ..CheckpointOptions::default()
+    };
+    let original = Original::open_with(&args.file, &options)?;
     let bar = Bar::bytes("converting");
     let folder = original.save(&args.out, &mut |done, total| bar.at(done, total))?;
     drop(bar);

@@ -66,6 +66,7 @@ fn after_seed(job: &Job<'_>, model: &str, args: &GenerateArgs) -> Vec<(&'static 
     let (request, size) = (job.request, job.first.size);
     let mut pairs = vec![("Size", format!("{}x{}", size.width, size.height)), ("Model", model.to_owned())];
     let mut put = |key, value: Option<String>| pairs.extend(value.map(|value| (key, value)));
+    put("VAE", args.checkpoint.components.vae.as_deref().map(stem));
     put("Variation seed", args.variation_seed.map(|seed| seed.to_string()));
     put("Variation seed strength", args.variation_strength.map(|strength| strength.to_string()));
     let strength = job.strength.or(request.hires.map(|hires| hires.strength));

@@ -4,8 +4,8 @@ use std::path::Path;
 use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, UNET};
 use kiln_bundle::{AttentionFacts, Bundle, Content, PortInfo};
 use kiln_compile::{
-    Checkpoint, CompileError, ComponentSummary, ControlNetCheckpoint, Family, Original, inspect_checkpoint,
-    inspect_controlnet, inspect_onnx, inspect_original,
+    Checkpoint, CheckpointOptions, CompileError, ComponentSummary, ControlNetCheckpoint, Family, Original,
+    inspect_checkpoint, inspect_controlnet, inspect_onnx, inspect_original,
 };
 use kiln_lora::LoraFile;
 use serde_json::{Value, json};
@@ -31,7 +31,11 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     } else if LoraFile::is_lora(path) && !path.join("model_index.json").exists() {
         describe_lora(&LoraFile::open(path)?)
     } else if path.is_dir() {
-        let checkpoint = either_variant(|variant| Checkpoint::open(path, variant))?;
+        let checkpoint = either_variant(|variant| {
+            let options =
+                CheckpointOptions { variant: variant.map(str::to_owned), ..CheckpointOptions::default() };
+            Checkpoint::open_with(path, &options)
+        })?;
         describe_checkpoint(path, checkpoint.family(), checkpoint.class(), inspect_checkpoint(&checkpoint))
     } else if Original::is_candidate(path) {
         describe_original(path)?
@@ -72,7 +76,7 @@ fn describe_checkpoint(
 }
 
 fn describe_original(path: &Path) -> Result<(Value, Vec<String>), Failure> {
-    let original = Original::open(path, None)?;
+    let original = Original::open(path)?;
     let class = original.class().unwrap_or("ControlNetModel");
     let (mut value, mut lines) =
         describe_checkpoint(path, original.family(), class, inspect_original(&original));

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::Bundle;
-use kiln_compile::Checkpoint;
+use kiln_compile::{Checkpoint, CheckpointOptions};
 use kiln_runtime::scheduler::{Correction, SchedulerError};
 use kiln_runtime::{Error, ModelScheduler, NamedClass};
 
-use crate::args::{CheckpointArgs, PredictionChoice};
 use crate::failure::Failure;
 use crate::output;
 
@@ -41,33 +40,33 @@ impl Model {
     }
 
     /// Opens the checkpoint of a pipeline, and tells what of it is passed over.
-    pub(crate) fn checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
-        let checkpoint = self.open_checkpoint(args)?;
+    pub(crate) fn checkpoint(&self, options: &CheckpointOptions) -> Result<Checkpoint, Failure> {
+        let checkpoint = self.open_checkpoint(options)?;
         checkpoint.remarks().iter().for_each(|remark| output::say(remark));
         Ok(checkpoint)
     }
 
-    fn open_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
-        let asked = args.prediction_type.map(PredictionChoice::prediction_type);
-        match (self, &args.variant, asked) {
-            (Model::Bundle(bundle), ..) => {
-                Err(Failure::input(bundle.root(), "is a bundle where a checkpoint is expected"))
+    fn open_checkpoint(&self, options: &CheckpointOptions) -> Result<Checkpoint, Failure> {
+        let path = match self {
+            Model::Bundle(bundle) => {
+                return Err(Failure::input(bundle.root(), "is a bundle where a checkpoint is expected"));
             }
-            (Model::File(_), Some(_), _) => {
-                Err(Failure::usage("--variant chooses between the files of a folder, and this is one file"))
+            Model::File(_) if options.variant.is_some() && options.components.is_empty() => {
+                let reason = "--variant chooses between the files of a folder, and this is one file";
+                return Err(Failure::usage(reason));
             }
-            (Model::File(path), None, asked) => Ok(Checkpoint::open_original(path, asked)?),
-            (Model::Folder(_), _, Some(_)) => {
-                Err(Failure::usage("--prediction-type is for single-file checkpoints")
-                    .with_hint("a folder says it in scheduler/scheduler_config.json"))
+            Model::Folder(_) if options.prediction_type.is_some() => {
+                return Err(Failure::usage("--prediction-type is for single-file checkpoints")
+                    .with_hint("a folder says it in scheduler/scheduler_config.json"));
             }
-            (Model::Folder(path), variant, None) => Ok(Checkpoint::open(path, variant.as_deref())?),
-        }
+            Model::File(path) | Model::Folder(path) => path,
+        };
+        Ok(Checkpoint::open_with(path, options)?)
     }
 
     /// Opens the checkpoint of a pipeline that the runtime can load once it is compiled.
-    pub(crate) fn runnable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
-        let checkpoint = self.checkpoint(args)?;
+    pub(crate) fn runnable_checkpoint(&self, options: &CheckpointOptions) -> Result<Checkpoint, Failure> {
+        let checkpoint = self.checkpoint(options)?;
         check_companions(&checkpoint)?;
         check_scheduler(&checkpoint, None)?;
         Ok(checkpoint)
@@ -75,8 +74,8 @@ impl Model {
 
     /// Opens the checkpoint of a pipeline to compile it, also one whose scheduler does not run here: a request may
     /// name another.
-    pub(crate) fn compilable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
-        let checkpoint = self.checkpoint(args)?;
+    pub(crate) fn compilable_checkpoint(&self, options: &CheckpointOptions) -> Result<Checkpoint, Failure> {
+        let checkpoint = self.checkpoint(options)?;
         check_companions(&checkpoint)?;
         let Some(scheduler) = scheduler(&checkpoint)? else { return Ok(checkpoint) };
         match scheduler.config(None, Correction::None) {

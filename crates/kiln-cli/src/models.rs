@@ -44,7 +44,7 @@ pub(crate) fn bundle(
     if let Model::Bundle(bundle) = model {
         return Ok(bundle);
     }
-    let checkpoint = model.checkpoint(args)?;
+    let checkpoint = model.checkpoint(&args.options())?;
     check_scheduler(&checkpoint, scheduler)?;
     let cache = self::cache(cache)?;
     let bar = Bar::bytes("compiling");

@@ -35,6 +35,9 @@ pub(crate) fn settings(pipeline: &Pipeline, job: &Job<'_>, args: &GenerateArgs) 
         settings.put("vae_tile_overlap", overlap);
     }
     settings.put("model", &manifest.name);
+    for (component, path) in args.checkpoint.components.components().iter() {
+        settings.put(component, path);
+    }
     settings.put("model_key", &manifest.provenance.key);
     settings.put("backend", format!("{} {}", backend.name(), backend.version()));
     if let Some(device) = backend.device() {

@@ -16,7 +16,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
     args.consumer.map_or(Ok(()), |consumer| consumer.check(args))?;
     let form = args.consumer.map(ConsumerChoice::form);
     let policy = policy(args, form.as_ref())?;
-    let checkpoint = Model::open(&args.checkpoint_path)?.checkpoint(&args.checkpoint)?;
+    let checkpoint = Model::open(&args.checkpoint_path)?.checkpoint(&args.checkpoint.options())?;
     let sizes = match sizes(&args.sizes, &checkpoint)? {
         Sizes::Dynamic if form.as_ref().is_some_and(|form| form.fixed == Some(true)) => own_size(&checkpoint),
         sizes => sizes,

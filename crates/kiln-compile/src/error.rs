@@ -126,3 +126,13 @@ impl From<TensorFileError> for CompileError {
         }
     }
 }
+
+/// The first few of some names, and how many there are beyond.
+pub(crate) fn listed(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

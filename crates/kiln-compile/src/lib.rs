@@ -11,8 +11,10 @@ mod checkpoint;
 mod error;
 mod family;
 mod files;
+mod hub;
 mod inspect;
 mod json;
+mod options;
 mod original;
 mod spec;
 mod stored;
@@ -31,7 +33,8 @@ pub use family::Family;
 pub use inspect::{
     ComponentSummary, ModelSummary, inspect_checkpoint, inspect_controlnet, inspect_onnx, inspect_original,
 };
-pub use original::{Original, PredictionType, WeightView};
+pub use options::{CheckpointOptions, Components, PredictionType};
+pub use original::{Original, WeightView};
 pub use spec::{
     AttentionSpec, Bytes, ComputeCapability, CpuSpec, CudaSpec, EngineSpec, FixedSizes, LoraSpec, NetworkSpec,
     OnnxSpec, OpenRange, OptimizationLevel, PrecisionSpec, ProfileSpec, Profiles, RangeSpec, RtxSpec,

@@ -88,6 +88,11 @@ impl WeightFiles {
         variant: Option<&str>,
     ) -> Result<WeightFiles, CompileError> {
         let Found { files, is_variant, remark } = files::find(folder, network, variant)?;
+        Ok(WeightFiles { is_variant, remark, ..WeightFiles::of_files(files, network)? })
+    }
+
+    /// Weights of these files, by today's names.
+    pub(crate) fn of_files(files: Vec<PathBuf>, network: Network) -> Result<WeightFiles, CompileError> {
         let mut places = BTreeMap::new();
         let stamps = stamps(&files);
         for (file, path) in files.iter().enumerate() {
@@ -101,7 +106,7 @@ impl WeightFiles {
                 }
             }
         }
-        Ok(WeightFiles { files, is_variant, places, stamps, remark })
+        Ok(WeightFiles { files, is_variant: false, places, stamps, remark: None })
     }
 
     /// Weights that lie in one file, by the names that networks ask for.

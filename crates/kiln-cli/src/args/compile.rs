@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kiln_bundle::{ElementType, Target};
-use kiln_compile::{Bytes, ComputeCapability};
+use kiln_compile::{Bytes, CheckpointOptions, Components, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
 use super::choices::float;
@@ -115,6 +115,8 @@ pub(crate) struct CheckpointArgs {
     /// What a single-file checkpoint's UNet predicts [default: what the file or its family says].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) prediction_type: Option<PredictionChoice>,
+    #[command(flatten)]
+    pub(crate) components: ComponentArgs,
     /// How attention is computed: fused, plain, or sliced:N heads at a time, where auto is half and max one [default: fused].
     #[arg(long, value_name = "POLICY")]
     pub(crate) attention: Option<AttentionPolicy>,
@@ -123,16 +125,62 @@ pub(crate) struct CheckpointArgs {
 impl CheckpointArgs {
     /// The first option that was given.
     pub(crate) fn given(&self) -> Option<&'static str> {
-        let CheckpointArgs { variant, prediction_type, attention } = self;
+        let CheckpointArgs { variant, prediction_type, components, attention } = self;
         let given = [
             ("--variant", variant.is_some()),
             ("--prediction-type", prediction_type.is_some()),
             ("--attention", attention.is_some()),
         ];
-        given.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option)
+        let given = given.into_iter().find(|(_, is_given)| *is_given).map(|(option, _)| option);
+        given.or(components.given())
     }
 
     pub(crate) fn attention(&self) -> AttentionPolicy {
         self.attention.unwrap_or_default()
+    }
+
+    pub(crate) fn options(&self) -> CheckpointOptions {
+        CheckpointOptions {
+            variant: self.variant.clone(),
+            prediction_type: self.prediction_type.map(PredictionChoice::prediction_type),
+            components: self.components.components(),
+        }
+    }
+}
+
+/// Components from elsewhere: each a folder, a pipeline's folder or a single file.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Checkpoints")]
+pub(crate) struct ComponentArgs {
+    /// UNet from elsewhere: a folder, a pipeline's folder or a single file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) unet: Option<PathBuf>,
+    /// Autoencoder from elsewhere, likewise.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) vae: Option<PathBuf>,
+    /// Text encoder from elsewhere, likewise; the tokenizer stays the checkpoint's.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) text_encoder: Option<PathBuf>,
+    /// Second text encoder from elsewhere, likewise.
+    #[arg(long = "text-encoder-2", value_name = "PATH")]
+    pub(crate) text_encoder_2: Option<PathBuf>,
+}
+
+impl ComponentArgs {
+    pub(crate) fn components(&self) -> Components {
+        let ComponentArgs { unet, vae, text_encoder, text_encoder_2 } = self.clone();
+        Components { unet, vae, text_encoder, text_encoder_2 }
+    }
+
+    /// The first option that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let components = self.components();
+        let (name, _) = components.iter().next()?;
+        Some(match name {
+            "unet" => "--unet",
+            "vae" => "--vae",
+            "text_encoder" => "--text-encoder",
+            _ => "--text-encoder-2",
+        })
     }
 }

@@ -21,7 +21,9 @@ pub(crate) use choices::{
     ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice,
     UpscalerChoice, WeightsChoice, Work,
 };
-pub(crate) use compile::{CheckpointArgs, CompileArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs};
+pub(crate) use compile::{
+    CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,
+};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,
@@ -312,6 +314,8 @@ pub(crate) struct ConvertArgs {
     /// What the UNet predicts [default: what the file or its family says].
     #[arg(long, value_enum, value_name = "TYPE")]
     pub(crate) prediction_type: Option<PredictionChoice>,
+    #[command(flatten)]
+    pub(crate) components: ComponentArgs,
 }
 
 #[derive(Args)]

@@ -74,7 +74,7 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
     }
     let backends = args.execution.backends();
     let place = backends::place(&model, &backends, None)?;
-    let checkpoint = model.runnable_checkpoint(&args.checkpoint)?;
+    let checkpoint = model.runnable_checkpoint(&args.checkpoint.options())?;
     let cache = models::cache(&args.cache)?;
     let folder = OutputFolder::open(&args.out)?;
     let mut cases = Vec::new();

@@ -51,7 +51,14 @@ fn of_controlnet(args: &CompileArgs) -> Result<&TracedArgs, Failure> {
     let hint = "inside a pipeline's folder it is compiled for the pipeline's targets";
     let other = args.targets.iter().find(|target| **target != Target::Cpu);
     let targets = other.map_or(Ok(()), |_| Err(Failure::usage(format!("--target: {reason}"))));
-    let refused = args.networks.refuse(reason).and_then(|()| args.engines.refuse(reason)).and(targets);
+    let components = match args.traced.args.checkpoint.components.given() {
+        None => Ok(()),
+        Some(option) => {
+            Err(Failure::usage(format!("{option}: a ControlNet by itself has no other components")))
+        }
+    };
+    let refused =
+        args.networks.refuse(reason).and_then(|()| args.engines.refuse(reason)).and(targets).and(components);
     refused.map_err(|failure| failure.with_hint(hint))?;
     Ok(&args.traced.args)
 }
@@ -76,9 +83,6 @@ impl OfPipeline<'_> {
     fn new(args: &CompileArgs) -> Result<OfPipeline<'_>, Failure> {
         let (networks, engines, traced) = (&args.networks.args, &args.engines.args, &args.traced.args);
         let mut specification = read(args)?;
-        if let Some(variant) = &traced.checkpoint.variant {
-            specification.variant = Some(variant.clone());
-        }
         let (mut with_segments, mut with_engines, mut with_devices) = (false, false, false);
         for spec in specification.targets.values_mut() {
             apply(networks, traced, spec);

@@ -9,6 +9,7 @@ use super::index::library_class;
 use super::layout::{Layout, Part, file_name};
 use crate::files::Network;
 use crate::json::read_json;
+use crate::original::Given;
 use crate::{CompileError, Family, Original};
 
 const CLASS: &str = "ControlNetModel";
@@ -29,10 +30,10 @@ impl ControlNetCheckpoint {
     pub fn open(root: &Path, variant: Option<&str>) -> Result<ControlNetCheckpoint, CompileError> {
         let mut original;
         let mut layout = if root.is_file() {
-            original = Original::open(root, None)?;
+            original = Original::open(root)?;
             Layout::File(&mut original)
         } else if root.join("config.json").is_file() {
-            Layout::Folder { root, variant }
+            Layout::Folder { root, variant, given: Given::default() }
         } else {
             return Err(CompileError::checkpoint(root, "has no config.json").with_hint(
                 "a ControlNet is a folder with config.json and diffusion_pytorch_model.safetensors, or one file",
@@ -51,7 +52,7 @@ impl ControlNetCheckpoint {
     pub fn is_one(path: &Path) -> bool {
         if path.is_file() {
             return Original::is_candidate(path)
-                && Original::open(path, None).is_ok_and(|original| original.family() == Family::ControlNet);
+                && Original::open(path).is_ok_and(|original| original.family() == Family::ControlNet);
         }
         let config = read_json(&path.join("config.json"));
         config.is_ok_and(|config| config["_class_name"] == CLASS) && !path.join("model_index.json").exists()
@@ -97,7 +98,7 @@ pub(super) fn controlnets(
     };
     let open = |name: String| {
         let part = layout.part(&name, CLASS, Network::Plain, ControlNetConfig::from_json)?;
-        Ok(ControlNetCheckpoint { root: layout.config_path(&name), part })
+        Ok(ControlNetCheckpoint { root: part.path.clone(), part })
     };
     names.into_iter().map(open).collect()
 }

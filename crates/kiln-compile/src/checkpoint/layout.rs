@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 use kiln_bundle::read;
 use serde_json::Value;
 
-use super::hub;
+use crate::error::listed;
 use crate::files::Network;
 use crate::json::read_json;
+use crate::original::{Given, GivenPart, complete};
 use crate::weights::WeightFiles;
-use crate::{CompileError, Original};
+use crate::{CompileError, Original, hub};
 
 /// One component: its configuration and weights.
 #[derive(Debug)]
 pub(crate) struct Part<C> {
     /// Name of its folder.
     pub(crate) name: String,
+    /// Where its configuration comes from.
+    pub(crate) path: PathBuf,
     pub(crate) config: C,
     pub(crate) weights: WeightFiles,
     /// What of it is passed over, with its path.
@@ -25,13 +28,92 @@ pub(crate) struct Part<C> {
 
 /// Where components are read from.
 pub(super) enum Layout<'a> {
-    Folder { root: &'a Path, variant: Option<&'a str> },
+    Folder { root: &'a Path, variant: Option<&'a str>, given: Given },
     File(&'a mut Original),
+}
+
+/// A component's configuration and weights, before the configuration is understood.
+pub(super) struct Raw {
+    name: String,
+    class: String,
+    path: PathBuf,
+    /// What errors call the configuration.
+    origin: String,
+    config: Value,
+    weights: WeightFiles,
+    /// Whether the configuration is made of shapes.
+    is_inferred: bool,
+    /// The configuration of the component that one from elsewhere replaces.
+    replaced: Option<Value>,
+    remarks: Vec<String>,
+}
+
+impl Raw {
+    /// Completes a configuration that is made of shapes: by `published`, and by that of the component that it replaces.
+    pub(super) fn completed(mut self, published: impl FnOnce(&mut Value)) -> Raw {
+        if self.is_inferred {
+            published(&mut self.config);
+            self.replaced.iter().for_each(|replaced| complete(&mut self.config, replaced));
+        }
+        self
+    }
+
+    pub(super) fn parse<C>(
+        self,
+        parse: impl FnOnce(&str, &Value) -> Result<C, kiln_graph::TraceError>,
+    ) -> Result<Part<C>, CompileError> {
+        let Raw { name, class, path, origin, config, weights, mut remarks, .. } = self;
+        remarks.extend(weights.remark().map(str::to_owned));
+        let unknown = kiln_nets::unknown_keys(&class, &config);
+        if !unknown.is_empty() {
+            remarks.push(format!("{origin}: {class} has no {}, passed over", listed(&unknown)));
+        }
+        Ok(Part { name, path, config: parse(&origin, &config)?, weights, remarks })
+    }
 }
 
 impl Layout<'_> {
     /// Reads a component of a class, which `model_index.json` names, whatever the configuration says; a folder by itself, which
     /// has no name, says it.
+    pub(super) fn raw(&mut self, name: &str, class: &str, network: Network) -> Result<Raw, CompileError> {
+        let raw = |path: PathBuf, config, weights| Raw {
+            name: name.into(),
+            class: class.into(),
+            origin: path.display().to_string(),
+            path,
+            config,
+            weights,
+            is_inferred: false,
+            replaced: None,
+            remarks: Vec::new(),
+        };
+        match self {
+            Layout::Folder { root, variant, given } => {
+                let path = root.join(name).join("config.json");
+                if let Some(GivenPart { origin, piece, is_inferred, remarks }) = given.take(name) {
+                    let replaced = path.is_file().then(|| read_json(&path)).transpose()?;
+                    let raw = raw(origin, piece.config, piece.weights);
+                    return Ok(Raw { is_inferred, replaced, remarks, ..raw });
+                }
+                let mut config = read_json(&path)?;
+                if let Some(config) =
+                    config.as_object_mut().filter(|_| network != Network::Clip && !name.is_empty())
+                {
+                    config.insert("_class_name".into(), class.into());
+                }
+                let weights = WeightFiles::open(&root.join(name), network, *variant)?;
+                Ok(raw(path, config, weights))
+            }
+            Layout::File(original) => {
+                let (config, weights) = original.take(name)?;
+                let path = original.origin(name);
+                let origin = format!("{}: {name}", path.display());
+                Ok(Raw { origin, ..raw(path.into(), config, weights) })
+            }
+        }
+    }
+
+    /// Reads and understands a component.
     pub(super) fn part<C>(
         &mut self,
         name: &str,
@@ -39,46 +121,23 @@ impl Layout<'_> {
         network: Network,
         parse: impl FnOnce(&str, &Value) -> Result<C, kiln_graph::TraceError>,
     ) -> Result<Part<C>, CompileError> {
-        let (origin, value, weights) = match self {
-            Layout::Folder { root, variant } => {
-                let folder = root.join(name);
-                let path = folder.join("config.json");
-                let mut value = read_json(&path)?;
-                if let Some(config) =
-                    value.as_object_mut().filter(|_| network != Network::Clip && !name.is_empty())
-                {
-                    config.insert("_class_name".into(), class.into());
-                }
-                (path.display().to_string(), value, WeightFiles::open(&folder, network, *variant)?)
-            }
-            Layout::File(original) => {
-                let (value, weights) = original.take(name)?;
-                (format!("{}: {name}", original.path().display()), value, weights)
-            }
-        };
-        let mut remarks: Vec<String> = weights.remark().map(str::to_owned).into_iter().collect();
-        let unknown = kiln_nets::unknown_keys(class, &value);
-        if !unknown.is_empty() {
-            remarks.push(format!("{origin}: {class} has no {}, passed over", listed(&unknown)));
-        }
-        Ok(Part { name: name.into(), config: parse(&origin, &value)?, weights, remarks })
+        self.raw(name, class, network)?.parse(parse)
     }
 
-    pub(super) fn config_path(&self, component: &str) -> PathBuf {
+    /// Refuses components from elsewhere that the pipeline has no place for.
+    pub(super) fn finish(&self, class: &str) -> Result<(), CompileError> {
         match self {
-            Layout::Folder { root, .. } => root.join(component).join("config.json"),
-            Layout::File(original) => original.path().into(),
+            Layout::Folder { given, .. } => given.finish(class),
+            Layout::File(_) => Ok(()),
         }
     }
-}
 
-/// The first few of some names, and how many there are beyond.
-pub(crate) fn listed(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let shown = names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
+    /// A component that comes from elsewhere.
+    pub(super) fn given(&self, name: &str) -> Option<&GivenPart> {
+        match self {
+            Layout::Folder { given, .. } => given.get(name),
+            Layout::File(_) => None,
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The diffusers folder layout, and single files as what such a folder would hold.
 
 mod controlnet;
-mod hub;
 mod index;
 mod layout;
 
@@ -16,23 +15,22 @@ use serde_json::Value;
 
 pub use controlnet::ControlNetCheckpoint;
 use controlnet::controlnets;
-use index::{UNSUPPORTED, flag, library_class, pipelines, require, scheduler_class};
-use layout::{Layout, file_name, listed, tokenizer_files};
+use index::{Pipelines, UNSUPPORTED, flag, library_class, pipelines, require, scheduler_class};
+use layout::{Layout, file_name, tokenizer_files};
 pub(crate) use layout::{Part, Source};
 
+use crate::error::listed;
 use crate::files::Network;
 use crate::json::read_json;
+use crate::original::{Given, Published};
 use crate::weights::WeightFiles;
-use crate::{CompileError, Family, Original, PredictionType};
+use crate::{CheckpointOptions, CompileError, Family, Original, hub};
 
 const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/, vae/, text_encoder/, tokenizer/, \
     scheduler/; or a checkpoint in one .safetensors file";
 
 const UNET_CLASS: &str = "UNet2DConditionModel";
 const INDEX: &str = "model_index.json";
-
-const DOWNLOAD_HINT: &str = "kiln downloads no models; fetch this one with Hugging Face's command line (hf download) and \
-    give the folder that it prints";
 
 /// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
@@ -72,41 +70,24 @@ pub struct TokenizerFolder {
 }
 
 impl Checkpoint {
-    /// Opens a pipeline folder, in which `variant` prefers files such as `model.fp16.safetensors`, or a single file.
-    pub fn open(root: &Path, variant: Option<&str>) -> Result<Checkpoint, CompileError> {
-        if root.is_file() {
-            return match variant {
-                None => Checkpoint::open_original(root, None),
-                Some(_) => Err(CompileError::checkpoint(root, "is one file and has no variants")),
-            };
-        }
-        let root = &*hub::snapshot(root)?;
-        let path = root.join(INDEX);
-        if root.exists() && !root.is_dir() {
-            return Err(CompileError::checkpoint(root, "is neither a folder nor a regular file"));
-        }
-        if !root.is_dir() {
-            let error = CompileError::checkpoint(root, "no such folder");
-            return Err(error.with_hint(if hub::is_repository(root) { DOWNLOAD_HINT } else { LAYOUT_HINT }));
-        }
-        if !path.exists() {
-            return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(LAYOUT_HINT));
-        }
-        let index = read_json(&path)?;
-        let checkpoint = Checkpoint::assemble(root, &path, &index, Layout::Folder { root, variant })?;
-        if let Some(variant) = variant.filter(|_| !checkpoint.networks().iter().any(|(_, w)| w.is_variant())) {
-            let reason = format!("no component has weights of variant '{variant}'");
-            return Err(CompileError::checkpoint(root, reason).with_hint("leave out --variant"));
-        }
-        Ok(checkpoint)
+    /// Opens a pipeline folder or a single file.
+    pub fn open(root: &Path) -> Result<Checkpoint, CompileError> {
+        Checkpoint::open_with(root, &CheckpointOptions::default())
     }
 
-    /// Opens a single-file checkpoint; `prediction_type` overrides what the file or its family says.
-    pub fn open_original(
-        path: &Path,
-        prediction_type: Option<PredictionType>,
-    ) -> Result<Checkpoint, CompileError> {
-        let mut original = Original::open(path, prediction_type)?;
+    /// Opens a pipeline folder or a single file; what has no meaning for the one that it is, is refused.
+    pub fn open_with(root: &Path, options: &CheckpointOptions) -> Result<Checkpoint, CompileError> {
+        match root.is_file() {
+            true => Checkpoint::open_file(root, options),
+            false => Checkpoint::open_folder(root, options),
+        }
+    }
+
+    fn open_file(path: &Path, options: &CheckpointOptions) -> Result<Checkpoint, CompileError> {
+        if options.variant.is_some() && options.components.is_empty() {
+            return Err(CompileError::checkpoint(path, "is one file and has no variants"));
+        }
+        let mut original = Original::open_with(path, options)?;
         if original.class().is_none() {
             return Err(CompileError::checkpoint(path, "is a ControlNet by itself, which makes no pictures")
                 .with_hint("--controlnet takes it, beside --model"));
@@ -114,6 +95,40 @@ impl Checkpoint {
         let index = original.index().clone();
         let checkpoint = Checkpoint::assemble(path, path, &index, Layout::File(&mut original))?;
         Ok(Checkpoint { original: Some(original), ..checkpoint })
+    }
+
+    fn open_folder(root: &Path, options: &CheckpointOptions) -> Result<Checkpoint, CompileError> {
+        let root = &*hub::snapshot(root)?;
+        let path = root.join(INDEX);
+        if root.exists() && !root.is_dir() {
+            return Err(CompileError::checkpoint(root, "is neither a folder nor a regular file"));
+        }
+        if !root.is_dir() {
+            let error = CompileError::checkpoint(root, "no such folder");
+            return Err(error.with_hint(if hub::is_repository(root) {
+                hub::DOWNLOAD_HINT
+            } else {
+                LAYOUT_HINT
+            }));
+        }
+        if !path.exists() {
+            return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(LAYOUT_HINT));
+        }
+        if options.prediction_type.is_some() {
+            return Err(CompileError::checkpoint(
+                root,
+                "says what its UNet predicts in scheduler/scheduler_config.json",
+            ));
+        }
+        let index = read_json(&path)?;
+        let variant = options.variant.as_deref();
+        let given = Given::open(&options.components, variant)?;
+        let checkpoint = Checkpoint::assemble(root, &path, &index, Layout::Folder { root, variant, given })?;
+        if let Some(variant) = variant.filter(|_| !checkpoint.networks().iter().any(|(_, w)| w.is_variant())) {
+            let reason = format!("no component has weights of variant '{variant}'");
+            return Err(CompileError::checkpoint(root, reason).with_hint("leave out --variant"));
+        }
+        Ok(checkpoint)
     }
 
     /// `origin` names `index`, the content of model_index.json, in errors.
@@ -129,30 +144,18 @@ impl Checkpoint {
         if let Some(name) = UNSUPPORTED.into_iter().find(|name| library_class(index, name).is_some()) {
             return Err(refuse(format!("{name}: is not supported")));
         }
-        require(index, "unet", &[UNET_CLASS]).map_err(refuse)?;
-        let vae = require(index, "vae", &["AutoencoderKL", "AutoencoderTiny"]).map_err(refuse)?;
-
-        let mut text_encoders = Vec::new();
-        for (component, class, tokenizer) in kind.text_encoders {
-            if library_class(index, component).is_none() && kind.text_encoders.len() > 1 {
-                continue;
-            }
-            require(index, component, &[class]).map_err(refuse)?;
-            text_encoders.push(TextEncoder {
-                component: *component,
-                part: layout.part(component, class, Network::Clip, ClipTextConfig::from_json)?,
-                states: kind.states,
-                has_projection: class.ends_with("WithProjection"),
-                tokenizer,
-            });
-        }
-        if text_encoders.is_empty() {
-            return Err(refuse("has no text encoder".into()));
-        }
+        let text_encoders = text_encoders(kind, origin, index, &mut layout)?;
+        let published = Published::of(family(kind.states, &text_encoders), false, false);
+        let vae = class_of("vae", &["AutoencoderKL", "AutoencoderTiny"], (origin, index), &layout)?;
+        let vae = layout.raw("vae", &vae, Network::Vae)?.completed(|config| published.complete_vae(config));
+        let vae = vae.parse(AutoencoderConfig::from_json)?;
+        class_of("unet", &[UNET_CLASS], (origin, index), &layout)?;
+        let unet = layout.raw("unet", UNET_CLASS, Network::Plain)?;
+        let unet = unet.completed(|config| published.complete_unet(config, vae.config.scale_factor()));
         let checkpoint = Checkpoint {
             text_encoders,
-            unet: layout.part("unet", UNET_CLASS, Network::Plain, UNet2DConditionConfig::from_json)?,
-            vae: layout.part("vae", vae, Network::Vae, AutoencoderConfig::from_json)?,
+            unet: unet.parse(UNet2DConditionConfig::from_json)?,
+            vae,
             controlnets: controlnets(origin, index, &mut layout)?,
             force_zeros_for_empty_prompt: flag(index, "force_zeros_for_empty_prompt").map_err(refuse)?,
             scheduler_class: scheduler_class(index).map_err(refuse)?,
@@ -161,13 +164,14 @@ impl Checkpoint {
             architecture: kind.architecture,
             class,
         };
-        checkpoint.check_widths(&layout)?;
+        layout.finish(&checkpoint.class)?;
+        checkpoint.check_widths()?;
         Ok(checkpoint)
     }
 
-    fn check_widths(&self, layout: &Layout<'_>) -> Result<(), CompileError> {
+    fn check_widths(&self) -> Result<(), CompileError> {
         let unet = &self.unet.config;
-        let refuse = |part: &str, reason| Err(CompileError::checkpoint(&layout.config_path(part), reason));
+        let refuse = |path: &Path, reason| Err(CompileError::checkpoint(path, reason));
         let (text, cross): (u64, u64) =
             (self.text_encoders.iter().map(|t| t.part.config.hidden_size()).sum(), unet.cross_attention_dim());
         if cross != text {
@@ -175,7 +179,7 @@ impl Checkpoint {
                 1 => "the text encoder's hidden_size is",
                 _ => "the text encoders' hidden_size add up to",
             };
-            return refuse("unet", format!("cross_attention_dim: {cross}, but {whose} {text}"));
+            return refuse(&self.unet.path, format!("cross_attention_dim: {cross}, but {whose} {text}"));
         }
         if unet.reads_time_ids() {
             let n_time_ids = self.pooled_width().and_then(|pooled| unet.n_time_ids(pooled));
@@ -186,13 +190,13 @@ impl Checkpoint {
                     ),
                     None => "addition_embed_type: reads pooled text, which no text encoder makes".into(),
                 };
-                return refuse("unet", reason);
+                return refuse(&self.unet.path, reason);
             }
         }
         let (vae, latents, out) = (self.vae.config.latent_channels(), unet.in_channels(), unet.out_channels());
         if out != vae {
             let reason = format!("out_channels: {out}, but the autoencoder's latents have {vae} channels");
-            return refuse("unet", reason);
+            return refuse(&self.unet.path, reason);
         }
         if latents != vae && latents != 2 * vae + 1 {
             let reason = format!(
@@ -200,11 +204,11 @@ impl Checkpoint {
                  picture",
                 2 * vae + 1
             );
-            return refuse("unet", reason);
+            return refuse(&self.unet.path, reason);
         }
         match self.vae.config.out_channels() {
             3 => Ok(()),
-            colours => refuse("vae", format!("out_channels: {colours} is not 3")),
+            colours => refuse(&self.vae.path, format!("out_channels: {colours} is not 3")),
         }
     }
 
@@ -228,15 +232,9 @@ impl Checkpoint {
         &self.class
     }
 
-    /// Which line of models it belongs to: OpenCLIP's text encoder tells Stable Diffusion 2.x from 1.x.
+    /// Which line of models it belongs to.
     pub fn family(&self) -> Family {
-        let encoders: Vec<bool> = self.text_encoders.iter().map(|t| t.part.config.is_open_clip()).collect();
-        match (self.text_encoders[0].states, encoders.as_slice()) {
-            (TextStates::Last, [false, ..]) => Family::Sd1,
-            (TextStates::Last, _) => Family::Sd2,
-            (TextStates::Penultimate, [_]) => Family::SdxlRefiner,
-            (TextStates::Penultimate, _) => Family::SdxlBase,
-        }
+        family(self.text_encoders[0].states, &self.text_encoders)
     }
 
     /// The folder's name, or the file's without its ending, as far as it is fit for a file name.
@@ -248,11 +246,12 @@ impl Checkpoint {
     pub fn remarks(&self) -> Vec<String> {
         let texts = self.text_encoders.iter().flat_map(|text| &text.part.remarks);
         let nets = self.controlnets.iter().flat_map(|net| &net.part.remarks);
+        let others = self.original.iter().flat_map(Original::remarks);
         let keys = self.original.as_ref().map(Original::passed_over).unwrap_or_default();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let keys = (!keys.is_empty())
             .then(|| format!("{}: no network has {}, passed over", self.root.display(), listed(&keys)));
-        let parts = texts.chain(&self.unet.remarks).chain(&self.vae.remarks).chain(nets);
+        let parts = texts.chain(&self.unet.remarks).chain(&self.vae.remarks).chain(nets).chain(others);
         parts.cloned().chain(keys).collect()
     }
 
@@ -351,5 +350,66 @@ impl Checkpoint {
             })
         };
         self.text_encoders.iter().map(folder).collect()
+    }
+}
+
+/// OpenCLIP's text encoder tells Stable Diffusion 2.x from 1.x.
+fn family(states: TextStates, text_encoders: &[TextEncoder]) -> Family {
+    let encoders: Vec<bool> = text_encoders.iter().map(|t| t.part.config.is_open_clip()).collect();
+    match (states, encoders.as_slice()) {
+        (TextStates::Last, [false, ..]) => Family::Sd1,
+        (TextStates::Last, _) => Family::Sd2,
+        (TextStates::Penultimate, [_]) => Family::SdxlRefiner,
+        (TextStates::Penultimate, _) => Family::SdxlBase,
+    }
+}
+
+fn text_encoders(
+    kind: &Pipelines,
+    origin: &Path,
+    index: &Value,
+    layout: &mut Layout<'_>,
+) -> Result<Vec<TextEncoder>, CompileError> {
+    let mut text_encoders = Vec::new();
+    for (component, class, tokenizer) in kind.text_encoders {
+        let is_there = library_class(index, component).is_some() || layout.given(component).is_some();
+        if !is_there && kind.text_encoders.len() > 1 {
+            continue;
+        }
+        class_of(component, &[class], (origin, index), layout)?;
+        let raw = layout.raw(component, class, Network::Clip)?.completed(|_| ());
+        text_encoders.push(TextEncoder {
+            component: *component,
+            part: raw.parse(ClipTextConfig::from_json)?,
+            states: kind.states,
+            has_projection: class.ends_with("WithProjection"),
+            tokenizer,
+        });
+    }
+    match text_encoders.is_empty() {
+        false => Ok(text_encoders),
+        true => Err(CompileError::checkpoint(origin, "has no text encoder")),
+    }
+}
+
+/// The class of a component, one of those that run: by `model_index.json`, or by the configuration of one from elsewhere.
+fn class_of(
+    name: &str,
+    classes: &[&str],
+    (origin, index): (&Path, &Value),
+    layout: &Layout<'_>,
+) -> Result<String, CompileError> {
+    let Some(given) = layout.given(name) else {
+        let class = require(index, name, classes).map_err(|reason| CompileError::checkpoint(origin, reason))?;
+        return Ok(class.into());
+    };
+    // Configurations of text encoders name no class.
+    let class = given.piece.config["_class_name"].as_str().unwrap_or(classes[0]);
+    match classes.contains(&class) {
+        true => Ok(class.into()),
+        false => {
+            let reason = format!("'{class}' cannot be the {name}; supported: {}", classes.join(", "));
+            Err(CompileError::checkpoint(&given.origin, reason))
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kiln_bundle::{TensorFile, TensorInfo};
+use serde_json::Value;
 
-use super::detect::{CONTROL, UNET};
 use crate::CompileError;
 use crate::stored::Scales;
 use crate::weights::{MAX_TRANSPOSED, Place, WeightFiles};
@@ -89,11 +89,12 @@ impl<'a> Keys<'a> {
         self.tensors.retain(|key, _| !key.starts_with(prefix));
     }
 
-    /// What nobody has taken and is not known to be harmless; refused where a network that draws might read it.
+    /// What nobody has taken and is not known to be harmless; refused under the prefixes of networks that draw, which
+    /// might read it.
     ///
     /// diffusers passes over all of it (`loaders/single_file_utils.py`).
-    pub(super) fn finish(self) -> Result<Vec<String>, CompileError> {
-        let draws = |key: &&&str| [UNET, CONTROL].iter().any(|prefix| key.starts_with(prefix));
+    pub(super) fn finish(self, drawing: &[&str]) -> Result<Vec<String>, CompileError> {
+        let draws = |key: &&&str| drawing.iter().any(|prefix| key.starts_with(prefix));
         let unknown: Vec<&str> =
             self.tensors.keys().map(String::as_str).filter(|key| !is_harmless(key)).collect();
         let n_more = unknown.iter().filter(draws).count().saturating_sub(1);
@@ -103,6 +104,14 @@ impl<'a> Keys<'a> {
             (Some(key), n) => Err(self.error(format!("unknown key '{key}' (and {n} more)"))),
         }
     }
+}
+
+/// A network, its configuration made of shapes.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    /// `config.json`.
+    pub(crate) config: Value,
+    pub(crate) weights: WeightFiles,
 }
 
 /// One network of the file, as it is put together: canonical names and what they are views of.
@@ -219,7 +228,7 @@ impl<'k, 'a> Component<'k, 'a> {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> WeightFiles {
-        WeightFiles::in_file(self.keys.path, self.places)
+    pub(super) fn finish(self, config: Value) -> Piece {
+        Piece { config, weights: WeightFiles::in_file(self.keys.path, self.places) }
     }
 }

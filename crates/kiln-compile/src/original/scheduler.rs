@@ -5,26 +5,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::keys::Keys;
-use crate::{CompileError, Family};
-
-/// What a UNet was trained to predict, which its weights do not show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PredictionType {
-    /// The noise.
-    Epsilon,
-    /// Velocity (Salimans, Ho 2022).
-    VPrediction,
-}
-
-impl PredictionType {
-    /// As `scheduler_config.json` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            PredictionType::Epsilon => "epsilon",
-            PredictionType::VPrediction => "v_prediction",
-        }
-    }
-}
+use crate::{CompileError, Family, PredictionType};
 
 /// Training step that Stable Diffusion 2 base, which predicts noise, was published at.
 const SD2_BASE_STEP: i64 = 875_000;

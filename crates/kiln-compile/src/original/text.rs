@@ -2,9 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Component, Keys};
+use super::keys::{Component, Keys, Piece};
 use crate::CompileError;
-use crate::weights::WeightFiles;
 
 /// Layers that diffusers keeps of Stable Diffusion 2.x's OpenCLIP: it is conditioned on the last but one.
 const SD2_LAYERS: usize = 23;
@@ -19,16 +18,6 @@ pub(super) enum Projection {
     Dropped,
 }
 
-/// A text encoder of a file.
-pub(super) struct TextEncoder {
-    pub(super) weights: WeightFiles,
-    pub(super) config: Value,
-    /// Width of its hidden states.
-    pub(super) width: u64,
-    /// Width of its projected pooled state, where it has one.
-    pub(super) projection: u64,
-}
-
 struct Shape {
     vocabulary: u64,
     positions: u64,
@@ -37,32 +26,40 @@ struct Shape {
     n_layers: usize,
 }
 
-/// OpenAI's CLIP, whose keys are those of transformers with or without `text_model.`.
-pub(super) fn clip(keys: &mut Keys<'_>, prefix: &str) -> Result<TextEncoder, CompileError> {
-    let nested = format!("{prefix}text_model.");
-    let prefix = if keys.first_with(&nested).is_some() { &nested } else { prefix };
+/// CLIP under transformers' keys, with or without `text_model.`; only OpenCLIP's encoders keep their projection.
+pub(super) fn clip(keys: &mut Keys<'_>, prefix: &str, projection: Projection) -> Result<Piece, CompileError> {
+    let inner = if keys.first_with(&format!("{prefix}text_model.")).is_some() { "text_model." } else { "" };
     let mut c = Component::new(keys, prefix);
-    let [vocabulary, width] = c.shape("embeddings.token_embedding.weight")?;
-    let [positions, _] = c.shape("embeddings.position_embedding.weight")?;
-    let [inner, _] = c.shape("encoder.layers.0.mlp.fc1.weight")?;
-    let n_layers = c.count(|i| format!("encoder.layers.{i}.mlp.fc1.weight"));
-    for name in ["embeddings.token_embedding.weight", "embeddings.position_embedding.weight"] {
-        c.take(name, name)?;
+    let (tokens, positions) = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight");
+    let [vocabulary, width] = c.shape(&format!("{inner}{tokens}"))?;
+    let [n_positions, _] = c.shape(&format!("{inner}{positions}"))?;
+    let [inner_width, _] = c.shape(&format!("{inner}encoder.layers.0.mlp.fc1.weight"))?;
+    let n_layers = c.count(|i| format!("{inner}encoder.layers.{i}.mlp.fc1.weight"));
+    for name in [tokens, positions] {
+        c.take(&format!("{inner}{name}"), name)?;
     }
     for layer in 0..n_layers {
         for part in ["layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"] {
             let name = format!("encoder.layers.{layer}.{part}");
-            c.pair(&name, &name)?;
+            c.pair(&format!("{inner}{name}"), &name)?;
         }
         for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
             let name = format!("encoder.layers.{layer}.self_attn.{part}");
-            c.pair(&name, &name)?;
+            c.pair(&format!("{inner}{name}"), &name)?;
         }
     }
-    c.pair("final_layer_norm", "final_layer_norm")?;
-    let shape = Shape { vocabulary, positions, width, inner, n_layers };
-    let config = config(&c, "embeddings.token_embedding.weight", &shape, "CLIPTextModel", "quick_gelu", width)?;
-    Ok(TextEncoder { weights: c.finish(), config, width, projection: width })
+    c.pair(&format!("{inner}final_layer_norm"), "final_layer_norm")?;
+    let (class, activation, projected) = match projection {
+        Projection::Kept => {
+            let [projected, _] = c.shape("text_projection.weight")?;
+            c.take("text_projection.weight", "text_projection.weight")?;
+            ("CLIPTextModelWithProjection", "gelu", projected)
+        }
+        Projection::Dropped => ("CLIPTextModel", "quick_gelu", width),
+    };
+    let shape = Shape { vocabulary, positions: n_positions, width, inner: inner_width, n_layers };
+    let config = config(&c, &format!("{inner}{tokens}"), &shape, class, activation, projected)?;
+    Ok(c.finish(config))
 }
 
 /// OpenCLIP; without its projection it is Stable Diffusion 2.x's and loses the layers that nothing reads.
@@ -70,7 +67,7 @@ pub(super) fn open_clip(
     keys: &mut Keys<'_>,
     prefix: &str,
     projection: Projection,
-) -> Result<TextEncoder, CompileError> {
+) -> Result<Piece, CompileError> {
     let mut c = Component::new(keys, prefix);
     let [vocabulary, width] = c.shape("token_embedding.weight")?;
     let [positions, _] = c.shape("positional_embedding")?;
@@ -109,11 +106,11 @@ pub(super) fn open_clip(
         Projection::Dropped => ("CLIPTextModel", SD2_PROJECTION),
     };
     let config = config(&c, "token_embedding.weight", &shape, class, "gelu", projected)?;
-    let weights = c.finish();
+    let piece = c.finish(config);
     for layer in n_layers..n_found {
         keys.discard(&format!("{prefix}transformer.resblocks.{layer}."));
     }
-    Ok(TextEncoder { weights, config, width, projection: projected })
+    Ok(piece)
 }
 
 /// `config.json` as transformers has it; heads are 64 wide in all of CLIP's text encoders.

@@ -5,25 +5,13 @@
 
 use serde_json::{Value, json};
 
-use super::keys::{Component, Keys};
+use super::keys::{Component, Keys, Piece};
 use crate::CompileError;
-use crate::weights::WeightFiles;
 
 /// Channels of a UNet that reads latents alone.
 const TEXT_TO_IMAGE: u64 = 4;
 /// Channels of a UNet that reads a mask and masked latents too.
 pub(super) const INPAINTING: u64 = 9;
-
-/// A UNet or ControlNet of a file.
-pub(super) struct Denoiser {
-    pub(super) weights: WeightFiles,
-    pub(super) config: Value,
-    pub(super) in_channels: u64,
-    /// Width of the text states that it attends to.
-    pub(super) context: Option<u64>,
-    /// Width of the vector that is added to the time embedding.
-    pub(super) added: Option<u64>,
-}
 
 /// One level of one half.
 #[derive(Default)]
@@ -49,7 +37,7 @@ const RESNET: [(&str, &str); 5] = [
 ];
 
 /// The UNet under `prefix`.
-pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, CompileError> {
+pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
     let mut c = Component::new(keys, prefix);
     let mut found = Found::default();
     let [_, in_channels, kernel, _] = c.shape("input_blocks.0.0.weight")?;
@@ -85,12 +73,11 @@ pub(super) fn unet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, Compil
         let depths: Vec<Value> = up.iter().map(|level| depth_of(&level.depths)).collect();
         config["reverse_transformer_layers_per_block"] = depths.into();
     }
-    let added = config["projection_class_embeddings_input_dim"].as_u64();
-    Ok(Denoiser { weights: c.finish(), config, in_channels, context: found.context, added })
+    Ok(c.finish(config))
 }
 
 /// The ControlNet under `prefix`.
-pub(super) fn controlnet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, CompileError> {
+pub(super) fn controlnet(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
     let mut c = Component::new(keys, prefix);
     let mut found = Found::default();
     let [_, in_channels, ..] = c.shape::<4>("input_blocks.0.0.weight")?;
@@ -124,8 +111,7 @@ pub(super) fn controlnet(keys: &mut Keys<'_>, prefix: &str) -> Result<Denoiser, 
     config["conditioning_channels"] = conditioning_channels.into();
     config["conditioning_embedding_out_channels"] = hint_channels.into();
     config["controlnet_conditioning_channel_order"] = "rgb".into();
-    let added = config["projection_class_embeddings_input_dim"].as_u64();
-    Ok(Denoiser { weights: c.finish(), config, in_channels, context: found.context, added })
+    Ok(c.finish(config))
 }
 
 /// The embeddings and the first convolution, and what all denoisers of the layout have in common.

@@ -1,23 +1,12 @@
 //! The autoencoder: `first_stage_model.*` (diffusers `convert_ldm_vae_checkpoint`).
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::keys::{Component, Keys};
+use super::keys::{Component, Keys, Piece};
 use crate::CompileError;
-use crate::weights::WeightFiles;
 
-/// What the file does not say of the autoencoder.
-pub(super) struct Vae {
-    pub(super) sample_size: u64,
-    pub(super) scaling_factor: f64,
-}
-
-/// Weights, configuration and the number of levels.
-pub(super) fn read(
-    keys: &mut Keys<'_>,
-    prefix: &str,
-    known: &Vae,
-) -> Result<(WeightFiles, Value, usize), CompileError> {
+/// The autoencoder under `prefix`; its configuration says nothing of the latents' scale.
+pub(super) fn read(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
     let mut c = Component::new(keys, prefix);
     let [_, in_channels, _, _] = c.shape("encoder.conv_in.weight")?;
     let [_, latent_channels, _, _] = c.shape("decoder.conv_in.weight")?;
@@ -69,8 +58,6 @@ pub(super) fn read(
         "layers_per_block": n_layers,
         "norm_num_groups": 32,
         "out_channels": out_channels,
-        "sample_size": known.sample_size,
-        "scaling_factor": known.scaling_factor,
         "up_block_types": vec!["UpDecoderBlock2D"; n_levels],
     });
     for (key, on) in ["use_quant_conv", "use_post_quant_conv"].into_iter().zip(quant) {
@@ -78,7 +65,7 @@ pub(super) fn read(
             config[key] = false.into();
         }
     }
-    Ok((c.finish(), config, n_levels))
+    Ok(c.finish(config))
 }
 
 fn mid_block(c: &mut Component<'_, '_>, half: &str) -> Result<(), CompileError> {

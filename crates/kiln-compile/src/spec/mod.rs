@@ -2,6 +2,7 @@
 //!
 //! ```yaml
 //! checkpoint: shapes                # a folder or file, relative to the specification
+//! components: {vae: vae-ft-mse.safetensors}
 //! loras:
 //!   - {file: style.safetensors, weight: 0.8}
 //! targets:
@@ -33,7 +34,7 @@ pub use sizes::{FixedSizes, OpenRange, ProfileSpec, Profiles, RangeSpec};
 pub use target::{CpuSpec, CudaSpec, EngineSpec, NetworkSpec, OnnxSpec, RtxSpec, TargetSpec};
 pub use values::{AttentionSpec, Bytes, ComputeCapability, OptimizationLevel, PrecisionSpec};
 
-use crate::CompileError;
+use crate::{CompileError, Components};
 
 /// Largest specification that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -47,6 +48,9 @@ pub struct Specification {
     /// Preferred variant of weight files, such as `fp16`.
     #[serde(default)]
     pub variant: Option<String>,
+    /// Components that come from elsewhere.
+    #[serde(default)]
+    pub components: Components,
     /// LoRAs that are added to the weights.
     #[serde(default)]
     pub loras: Vec<LoraSpec>,
@@ -79,6 +83,7 @@ impl Specification {
         let mut spec: Specification = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         spec.checkpoint = folder.join(&spec.checkpoint);
+        spec.components = spec.components.below(folder);
         for lora in &mut spec.loras {
             lora.file = folder.join(&lora.file);
         }
