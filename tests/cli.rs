@@ -232,6 +232,7 @@ fn wrong_requests_fail_before_anything_is_compiled() {
     check(&["--generator", "tpu"], "invalid value 'tpu'");
     check(&["--batch-size", "0"], "error: batch size: 0 is not a number from 1 to 256");
     check(&["--threads", "0"], "error: threads: 0 is not a number from 1 to 1024");
+    check(&["--threads", "1025"], "error: threads: 1025 is not a number from 1 to 1024");
     check(&["--steps", "many"], "invalid value 'many'");
     check(
         &["--attention", "sliced:0"],

@@ -3,6 +3,7 @@
 mod cache;
 mod configs;
 mod files;
+mod finite;
 mod prompts;
 mod refusals;
 mod stored;

@@ -281,6 +281,18 @@ impl TensorFile {
         }
     }
 
+    /// Names of the tensors of floats of which a number is not finite.
+    pub fn not_finite(&self) -> Result<Vec<String>, TensorFileError> {
+        let (mut names, mut values) = (Vec::new(), Vec::new());
+        for name in self.tensors.keys() {
+            let (info, bytes) = self.read(name)?;
+            if decode(info.dtype, &bytes, &mut values) && !values.iter().all(|value| value.is_finite()) {
+                names.push(name.clone());
+            }
+        }
+        Ok(names)
+    }
+
     /// The bytes of a tensor.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, TensorFileError> {
         Ok(self.read(name)?.1)

@@ -228,6 +228,12 @@ fn hint(error: &RuntimeError) -> Option<&str> {
         RuntimeError::Request { key: "backend", .. } => {
             Some("--backend auto takes what engines are for; --device cpu runs a checkpoint on the processor")
         }
+        RuntimeError::Overflow { precision, .. } if precision != "f32" => Some(
+            "kiln compile --precision f32 computes everything in f32, a specification's precision: {components: {NAME: f32}} one component",
+        ),
+        RuntimeError::Weights { .. } => {
+            Some("the checkpoint's own file is damaged or was saved that way: get it again, or use another one")
+        }
         error => error.hint(),
     }
 }

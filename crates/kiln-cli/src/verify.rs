@@ -32,9 +32,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     };
     let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let verification = watched(|watch| match pipeline.verify(&reference, watch) {
-        Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite)) => {
-            Err(Failure::differs(error.to_string()))
-        }
+        Err(error) if error.is_overflow() => Err(Failure::differs(error.to_string())),
         result => Ok(result?),
     })?;
     let is_close = verification.psnr.is_none_or(|psnr| psnr >= args.min_psnr);
@@ -112,7 +110,7 @@ fn against(
 pub(crate) fn record(bundle: &mut Bundle, backend: Arc<dyn Backend>, key: &SealKey) -> Result<(), Failure> {
     let mut pipeline = models::pipeline(bundle.clone(), backend)?;
     let reference = watched(|watch| match pipeline.make_reference(watch) {
-        Err(error @ (Error::NotFinite { .. } | Error::PictureNotFinite | Error::FlatPicture)) => {
+        Err(error) if error.is_overflow() || matches!(error, Error::FlatPicture) => {
             let reason = format!("{}: {error}", bundle.root().display());
             Err(Failure::differs(reason)
                 .with_hint("such an engine is not to be trusted; --no-reference compiles all the same"))

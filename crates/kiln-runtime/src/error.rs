@@ -49,9 +49,22 @@ pub enum Error {
         /// The step, from 1.
         step: usize,
     },
-    /// The autoencoder left the range of numbers.
-    #[error("the decoded picture is not finite")]
-    PictureNotFinite,
+    /// A component made NaN or infinity of finite numbers, with finite weights.
+    #[error("{component}: makes numbers that are not finite, computing in {precision}")]
+    Overflow {
+        /// The component.
+        component: ComponentName,
+        /// What it computes in, as the manifest says.
+        precision: String,
+    },
+    /// Weights hold NaN or infinity.
+    #[error("{path}: {reason}", path = path.display())]
+    Weights {
+        /// The bundle's file.
+        path: PathBuf,
+        /// Which of them.
+        reason: String,
+    },
     /// A picture to compare others with is of one colour.
     #[error("the picture is of one colour")]
     FlatPicture,
@@ -163,6 +176,11 @@ pub(crate) fn refuse<T>(key: &'static str, reason: String) -> Result<T, Error> {
 }
 
 impl Error {
+    /// Whether a computation left the range of numbers.
+    pub fn is_overflow(&self) -> bool {
+        matches!(self, Error::NotFinite { .. } | Error::Overflow { .. })
+    }
+
     pub(crate) fn io(path: &Path, error: &std::io::Error) -> Error {
         BundleError::io(path, error).into()
     }

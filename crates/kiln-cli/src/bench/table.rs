@@ -1,6 +1,7 @@
 //! The measurements as Markdown and as JSON.
 
 use std::fmt::Write;
+use std::thread;
 
 use kiln_runtime::Request;
 use serde_json::{Value, json};
@@ -40,7 +41,7 @@ pub(super) fn json(rows: &[Row], request: &Request, args: &BenchMemoryArgs) -> V
         "width": request.width,
         "steps": request.steps,
         "rounds": args.rounds,
-        "threads": args.execution.threads.map_or_else(|| std::thread::available_parallelism().ok().map(usize::from), Some),
+        "threads": thread::available_parallelism().ok().map(usize::from).into_iter().chain(args.execution.threads).min(),
         "kiln": env!("CARGO_PKG_VERSION"),
         "rows": rows,
     })

@@ -1,6 +1,7 @@
 //! Backends on the processor.
 
 use std::sync::Arc;
+use std::thread;
 
 use kiln_engine::Backend;
 
@@ -9,7 +10,19 @@ use crate::Error;
 
 type Backed = (Arc<dyn Backend>, Option<Notice>);
 
-pub(super) fn open(runner: Runner, threads: Option<usize>, libraries: &Libraries) -> Result<Backed, Error> {
+/// The backend, and what is not as it was asked for.
+pub(super) fn open(
+    runner: Runner,
+    threads: Option<usize>,
+    libraries: &Libraries,
+) -> Result<(Arc<dyn Backend>, Vec<Notice>), Error> {
+    let cores = thread::available_parallelism().map_or(usize::MAX, usize::from);
+    let fewer = threads.filter(|&asked| asked > cores).map(|asked| Notice::Threads { asked, cores });
+    let (backend, instead) = backed(runner, threads.map(|threads| threads.min(cores)), libraries)?;
+    Ok((backend, fewer.into_iter().chain(instead).collect()))
+}
+
+fn backed(runner: Runner, threads: Option<usize>, libraries: &Libraries) -> Result<Backed, Error> {
     match runner {
         Runner::Rten => built_in(threads, None),
         Runner::OnnxRuntime => Ok((onnxruntime(threads, libraries, Err)?.0, None)),

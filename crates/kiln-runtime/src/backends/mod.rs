@@ -100,7 +100,8 @@ impl Backends {
         Backends { runner, ..self }
     }
 
-    /// Threads per operator on the processor, from 1 to [`MAX_THREADS`]; by default, one per core.
+    /// Threads per operator on the processor, from 1 to [`MAX_THREADS`]; by default, one per core, and never more, which
+    /// a notice tells of.
     #[must_use]
     pub fn threads(self, threads: Option<usize>) -> Backends {
         Backends { threads, ..self }
@@ -151,11 +152,11 @@ impl Backends {
     /// Opens what runs engines in a place.
     pub fn open_at(&self, place: &Place) -> Result<Opened, Error> {
         self.check()?;
-        let (backend, notice) = match place.gpu() {
-            Some(gpu) => (gpu.open_backend(place.target(), &self.libraries, self.records)?, None),
+        let (backend, notices) = match place.gpu() {
+            Some(gpu) => (gpu.open_backend(place.target(), &self.libraries, self.records)?, Vec::new()),
             None => host::open(self.runner, self.threads, &self.libraries)?,
         };
-        let notices = place.notices().iter().cloned().chain(notice).collect();
+        let notices = place.notices().iter().cloned().chain(notices).collect();
         Ok(Opened { backend, place: place.clone(), notices })
     }
 }

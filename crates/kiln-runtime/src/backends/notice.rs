@@ -14,6 +14,13 @@ pub enum Notice {
         /// Why the machine's GPU does not.
         reason: String,
     },
+    /// Operators are spread over fewer threads than were asked for.
+    Threads {
+        /// How many were asked for.
+        asked: usize,
+        /// How many this process can run at once.
+        cores: usize,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -21,6 +28,9 @@ impl fmt::Display for Notice {
         match self {
             Notice::BuiltIn { reason } => write!(f, "using the built-in backend rten: {reason}"),
             Notice::Processor { reason } => write!(f, "using the processor: {reason}"),
+            Notice::Threads { asked, cores } => {
+                write!(f, "using {cores} threads, as many as run at once here, in place of {asked}")
+            }
         }
     }
 }

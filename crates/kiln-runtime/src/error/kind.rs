@@ -13,7 +13,7 @@ impl Error {
             Error::Cancelled { .. } => ErrorKind::Cancelled,
             Error::Budget { .. } => ErrorKind::Memory,
             Error::NotFinite { .. }
-            | Error::PictureNotFinite
+            | Error::Overflow { .. }
             | Error::FlatPicture
             | Error::Component { .. }
             | Error::Shapes(_) => ErrorKind::Unexpected,
@@ -21,6 +21,7 @@ impl Error {
             | Error::SchedulerFile { .. }
             | Error::Embedding { .. }
             | Error::Reference { .. }
+            | Error::Weights { .. }
             | Error::Target { .. }
             | Error::ControlNet { .. }
             | Error::Lora(_)
@@ -40,6 +41,15 @@ impl Error {
             Error::Native(error) => error.hint(),
             Error::SchedulerFile { source: SchedulerError::Class { .. }, .. } => {
                 Some("kiln generate --scheduler draws with another one, and with the settings that both have")
+            }
+            Error::Weights { .. } => {
+                Some("the model's file is damaged or was saved that way; get it again, or another one")
+            }
+            Error::Overflow { precision, .. } if precision != "f32" => Some(
+                "a bundle whose component computes in f32 does not overflow there; see precision in specifications",
+            ),
+            Error::Overflow { .. } | Error::NotFinite { .. } => {
+                Some("a large guidance scale, or a large weight of a LoRA or ControlNet, does this")
             }
             Error::Engine(error) => match error.kind() {
                 EngineErrorKind::Incompatible => Some("compile the model for this machine's devices"),

@@ -42,9 +42,6 @@ pub(super) fn decode(
             Some(tiles) => tiles.map(&part, |tile| Ok(vec![decode(tile)?]))?.swap_remove(0),
             None => decode(&part)?,
         };
-        if !decoded.iter().all(|x| x.is_finite()) {
-            return Err(Error::PictureNotFinite);
-        }
         images.extend(RgbImage::from_decoded(decoded.view())?);
     }
     tell(total)?;

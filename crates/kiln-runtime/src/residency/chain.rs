@@ -81,7 +81,34 @@ impl<'a> Chain<'a> {
     /// Runs once; `inputs` in any order, the results in the order of [`Chain::outputs`], in memory of the host.
     pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Error> {
         let made = self.run_where_it_is(inputs)?.into_iter().map(Tensor::into_host);
-        Ok(made.collect::<Result<_, _>>()?)
+        let made = made.collect::<Result<Vec<_>, _>>()?;
+        let is_finite =
+            |tensor: &Tensor| tensor.f32().is_none_or(|floats| floats.iter().all(|x| x.is_finite()));
+        match made.iter().all(is_finite) {
+            true => Ok(made),
+            false => Err(self
+                .blamed(Error::Overflow { component: self.name, precision: self.component.precision.clone() })),
+        }
+    }
+
+    /// The error, or that of weights which are not finite where there are such.
+    pub(crate) fn blamed(&self, error: Error) -> Error {
+        let Some(weights) = &self.component.weights else { return error };
+        let path = self.residency.bundle.path(weights);
+        match TensorFile::open(&path).and_then(|file| file.not_finite()) {
+            Ok(names) if names.is_empty() => error,
+            Ok(names) => Error::Weights { reason: self.not_finite(&names), path },
+            Err(error) => Error::Weights { reason: error.reason(), path },
+        }
+    }
+
+    fn not_finite(&self, names: &[String]) -> String {
+        let others = match names.len() - 1 {
+            0 => String::new(),
+            1 => ", and so does another one".into(),
+            n => format!(", and so do {n} others"),
+        };
+        format!("'{}' of {} holds NaN or infinity{others}", names[0], self.name)
     }
 
     /// The same, with the results where the engines made them.

@@ -95,7 +95,7 @@ impl DenoisingLoop<'_, '_> {
         for i in timesteps.len().saturating_sub(AHEAD)..timesteps.len() {
             tell(self.progress, base, &marks, timesteps, i)?;
         }
-        flags.refuse(device, base)?;
+        flags.refuse(device, base).map_err(|error| self.chain.blamed(error))?;
         Ok(latents.download()?)
     }
 

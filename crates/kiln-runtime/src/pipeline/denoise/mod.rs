@@ -93,7 +93,7 @@ impl DenoisingLoop<'_, '_> {
         self.chain.release_others();
         match images {
             Ok(images) => self.progress.tell(Event::Preview { step: self.progress.step, images }),
-            Err(Error::PictureNotFinite) => Ok(()),
+            Err(Error::Overflow { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
