@@ -22,6 +22,7 @@ mod outputs;
 mod pipeline;
 mod properties;
 mod scheduler;
+mod session;
 mod support;
 mod tasks;
 mod tensorrt;

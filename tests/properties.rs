@@ -71,7 +71,13 @@ const TINY_VAE: &str = r#"{
 }"#;
 
 fn ports(sizes: Sizes, pooled: Option<u64>, controlled: bool) -> UnetPorts {
-    UnetPorts { sizes, tokens: (sizes != Sizes::Dynamic).then_some(77), pooled, controlled }
+    UnetPorts {
+        sizes,
+        tokens: (sizes != Sizes::Dynamic).then_some(77),
+        pooled,
+        controlled,
+        timestep_rows: false,
+    }
 }
 
 /// Constructs the network over a catalog that has every weight, traces it and emits it.

@@ -266,7 +266,7 @@ fn entries_and_the_key_are_for_their_owner_alone() {
     assert_eq!((mode(&name), mode(&format!("{name}/unet.data"))), (0o700, 0o600));
     fs::set_permissions(root.join(".seal.key"), fs::Permissions::from_mode(0o644)).expect("permissions");
     let checkpoint = Checkpoint::open(fixture.model.path()).expect("a checkpoint");
-    let options = BuildOptions::cpu(TraceOptions { learned_tokens: true, ..TraceOptions::default() });
+    let options = BuildOptions::cpu(TraceOptions { runtime_ports: true, ..TraceOptions::default() });
     let error = fixture.cache().compile(&checkpoint, &options, &mut |_| {}).expect_err("an exposed key");
     assert!(
         error.to_string().ends_with(".seal.key: others than its owner can read or write this key"),

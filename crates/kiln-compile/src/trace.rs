@@ -32,7 +32,7 @@ pub struct TraceOptions {
     /// Whether there is also a UNet that adds the residuals of ControlNets.
     pub controlled: bool,
     /// Whether text encoders read the rows of tokens beyond their vocabulary (textual inversion).
-    pub learned_tokens: bool,
+    pub runtime_ports: bool,
     /// LoRAs that are added to the weights.
     pub loras: Vec<Lora>,
 }
@@ -44,7 +44,7 @@ impl Default for TraceOptions {
             precisions: BTreeMap::new(),
             sizes: Sizes::Dynamic,
             controlled: false,
-            learned_tokens: false,
+            runtime_ports: false,
             loras: Vec::new(),
         }
     }
@@ -60,7 +60,7 @@ pub const AUTOENCODER_SEGMENTS: u64 = 4;
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
     pub fn for_bundle(policy: EmitPolicy, sizes: Sizes) -> TraceOptions {
-        TraceOptions { policy, sizes, controlled: true, learned_tokens: true, ..TraceOptions::default() }
+        TraceOptions { policy, sizes, controlled: true, runtime_ports: true, ..TraceOptions::default() }
     }
 
     /// Sizes of what runs under guidance: two samples per picture.
@@ -258,7 +258,7 @@ pub(crate) fn trace_pipeline<'a>(
         } else {
             "CLIPTextModel"
         })?;
-        let ports = TextPorts { batch, states: encoder.states, learned: options.learned_tokens };
+        let ports = TextPorts { batch, states: encoder.states, learned: options.runtime_ports };
         tracer.add(encoder.component, Stage::TextEncoder, network.trace(ports), &encoder.part.weights)?;
     }
 
@@ -270,6 +270,7 @@ pub(crate) fn trace_pipeline<'a>(
         tokens: batch.map(|_| checkpoint.text_encoders[0].part.config.max_positions()),
         pooled: checkpoint.pooled_width(),
         controlled: false,
+        timestep_rows: options.runtime_ports,
     };
     tracer.add(UNET, Stage::Denoiser, unet.trace(&ports), &checkpoint.unet.weights)?;
     if options.controlled {
@@ -321,6 +322,7 @@ pub(crate) fn trace_steering<'a>(
         },
         pooled: part.config.pooled_width(),
         controlled: false,
+        timestep_rows: options.runtime_ports,
     };
     tracer.add(CONTROLNET, Stage::Control, network.trace(&ports), &part.weights)?;
     tracer.finish(checkpoint.root())

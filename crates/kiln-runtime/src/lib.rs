@@ -80,7 +80,9 @@ pub use kiln_types::{Size, limits};
 pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};
 pub use picture::Picture;
-pub use pipeline::{Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Timings, Verification};
+pub use pipeline::{
+    Drawing, Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Session, Timings, Verification,
+};
 pub use plan::{MemoryChoice, MemoryPlan};
 pub use request::{Control, Hires, Init, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
 pub use residency::Pool;

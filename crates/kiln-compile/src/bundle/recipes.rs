@@ -133,7 +133,7 @@ fn canonical_text(
 }
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
-    let TraceOptions { policy, precisions, sizes, controlled, learned_tokens, loras: _ } = options;
+    let TraceOptions { policy, precisions, sizes, controlled, runtime_ports, loras: _ } = options;
     let types = precisions.iter().map(|(name, precision)| format!("{name} {}", precision.compute));
     let sizes = match sizes {
         Sizes::Dynamic => "dynamic".into(),
@@ -160,7 +160,7 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
             },
         ),
         ("controlled".into(), controlled.to_string()),
-        ("learned tokens".into(), learned_tokens.to_string()),
+        ("runtime ports".into(), runtime_ports.to_string()),
     ])
 }
 

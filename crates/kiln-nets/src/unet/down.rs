@@ -36,7 +36,7 @@ impl Inputs {
         Inputs {
             sample: Tensor::input("sample", [b.clone(), config.in_channels.into(), h, w]),
             conditions: Conditions {
-                timestep: Tensor::input("timestep", [1]),
+                timestep: Tensor::input("timestep", [if ports.timestep_rows { b.clone() } else { 1.into() }]),
                 timestep_cond: config.embedding.time_cond_proj_dim.map(|n| rows("timestep_cond", n)),
                 addition,
             },

@@ -15,7 +15,7 @@ pub(super) struct Embedding {
 
 /// The inputs of an [`Embedding`].
 pub(super) struct Conditions {
-    /// `[1]`.
+    /// `[1]` or `[B]`.
     pub(super) timestep: Tensor,
     /// LCM's `[B, time_cond_proj_dim]`.
     pub(super) timestep_cond: Option<Tensor>,
@@ -44,7 +44,8 @@ impl Embedding {
 
     /// `[B or 1, time_embed_dim]`.
     pub(super) fn forward(&self, conditions: &Conditions) -> Tensor {
-        let timestep = conditions.timestep.reshape(vec![1.into(), 1.into()]);
+        let [n] = conditions.timestep.dims();
+        let timestep = conditions.timestep.reshape(vec![n, 1.into()]);
         let mut time = self.sinusoid(&timestep, self.config.time_proj_dim);
         if let (Some(proj), Some(cond)) = (&self.cond_proj, &conditions.timestep_cond) {
             time = time.add(&proj.forward(cond));

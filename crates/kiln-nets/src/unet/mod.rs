@@ -37,6 +37,8 @@ pub struct UnetPorts {
     pub pooled: Option<u64>,
     /// Whether the UNet adds the residuals of a ControlNet.
     pub controlled: bool,
+    /// Whether each row has a timestep of its own; else one serves all, as in diffusers.
+    pub timestep_rows: bool,
 }
 
 impl UNet2DConditionModel {
@@ -55,7 +57,7 @@ impl UNet2DConditionModel {
         })
     }
 
-    /// `sample` `[B, in, H, W]`, `timestep` `[1]` and `encoder_hidden_states` `[B, tokens, cross]` to `out_sample`
+    /// `sample` `[B, in, H, W]`, `timestep` `[1]` or `[B]` and `encoder_hidden_states` `[B, tokens, cross]` to `out_sample`
     /// `[B, out, H, W]`.
     ///
     /// Where the network has them, it also reads `timestep_cond` `[B, n]`, `text_embeds` `[B, pooled]` and `time_ids`

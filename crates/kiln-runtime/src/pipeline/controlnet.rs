@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, ComponentName, Stage};
+use kiln_bundle::{AxisSize, Bundle, Component, ComponentName, PortInfo, Stage};
 use kiln_engine::{Tensor, TensorView};
 use kiln_types::Size;
 use ndarray::{Array4, ArrayBase, ArrayD, Axis, arr1, concatenate};
@@ -57,76 +57,78 @@ impl ControlNet {
 /// Residuals by the name of the input that reads them.
 pub(super) type Residuals = Vec<(String, Tensor)>;
 
-/// The ControlNets of a run, with their pictures.
-pub(super) struct ActiveControlNets<'a>(Vec<ActiveControlNet<'a>>);
-
-struct ActiveControlNet<'a> {
-    net: &'a mut ControlNet,
-    control: &'a Control,
+/// What a ControlNet does in a pass.
+pub(super) struct ActiveControl {
+    /// One row per row of the UNet's batch.
     picture: ArrayD<f32>,
     scale: f32,
+    /// Shares of the steps between which it acts.
+    start: f64,
+    end: f64,
 }
 
-impl ActiveControlNet<'_> {
+impl ActiveControl {
+    /// Prepares a control picture for so many rows.
+    pub(super) fn new(control: &Control, scale: f32, size: Size, rows: usize) -> Result<ActiveControl, Error> {
+        let picture = repeated(control.image.planes("control image", size)?, rows)?;
+        Ok(ActiveControl { picture, scale, start: control.start, end: control.end })
+    }
+
     /// Factor on the residuals of the step from one share of the way to another.
     fn scale(&self, [from, to]: [f64; 2]) -> f32 {
-        if from < self.control.start || to > self.control.end { 0.0 } else { self.scale }
+        if from < self.start || to > self.end { 0.0 } else { self.scale }
     }
 }
 
-impl<'a> ActiveControlNets<'a> {
-    /// Prepares the control pictures, one row per row of the UNet's batch.
-    pub(super) fn new(
-        nets: impl Iterator<Item = &'a mut ControlNet>,
-        controls: &'a [Control],
-        scales: &[f32],
-        size: Size,
-        rows: usize,
-    ) -> Result<ActiveControlNets<'a>, Error> {
-        let mut active = Vec::new();
-        for ((net, control), &scale) in nets.zip(controls).zip(scales) {
-            let picture = repeated(control.image.planes("control image", size)?, rows)?;
-            active.push(ActiveControlNet { net, control, picture, scale });
+/// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
+pub(super) fn residuals(
+    nets: &mut [ControlNet],
+    controls: &[ActiveControl],
+    sample: &ArrayD<f32>,
+    timestep: f32,
+    conditions: &[(String, ArrayD<f32>)],
+    share: [f64; 2],
+) -> Result<Residuals, Error> {
+    let any_acts = controls.iter().any(|control| control.scale(share) != 0.0);
+    let mut sum: Residuals = Vec::new();
+    for (net, control) in nets.iter_mut().zip(controls) {
+        let scale = control.scale(share);
+        // A ControlNet that does nothing still runs where the others do not say the residuals' shapes.
+        if scale == 0.0 && (any_acts || !sum.is_empty()) {
+            continue;
         }
-        Ok(ActiveControlNets(active))
+        let scale = arr1(&[scale]).into_dyn();
+        let mut chain = net.engines.chain(net.component)?;
+        let timestep = arr1(&timesteps(chain.inputs(), "timestep", timestep, sample.shape()[0])).into_dyn();
+        let mut inputs = vec![
+            ("sample", TensorView::F32(sample.view())),
+            ("timestep", TensorView::F32(timestep.view())),
+            ("controlnet_cond", TensorView::F32(control.picture.view())),
+            ("conditioning_scale", TensorView::F32(scale.view())),
+        ];
+        let shared = conditions.iter().filter(|(name, _)| chain.inputs().iter().any(|port| port.name == *name));
+        inputs.extend(shared.map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
+        let outputs = chain.run(&inputs)?;
+        match sum.is_empty() {
+            true => sum = chain.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
+            false => add(&mut sum, outputs),
+        }
     }
+    Ok(sum)
+}
 
-    /// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
-    pub(super) fn residuals(
-        &mut self,
-        sample: &ArrayD<f32>,
-        timestep: &ArrayD<f32>,
-        conditions: &[(String, ArrayD<f32>)],
-        share: [f64; 2],
-    ) -> Result<Residuals, Error> {
-        let any_acts = self.0.iter().any(|active| active.scale(share) != 0.0);
-        let mut sum: Residuals = Vec::new();
-        for active in &mut self.0 {
-            let scale = active.scale(share);
-            // A ControlNet that does nothing still runs where the others do not say the residuals' shapes.
-            if scale == 0.0 && (any_acts || !sum.is_empty()) {
-                continue;
-            }
-            let scale = arr1(&[scale]).into_dyn();
-            let ActiveControlNet { net, picture, .. } = active;
-            let mut chain = net.engines.chain(net.component)?;
-            let mut inputs = vec![
-                ("sample", TensorView::F32(sample.view())),
-                ("timestep", TensorView::F32(timestep.view())),
-                ("controlnet_cond", TensorView::F32(picture.view())),
-                ("conditioning_scale", TensorView::F32(scale.view())),
-            ];
-            let shared =
-                conditions.iter().filter(|(name, _)| chain.inputs().iter().any(|port| port.name == *name));
-            inputs.extend(shared.map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
-            let outputs = chain.run(&inputs)?;
-            match sum.is_empty() {
-                true => sum = chain.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
-                false => add(&mut sum, outputs),
-            }
-        }
-        Ok(sum)
+/// A timestep as an engine reads it: once, or once per row.
+pub(super) fn timesteps(ports: &[PortInfo], name: &str, timestep: f32, rows: usize) -> Vec<f32> {
+    match is_shared(ports, name) {
+        true => vec![timestep],
+        false => vec![timestep; rows],
     }
+}
+
+/// Whether an input has one value for all rows.
+pub(super) fn is_shared(ports: &[PortInfo], name: &str) -> bool {
+    let port = ports.iter().find(|port| port.name == name);
+    port.is_some_and(|port| port.shape.first() == Some(&AxisSize::Fixed(1)))
 }
 
 fn add(sum: &mut Residuals, outputs: Vec<Tensor>) {

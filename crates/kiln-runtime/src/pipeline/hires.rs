@@ -2,7 +2,7 @@
 
 use ndarray::{Array4, ArrayD, ArrayView2, Axis, Ix4, s};
 
-use super::job::Job;
+use super::drawing::NextPass;
 use super::noise::Noise;
 use super::run::Run;
 use super::state::Start;
@@ -12,32 +12,26 @@ impl Run<'_, '_> {
     /// Enlarges what the first pass made, to be refined as img2img does, with the same prompt and generators.
     pub(super) fn enlarge(
         &mut self,
-        job: &Job<'_>,
+        next: &NextPass,
         latents: &ArrayD<f32>,
         noise: &mut Noise,
     ) -> Result<Start, Error> {
-        let (pass, upscaler) =
-            (job.second.as_ref().unwrap_or(&job.first), job.request.hires.map(|hires| hires.upscaler));
-        let shape = self.facts.latent_shape(job.batch(), pass.size);
-        let enlarged = match upscaler.unwrap_or_default() {
+        let (size, begin) = (next.size, next.begin);
+        let shape = self.facts.latent_shape(latents.shape()[0], size);
+        let enlarged = match next.upscaler {
             Upscaler::Latents => bilinear(latents, shape[2], shape[3]),
             Upscaler::Pixels => {
                 let images = self.decode(latents)?;
-                let (height, width) = (pass.size.height as usize, pass.size.width as usize);
-                let mut planes = ArrayD::zeros(vec![shape[0], 3, height, width]);
+                let mut planes = ArrayD::zeros(vec![shape[0], 3, size.height as usize, size.width as usize]);
                 for (mut plane, image) in planes.axis_iter_mut(Axis(0)).zip(images) {
-                    plane.assign(&image.resized(pass.size).to_planes().mapv(|x| 2.0 * x - 1.0));
+                    plane.assign(&image.resized(size).to_planes().mapv(|x| 2.0 * x - 1.0));
                 }
                 self.encode_pictures(&planes, noise)?
             }
         };
         let drawn = noise.randn(&shape);
-        let begin = pass.schedule.begin;
-        Ok(Start {
-            latents: pass.schedule.sampler.add_noise(begin, &enlarged, &drawn)?,
-            begin,
-            inpainting: None,
-        })
+        let latents = next.sampler.add_noise(begin, &enlarged, &drawn)?;
+        Ok(Start { latents, begin, inpainting: None })
     }
 }
 

@@ -6,6 +6,7 @@ mod compare;
 mod controlnet;
 mod decode;
 mod denoise;
+mod drawing;
 mod facts;
 mod hires;
 mod job;
@@ -16,6 +17,7 @@ mod plan;
 mod progress;
 mod reference;
 mod run;
+mod session;
 mod start;
 mod state;
 mod tiling;
@@ -41,6 +43,7 @@ use crate::watch::Watch;
 use crate::{Error, MemoryOptions, Offload, Request};
 pub use builder::PipelineBuilder;
 use controlnet::ControlNet;
+pub use drawing::Drawing;
 use facts::Facts;
 use job::Resolver;
 pub use job::{Job, Pass};
@@ -49,6 +52,7 @@ use plan::Forecaster;
 use progress::Progress;
 pub use reference::{Reference, Verification};
 use run::Run;
+pub use session::Session;
 
 /// A bundle ready to generate pictures.
 ///
@@ -126,11 +130,16 @@ impl Pipeline {
     ///
     /// Under offload no engine stays loaded afterwards, however it ends.
     pub fn generate_with(&mut self, request: &Request, watch: Watch<'_>) -> Result<Output, Error> {
-        let mut job = self.resolve(request)?;
+        let job = self.resolve(request)?;
         let _active = self.pool().activate();
-        let output = self.run(watch).draw(&mut job);
+        let output = self.run(watch).draw(job);
         self.rest();
         output
+    }
+
+    /// Works on several requests at once, which begin and end whenever they like.
+    pub fn session(&mut self) -> Session<'_> {
+        Session::new(self)
     }
 
     /// Decodes latents `[B, C, H, W]` like those of [`Output::latents`], one at a time.

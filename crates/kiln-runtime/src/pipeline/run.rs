@@ -7,15 +7,15 @@ use kiln_bundle::{ComponentName, PortInfo};
 use kiln_engine::TensorView;
 use ndarray::ArrayD;
 
-use super::controlnet::{ActiveControlNets, ControlNet};
+use super::controlnet::{ActiveControl, ControlNet};
 use super::decode::decode;
-use super::denoise::DenoisingLoop;
+use super::denoise::Evaluation;
+use super::drawing::{Drawing, NextPass, Pass, PassInputs};
 use super::facts::Facts;
 use super::job::Job;
 use super::noise::Noise;
 use super::output::{Output, Timings};
 use super::progress::Progress;
-use super::state::Start;
 use crate::architecture::{Conditioning, Engines, Model, Outputs, PassInfo, Texts};
 use crate::image::RgbImage;
 use crate::residency::{EncodingKey, Residency};
@@ -34,30 +34,198 @@ pub(super) struct Run<'a, 'w> {
 }
 
 impl Run<'_, '_> {
-    pub(super) fn draw(&mut self, job: &mut Job<'_>) -> Result<Output, Error> {
+    pub(super) fn draw(&mut self, job: Job<'_>) -> Result<Output, Error> {
+        let mut drawing = self.begin(job)?;
+        while !drawing.is_denoised() {
+            #[cfg(feature = "cuda")]
+            if self.pass_on_device(&mut drawing)? {
+                continue;
+            }
+            let (step, steps, timestep) = (drawing.step() + 1, drawing.steps(), drawing.pass.timestep());
+            let wants_preview = self.progress.watch.wants_preview(step, steps);
+            drawing.keep_estimates(wants_preview);
+            self.step(&mut drawing)?;
+            self.progress.step = step;
+            self.progress.tell(Event::Step { step, steps, timestep })?;
+            if let Some(estimate) = drawing.estimate() {
+                self.preview(drawing.component, estimate)?;
+            }
+            self.pass_on(&mut drawing)?;
+        }
+        self.finish(&drawing)
+    }
+
+    /// Everything before the first step.
+    pub(super) fn begin(&mut self, job: Job<'_>) -> Result<Drawing, Error> {
         let begun = Instant::now();
-        let denoiser = self.model.denoiser.component(job.task);
+        let component = self.model.denoiser.component(job.task);
         if self.engines.all_stay() {
             // Its segments load on all cores, and threads of a backend that has just run spin on those.
-            self.load(denoiser)?;
+            self.load(component)?;
         }
-        let conditioning = self.encode(job)?;
+        let conditioning = self.encode(&job)?;
         let mut noise = Noise::new(job.request.generator, &job.request.seeds);
-        let start = self.start(job, &mut noise)?;
+        let start = self.start(&job, &mut noise)?;
         self.progress.steps = job.n_evaluations();
-        self.load(denoiser)?;
+        let inputs = self.inputs(&job, &job.first, &conditioning)?;
+        let next = match &job.second {
+            Some(second) => Some(self.inputs(&job, second, &conditioning)?),
+            None => None,
+        };
+        let (guidance, hires) = (job.guidance, job.request.hires);
+        let next = job.second.zip(next).map(|(pass, inputs)| NextPass {
+            size: pass.size,
+            begin: pass.schedule.begin,
+            sampler: pass.schedule.sampler,
+            inputs,
+            upscaler: hires.map(|hires| hires.upscaler).unwrap_or_default(),
+        });
+        let pass = Pass::new(job.first.schedule.sampler, start, inputs)?;
+        self.load(component)?;
         self.progress.tell(Event::Started { steps: self.progress.steps })?;
-        let started = begun.elapsed();
+        Ok(Drawing::new(component, guidance, noise, pass, next, begun))
+    }
 
-        let mut latents = self.denoise(job, Which::First, &conditioning, start, &mut noise)?;
-        if job.second.is_some() {
-            let start = self.enlarge(job, &latents, &mut noise)?;
-            latents = self.denoise(job, Which::Second, &conditioning, start, &mut noise)?;
+    /// What the denoiser reads in a pass besides latents and timestep.
+    fn inputs(
+        &self,
+        job: &Job<'_>,
+        pass: &super::job::Pass,
+        conditioning: &Conditioning,
+    ) -> Result<PassInputs, Error> {
+        let (request, size, guidance) = (job.request, pass.size, job.guidance);
+        let rows = guidance.rows(job.batch());
+        let info = PassInfo { request, size, guidance, rows };
+        let controls = request.controls.iter().zip(&job.control_scales);
+        let controls = controls.map(|(control, &scale)| ActiveControl::new(control, scale, size, rows));
+        Ok(PassInputs {
+            conditions: self.model.denoiser.conditions(&info, conditioning),
+            controls: controls.collect::<Result<_, Error>>()?,
+        })
+    }
+
+    fn evaluation(&mut self, component: ComponentName) -> Result<Evaluation<'_>, Error> {
+        Ok(Evaluation {
+            facts: self.facts,
+            denoiser: &*self.model.denoiser,
+            chain: self.engines.chain(component)?,
+            controlnets: self.controlnets,
+        })
+    }
+
+    /// Takes a drawing over the call that is due.
+    fn step(&mut self, drawing: &mut Drawing) -> Result<(), Error> {
+        let predictions = self.evaluation(drawing.component)?.predict(&[drawing])?;
+        predictions.iter().try_for_each(|prediction| drawing.take(prediction))
+    }
+
+    /// Takes each drawing over the call that is due, those of one kind together; one that fails does not stop the others.
+    pub(super) fn advance(&mut self, drawings: &mut [&mut Drawing]) -> Vec<Result<(), Error>> {
+        let mut results: Vec<Result<(), Error>> = drawings.iter().map(|_| Ok(())).collect();
+        let mut left: Vec<usize> = (0..drawings.len()).filter(|&i| !drawings[i].is_denoised()).collect();
+        while let Some(&first) = left.first() {
+            let together = match self.of_one_kind(first, &left, drawings) {
+                Ok(together) => together,
+                Err(error) => {
+                    results[first] = Err(error);
+                    vec![first]
+                }
+            };
+            left.retain(|i| !together.contains(i));
+            if results[first].is_err() {
+                continue;
+            }
+            let mut group: Vec<&mut Drawing> = Vec::new();
+            for (i, drawing) in drawings.iter_mut().enumerate() {
+                if together.contains(&i) {
+                    group.push(drawing);
+                }
+            }
+            for (i, result) in together.into_iter().zip(self.advance_together(&mut group)) {
+                results[i] = result;
+            }
         }
-        let stepped = begun.elapsed();
-        let images = self.decode(&latents)?;
-        let timings = Timings { start: started, steps: stepped - started, decode: begun.elapsed() - stepped };
-        Ok(Output { images, latents, timings })
+        results
+    }
+
+    /// Which of `left` can be evaluated with one of them.
+    fn of_one_kind(
+        &mut self,
+        first: usize,
+        left: &[usize],
+        drawings: &[&mut Drawing],
+    ) -> Result<Vec<usize>, Error> {
+        let is_fixed = self.facts.fixed.is_some();
+        let evaluation = self.evaluation(drawings[first].component)?;
+        let kind = evaluation.kind(drawings[first]);
+        let fits = |&&i: &&usize| i == first || !is_fixed && evaluation.kind(drawings[i]) == kind;
+        Ok(left.iter().filter(fits).copied().collect())
+    }
+
+    /// One evaluation for drawings of one kind; where it fails, one for each.
+    fn advance_together(&mut self, group: &mut [&mut Drawing]) -> Vec<Result<(), Error>> {
+        let component = group[0].component;
+        let predicted = self.evaluation(component).and_then(|mut evaluation| evaluation.predict(group));
+        let results: Vec<Result<(), Error>> = match predicted {
+            Ok(predictions) => {
+                group.iter_mut().zip(predictions).map(|(drawing, made)| drawing.take(&made)).collect()
+            }
+            Err(error) if group.len() == 1 => vec![Err(error)],
+            Err(_) => group.iter_mut().map(|drawing| self.step(drawing)).collect(),
+        };
+        let passed_on = group.iter_mut().zip(results);
+        passed_on.map(|(drawing, result)| result.and_then(|()| self.pass_on(drawing))).collect()
+    }
+
+    /// Leaves a pass to the device, where it can be.
+    #[cfg(feature = "cuda")]
+    fn pass_on_device(&mut self, drawing: &mut Drawing) -> Result<bool, Error> {
+        if self.progress.watch.wants_previews() {
+            return Ok(false);
+        }
+        let Some((device, linear)) = self.evaluation(drawing.component)?.on_device(drawing)? else {
+            return Ok(false);
+        };
+        let mut evaluation = Evaluation {
+            facts: self.facts,
+            denoiser: &*self.model.denoiser,
+            chain: self.engines.chain(drawing.component)?,
+            controlnets: self.controlnets,
+        };
+        evaluation.run_on_device(&device, &linear, drawing, &mut self.progress)?;
+        self.pass_on(drawing)?;
+        Ok(true)
+    }
+
+    /// Starts the second pass where the first is done.
+    fn pass_on(&mut self, drawing: &mut Drawing) -> Result<(), Error> {
+        let Some(next) = drawing.take_next() else { return Ok(()) };
+        let start = self.enlarge(&next, &drawing.pass.latents, &mut drawing.noise)?;
+        drawing.pass = Pass::new(next.sampler, start, next.inputs)?;
+        self.load(drawing.component)
+    }
+
+    /// Tells what the pictures look like so far, unless an estimate has none yet.
+    fn preview(&mut self, component: ComponentName, latents: &ArrayD<f32>) -> Result<(), Error> {
+        let tiling = self.engines.memory().vae_tiling;
+        let mut chain = self.engines.chain(component)?;
+        let mut decoder = chain.other(self.facts.image_decoder)?;
+        let images = decode(&mut decoder, self.facts, tiling, latents, None);
+        chain.release_others();
+        match images {
+            Ok(images) => self.progress.tell(Event::Preview { step: self.progress.step, images }),
+            Err(Error::Overflow { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Decodes what a drawing came to.
+    pub(super) fn finish(&mut self, drawing: &Drawing) -> Result<Output, Error> {
+        let stepped = drawing.elapsed();
+        let images = self.decode(drawing.latents())?;
+        let start = drawing.started;
+        let timings = Timings { start, steps: stepped - start, decode: drawing.elapsed() - stepped };
+        Ok(Output { images, latents: drawing.latents().clone(), timings })
     }
 
     /// Encodes the texts, unless the pool remembers what they came to.
@@ -104,44 +272,6 @@ impl Run<'_, '_> {
         Ok(hasher.finalize().into())
     }
 
-    fn denoise(
-        &mut self,
-        job: &mut Job<'_>,
-        which: Which,
-        conditioning: &Conditioning,
-        start: Start,
-        noise: &mut Noise,
-    ) -> Result<ArrayD<f32>, Error> {
-        let rows = job.guidance.rows(job.batch());
-        let component = self.model.denoiser.component(job.task);
-        let (request, guidance) = (job.request, job.guidance);
-        let pass = match (which, &mut job.second) {
-            (Which::Second, Some(second)) => second,
-            _ => &mut job.first,
-        };
-        let size = pass.size;
-        let conditions =
-            self.model.denoiser.conditions(&PassInfo { request, size, guidance, rows }, conditioning);
-        let controlnets = match request.controls.as_slice() {
-            [] => None,
-            controls => {
-                let nets = self.controlnets.iter_mut();
-                Some(ActiveControlNets::new(nets, controls, &job.control_scales, size, rows)?)
-            }
-        };
-        DenoisingLoop {
-            facts: self.facts,
-            denoiser: &*self.model.denoiser,
-            chain: self.engines.chain(component)?,
-            controlnets,
-            guidance,
-            conditions: &conditions,
-            eta_noise: noise,
-            progress: &mut self.progress,
-        }
-        .run(&mut pass.schedule.sampler, start)
-    }
-
     /// Decodes one latent at a time (diffusers' `enable_vae_slicing`), or as many as the engine was built for.
     pub(super) fn decode(&mut self, latents: &ArrayD<f32>) -> Result<Vec<RgbImage>, Error> {
         let name = self.facts.image_decoder;
@@ -168,13 +298,6 @@ impl Run<'_, '_> {
         }
         Ok(())
     }
-}
-
-/// Which pass of a job.
-#[derive(Clone, Copy)]
-enum Which {
-    First,
-    Second,
 }
 
 impl Engines for Run<'_, '_> {

@@ -67,11 +67,6 @@ impl<'a> Chain<'a> {
         }
     }
 
-    /// How memory is spent.
-    pub(crate) fn memory(&self) -> MemoryOptions {
-        self.residency.memory
-    }
-
     /// The device that it computes on, where that is not the host.
     #[cfg(feature = "cuda")]
     pub(crate) fn device(&self) -> Option<Arc<kiln_cuda::Device>> {

@@ -22,6 +22,7 @@ use crate::lora::ChangedWeights;
 use crate::{Error, MemoryOptions, Offload};
 pub(crate) use chain::Chain;
 pub(crate) use encodings::EncodingKey;
+pub(crate) use pool::Active;
 pub use pool::Pool;
 use pool::{EngineKey, Slot};
 

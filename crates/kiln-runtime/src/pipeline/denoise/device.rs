@@ -6,10 +6,12 @@ use kiln_cuda::{Device, DeviceMemory, Mark, Term};
 use kiln_engine::{DeviceTensor, ElementType, Tensor, TensorView};
 use ndarray::{ArrayD, arr1};
 
-use super::{DenoisingLoop, Event};
-use crate::Error;
+use super::Evaluation;
+use crate::pipeline::drawing::{Drawing, Pass};
 use crate::pipeline::progress::Progress;
 use crate::scheduler::LinearRun;
+use crate::watch::Event;
+use crate::{Error, Guidance};
 
 /// Steps that a device is given ahead of the one that it computes.
 const AHEAD: usize = 1;
@@ -46,30 +48,48 @@ struct Flags {
     flags: Vec<DeviceMemory>,
 }
 
-impl DenoisingLoop<'_, '_> {
-    /// Takes the latents through the calls whose timesteps are given. Progress is told when the device has done a step.
-    pub(super) fn run_on_device(
+impl Evaluation<'_> {
+    /// Whether a pass can be left to a device, and how: nothing has to be looked at between two steps.
+    pub(in crate::pipeline) fn on_device(
+        &self,
+        drawing: &mut Drawing,
+    ) -> Result<Option<(Arc<Device>, LinearRun)>, Error> {
+        let pass = &mut drawing.pass;
+        let is_plain = pass.inputs.controls.is_empty()
+            && pass.inpainting.is_none()
+            && pass.call == pass.begin
+            && self.denoiser.packing().is_none();
+        let Some(device) = self.chain.device().filter(|_| is_plain) else { return Ok(None) };
+        Ok(pass.sampler.linear_run(pass.begin)?.map(|linear| (device, linear)))
+    }
+
+    /// Takes the latents through a pass. Progress is told when the device has done a step.
+    pub(in crate::pipeline) fn run_on_device(
         &mut self,
         device: &Arc<Device>,
         linear: &LinearRun,
-        timesteps: &[f32],
-        latents: &ArrayD<f32>,
-    ) -> Result<ArrayD<f32>, Error> {
-        let conditions = self.conditions.iter();
+        drawing: &mut Drawing,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Error> {
+        let guidance = drawing.guidance;
+        let Pass { sampler, begin, latents, inputs, .. } = &drawing.pass;
+        let timesteps = &sampler.timesteps()[*begin..];
+        let conditions = inputs.conditions.iter();
         let conditions: Vec<(&str, DeviceTensor)> = conditions
             .map(|(name, value)| Ok((name.as_str(), DeviceTensor::upload(device, value.view())?)))
             .collect::<Result<_, Error>>()?;
         let mut history = History::new(device, latents)?;
         let mut flags = Flags { flags: Vec::new() };
         let mut marks: Vec<Mark> = Vec::new();
-        let base = self.progress.step;
+        let base = progress.step;
         for (i, &timestep) in timesteps.iter().enumerate() {
             if i + 1 == timesteps.len() {
                 self.chain.prefetch_next(self.facts.image_decoder)?;
             }
-            let sample = self.doubled(device, history.sum(&linear.inputs[i])?)?;
-            let timestep =
-                DeviceTensor::upload(device, arr1(&[self.denoiser.timestep(timestep)]).into_dyn().view())?;
+            let sample = doubled(guidance, device, history.sum(&linear.inputs[i])?)?;
+            let (name, rows) = (self.denoiser.timestep_input(), sample.shape()[0]);
+            let timestep = super::timesteps(self.chain.inputs(), name, self.denoiser.timestep(timestep), rows);
+            let timestep = DeviceTensor::upload(device, arr1(&timestep).into_dyn().view())?;
             let mut inputs = vec![
                 (self.denoiser.latents_input(), TensorView::Device(&sample)),
                 (self.denoiser.timestep_input(), TensorView::Device(&timestep)),
@@ -79,60 +99,62 @@ impl DenoisingLoop<'_, '_> {
             let Some(Tensor::Device(made)) = made else {
                 return Err(self.chain.no_output());
             };
-            let prediction = self.guided(device, made, latents.shape())?;
+            let prediction = guided(guidance, device, made, latents.shape())?;
             flags.check(device, &prediction)?;
             history.push(prediction);
             for _ in 0..linear.n_draws[i] {
-                let noise = self.eta_noise.randn(latents.shape());
+                let noise = drawing.noise.randn(latents.shape());
                 history.push(DeviceTensor::upload(device, noise.view())?);
             }
             marks.push(device.mark()?);
             if i >= AHEAD {
-                tell(self.progress, base, &marks, timesteps, i - AHEAD)?;
+                tell(progress, base, &marks, timesteps, i - AHEAD)?;
             }
         }
         let latents = history.sum(&linear.latents)?;
         for i in timesteps.len().saturating_sub(AHEAD)..timesteps.len() {
-            tell(self.progress, base, &marks, timesteps, i)?;
+            tell(progress, base, &marks, timesteps, i)?;
         }
         flags.refuse(device, base).map_err(|error| self.chain.blamed(error))?;
-        Ok(latents.download()?)
+        let n_steps = timesteps.len();
+        drawing.arrive(latents.download()?, base + n_steps);
+        Ok(())
     }
+}
 
-    /// The sample once, or twice where guidance needs both predictions.
-    fn doubled(&self, device: &Arc<Device>, sample: DeviceTensor) -> Result<DeviceTensor, Error> {
-        if !self.guidance.is_guided() {
-            return Ok(sample);
-        }
-        let mut shape = sample.shape().to_vec();
-        shape[0] *= 2;
-        let doubled = DeviceTensor::new(device, sample.element_type(), &shape)?;
-        let n_bytes = sample.memory().n_bytes();
-        for offset in [0, n_bytes] {
-            device.copy((sample.memory(), 0), (doubled.memory(), offset), n_bytes)?;
-        }
-        Ok(doubled)
+/// The sample once, or twice where guidance needs both predictions.
+fn doubled(guidance: Guidance, device: &Arc<Device>, sample: DeviceTensor) -> Result<DeviceTensor, Error> {
+    if !guidance.is_guided() {
+        return Ok(sample);
     }
+    let mut shape = sample.shape().to_vec();
+    shape[0] *= 2;
+    let doubled = DeviceTensor::new(device, sample.element_type(), &shape)?;
+    let n_bytes = sample.memory().n_bytes();
+    for offset in [0, n_bytes] {
+        device.copy((sample.memory(), 0), (doubled.memory(), offset), n_bytes)?;
+    }
+    Ok(doubled)
+}
 
-    /// The guided prediction.
-    fn guided(
-        &self,
-        device: &Arc<Device>,
-        prediction: DeviceTensor,
-        shape: &[usize],
-    ) -> Result<DeviceTensor, Error> {
-        if !self.guidance.is_guided() {
-            return Ok(prediction);
-        }
-        let guided = DeviceTensor::new(device, ElementType::F32, shape)?;
-        let n = guided.n_elements();
-        device.guide(guided.memory(), prediction.memory(), self.guidance.scale, n)?;
-        if self.guidance.rescale > 0.0 {
-            let rows = [shape[0], n / shape[0]];
-            device.rescale_spread(guided.memory(), prediction.memory(), self.guidance.rescale, rows)?;
-        }
-        Ok(guided)
+/// The guided prediction.
+fn guided(
+    guidance: Guidance,
+    device: &Arc<Device>,
+    prediction: DeviceTensor,
+    shape: &[usize],
+) -> Result<DeviceTensor, Error> {
+    if !guidance.is_guided() {
+        return Ok(prediction);
     }
+    let guided = DeviceTensor::new(device, ElementType::F32, shape)?;
+    let n = guided.n_elements();
+    device.guide(guided.memory(), prediction.memory(), guidance.scale, n)?;
+    if guidance.rescale > 0.0 {
+        let rows = [shape[0], n / shape[0]];
+        device.rescale_spread(guided.memory(), prediction.memory(), guidance.rescale, rows)?;
+    }
+    Ok(guided)
 }
 
 /// Waits until a step is done, and tells of it.

@@ -1,165 +1,162 @@
-//! The denoising loop.
+//! One evaluation of the denoiser, for the rows of one drawing or of several.
 
 #[cfg(feature = "cuda")]
 mod device;
 
 use std::borrow::Cow;
 
+use kiln_bundle::ComponentName;
 use kiln_engine::{Tensor, TensorView};
-use ndarray::{ArrayD, Axis, Slice, Zip, arr1};
+use ndarray::{ArrayD, Axis, Slice, arr1};
 
-use super::controlnet::ActiveControlNets;
-use super::decode::decode;
+#[cfg(feature = "cuda")]
+use super::controlnet::timesteps;
+use super::controlnet::{ControlNet, Residuals, is_shared, residuals};
+use super::drawing::Drawing;
 use super::facts::Facts;
-use super::noise::Noise;
-use super::progress::Progress;
-use super::state::{Inpainting, Start, joined};
+use super::state::joined;
+use crate::Error;
 use crate::architecture::Denoiser;
 use crate::residency::Chain;
-use crate::scheduler::{Sampler, SchedulerError};
-use crate::watch::Event;
-use crate::{Error, Guidance};
 
-/// A pass through the loop: all that stays the same from step to step.
-pub(super) struct DenoisingLoop<'a, 'w> {
+/// What evaluates the denoiser.
+pub(super) struct Evaluation<'a> {
     pub(super) facts: &'a Facts,
     pub(super) denoiser: &'a dyn Denoiser,
     pub(super) chain: Chain<'a>,
-    pub(super) controlnets: Option<ActiveControlNets<'a>>,
-    pub(super) guidance: Guidance,
-    /// Inputs of the denoiser besides latents and timestep, by name.
-    pub(super) conditions: &'a [(String, ArrayD<f32>)],
-    pub(super) eta_noise: &'a mut Noise,
-    pub(super) progress: &'a mut Progress<'w>,
+    pub(super) controlnets: &'a mut [ControlNet],
 }
 
-impl DenoisingLoop<'_, '_> {
-    /// Takes the latents `[B, C, H, W]` through all calls of the sampler from where the start says.
-    pub(super) fn run(mut self, sampler: &mut Sampler, start: Start) -> Result<ArrayD<f32>, Error> {
-        let Start { mut latents, begin, inpainting } = start;
-        let timesteps = sampler.timesteps().to_vec();
-        let n = timesteps.len() - begin;
-        #[cfg(feature = "cuda")]
-        if let Some(device) = self.chain.device().filter(|_| self.stays_on_device(inpainting.as_ref()))
-            && let Some(linear) = sampler.linear_run(begin)?
-        {
-            return self.run_on_device(&device, &linear, &timesteps[begin..], &latents);
-        }
-        sampler.start_at(begin)?;
-        for (i, &timestep) in timesteps.iter().enumerate().skip(begin) {
-            if i + 1 == timesteps.len() {
-                self.chain.prefetch_next(self.facts.image_decoder)?;
-            }
-            let input = sampler.scale_model_input(i, &latents).into_owned();
-            let share = [(i - begin) as f64 / n as f64, (i - begin + 1) as f64 / n as f64];
-            let prediction = self.predict(&input, timestep, share, inpainting.as_ref())?;
-            let (step, steps) = (self.progress.step + 1, self.progress.steps);
-            let estimate = match self.progress.watch.wants_preview(step, steps) {
-                true => Some(sampler.estimate(i, &prediction, &latents)),
-                false => None,
-            };
-            let noise = &mut *self.eta_noise;
-            sampler.step(i, &prediction, &mut latents, &mut |shape| noise.randn(shape))?;
-            if let Some(inpainting) = &inpainting {
-                inpainting.restore(&mut latents, |kept, noise| match i + 1 < timesteps.len() {
-                    true => sampler.add_noise(i + 1, kept, noise),
-                    false => Ok(kept.clone()),
-                })?;
-            }
-            self.progress.step = step;
-            if !latents.iter().all(|x| x.is_finite()) {
-                return Err(Error::NotFinite { step });
-            }
-            self.progress.tell(Event::Step { step, steps, timestep })?;
-            if let Some(estimate) = estimate {
-                self.preview(estimate.as_ref().unwrap_or(&latents))?;
-            }
-        }
-        Ok(latents)
+/// What one drawing adds to an evaluation.
+struct Rows<'a> {
+    n: usize,
+    /// `[rows, C, H, W]`, with the channels of the masked picture where the denoiser reads it.
+    sample: ArrayD<f32>,
+    /// As the network reads it.
+    timestep: f32,
+    conditions: &'a [(String, ArrayD<f32>)],
+    residuals: Residuals,
+}
+
+/// What drawings must have in common to be evaluated at once.
+#[derive(PartialEq)]
+pub(super) struct Kind {
+    component: ComponentName,
+    latents: Vec<usize>,
+    conditions: Vec<(String, Vec<usize>)>,
+    /// The timestep, where the engine reads one for all rows.
+    timestep: Option<u32>,
+}
+
+impl Evaluation<'_> {
+    /// Whether the engine reads one timestep for all rows.
+    fn shares_timestep(&self) -> bool {
+        is_shared(self.chain.inputs(), self.denoiser.timestep_input())
     }
 
-    /// Whether the loop can be left to a device: nothing has to be looked at between two steps.
-    #[cfg(feature = "cuda")]
-    fn stays_on_device(&self, inpainting: Option<&Inpainting>) -> bool {
-        let is_plain = self.controlnets.is_none() && inpainting.is_none() && self.denoiser.packing().is_none();
-        is_plain && !self.progress.watch.wants_previews()
-    }
-
-    /// Tells what the pictures look like so far, unless an estimate has none yet.
-    fn preview(&mut self, latents: &ArrayD<f32>) -> Result<(), Error> {
-        let tiling = self.chain.memory().vae_tiling;
-        let mut decoder = self.chain.other(self.facts.image_decoder)?;
-        let images = decode(&mut decoder, self.facts, tiling, latents, None);
-        self.chain.release_others();
-        match images {
-            Ok(images) => self.progress.tell(Event::Preview { step: self.progress.step, images }),
-            Err(Error::Overflow { .. }) => Ok(()),
-            Err(error) => Err(error),
+    /// What a drawing has in common with those that can be evaluated with it.
+    pub(super) fn kind(&self, drawing: &Drawing) -> Kind {
+        let pass = &drawing.pass;
+        let conditions = pass.inputs.conditions.iter();
+        Kind {
+            component: drawing.component,
+            latents: pass.latents.shape()[1..].to_vec(),
+            conditions: conditions.map(|(name, value)| (name.clone(), value.shape()[1..].to_vec())).collect(),
+            timestep: self.shares_timestep().then(|| pass.timestep().to_bits()),
         }
     }
 
-    /// The guided prediction `[B, C, H, W]`; `share` is the part of the steps between which the step lies.
-    fn predict(
-        &mut self,
-        input: &ArrayD<f32>,
-        timestep: f32,
-        share: [f64; 2],
-        inpainting: Option<&Inpainting>,
-    ) -> Result<ArrayD<f32>, Error> {
-        let is_guided = self.guidance.is_guided();
-        let doubled = |array: &ArrayD<f32>| match is_guided {
+    /// The guided predictions `[B, C, H, W]` of drawings of one kind, each at the call that is due.
+    pub(super) fn predict(&mut self, drawings: &[&mut Drawing]) -> Result<Vec<ArrayD<f32>>, Error> {
+        if drawings.iter().any(|drawing| drawing.pass.is_at_last_call()) {
+            self.chain.prefetch_next(self.facts.image_decoder)?;
+        }
+        let rows: Vec<Rows<'_>> =
+            drawings.iter().map(|drawing| self.rows(drawing)).collect::<Result<_, Error>>()?;
+        let made = self.run(&rows)?;
+        let mut first = 0;
+        let own = |n: usize| {
+            let own = made.slice_axis(Axis(0), Slice::from(first..first + n)).to_owned();
+            first += n;
+            own
+        };
+        let predictions = rows.iter().map(|rows| rows.n).map(own).zip(drawings);
+        Ok(predictions
+            .map(|(prediction, drawing)| match drawing.guidance.is_guided() {
+                true => drawing.guidance.combine(&prediction),
+                false => prediction,
+            })
+            .collect())
+    }
+
+    fn rows<'d>(&mut self, drawing: &'d Drawing) -> Result<Rows<'d>, Error> {
+        let pass = &drawing.pass;
+        let doubled = |array: &ArrayD<f32>| match drawing.guidance.is_guided() {
             true => joined(Axis(0), &[array, array]),
             false => Ok(array.clone()),
         };
-        let sample = doubled(input)?;
-        let timestep = arr1(&[self.denoiser.timestep(timestep)]).into_dyn();
-        let residuals = match &mut self.controlnets {
-            Some(controlnets) => controlnets.residuals(&sample, &timestep, self.conditions, share)?,
-            None => Vec::new(),
+        let sample = doubled(&pass.sampler.scale_model_input(pass.call, &pass.latents))?;
+        let timestep = self.denoiser.timestep(pass.timestep());
+        let inputs = &pass.inputs;
+        let residuals = match inputs.controls.as_slice() {
+            [] => Vec::new(),
+            controls => {
+                residuals(self.controlnets, controls, &sample, timestep, &inputs.conditions, pass.share())?
+            }
         };
-        let sample = match inpainting.and_then(|inpainting| inpainting.channels.as_ref()) {
+        let channels = pass.inpainting.as_ref().and_then(|inpainting| inpainting.channels.as_ref());
+        let sample = match channels {
             Some(channels) => joined(Axis(1), &[&sample, &doubled(channels)?])?,
             None => sample,
         };
+        Ok(Rows { n: drawing.n_rows(), sample, timestep, conditions: &inputs.conditions, residuals })
+    }
+
+    /// What the denoiser makes of all rows.
+    fn run(&mut self, parts: &[Rows<'_>]) -> Result<ArrayD<f32>, Error> {
+        let samples: Vec<&ArrayD<f32>> = parts.iter().map(|rows| &rows.sample).collect();
+        let sample = together(&samples)?;
+        let timestep: Vec<f32> = match self.shares_timestep() {
+            true => vec![parts[0].timestep],
+            false => parts.iter().flat_map(|rows| vec![rows.timestep; rows.n]).collect(),
+        };
+        let timestep = arr1(&timestep).into_dyn();
+        let conditions = (0..parts[0].conditions.len()).map(|i| {
+            let values: Vec<&ArrayD<f32>> = parts.iter().map(|rows| &rows.conditions[i].1).collect();
+            Ok((parts[0].conditions[i].0.as_str(), together(&values)?))
+        });
+        let conditions = conditions.collect::<Result<Vec<_>, Error>>()?;
+        let residuals = (0..parts[0].residuals.len()).map(|i| {
+            let values = parts.iter().filter_map(|rows| rows.residuals[i].1.f32());
+            let values: Vec<ArrayD<f32>> = values.map(|value| value.to_owned()).collect();
+            let joined = joined(Axis(0), &values.iter().collect::<Vec<_>>())?;
+            Ok((parts[0].residuals[i].0.as_str(), joined))
+        });
+        let residuals = residuals.collect::<Result<Vec<_>, Error>>()?;
         let packing = self.denoiser.packing();
         let packed = match packing {
             Some(packing) => packing.pack(&sample)?,
-            None => Cow::Borrowed(&sample),
+            None => Cow::Borrowed(&*sample),
         };
         let mut inputs = vec![
             (self.denoiser.latents_input(), TensorView::F32(packed.view())),
             (self.denoiser.timestep_input(), TensorView::F32(timestep.view())),
         ];
-        inputs
-            .extend(self.conditions.iter().map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
-        inputs.extend(residuals.iter().map(|(name, value)| (name.as_str(), value.view())));
+        inputs.extend(conditions.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
+        inputs.extend(residuals.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
         let made = self.chain.run(&inputs)?.into_iter().next().and_then(Tensor::into_f32);
         let made = made.ok_or_else(|| self.chain.no_output())?;
-        let prediction = match packing {
-            Some(packing) => packing.unpack(made, sample.shape())?,
-            None => made,
-        };
-        Ok(if is_guided { self.guidance.combine(&prediction) } else { prediction })
+        match packing {
+            Some(packing) => packing.unpack(made, sample.shape()),
+            None => Ok(made),
+        }
     }
 }
 
-impl Inpainting {
-    /// Puts the kept part of the picture back, with as much noise as the next step expects.
-    fn restore(
-        &self,
-        latents: &mut ArrayD<f32>,
-        noised: impl FnOnce(&ArrayD<f32>, &ArrayD<f32>) -> Result<ArrayD<f32>, SchedulerError>,
-    ) -> Result<(), Error> {
-        let Some(blend) = &self.blend else { return Ok(()) };
-        let kept = noised(&blend.kept, &blend.noise)?;
-        let channels = latents.shape()[1];
-        for c in 0..channels {
-            let slice = Slice::from(c..=c);
-            Zip::from(latents.slice_axis_mut(Axis(1), slice))
-                .and(kept.slice_axis(Axis(1), slice))
-                .and(&self.mask)
-                .for_each(|latent, &kept, &mask| *latent = (1.0 - mask) * kept + mask * *latent);
-        }
-        Ok(())
+/// Rows of several drawings as one batch.
+fn together<'a>(parts: &[&'a ArrayD<f32>]) -> Result<Cow<'a, ArrayD<f32>>, Error> {
+    match parts {
+        [one] => Ok(Cow::Borrowed(*one)),
+        several => Ok(Cow::Owned(joined(Axis(0), several)?)),
     }
 }

@@ -1,0 +1,102 @@
+//! API keys.
+
+use std::fmt;
+use std::path::Path;
+
+use axum::http::{HeaderMap, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use kiln_bundle::read;
+use subtle::ConstantTimeEq;
+
+use crate::ClientId;
+use crate::config::ConfigError;
+
+/// Largest file of keys that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The keys that open the server, hashed. A key is its bearer's password: 32 random bytes leave nothing to guess, so that a
+/// plain hash is enough.
+#[derive(Clone, Default)]
+pub struct Keys(Vec<Key>);
+
+#[derive(Clone)]
+struct Key {
+    name: String,
+    hash: blake3::Hash,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|key| &key.name)).finish()
+    }
+}
+
+impl Keys {
+    /// Reads a file with a line `NAME:HASH` per key; empty lines and those that begin with `#` say nothing.
+    pub fn read(path: &Path) -> Result<Keys, ConfigError> {
+        let refuse = |reason: String| ConfigError { path: path.into(), reason };
+        let text = read::text(path, MAX_BYTES, "file of keys");
+        let text = text.map_err(|e| e.map(|e| refuse(e.to_string()), refuse))?;
+        let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
+        let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let key = |(number, line): (usize, &str)| {
+            let found = line.split_once(':').filter(|(name, _)| !name.is_empty());
+            let hash = found.and_then(|(_, hash)| blake3::Hash::from_hex(hash.trim()).ok());
+            match (found, hash) {
+                (Some((name, _)), Some(hash)) => Ok(Key { name: name.trim().into(), hash }),
+                _ => Err(refuse(format!("line {number} is not NAME:HASH; kiln serve --new-key makes one"))),
+            }
+        };
+        let keys = lines.map(key).collect::<Result<Vec<_>, _>>()?;
+        match keys.is_empty() {
+            true => Err(refuse("holds no key".into())),
+            false => Ok(Keys(keys)),
+        }
+    }
+
+    /// A new key, and the line of it for the file.
+    pub fn new_key(name: &str) -> (String, String) {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+        let key = format!("kiln-{}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let line = format!("{name}:{}", blake3::hash(key.as_bytes()).to_hex());
+        (key, line)
+    }
+
+    /// Whether everybody may come in.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Who sends a request: by `Authorization: Bearer KEY`, or by HTTP Basic with the key as password. None for strangers.
+    pub fn client(&self, headers: &HeaderMap) -> Option<ClientId> {
+        if self.is_empty() {
+            return Some(ClientId::default());
+        }
+        let given = given(headers)?;
+        let hash = blake3::hash(given.as_bytes());
+        // All keys are compared, so that time does not tell which is near.
+        let mut found = None;
+        for key in &self.0 {
+            if bool::from(key.hash.as_bytes().ct_eq(hash.as_bytes())) {
+                found = Some(ClientId(key.name.clone()));
+            }
+        }
+        found
+    }
+}
+
+fn given(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, rest) = value.split_once(' ')?;
+    match scheme.to_ascii_lowercase().as_str() {
+        "bearer" => Some(rest.trim().to_owned()),
+        "basic" => {
+            let text = String::from_utf8(BASE64_STANDARD.decode(rest.trim()).ok()?).ok()?;
+            let (_, password) = text.split_once(':')?;
+            Some(password.to_owned())
+        }
+        _ => None,
+    }
+}

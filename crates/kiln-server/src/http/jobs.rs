@@ -1,0 +1,397 @@
+//! kiln's own API: jobs that outlive connections and the process.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use futures_util::Stream;
+use kiln_runtime::image::RgbImage;
+use kiln_runtime::{Hires, Init, Request, Size};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use super::App;
+use super::encode::png;
+use super::error::ApiError;
+use super::wait::event;
+use crate::keeper::KeeperError;
+use crate::store::{Ending, Record, StoreError};
+use crate::{ClientId, Job, JobId, LoraChoice, Phase, Spec};
+
+/// Longest idempotency key, in bytes.
+const MAX_KEY: usize = 256;
+
+/// What to draw, as clients of this API say it. What is left open is the model's default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Drawing {
+    /// A served model; the first one by default.
+    model: Option<String>,
+    prompt: String,
+    #[serde(default)]
+    negative_prompt: String,
+    /// Of the first picture; a new one by default.
+    seed: Option<u64>,
+    /// Number of pictures, whose seeds follow the first one's.
+    #[serde(default = "one")]
+    n: usize,
+    width: Option<u32>,
+    height: Option<u32>,
+    steps: Option<usize>,
+    guidance_scale: Option<f32>,
+    #[serde(default)]
+    guidance_rescale: f32,
+    scheduler: Option<String>,
+    #[serde(default)]
+    eta: f32,
+    #[serde(default)]
+    clip_skip: usize,
+    /// Factors by name.
+    #[serde(default)]
+    loras: BTreeMap<String, f32>,
+    /// A picture to start from, in base64.
+    init_image: Option<String>,
+    /// Where to paint, in base64.
+    mask: Option<String>,
+    strength: Option<f64>,
+    hires: Option<Hires>,
+}
+
+fn one() -> usize {
+    1
+}
+
+impl Drawing {
+    fn spec(self, app: &App) -> Result<Spec, ApiError> {
+        let model = match self.model {
+            Some(model) => model,
+            None => app.first_model()?,
+        };
+        // What is more than any limit is refused by the model's own.
+        let n = self.n.min(kiln_runtime::limits::MAX_BATCH + 1);
+        let first = self.seed.unwrap_or_else(new_seed);
+        let mut request = Request::new("")
+            .prompts(vec![self.prompt; n])
+            .seeds((0..n as u64).map(|i| first.wrapping_add(i)).collect())
+            .steps(self.steps)
+            .guidance_scale(self.guidance_scale)
+            .guidance_rescale(self.guidance_rescale)
+            .eta(self.eta)
+            .clip_skip(self.clip_skip)
+            .hires(self.hires);
+        (request.width, request.height, request.scheduler) = (self.width, self.height, self.scheduler);
+        request.negative_prompts.extend(Some(self.negative_prompt).filter(|text| !text.is_empty()));
+        request.init = match (self.init_image, &self.mask) {
+            (Some(image), _) => {
+                let mut init = Init::new(picture("init_image", &image)?);
+                init.strength = self.strength;
+                init.mask = self.mask.as_deref().map(|mask| picture("mask", mask)).transpose()?.map(Into::into);
+                Some(init)
+            }
+            (None, Some(_)) => return Err(ApiError::invalid("mask", "mask: has no init_image")),
+            (None, None) => None,
+        };
+        let loras = self.loras.into_iter().map(|(name, weight)| LoraChoice { name, weight });
+        Ok(Spec { model, loras: loras.collect(), request })
+    }
+}
+
+/// A seed that nobody has chosen.
+pub(crate) fn new_seed() -> u64 {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+    u32::from_le_bytes(bytes).into()
+}
+
+/// A picture in base64, with or without `data:` before it.
+pub(crate) fn picture(param: &str, text: &str) -> Result<RgbImage, ApiError> {
+    let text =
+        text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")).map_or(text, |(_, rest)| rest);
+    let bytes = BASE64_STANDARD.decode(text.trim());
+    let bytes = bytes.map_err(|_| ApiError::invalid(param, format!("{param}: is not base64")))?;
+    decode(param, &bytes)
+}
+
+/// A picture of any of the formats that are read, told by its bytes.
+pub(crate) fn decode(param: &str, bytes: &[u8]) -> Result<RgbImage, ApiError> {
+    RgbImage::from_bytes(bytes).map_err(|e| ApiError::invalid(param, format!("{param}: {e}")))
+}
+
+/// `POST /v1/jobs`
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let key = headers.get("idempotency-key").map(|key| key.to_str().map(str::to_owned));
+    let key = key.transpose().ok().filter(|key| key.as_ref().is_none_or(|key| key.len() <= MAX_KEY));
+    let key = key.ok_or_else(|| {
+        ApiError::invalid("Idempotency-Key", format!("Idempotency-Key: more than {MAX_KEY} plain characters"))
+    })?;
+    let spec = {
+        let app = app.clone();
+        let spec = spawn_blocking(move || read::<Drawing>(&body)?.spec(&app));
+        spec.await.map_err(|_| internal())??
+    };
+    let id = app.keeper.take(spec, client, key).await?;
+    let view = view(&app, &id).await?.ok_or_else(internal)?;
+    let location = [(header::LOCATION, format!("/v1/jobs/{id}"))];
+    Ok((StatusCode::ACCEPTED, location, Json(view)).into_response())
+}
+
+/// A JSON body.
+pub(crate) fn read<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|e| {
+        let message: String = e.to_string().chars().take(200).collect();
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("body: {message}"))
+    })
+}
+
+pub(crate) fn internal() -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "something went wrong; the server's log says what",
+    )
+}
+
+impl From<KeeperError> for ApiError {
+    fn from(error: KeeperError) -> ApiError {
+        match error {
+            KeeperError::Refused(refusal) => refusal.into(),
+            KeeperError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> ApiError {
+        tracing::error!("{error}");
+        ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage", "the job cannot be written down")
+    }
+}
+
+/// What clients see of a job.
+#[derive(Serialize)]
+struct View {
+    id: JobId,
+    status: &'static str,
+    model: String,
+    created: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<u64>,
+    /// Jobs that are drawn before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remaining_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    step: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<usize>,
+    seeds: Vec<u64>,
+    pictures: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    infotexts: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Value>,
+}
+
+impl View {
+    fn of(app: &App, record: Record, job: Option<&Job>) -> View {
+        let mut view = View {
+            id: record.id,
+            status: "queued",
+            model: record.spec.model,
+            created: record.created,
+            ended: record.ended,
+            position: None,
+            remaining_seconds: None,
+            step: None,
+            steps: None,
+            seeds: record.spec.request.seeds,
+            pictures: Vec::new(),
+            infotexts: Vec::new(),
+            error: None,
+        };
+        match record.ending {
+            Ending::Done { pictures, infotexts } => {
+                view.status = "done";
+                view.pictures = (0..pictures).map(|i| format!("/v1/jobs/{}/pictures/{i}", view.id)).collect();
+                view.infotexts = infotexts;
+            }
+            Ending::Failed { fault } => {
+                view.status = "failed";
+                view.error = Some(json!({ "code": fault.kind, "message": fault.message }));
+            }
+            Ending::Cancelled => view.status = "cancelled",
+            Ending::Open => view.live(app, job),
+        }
+        view
+    }
+
+    /// How far a job is that has not ended on disk yet.
+    fn live(&mut self, app: &App, job: Option<&Job>) {
+        let Some(job) = job else { return };
+        let status = job.status();
+        self.status = match &status.phase {
+            phase if phase.is_final() => "saving",
+            phase => phase.name(),
+        };
+        self.position = app.service.position(&job.id);
+        self.remaining_seconds = app.service.remaining(job).map(|time| time.as_secs_f64());
+        if let Phase::Drawing { step, steps } = status.phase {
+            (self.step, self.steps) = (Some(step), Some(steps));
+        }
+    }
+}
+
+async fn record(app: &App, id: &JobId) -> Result<Option<Record>, ApiError> {
+    let (store, id) = (app.keeper.store().clone(), id.clone());
+    Ok(spawn_blocking(move || store.get(&id)).await.map_err(|_| internal())??)
+}
+
+async fn view(app: &App, id: &JobId) -> Result<Option<View>, ApiError> {
+    // The job first: where it is gone, its end is on disk.
+    let job = app.service.job(id);
+    Ok(record(app, id).await?.map(|record| View::of(app, record, job.as_deref())))
+}
+
+/// The name of a job of this client.
+async fn owned(app: &App, client: &ClientId, id: &str) -> Result<JobId, ApiError> {
+    let id = JobId::parse(id).ok_or_else(|| ApiError::not_found("job"))?;
+    match record(app, &id).await? {
+        Some(record) if record.client == *client => Ok(id),
+        _ => Err(ApiError::not_found("job")),
+    }
+}
+
+/// `GET /v1/jobs`
+pub(super) async fn list(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+) -> Result<Json<Value>, ApiError> {
+    let store = app.keeper.store().clone();
+    let records = spawn_blocking(move || store.all()).await.map_err(|_| internal())??;
+    let own = records.into_iter().rev().filter(|record| record.client == client).take(200);
+    let views = own.map(|record| {
+        let job = app.service.job(&record.id);
+        View::of(&app, record, job.as_deref())
+    });
+    Ok(Json(json!({ "jobs": views.collect::<Vec<_>>() })))
+}
+
+/// `GET /v1/jobs/{id}`
+pub(super) async fn show(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let id = owned(&app, &client, &id).await?;
+    let view = view(&app, &id).await?.ok_or_else(|| ApiError::not_found("job"))?;
+    Ok(Json(json!(view)))
+}
+
+/// `POST /v1/jobs/{id}/cancel`
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = owned(&app, &client, &id).await?;
+    match app.service.job(&id).filter(|job| !job.status().phase.is_final()) {
+        Some(job) => {
+            app.service.cancel(&job);
+            job.ended().await;
+            Ok((StatusCode::ACCEPTED, Json(json!({ "id": id, "status": "cancelled" }))).into_response())
+        }
+        None => Err(ApiError::new(StatusCode::CONFLICT, "too_late", "the job has ended already")),
+    }
+}
+
+/// `GET /v1/jobs/{id}/pictures/{index}`
+pub(super) async fn show_picture(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    Path((id, index)): Path<(String, usize)>,
+) -> Result<Response, ApiError> {
+    let id = owned(&app, &client, &id).await?;
+    let store = app.keeper.store().clone();
+    let file = spawn_blocking(move || store.picture(&id, index)).await.map_err(|_| internal())?;
+    let file = file.ok_or_else(|| ApiError::not_found("picture"))?;
+    Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=3600")], file)
+        .into_response())
+}
+
+/// `GET /v1/jobs/{id}/events`: `queued`, `loading`, `drawing`, `preview`, `decoding`, then one of `done`, `failed` and
+/// `cancelled`, each with the job as data.
+pub(super) async fn events(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let id = owned(&app, &client, &id).await?;
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, Body::from_stream(follow(app, id))).into_response())
+}
+
+fn follow(app: App, id: JobId) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut last = None;
+        let mut watcher = app.service.job(&id).map(|job| job.watch());
+        loop {
+            let status = watcher.as_mut().map(|watcher| watcher.borrow_and_update().clone());
+            let Ok(Some(view)) = view(&app, &id).await else { return };
+            let is_last = view.ended.is_some();
+            let mut texts = Vec::new();
+            if let Some((step, preview)) = status.and_then(|status| status.preview)
+                && last != Some(step)
+                && !is_last
+            {
+                last = Some(step);
+                texts.extend(preview_event(&preview, step).await);
+            }
+            texts.push(event(Some(view.status), &json!(view)));
+            for text in texts {
+                if sender.send(Ok(Bytes::from(text))).await.is_err() {
+                    return;
+                }
+            }
+            if is_last {
+                return;
+            }
+            let changed = async {
+                match &mut watcher {
+                    Some(watcher) => watcher.changed().await.is_ok(),
+                    None => false,
+                }
+            };
+            let waited = tokio::time::timeout(std::time::Duration::from_secs(2), changed).await;
+            if waited == Ok(false) {
+                // The job is gone: its end is on disk, or will be at once.
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                watcher = app.service.job(&id).map(|job| job.watch());
+            }
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(receiver)
+}
+
+async fn preview_event(preview: &RgbImage, step: usize) -> Option<String> {
+    let preview = preview.clone();
+    let file = spawn_blocking(move || {
+        let size = preview.size();
+        png(&preview.resized(Size::new(size.width * 4, size.height * 4)), "")
+    });
+    let file = file.await.ok()?.ok()?;
+    Some(event(Some("preview"), &json!({ "step": step, "png": BASE64_STANDARD.encode(file) })))
+}

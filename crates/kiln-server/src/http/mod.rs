@@ -1,0 +1,86 @@
+//! HTTP: the router, and what all of its paths have in common.
+
+pub mod auth;
+mod body;
+mod encode;
+mod error;
+mod health;
+mod jobs;
+mod listen;
+mod wait;
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::{Router, routing};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::decompression::RequestDecompressionLayer;
+
+use crate::Service;
+use crate::keeper::Keeper;
+pub use auth::Keys;
+pub(crate) use encode::png;
+pub use listen::{Listening, listen};
+
+/// What handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+/// What handlers share.
+pub struct Shared {
+    /// Jobs.
+    pub service: Service,
+    /// Jobs that outlive the process.
+    pub keeper: Arc<Keeper>,
+    /// Who may come in.
+    pub keys: Keys,
+    /// Largest body, in bytes.
+    pub max_body: usize,
+    /// Origins whose pages may call.
+    pub origins: Vec<axum::http::HeaderValue>,
+}
+
+impl App {
+    /// Handlers over these.
+    pub fn new(shared: Shared) -> App {
+        App(Arc::new(shared))
+    }
+}
+
+impl App {
+    /// The model that is drawn with where a request names none.
+    pub(crate) fn first_model(&self) -> Result<String, error::ApiError> {
+        let first = self.service.models().cards().into_iter().next();
+        first.map(|card| card.name).ok_or_else(|| error::ApiError::not_found("model"))
+    }
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// All paths.
+pub fn router(app: App) -> Router {
+    let cors = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(app.origins.clone()))
+        .allow_methods(tower_http::cors::Any)
+        .allow_headers(tower_http::cors::Any);
+    Router::new()
+        .route("/healthz", routing::get(health::live))
+        .route("/readyz", routing::get(health::ready))
+        .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
+        .route("/v1/jobs/{id}", routing::get(jobs::show))
+        .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
+        .route("/v1/jobs/{id}/events", routing::get(jobs::events))
+        .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
+        .with_state(app.clone())
+        .layer(from_fn_with_state(app, body::admit))
+        .layer(RequestDecompressionLayer::new())
+        .layer(from_fn(error::in_dialect))
+        .layer(cors)
+}

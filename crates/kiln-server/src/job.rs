@@ -1,0 +1,233 @@
+//! One request on its way through the server.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use kiln_runtime::image::RgbImage;
+use kiln_runtime::{CancelToken, Request, Timings};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::Fault;
+
+/// Names a job; cannot be guessed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(String);
+
+impl JobId {
+    /// A new one.
+    pub fn random() -> JobId {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+        JobId(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The name, if it can be one.
+    pub fn parse(text: &str) -> Option<JobId> {
+        let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (text.len() == 32 && text.bytes().all(is_hex)).then(|| JobId(text.into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Who sent a job: the name of an API key, or nobody in particular.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClientId(pub String);
+
+/// What to draw, and with what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Name of a served model.
+    pub model: String,
+    /// LoRAs, among those that the model allows.
+    #[serde(default)]
+    pub loras: Vec<LoraChoice>,
+    /// The request, with its seeds.
+    pub request: Request,
+}
+
+/// A LoRA by the name that the server gives it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraChoice {
+    /// Name.
+    pub name: String,
+    /// Factor of its changes.
+    pub weight: f32,
+}
+
+/// How far a job is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Phase {
+    /// It waits for its turn.
+    #[default]
+    Queued,
+    /// Its model is being loaded.
+    Loading,
+    /// Evaluations of the denoiser are made.
+    Drawing {
+        /// Evaluations done.
+        step: usize,
+        /// Evaluations to make.
+        steps: usize,
+    },
+    /// Pictures are decoded.
+    Decoding,
+    /// It has pictures.
+    Done(Arc<Finished>),
+    /// It has none.
+    Failed(Fault),
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl Phase {
+    /// Whether nothing will change any more.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Phase::Done(_) | Phase::Failed(_) | Phase::Cancelled)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Queued => "queued",
+            Phase::Loading => "loading",
+            Phase::Drawing { .. } => "drawing",
+            Phase::Decoding => "decoding",
+            Phase::Done(_) => "done",
+            Phase::Failed(_) => "failed",
+            Phase::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What a job came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// One picture per prompt.
+    pub images: Vec<RgbImage>,
+    /// How each was made, in the words of the web UIs.
+    pub infotexts: Vec<String>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// What watchers see of a job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// How far it is.
+    pub phase: Phase,
+    /// What the first picture looks like so far, one pixel per latent, and after which evaluation.
+    pub preview: Option<(usize, Arc<RgbImage>)>,
+}
+
+/// A job that the server has taken.
+#[derive(Debug)]
+pub struct Job {
+    /// Its name.
+    pub id: JobId,
+    /// What to draw.
+    pub spec: Spec,
+    /// Who sent it.
+    pub client: ClientId,
+    /// When it was sent.
+    pub created: SystemTime,
+    /// Evaluations times rows times pixels: what it costs.
+    pub cost: f64,
+    pub(crate) queued: Instant,
+    pub(crate) cancel: CancelToken,
+    is_stopped: AtomicBool,
+    status: watch::Sender<Status>,
+}
+
+impl Job {
+    pub(crate) fn new(id: JobId, spec: Spec, client: ClientId, cost: f64) -> Job {
+        Job {
+            id,
+            spec,
+            client,
+            created: SystemTime::now(),
+            cost,
+            queued: Instant::now(),
+            cancel: CancelToken::new(),
+            is_stopped: AtomicBool::new(false),
+            status: watch::Sender::new(Status::default()),
+        }
+    }
+
+    /// What watchers see of it now.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Follows what watchers see; slow ones see the newest alone.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Time since it was taken.
+    pub fn age(&self) -> Duration {
+        self.queued.elapsed()
+    }
+
+    /// Stops it before its next step, because the server ends.
+    pub(crate) fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Stops it before its next step, because its owner says so.
+    pub(crate) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+        self.cancel.cancel();
+    }
+
+    /// Whether its owner has stopped it.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody has stopped it.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Goes to another phase, unless it is at its end.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.status.send_if_modified(|status| {
+            let changes = !status.phase.is_final() && status.phase != phase;
+            if changes {
+                status.phase = phase;
+            }
+            changes
+        });
+    }
+
+    pub(crate) fn show(&self, step: usize, preview: RgbImage) {
+        self.status.send_modify(|status| status.preview = Some((step, Arc::new(preview))));
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&self) -> Phase {
+        let mut watcher = self.watch();
+        match watcher.wait_for(|status| status.phase.is_final()).await {
+            Ok(status) => status.phase.clone(),
+            // The sender lives as long as the job.
+            Err(_) => Phase::Cancelled,
+        }
+    }
+}

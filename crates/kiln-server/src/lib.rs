@@ -1,0 +1,33 @@
+//! Serves bundles: jobs wait in a bounded queue, a worker draws them in batches, and handlers speak the APIs that image
+//! clients know.
+//!
+//! ```text
+//! HTTP handlers ── Service ── Queue ── worker thread ── kiln_runtime::Session
+//!                     │                     │
+//!                   Store                 Status (a watch per job)
+//! ```
+//!
+//! Handlers turn bodies into a [`Spec`] and wait for a [`Job`]; they know no engine. The worker owns every pipeline of its
+//! device and knows no protocol. [`Service`] stands between them.
+
+pub mod config;
+mod estimate;
+mod fault;
+pub mod http;
+mod job;
+pub mod keeper;
+mod models;
+mod preview;
+mod queue;
+mod server;
+mod service;
+pub mod store;
+mod worker;
+
+pub use fault::{Fault, FaultKind};
+pub use job::{ClientId, Finished, Job, JobId, LoraChoice, Phase, Spec, Status};
+pub use models::{ModelCard, Models, Runtime};
+pub use preview::LatentColours;
+pub use server::{Server, ServerError, ServerOptions};
+pub use service::{Refusal, Service, Ticket};
+pub use worker::{Worker, WorkerOptions};

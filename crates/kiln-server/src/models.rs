@@ -1,0 +1,202 @@
+//! The models that are served.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use kiln_runtime::bundle::Bundle;
+use kiln_runtime::{
+    Backend, Backends, Error, MemoryOptions, Pipeline, PipelineBuilder, Pool, Request, SealKey, Size,
+};
+
+use crate::config::{Limits, ModelConfig};
+use crate::{Fault, FaultKind, Spec};
+
+/// What handlers know of a model.
+#[derive(Clone, Debug)]
+pub struct ModelCard {
+    /// What clients call it.
+    pub name: String,
+    /// What people see.
+    pub title: String,
+    /// Size of pictures where a request says none.
+    pub size: Size,
+    /// Scheduler where a request names none; the model's own where this is none, too.
+    pub scheduler: Option<String>,
+    /// Steps where a request says none.
+    pub steps: Option<usize>,
+    /// Names of the LoRAs that requests may use.
+    pub loras: Vec<String>,
+    /// What a request may take.
+    pub limits: Limits,
+    /// Digest that tells its bundle from others, as 64 hexadecimal digits.
+    pub digest: String,
+    /// diffusers' class of its pipeline.
+    pub class: String,
+    /// Whether it is loaded with the server.
+    pub preload: bool,
+    /// Whether it stays loaded.
+    pub keep: bool,
+}
+
+/// A model: its card, and what pipelines are made from.
+pub(crate) struct Model {
+    pub(crate) card: ModelCard,
+    pub(crate) loras: BTreeMap<String, PathBuf>,
+    bundle: Bundle,
+    backend: Arc<dyn Backend>,
+    memory: MemoryOptions,
+    seal_key: Option<SealKey>,
+    kernels: Option<PathBuf>,
+    /// Resolves requests and never loads an engine.
+    front: Mutex<Pipeline>,
+}
+
+/// What all models of a server have in common.
+#[derive(Clone)]
+pub struct Runtime {
+    /// What runs engines.
+    pub backends: Backends,
+    /// Holds the engines of all models.
+    pub pool: Pool,
+    /// How pipelines spend memory.
+    pub memory: MemoryOptions,
+    /// Seals engines that are code.
+    pub seal_key: Option<SealKey>,
+    /// Where kernels are kept that a device's library compiles.
+    pub kernels: Option<PathBuf>,
+}
+
+impl Model {
+    pub(crate) fn open(config: &ModelConfig, bundle: Bundle, runtime: &Runtime) -> Result<Model, Error> {
+        let backend = runtime.backends.open_for(&bundle)?.backend;
+        let builder = |pool: &Pool| {
+            let builder = Pipeline::builder(bundle.clone()).backend(backend.clone()).pool(pool);
+            sealed(builder, runtime.seal_key.as_ref(), runtime.kernels.as_ref()).memory(runtime.memory)
+        };
+        let front = builder(&Pool::new()).build()?;
+        let size = front.resolve(&Request::new(""))?.picture_size();
+        let manifest = bundle.manifest();
+        let info = bundle.pipeline()?;
+        let card = ModelCard {
+            name: config.name.clone(),
+            title: config.title.clone().unwrap_or_else(|| config.name.clone()),
+            size,
+            scheduler: config.scheduler.clone(),
+            steps: config.steps,
+            loras: config.loras.keys().cloned().collect(),
+            limits: config.limits,
+            digest: blake3::hash(manifest.provenance.key.as_bytes()).to_hex().to_string(),
+            class: info.class.clone(),
+            preload: config.preload,
+            keep: config.keep,
+        };
+        Ok(Model {
+            card,
+            loras: config.loras.clone(),
+            backend,
+            memory: runtime.memory,
+            seal_key: runtime.seal_key.clone(),
+            kernels: runtime.kernels.clone(),
+            front: Mutex::new(front),
+            bundle,
+        })
+    }
+
+    /// A pipeline whose engines lie in a pool.
+    pub(crate) fn pipeline(&self, pool: &Pool) -> Result<Pipeline, Error> {
+        let builder = Pipeline::builder(self.bundle.clone()).backend(self.backend.clone()).pool(pool);
+        sealed(builder, self.seal_key.as_ref(), self.kernels.as_ref()).memory(self.memory).build()
+    }
+
+    /// Fills in what the model's configuration says, refuses what it does not allow or cannot do; what the request costs.
+    pub(crate) fn accept(&self, spec: &mut Spec) -> Result<f64, Fault> {
+        let refuse = |reason: String| Err(Fault::new(FaultKind::Request, reason));
+        let (card, request) = (&self.card, &mut spec.request);
+        let limits = card.limits;
+        if let Some(lora) = spec.loras.iter().find(|lora| !self.loras.contains_key(&lora.name)) {
+            return refuse(format!("lora: '{}' is not one of this model's", shown(&lora.name)));
+        }
+        if let Some(lora) = spec.loras.iter().find(|lora| !lora.weight.is_finite()) {
+            return refuse(format!("lora: the weight of '{}' is not a finite number", lora.name));
+        }
+        if request.prompts.len() > limits.pictures {
+            return refuse(format!(
+                "batch size: {} pictures, the limit is {}",
+                request.prompts.len(),
+                limits.pictures
+            ));
+        }
+        let texts = request.prompts.iter().chain(&request.negative_prompts);
+        if let Some(text) = texts.into_iter().find(|text| text.len() > limits.prompt_bytes) {
+            return refuse(format!("prompt: {} bytes, the limit is {}", text.len(), limits.prompt_bytes));
+        }
+        request.scheduler = request.scheduler.take().or_else(|| card.scheduler.clone());
+        request.steps = request.steps.or(card.steps);
+        let all_steps = [request.steps, request.hires.and_then(|hires| hires.steps)];
+        if let Some(steps) = all_steps.into_iter().flatten().find(|steps| *steps > limits.steps) {
+            return refuse(format!("steps: {steps}, the limit is {}", limits.steps));
+        }
+        let sides = [request.width, request.height].into_iter().flatten();
+        if let Some(side) = sides.into_iter().find(|side| *side > limits.side) {
+            return refuse(format!("size: {side} pixels, the limit is {}", limits.side));
+        }
+        let front = self.front.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = front.resolve(request).map_err(|e| Fault::of(&e))?;
+        let size = job.picture_size();
+        if size.longest() > limits.side || size.area() > limits.pixels {
+            return refuse(format!(
+                "size: {size}, the limit is {} pixels, a side of {}",
+                limits.pixels, limits.side
+            ));
+        }
+        let rows = job.guidance.rows(job.batch());
+        Ok(job.n_evaluations() as f64 * rows as f64 * size.area() as f64)
+    }
+}
+
+fn sealed(builder: PipelineBuilder, key: Option<&SealKey>, kernels: Option<&PathBuf>) -> PipelineBuilder {
+    match (key, kernels) {
+        (Some(key), Some(kernels)) => builder.seal_key(key.clone()).kernel_cache(kernels),
+        (Some(key), None) => builder.seal_key(key.clone()),
+        (None, _) => builder,
+    }
+}
+
+/// A name as messages show it.
+fn shown(name: &str) -> String {
+    name.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
+/// The models by name, which may be exchanged while the server runs.
+#[derive(Default)]
+pub struct Models(RwLock<Arc<Vec<Arc<Model>>>>);
+
+impl Models {
+    /// Serves these models from now on.
+    pub(crate) fn set(&self, models: Vec<Arc<Model>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(models);
+    }
+
+    fn all(&self) -> Arc<Vec<Arc<Model>>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What handlers know of all models.
+    pub fn cards(&self) -> Vec<ModelCard> {
+        self.all().iter().map(|model| model.card.clone()).collect()
+    }
+
+    /// The card of a model.
+    pub fn card(&self, name: &str) -> Option<ModelCard> {
+        self.get(name).map(|model| model.card.clone())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Model>> {
+        self.all().iter().find(|model| model.card.name == name).cloned()
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<Model>> {
+        self.all().to_vec()
+    }
+}

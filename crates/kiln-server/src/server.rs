@@ -1,0 +1,195 @@
+//! A running server: the runtime, the worker, the store and the listener.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderValue;
+use kiln_runtime::bundle::Bundle;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::ModelConfig;
+use crate::http::{self, App, Keys, Listening};
+use crate::keeper::Keeper;
+use crate::models::{Model, Runtime};
+use crate::store::{Retention, Store, StoreError};
+use crate::{Service, Worker, WorkerOptions};
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address cannot be listened on.
+    #[error("{address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Other machines could reach it without a key.
+    #[error("{0} can be reached from other machines, and no key guards it")]
+    Unguarded(SocketAddr),
+    /// A certificate or its key.
+    #[error("{path}: {reason}", path = path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model cannot be served.
+    #[error("model {name}: {source}")]
+    Model {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: kiln_runtime::Error,
+    },
+    /// The jobs on disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system gives no threads.
+    #[error("cannot start: {0}")]
+    System(io::Error),
+}
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Whether other machines may come in without a key.
+    pub allows_strangers: bool,
+    /// Who may come in.
+    pub keys: Keys,
+    /// Certificate chain and private key, as PEM files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Origins whose pages may call.
+    pub origins: Vec<HeaderValue>,
+    /// Folder for jobs and their pictures.
+    pub state: PathBuf,
+    /// What is kept of jobs that have ended.
+    pub retention: Retention,
+    /// Most jobs that wait, and most of one client.
+    pub queue: usize,
+    /// Most jobs of one client that wait.
+    pub share: usize,
+    /// Largest body of a request, in bytes.
+    pub max_body: usize,
+    /// How the worker works.
+    pub worker: WorkerOptions,
+}
+
+/// A running server.
+pub struct Server {
+    tokio: tokio::runtime::Runtime,
+    service: Service,
+    worker: Worker,
+    listening: Listening,
+    keeper: Arc<Keeper>,
+    runtime: Runtime,
+}
+
+impl Server {
+    /// Starts to serve models.
+    pub fn start(
+        options: ServerOptions,
+        runtime: Runtime,
+        models: Vec<(ModelConfig, Bundle)>,
+    ) -> Result<Server, ServerError> {
+        if options.keys.is_empty() && !options.listen.ip().is_loopback() && !options.allows_strangers {
+            return Err(ServerError::Unguarded(options.listen));
+        }
+        let tls = options.tls.as_ref().map(|(chain, key)| acceptor(chain, key)).transpose()?;
+        let service = Service::new(options.queue, options.share);
+        service.models().set(opened(&models, &runtime)?);
+        let store = Arc::new(Store::open(&options.state)?);
+        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let tokio = tokio.map_err(ServerError::System)?;
+        let keeper = Arc::new(Keeper::new(service.clone(), store, options.retention));
+        {
+            let _inside = tokio.enter();
+            keeper.reopen()?;
+            Keeper::prune_now_and_then(&keeper);
+        }
+        let app = App::new(http::Shared {
+            service: service.clone(),
+            keeper: keeper.clone(),
+            keys: options.keys,
+            max_body: options.max_body,
+            origins: options.origins,
+        });
+        let listening = tokio.block_on(async {
+            let address = options.listen;
+            let refuse = |source| ServerError::Listen { address, source };
+            let listener = TcpListener::bind(address).await.map_err(refuse)?;
+            http::listen(listener, tls, http::router(app)).await.map_err(refuse)
+        })?;
+        let worker = Worker::start(&service, runtime.pool.clone(), options.worker);
+        Ok(Server { tokio, service, worker, listening, keeper, runtime })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.listening.address()
+    }
+
+    /// Jobs, for programs that serve and draw.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Serves these models from now on; jobs that have begun end with the model that they began with.
+    pub fn reload(&self, models: Vec<(ModelConfig, Bundle)>) -> Result<(), ServerError> {
+        self.service.models().set(opened(&models, &self.runtime)?);
+        Ok(())
+    }
+
+    /// Takes no more jobs, draws those that have begun for at most so long, and ends. Jobs of the native API that wait are
+    /// drawn after the next start.
+    pub fn stop(self, patience: Duration) {
+        let end = Instant::now() + patience;
+        self.service.close();
+        while self.service.depth().1 > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.service.all().iter().for_each(|job| job.cancel());
+        self.worker.join(&self.service);
+        self.tokio.block_on(async {
+            self.keeper.settle().await;
+            self.listening.stop().await;
+        });
+        self.tokio.shutdown_timeout(Duration::from_secs(5));
+    }
+}
+
+fn opened(models: &[(ModelConfig, Bundle)], runtime: &Runtime) -> Result<Vec<Arc<Model>>, ServerError> {
+    let open = |(config, bundle): &(ModelConfig, Bundle)| {
+        let opened = Model::open(config, bundle.clone(), runtime);
+        opened.map(Arc::new).map_err(|source| ServerError::Model { name: config.name.clone(), source })
+    };
+    models.iter().map(open).collect()
+}
+
+fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {
+    let refuse = |path: &Path, reason: String| ServerError::Certificate { path: path.into(), reason };
+    let read = |path: &Path| fs::read(path).map_err(|e| refuse(path, e.to_string()));
+    let certificates = CertificateDer::pem_slice_iter(&read(chain)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| refuse(chain, e.to_string()))?;
+    if certificates.is_empty() {
+        return Err(refuse(chain, "holds no certificate".into()));
+    }
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| refuse(key, e.to_string()))?;
+    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, private);
+    let mut config = config.map_err(|e| refuse(key, e.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}

@@ -1,0 +1,225 @@
+//! What handlers do with jobs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::estimate::Speeds;
+use crate::models::Models;
+use crate::queue::Queue;
+use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Spec};
+
+/// Why a job was not taken.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refusal {
+    /// The queue, or the client's share of it, is full; when to try again.
+    Full(Duration),
+    /// No model has this name.
+    NoModel(String),
+    /// The request cannot be done.
+    Invalid(Fault),
+    /// The server is about to end.
+    Ending,
+}
+
+/// Jobs from being sent to being done. Cheap to clone.
+#[derive(Clone)]
+pub struct Service(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) models: Models,
+    pub(crate) queue: Queue,
+    pub(crate) speeds: Speeds,
+    /// All jobs that somebody may still ask for.
+    jobs: Mutex<HashMap<JobId, Arc<Job>>>,
+    share: usize,
+}
+
+/// Least and most seconds after which a client should try again.
+const RETRY: [u64; 2] = [1, 59];
+
+impl Service {
+    /// A service whose queue holds so many jobs, and so many of one client.
+    pub fn new(capacity: usize, share: usize) -> Service {
+        Service(Arc::new(Shared {
+            models: Models::default(),
+            queue: Queue::new(capacity),
+            speeds: Speeds::default(),
+            jobs: Mutex::default(),
+            share,
+        }))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
+    /// The models.
+    pub fn models(&self) -> &Models {
+        &self.0.models
+    }
+
+    /// Takes a job.
+    pub fn submit(&self, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+        self.submit_as(JobId::random(), spec, client)
+    }
+
+    /// Fills in what the model's configuration says, and refuses what will not be taken; what it costs.
+    pub fn check(&self, spec: &mut Spec) -> Result<f64, Refusal> {
+        let Some(model) = self.0.models.get(&spec.model) else {
+            return Err(Refusal::NoModel(spec.model.chars().take(64).collect()));
+        };
+        model.accept(spec).map_err(Refusal::Invalid)
+    }
+
+    /// Takes a job under a name that it got before.
+    pub fn submit_as(&self, id: JobId, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+        let job = self.enter(id, spec, client)?;
+        if self.0.queue.is_closed() {
+            self.forget(&job.id);
+            return Err(Refusal::Ending);
+        }
+        if !self.0.queue.push(job.clone(), self.0.share) {
+            self.forget(&job.id);
+            return Err(Refusal::Full(self.retry_after()));
+        }
+        Ok(job)
+    }
+
+    /// Takes a job that was taken before the last end, whatever waits.
+    pub(crate) fn restore(&self, id: JobId, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+        let job = self.enter(id, spec, client)?;
+        self.0.queue.restore([job.clone()]);
+        Ok(job)
+    }
+
+    fn enter(&self, id: JobId, mut spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+        let cost = self.check(&mut spec)?;
+        let job = Arc::new(Job::new(id, spec, client, cost));
+        self.jobs().insert(job.id.clone(), job.clone());
+        Ok(job)
+    }
+
+    /// Whether no more jobs are taken.
+    pub fn is_closed(&self) -> bool {
+        self.0.queue.is_closed()
+    }
+
+    /// A job by its name.
+    pub fn job(&self, id: &JobId) -> Option<Arc<Job>> {
+        self.jobs().get(id).cloned()
+    }
+
+    /// All jobs, the oldest first.
+    pub fn all(&self) -> Vec<Arc<Job>> {
+        let mut jobs: Vec<_> = self.jobs().values().cloned().collect();
+        jobs.sort_by_key(|job| job.created);
+        jobs
+    }
+
+    /// Stops a job: at once where it waits, before its next step where it is drawn.
+    pub fn cancel(&self, job: &Job) {
+        job.stop();
+        if self.0.queue.remove(&job.id).is_some() {
+            job.enter(Phase::Cancelled);
+        }
+    }
+
+    /// Lets go of a job, whose pictures nobody will ask for.
+    pub fn forget(&self, id: &JobId) {
+        self.jobs().remove(id);
+    }
+
+    /// How many jobs are drawn before this one, if it waits.
+    pub fn position(&self, id: &JobId) -> Option<usize> {
+        self.0.queue.jobs().iter().position(|job| job.id == *id)
+    }
+
+    /// Jobs that wait, and jobs that are drawn.
+    pub fn depth(&self) -> (usize, usize) {
+        let is_drawn = |job: &&Arc<Job>| {
+            matches!(job.status().phase, Phase::Loading | Phase::Drawing { .. } | Phase::Decoding)
+        };
+        (self.0.queue.len(), self.jobs().values().filter(is_drawn).count())
+    }
+
+    /// Time until a job is done; none where a model's speed is not known yet.
+    pub fn remaining(&self, job: &Job) -> Option<Duration> {
+        let own = |job: &Job| {
+            let left = match job.status().phase {
+                Phase::Drawing { step, steps } => 1.0 - step as f64 / steps.max(1) as f64,
+                Phase::Decoding => 0.0,
+                _ => 1.0,
+            };
+            self.0.speeds.time(&job.spec.model, left * job.cost)
+        };
+        if job.status().phase.is_final() {
+            return Some(Duration::ZERO);
+        }
+        let mut time = own(job)?;
+        let is_running = |other: &&Arc<Job>| {
+            other.id != job.id && matches!(other.status().phase, Phase::Loading | Phase::Drawing { .. })
+        };
+        for other in self.jobs().values().filter(is_running) {
+            time += own(other).unwrap_or_default();
+        }
+        for other in self.0.queue.jobs().iter().take_while(|other| other.id != job.id) {
+            time += own(other).unwrap_or_default();
+        }
+        Some(time)
+    }
+
+    /// When a client whom the queue has no place for should try again.
+    pub fn retry_after(&self) -> Duration {
+        let waiting = self.0.queue.jobs();
+        let time = waiting.first().and_then(|first| self.remaining(first));
+        let seconds = time.map_or(RETRY[0], |time| time.as_secs());
+        Duration::from_secs(seconds.clamp(RETRY[0], RETRY[1]))
+    }
+
+    /// Gives out no job any more, and gives those that wait.
+    pub fn close(&self) -> Vec<Arc<Job>> {
+        self.0.queue.close();
+        self.0.queue.jobs()
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Job>>> {
+        self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job that somebody waits for. Dropped before the job's end, it stops the job, which nobody else waits for.
+pub struct Ticket {
+    service: Service,
+    job: Arc<Job>,
+}
+
+impl Ticket {
+    /// A ticket for a job.
+    pub fn new(service: &Service, job: Arc<Job>) -> Ticket {
+        Ticket { service: service.clone(), job }
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+
+    /// Waits for the pictures.
+    pub async fn pictures(&self) -> Result<Arc<crate::Finished>, Fault> {
+        match self.job.ended().await {
+            Phase::Done(finished) => Ok(finished),
+            Phase::Failed(fault) => Err(fault),
+            _ => Err(Fault::new(FaultKind::Interrupted, "the job was cancelled")),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.job.status().phase.is_final() {
+            self.service.cancel(&self.job);
+        }
+        self.service.forget(&self.job.id);
+    }
+}

@@ -1,0 +1,137 @@
+//! Jobs of one model that share evaluations of the denoiser; they join and leave between steps.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kiln_runtime::image::RgbImage;
+use kiln_runtime::{Drawing, Error, Session, Watch};
+
+use super::Loaded;
+use crate::preview::LatentColours;
+use crate::service::Shared;
+use crate::{Fault, Finished, Job, LoraChoice, Phase, Spec};
+
+/// What the jobs of a batch have in common, and how many pictures fit.
+pub(super) struct Batch<'a> {
+    shared: &'a Shared,
+    capacity: usize,
+    model: String,
+    loras: Vec<LoraChoice>,
+}
+
+/// A job that is being drawn.
+struct Member {
+    job: Arc<Job>,
+    drawing: Drawing,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(shared: &'a Shared, capacity: usize, spec: &Spec) -> Batch<'a> {
+        Batch { shared, capacity, model: spec.model.clone(), loras: spec.loras.clone() }
+    }
+
+    /// Draws a job, and all that join it, until none is left.
+    pub(super) fn run(&self, loaded: &mut Loaded, first: Arc<Job>) -> Result<(), Error> {
+        let Loaded { pipeline, colours, .. } = loaded;
+        let mut session = pipeline.session();
+        let mut members = Vec::new();
+        self.begin(&mut session, &mut members, first);
+        while !members.is_empty() {
+            self.leave_cancelled(&mut members);
+            self.join(&mut session, &mut members);
+            self.advance(&mut session, &mut members, colours.as_ref());
+            let (done, left) = members.into_iter().partition(|member: &Member| member.drawing.is_denoised());
+            members = left;
+            for member in done {
+                self.finish(&mut session, member, colours);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what waits and fits.
+    fn join(&self, session: &mut Session<'_>, members: &mut Vec<Member>) {
+        loop {
+            let n_pictures: usize = members.iter().map(|member| member.drawing.n_pictures()).sum();
+            let fits = |job: &Job| {
+                job.spec.model == self.model
+                    && job.spec.loras == self.loras
+                    && n_pictures + job.spec.request.prompts.len() <= self.capacity
+            };
+            match self.shared.queue.next_fitting(fits) {
+                Some(job) => self.begin(session, members, job),
+                None => return,
+            }
+        }
+    }
+
+    fn begin(&self, session: &mut Session<'_>, members: &mut Vec<Member>, job: Arc<Job>) {
+        job.enter(Phase::Loading);
+        let watch = Watch::new().cancel(&job.cancel);
+        match session.begin(&job.spec.request, watch) {
+            Ok(mut drawing) => {
+                drawing.keep_estimates(true);
+                job.enter(Phase::Drawing { step: 0, steps: drawing.steps() });
+                members.push(Member { job, drawing });
+            }
+            Err(error) => fail(&job, &error),
+        }
+    }
+
+    fn leave_cancelled(&self, members: &mut Vec<Member>) {
+        members.retain(|member| {
+            let stays = !member.job.is_cancelled();
+            if !stays {
+                member.job.enter(Phase::Cancelled);
+            }
+            stays
+        });
+    }
+
+    fn advance(&self, session: &mut Session<'_>, members: &mut Vec<Member>, colours: Option<&LatentColours>) {
+        let begun = Instant::now();
+        let mut drawings: Vec<&mut Drawing> = members.iter_mut().map(|member| &mut member.drawing).collect();
+        let results = session.advance(&mut drawings);
+        let cost = members.iter().map(|member| member.job.cost / member.drawing.steps().max(1) as f64).sum();
+        self.shared.speeds.note(&self.model, cost, begun.elapsed());
+        let mut results = results.into_iter();
+        members.retain(|member| match results.next() {
+            Some(Err(error)) => {
+                fail(&member.job, &error);
+                false
+            }
+            _ => {
+                let (step, steps) = (member.drawing.step(), member.drawing.steps());
+                member.job.enter(Phase::Drawing { step, steps });
+                let estimate = member.drawing.estimate().zip(colours);
+                let preview = estimate.and_then(|(latents, colours)| colours.picture(latents));
+                preview.into_iter().for_each(|preview| member.job.show(step, preview));
+                true
+            }
+        });
+    }
+
+    fn finish(&self, session: &mut Session<'_>, member: Member, colours: &mut Option<LatentColours>) {
+        let Member { job, drawing } = member;
+        job.enter(Phase::Decoding);
+        match session.finish(drawing, Watch::new().cancel(&job.cancel)) {
+            Ok(output) => {
+                if colours.is_none() {
+                    *colours = LatentColours::fit(&output.latents, &output.images[0]);
+                }
+                let images: Vec<RgbImage> = output.images;
+                let infotexts = images.iter().map(|_| String::new()).collect();
+                job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings: output.timings })));
+            }
+            Err(error) => fail(&job, &error),
+        }
+    }
+}
+
+fn fail(job: &Job, error: &Error) {
+    if job.is_cancelled() {
+        return job.enter(Phase::Cancelled);
+    }
+    tracing::error!(job = %job.id, "{error}");
+    job.enter(Phase::Failed(Fault::of(error)));
+}

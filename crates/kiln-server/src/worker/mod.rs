@@ -1,0 +1,204 @@
+//! The thread that owns a device: it takes jobs from the queue and draws them, as many together as fit.
+
+mod batch;
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kiln_runtime::{Error, LoraFile, Pipeline, Pool};
+
+use crate::models::Model;
+use crate::preview::LatentColours;
+use crate::service::{Service, Shared};
+use crate::{Fault, FaultKind, Job, LoraChoice, Phase};
+use batch::Batch;
+
+/// How a worker works.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerOptions {
+    /// Most pictures that are drawn at once.
+    pub batch: usize,
+    /// How long a model that nobody asks for stays loaded.
+    pub idle: Duration,
+}
+
+/// How long the worker waits for a job before it looks after idle models.
+const TICK: Duration = Duration::from_millis(500);
+
+/// The running thread.
+pub struct Worker {
+    thread: JoinHandle<()>,
+    is_ending: Arc<AtomicBool>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub fn start(service: &Service, pool: Pool, options: WorkerOptions) -> Worker {
+        let is_ending = Arc::new(AtomicBool::new(false));
+        let mut desk = Desk {
+            shared: service.shared().clone(),
+            pool,
+            options,
+            loaded: HashMap::new(),
+            is_ending: is_ending.clone(),
+        };
+        let thread = thread::Builder::new().name("kiln-worker".into()).spawn(move || desk.work());
+        Worker { thread: thread.expect("a thread"), is_ending }
+    }
+
+    /// Finishes what is being drawn and ends; `service` gives out no jobs any more.
+    pub fn join(self, service: &Service) {
+        self.is_ending.store(true, Ordering::Relaxed);
+        service.close();
+        let _ = self.thread.join();
+    }
+}
+
+/// A model's pipeline, with what belongs to it.
+struct Loaded {
+    model: Arc<Model>,
+    pipeline: Pipeline,
+    loras: Vec<LoraChoice>,
+    files: HashMap<String, Arc<LoraFile>>,
+    colours: Option<LatentColours>,
+    used: Instant,
+    is_idle: bool,
+}
+
+struct Desk {
+    shared: Arc<Shared>,
+    pool: Pool,
+    options: WorkerOptions,
+    loaded: HashMap<String, Loaded>,
+    is_ending: Arc<AtomicBool>,
+}
+
+impl Desk {
+    fn work(&mut self) {
+        self.preload();
+        while !self.is_ending.load(Ordering::Relaxed) {
+            match self.shared.queue.next(TICK) {
+                Some(job) => self.draw(job),
+                None => self.tidy(),
+            }
+        }
+    }
+
+    /// Draws a job and what joins it. A panic is the job's end, and its pipeline's.
+    fn draw(&mut self, job: Arc<Job>) {
+        if job.is_cancelled() {
+            return job.enter(Phase::Cancelled);
+        }
+        let name = job.spec.model.clone();
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.try_draw(&job)));
+        let fault = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                tracing::error!(job = %job.id, "{error}");
+                Fault::of(&error)
+            }
+            Err(_) => {
+                tracing::error!(job = %job.id, "the worker panicked");
+                self.loaded.remove(&name);
+                Fault::new(FaultKind::Internal, "the picture could not be drawn; the server's log says why")
+            }
+        };
+        job.enter(Phase::Failed(fault));
+    }
+
+    fn try_draw(&mut self, job: &Arc<Job>) -> Result<(), Error> {
+        let Some(model) = self.shared.models.get(&job.spec.model) else {
+            job.enter(Phase::Failed(Fault::new(FaultKind::Model, "the model is no longer served")));
+            return Ok(());
+        };
+        job.enter(Phase::Loading);
+        let (shared, options) = (self.shared.clone(), self.options);
+        let loaded = self.load(&model)?;
+        loaded.wear(&job.spec.loras)?;
+        let done = Batch::new(&shared, options.batch, &job.spec).run(loaded, job.clone());
+        loaded.used = Instant::now();
+        loaded.is_idle = false;
+        done
+    }
+
+    /// The model's pipeline, made anew where the model was exchanged.
+    fn load(&mut self, model: &Arc<Model>) -> Result<&mut Loaded, Error> {
+        let name = &model.card.name;
+        if !self.loaded.get(name).is_some_and(|loaded| Arc::ptr_eq(&loaded.model, model)) {
+            let pipeline = model.pipeline(&self.pool)?;
+            let loaded = Loaded {
+                model: model.clone(),
+                pipeline,
+                loras: Vec::new(),
+                files: HashMap::new(),
+                colours: None,
+                used: Instant::now(),
+                is_idle: false,
+            };
+            self.loaded.insert(name.clone(), loaded);
+        }
+        Ok(self.loaded.get_mut(name).expect("it was loaded just now"))
+    }
+
+    fn preload(&mut self) {
+        for model in self.shared.models.list().into_iter().filter(|model| model.card.preload) {
+            let warmed = self.load(&model).and_then(Loaded::warm);
+            if let Err(error) = warmed {
+                tracing::error!(model = model.card.name, "cannot be loaded: {error}");
+            }
+        }
+    }
+
+    /// Lets go of the engines of models that nobody has asked for lately, and of models that are no longer served.
+    fn tidy(&mut self) {
+        let shared = &self.shared;
+        self.loaded.retain(|name, loaded| {
+            shared.models.get(name).is_some_and(|served| Arc::ptr_eq(&served, &loaded.model))
+        });
+        for loaded in self.loaded.values_mut() {
+            if !loaded.is_idle && !loaded.model.card.keep && loaded.used.elapsed() > self.options.idle {
+                loaded.pipeline.release();
+                loaded.is_idle = true;
+            }
+        }
+    }
+}
+
+impl Loaded {
+    /// Changes to other LoRAs, where they are others.
+    fn wear(&mut self, loras: &[LoraChoice]) -> Result<(), Error> {
+        if self.loras == loras {
+            return Ok(());
+        }
+        let mut files = Vec::with_capacity(loras.len());
+        for lora in loras {
+            let file = match (self.files.get(&lora.name), self.model.loras.get(&lora.name)) {
+                (Some(file), _) => file.clone(),
+                (None, Some(path)) => {
+                    let file = Arc::new(LoraFile::open(path)?);
+                    self.files.insert(lora.name.clone(), file.clone());
+                    file
+                }
+                (None, None) => continue,
+            };
+            files.push((file, lora.weight));
+        }
+        for notice in self.pipeline.set_loras(&files)? {
+            tracing::warn!("{notice}");
+        }
+        self.loras = loras.to_vec();
+        Ok(())
+    }
+
+    /// Loads all engines by drawing one step.
+    fn warm(&mut self) -> Result<(), Error> {
+        let request = kiln_runtime::Request::new("").steps(1);
+        let output = self.pipeline.generate(&request)?;
+        self.colours = LatentColours::fit(&output.latents, &output.images[0]);
+        Ok(())
+    }
+}
