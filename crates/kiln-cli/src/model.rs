@@ -65,11 +65,16 @@ impl Model {
         }
     }
 
-    /// Opens the checkpoint of a pipeline that the runtime can load once it is compiled.
-    pub(crate) fn runnable_checkpoint(&self, args: &CheckpointArgs) -> Result<Checkpoint, Failure> {
+    /// Opens the checkpoint of a pipeline that the runtime can load once it is compiled, and draw with a scheduler, by
+    /// default the model's.
+    pub(crate) fn runnable_checkpoint(
+        &self,
+        args: &CheckpointArgs,
+        scheduler: Option<&str>,
+    ) -> Result<Checkpoint, Failure> {
         let checkpoint = self.checkpoint(args)?;
         check_companions(&checkpoint)?;
-        check_scheduler(&checkpoint, None)?;
+        check_scheduler(&checkpoint, scheduler)?;
         Ok(checkpoint)
     }
 

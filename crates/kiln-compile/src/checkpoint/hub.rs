@@ -32,15 +32,3 @@ pub(super) fn name(snapshot: &Path) -> Option<&str> {
     let repository = snapshots.parent()?.file_name()?.to_str()?;
     repository.strip_prefix("models--")?.rsplit("--").next()
 }
-
-/// What may help where no folder is: what looks like a repository's name is none of this machine's.
-pub(super) fn is_repository(path: &Path) -> bool {
-    let text = path.to_string_lossy();
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && part != "."
-            && part != ".."
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    text.split('/').count() == 2 && text.split('/').all(is_part)
-}

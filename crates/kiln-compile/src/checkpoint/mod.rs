@@ -4,6 +4,7 @@ mod controlnet;
 mod hub;
 mod index;
 mod layout;
+mod near;
 
 use std::path::{Path, PathBuf};
 
@@ -30,9 +31,6 @@ const LAYOUT_HINT: &str = "expected a diffusers folder: model_index.json, unet/,
 
 const UNET_CLASS: &str = "UNet2DConditionModel";
 const INDEX: &str = "model_index.json";
-
-const DOWNLOAD_HINT: &str = "kiln downloads no models; fetch this one with Hugging Face's command line (hf download) and \
-    give the folder that it prints";
 
 /// A pipeline in the diffusers folder layout or in one file, its configurations read and checked.
 #[derive(Debug)]
@@ -86,11 +84,11 @@ impl Checkpoint {
             return Err(CompileError::checkpoint(root, "is neither a folder nor a regular file"));
         }
         if !root.is_dir() {
-            let error = CompileError::checkpoint(root, "no such folder");
-            return Err(error.with_hint(if hub::is_repository(root) { DOWNLOAD_HINT } else { LAYOUT_HINT }));
+            return Err(CompileError::absent(root, "folder", LAYOUT_HINT));
         }
         if !path.exists() {
-            return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(LAYOUT_HINT));
+            let hint = near::hint(root).unwrap_or_else(|| LAYOUT_HINT.into());
+            return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(hint));
         }
         let index = read_json(&path)?;
         let checkpoint = Checkpoint::assemble(root, &path, &index, Layout::Folder { root, variant })?;
@@ -106,6 +104,15 @@ impl Checkpoint {
         path: &Path,
         prediction_type: Option<PredictionType>,
     ) -> Result<Checkpoint, CompileError> {
+        if path.file_name().is_some_and(|name| name == INDEX) {
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            return Err(CompileError::checkpoint(
+                path,
+                "is the index of a folder, and not a checkpoint by itself",
+            )
+            .with_hint(format!("give the folder: {}", folder.display())));
+        }
         let mut original = Original::open(path, prediction_type)?;
         if original.class().is_none() {
             return Err(CompileError::checkpoint(path, "is a ControlNet by itself, which makes no pictures")
