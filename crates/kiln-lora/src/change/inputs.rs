@@ -52,7 +52,7 @@ pub(super) fn read(parts: &mut Parts<'_>) -> Result<Option<Arc<dyn Change>>, Str
 fn blocks(parts: &mut Parts<'_>) -> Result<Inputs, String> {
     let triangles = parts.need("oft_R")?;
     // b (b - 1) / 2 elements are above the diagonal of a block.
-    let side = |n: usize| (1 + (1.0 + 8.0 * n as f64).sqrt() as usize) / 2;
+    let side = |n: usize| ((1.0 + 8.0 * n as f64).sqrt() as usize).div_ceil(2);
     match *triangles.shape.as_slice() {
         [r, n] if r > 0 && n > 0 && side(n) * (side(n) - 1) / 2 == n => {
             Ok(Inputs::Blocks { b: side(n), triangles, cayley: parts.scaling.cayley })
@@ -116,7 +116,7 @@ impl Change for Inputs {
         let columns: usize = rest.iter().product();
         !rest.is_empty()
             && match self {
-                Inputs::Blocks { triangles, b, .. } if triangles.shape[0] == 1 => columns % b == 0,
+                Inputs::Blocks { triangles, b, .. } if triangles.shape[0] == 1 => columns.is_multiple_of(*b),
                 Inputs::Butterfly { .. } => self.shape() == [*rows, columns],
                 _ => self.shape() == [columns],
             }
