@@ -178,7 +178,7 @@ fn weights_that_do_not_fit_are_named() {
 #[test]
 fn broken_weight_files_are_named() {
     let write = |bytes: Vec<u8>| move |root: &Path| fs::write(root.join(UNET), bytes).expect("a file");
-    check_refused(write(vec![]), "has 0 bytes, too few for a safetensors header");
+    check_refused(write(vec![]), "is empty");
     check_refused(
         write(u64::MAX.to_le_bytes().to_vec()),
         "says that its header has 18446744073709551615 bytes",

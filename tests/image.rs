@@ -124,7 +124,7 @@ fn a_file_that_is_no_picture_is_named() {
     }
     let avif = [&b"\0\0\0\x20ftypavif"[..], &[0; 64]].concat();
     let error = RgbImage::from_bytes(&avif).expect_err("refused").to_string();
-    assert_eq!(error, "is an AVIF file, which kiln does not read");
+    assert_eq!(error, "is an AVIF file, which kiln does not read; save it as PNG, JPEG or WebP");
     let missing = RgbImage::open(folder.path().join("none.png")).expect_err("refused").to_string();
     assert!(missing.ends_with("none.png: no such file or directory"), "{missing}");
 }

@@ -4,6 +4,7 @@ mod cache;
 mod configs;
 mod files;
 mod finite;
+mod messages;
 mod prompts;
 mod refusals;
 mod stored;

@@ -31,7 +31,7 @@ fn impossible_prompts_are_refused_before_they_take_memory() {
     refuse(&"BREAK ".repeat(16_000), &[], "comes to 16001 blocks of tokens, more than 100");
     refuse(&format!("{}a{}", "(".repeat(1000), ")".repeat(1000)), &[], "'a' has the weight inf, beyond 1000");
     refuse("(a:-2000)", &[], "'a' has the weight -2000, beyond 1000");
-    refuse(&"x".repeat(100_000), &["--batch-size", "65536"], "batch size: 257 is not a number from 1 to 256");
+    refuse(&"x".repeat(100_000), &["--batch-size", "65536"], "batch size: 65536 is not a number from 1 to 256");
 }
 
 #[test]

@@ -319,3 +319,31 @@ fn the_command_takes_pefts_folders_and_says_what_it_leaves_out() {
     let args = ["generate", "x", "--model", &model, "--lora", "empty"];
     fail(&mut kiln(&args, work.path()), 3, "empty: holds no adapter_model.safetensors");
 }
+
+/// The component of a text encoder's module in peft's folder.
+fn role_in(folder: &Path, config: &str) -> String {
+    fs::create_dir_all(folder).expect("a folder");
+    let module = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj";
+    let shapes: [(&str, &[usize]); 2] = [("lora_A", &[2, 8]), ("lora_B", &[8, 2])];
+    let pair = shapes.map(|(part, shape)| drawn("peft", &format!("{module}.{part}.weight"), shape));
+    write_tensors(&folder.join("adapter_model.safetensors"), &pair.into_iter().collect(), None);
+    fs::write(folder.join("adapter_config.json"), config).expect("a configuration");
+    LoraFile::open(folder).expect("a LoRA").modules()[0].role().to_string()
+}
+
+#[test]
+fn pefts_folder_of_a_second_text_encoder_reaches_it() {
+    let work = scratch();
+    let mapping = |class: &str| format!(r#"{{"r": 2, "auto_mapping": {{"base_model_class": "{class}"}}}}"#);
+    for (folder, config, role) in [
+        ("text_encoder", "{}", "text_encoder"),
+        ("text_encoder_2", "{}", "text_encoder_2"),
+        ("text_encoder_2/default", "{}", "text_encoder_2"),
+        ("a", &mapping("CLIPTextModelWithProjection"), "text_encoder_2"),
+        ("b", &mapping("CLIPTextModel"), "text_encoder"),
+        ("c", r#"{"base_model_name_or_path": "/models/xl/text_encoder_2"}"#, "text_encoder_2"),
+        ("d", r#"{"auto_mapping": null, "base_model_name_or_path": null}"#, "text_encoder"),
+    ] {
+        assert_eq!(role_in(&work.path().join(folder), config), role, "{folder}: {config}");
+    }
+}

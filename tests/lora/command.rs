@@ -86,9 +86,9 @@ fn loras_that_cannot_be_used_are_input_errors() {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         fail(&mut kiln(&args, work.path()), code, message);
     };
-    run("none.safetensors", 3, "none.safetensors: No such file");
-    run("none.safetensors:0.5", 3, "none.safetensors: No such file");
-    run("C:none.safetensors", 3, "C:none.safetensors: No such file");
+    run("none.safetensors", 3, "none.safetensors: no such file");
+    run("none.safetensors:0.5", 3, "none.safetensors: no such file");
+    run("C:none.safetensors", 3, "C:none.safetensors: no such file");
     run(&format!("{}:inf", case.path().display()), 2, "weight inf");
     run(&foreign.path().display().to_string(), 3, "a LoRA for Stable Diffusion XL");
     let args = ["compile", &model, "--lora", &foreign.path().display().to_string()].map(str::to_owned);

@@ -128,7 +128,8 @@ fn files_that_are_cut_or_pickled_are_refused() {
     let size = fs::metadata(&path).expect("a file").len();
     File::options().write(true).open(&path).expect("a file").set_len(size - 1).expect("cut");
     let error = Checkpoint::open(&path).expect_err("refused").to_string();
-    let lie = format!("says that it holds {n_bytes} bytes of weights; the file has {}", n_bytes - 1);
+    let found = n_bytes - 1;
+    let lie = format!("says that it holds {n_bytes} bytes of weights; the file has {found}, so it is cut off");
     assert!(error.ends_with(&lie), "{error}");
     for (name, bytes) in [
         ("model.ckpt", &b"PK\x03\x04 and so on"[..]),

@@ -133,10 +133,28 @@ def pefts(case, config, scales=True):
             if not torch.equal(value, base[name]):
                 out[f"{case}.{share}.{name}"] = few(value.detach())
     kept = ("peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias",
-            "lora_bias", "feedforward_modules", "init_lora_weights", "modules_to_save", "target_modules")
+            "lora_bias", "feedforward_modules", "init_lora_weights", "modules_to_save", "target_modules", "oft_block_size",
+            "coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms", "apply_GS")
     config = {key: text[key] for key in kept if key in text}
     config = {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
     return dict(tensors={key: list(value.shape) for key, value in keys.items()}, numbers={}, config=json.dumps(config)), out
+
+
+def staged(case, config):
+    """BOFT of several stages, which peft computes with an extension of its own; block_diag does the same."""
+    from peft.tuners.boft import layer
+
+    class BlockDiag:
+        @staticmethod
+        def apply(blocks):
+            return torch.stack([torch.block_diag(*stage) for stage in blocks])
+
+    known = layer.get_fbd_cuda, layer.FastBlockDiag
+    layer.get_fbd_cuda, layer.FastBlockDiag = lambda: True, BlockDiag
+    try:
+        return pefts(case, config, scales=False)
+    finally:
+        layer.get_fbd_cuda, layer.FastBlockDiag = known
 
 
 def cases():
@@ -184,6 +202,20 @@ def cases():
     yield "peft_lokr_effective", lambda case: pefts(case, peft.LoKrConfig(r=1, alpha=3, target_modules=targets,
                                                                          use_effective_conv2d=True, decompose_factor=4))
     yield "peft_lokr_whole", lambda case: pefts(case, peft.LoKrConfig(r=8, alpha=3, target_modules=targets))
+    for case, options in (
+        ("oft", {}), ("oft_exact", dict(use_cayley_neumann=False)), ("oft_bound", dict(coft=True, eps=0.01)),
+        ("oft_shared", dict(block_share=True)), ("oft_terms", dict(num_cayley_neumann_terms=3)),
+        ("oft_many_terms", dict(num_cayley_neumann_terms=7, coft=True, eps=0.5)),
+        ("oft_shared_bound", dict(block_share=True, coft=True, eps=0.01, use_cayley_neumann=False)),
+    ):
+        config = peft.OFTConfig(oft_block_size=4, target_modules=targets, **options)
+        yield f"peft_{case}", lambda case, c=config: pefts(case, c, scales=False)
+    yield "peft_boft", lambda case: pefts(case, peft.BOFTConfig(boft_block_size=4, target_modules=targets), scales=False)
+    yield "peft_boft_staged", lambda case: staged(case, peft.BOFTConfig(boft_block_size=2, boft_n_butterfly_factor=3,
+                                                                       target_modules=[SMALL, CONV]))
+    yield "peft_hra", lambda case: pefts(case, peft.HRAConfig(r=3, target_modules=targets), scales=False)
+    yield "peft_hra_orthogonal", lambda case: pefts(case, peft.HRAConfig(r=3, apply_GS=True, target_modules=targets),
+                                                    scales=False)
     yield "peft_ia3", lambda case: pefts(case, peft.IA3Config(target_modules=targets, feedforward_modules=[]), scales=False)
     yield "peft_ia3_inputs", lambda case: pefts(case, peft.IA3Config(target_modules=targets, feedforward_modules=targets),
                                                 scales=False)

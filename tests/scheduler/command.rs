@@ -48,6 +48,26 @@ fn another_scheduler_runs_a_model_whose_class_does_not_run() {
 
 /// It is the file that says what the named scheduler does not know.
 #[test]
+fn such_a_model_is_planned_and_measured_with_another_scheduler() {
+    onnxruntime();
+    let (model, work) = (model(json!(["diffusers", "IPNDMScheduler"]), &json!({})), scratch());
+    let path = path(&model);
+    let few = ["--steps", "1", "--width", "64", "--height", "64"];
+    let plan = [&["plan", &path][..], &few].concat();
+    fail(&mut kiln(&plan, work.path()), 3, "'IPNDMScheduler' is for Dance Diffusion");
+    succeed(&mut kiln(&[&plan[..], &["--scheduler", "heun"]].concat(), work.path()));
+    let unknown = [&plan[..], &["--scheduler", "huen"]].concat();
+    fail(&mut kiln(&unknown, work.path()), 2, "scheduler: 'huen' is not supported; supported: ddim");
+    let ladder = ["bench", "ladder", &path, "--steps", "1", "--speed-only", "--out", "ladder"];
+    fail(&mut kiln(&ladder, work.path()), 3, "'IPNDMScheduler' is for Dance Diffusion");
+    succeed(&mut kiln(&[&ladder[..], &["--scheduler", "ddim"]].concat(), work.path()));
+    let bundle = succeed(&mut kiln(&["compile", &path, "--no-reference"], work.path()));
+    let bench = [&["bench", "memory", bundle.trim(), "--out", "memory"][..], &few].concat();
+    fail(&mut kiln(&bench, work.path()), 3, "'IPNDMScheduler' is for Dance Diffusion");
+    succeed(&mut kiln(&[&bench[..], &["--scheduler", "ddim"]].concat(), work.path()));
+}
+
+#[test]
 fn settings_that_the_named_scheduler_does_not_know_are_refused_by_file_and_key() {
     let file = json!({ "beta_schedule": "odd" });
     let (model, work) = (model(json!(["diffusers", "DDIMScheduler"]), &file), scratch());

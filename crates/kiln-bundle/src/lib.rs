@@ -4,8 +4,10 @@
 //! not be seen. [`Bundle::open`] checks every file's digest, remembering those of large files by size, modification time
 //! and inode; [`Bundle::verify`] takes every digest anew.
 
+pub mod absent;
 pub mod child;
 mod component;
+mod contents;
 mod digests;
 mod error;
 mod figures;
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use component::{AttentionFacts, AxisSize, Component, PortInfo, Segment, Stage};
+pub use contents::{Contents, Role};
 pub use digests::{Digests, FileStamp};
 pub use error::BundleError;
 pub use figures::{ComponentFigures, Figures, Sample};

@@ -84,23 +84,57 @@ pub fn text(path: &Path, most: u64, what: &str) -> Result<String, ReadError> {
 /// What a regular file of JSON holds, like [`text`]; serde_json limits its depth.
 pub fn json<T: DeserializeOwned>(path: &Path, most: u64, what: &str) -> Result<T, ReadError> {
     let text = text(path, most, what)?;
-    serde_json::from_str(&text).map_err(|e| ReadError::Content(e.to_string()))
+    serde_json::from_str(&text).map_err(|e| {
+        let begins_with_letter = text.trim_start().starts_with(|c: char| c.is_ascii_alphabetic());
+        ReadError::Content(match first_line(text.as_bytes()) {
+            None => "is empty".into(),
+            Some(line) if begins_with_letter => format!("is not JSON: it begins '{line}'"),
+            Some(_) => e.to_string(),
+        })
+    })
 }
 
-/// What lies in place of a file that was not fetched, if its first bytes show that.
+/// How files begin that lie in place of others, or are of other formats.
+const STAND_INS: [(&[u8], &str); 16] = [
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself, which `git lfs pull` fetches"),
+    (
+        b"# xet version",
+        "is a Git Xet pointer, not the file itself, which Hugging Face's command line (hf download) fetches",
+    ),
+    (b"/annex/objects/", "is a git-annex pointer, not the file itself, which `git annex get` fetches"),
+    (b"../.git/annex/objects/", "is a git-annex pointer, not the file itself, which `git annex get` fetches"),
+    (b"PK\x03\x04", "is a ZIP archive, as torch writes pickled weights, and kiln reads safetensors"),
+    (b"GGUF", "is a GGUF file, and kiln reads safetensors"),
+    (b"\x89HDF", "is an HDF5 file, as Keras writes weights, and kiln reads safetensors"),
+    (b"\x1f\x8b", "is a gzip archive, which has to be unpacked first"),
+    (b"\x28\xb5\x2f\xfd", "is a zstd archive, which has to be unpacked first"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive, which has to be unpacked first"),
+    (b"Rar!\x1a\x07", "is a RAR archive, which has to be unpacked first"),
+    (b"\xfd7zXZ\0", "is an xz archive, which has to be unpacked first"),
+    (b"BZh", "is a bzip2 archive, which has to be unpacked first"),
+    (b"\x89PNG\r\n\x1a\n", "is a picture"),
+    (b"\xff\xd8\xff", "is a picture"),
+    (b"%PDF-", "is a PDF document"),
+];
+
+/// What lies in place of a file, if its first bytes show that.
 pub fn stands_for(head: &[u8]) -> Option<&'static str> {
-    let begins = |with: &[u8]| head.len() >= with.len() && head[..with.len()].eq_ignore_ascii_case(with);
+    let begins =
+        |text: &[u8], with: &[u8]| text.get(..with.len()).is_some_and(|t| t.eq_ignore_ascii_case(with));
     let text = head.trim_ascii_start();
-    let is_page = [&b"<!doctype"[..], b"<html"]
-        .iter()
-        .any(|tag| text.len() >= tag.len() && text[..tag.len()].eq_ignore_ascii_case(tag));
-    if begins(b"version https://git-lfs.github.com/spec/") {
-        Some("is a Git LFS pointer, not the file itself, which `git lfs pull` fetches")
-    } else if is_page {
-        Some("is a web page, saved in place of the file itself")
-    } else {
-        None
+    if [&b"<!doctype"[..], b"<html", b"<?xml"].iter().any(|tag| begins(text, tag)) {
+        return Some("is a web page, saved in place of the file itself");
     }
+    STAND_INS.iter().find(|(with, _)| begins(head, with)).map(|(_, what)| *what)
+}
+
+/// The first line of what is text, as messages show it.
+pub(crate) fn first_line(head: &[u8]) -> Option<String> {
+    const SHOWN: usize = 40;
+    let is_text = |text: &&str| !text.contains(|c: char| c.is_control() && !c.is_ascii_whitespace());
+    let text = std::str::from_utf8(head).ok().filter(is_text)?;
+    let line = text.trim_start().lines().next()?;
+    Some(line.chars().take(SHOWN).collect())
 }
 
 #[cfg(test)]
@@ -154,5 +188,15 @@ mod tests {
         refuses(json::<serde_json::Value>(file(pointer).path(), 999, "note"), "git lfs pull");
         refuses(text(file(b"\n <!DOCTYPE html><html>").path(), 999, "note"), "is a web page");
         assert_eq!(stands_for(b"{\"a\": 1}"), None);
+        for (bytes, what) in [
+            (&b"# xet version 0\nfilesize = 1\n"[..], "is a Git Xet pointer"),
+            (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+            (b"/annex/objects/MD5E-s1--0\n", "is a git-annex pointer"),
+            (b"Entry not found", "is not JSON: it begins 'Entry not found'"),
+            (b" \n", "is empty"),
+            (b"", "is empty"),
+        ] {
+            refuses(json::<serde_json::Value>(file(bytes).path(), 999, "note"), what);
+        }
     }
 }

@@ -116,6 +116,26 @@ fn number(dtype: Dtype, bytes: &[u8]) -> Option<f64> {
     }
 }
 
+/// Why a file of so many bytes, which begins like this, has no header of so many.
+fn not_a_header(length: u64, size: u64, head: &[u8]) -> String {
+    if let Some(other) = read::stands_for(head) {
+        return other.into();
+    }
+    if head.trim_ascii_start().first() == Some(&b'{') {
+        return "is JSON where a safetensors file is expected".into();
+    }
+    if let Some(line) = read::first_line(head) {
+        return format!("is text where a safetensors file is expected: it begins '{line}'");
+    }
+    match (length > size - 8, length > MAX_HEADER) {
+        (true, true) => format!("says that its header has {length} bytes; the file has {size}"),
+        (true, false) => {
+            format!("says that its header has {length} bytes; the file has {size}, so it is cut off")
+        }
+        (false, _) => format!("has a header of {length} bytes, more than any model"),
+    }
+}
+
 /// An opened safetensors file: its header, checked against the file's size.
 #[derive(Debug)]
 pub struct TensorFile {
@@ -210,22 +230,16 @@ impl TensorFile {
         let refuse = |error| TensorFileError::Io { path: path.into(), error };
         let lying = |reason: String| TensorFileError::Content { path: path.into(), reason };
         if size < 8 {
-            return Err(lying(format!("has {size} bytes, too few for a safetensors header")));
+            let reason = || format!("has {size} bytes, too few for a safetensors header");
+            return Err(lying(if size == 0 { "is empty".into() } else { reason() }));
         }
         let mut length = [0; 8];
         source.read_at(0, &mut length).map_err(refuse)?;
         let length = u64::from_le_bytes(length);
-        if length > size - 8 {
+        if length > MAX_HEADER || length > size - 8 {
             let mut head = vec![0; size.min(64) as usize];
             source.read_at(0, &mut head).map_err(refuse)?;
-            let is_json = head.trim_ascii_start().first() == Some(&b'{');
-            let other = is_json.then_some("is JSON where a safetensors file is expected");
-            let other = read::stands_for(&head).or(other).map(Into::into);
-            let reason = || format!("says that its header has {length} bytes; the file has {size}");
-            return Err(lying(other.unwrap_or_else(reason)));
-        }
-        if length > MAX_HEADER {
-            return Err(lying(format!("has a header of {length} bytes, more than any model")));
+            return Err(lying(not_a_header(length, size, &head)));
         }
         let mut json = vec![0; length as usize];
         source.read_at(8, &mut json).map_err(refuse)?;
@@ -237,7 +251,10 @@ impl TensorFile {
         }
         let (data, found) = (header.data_len() as u64, size - 8 - length);
         if data != found {
-            return Err(lying(format!("says that it holds {data} bytes of weights; the file has {found}")));
+            let cut = if found < data { ", so it is cut off" } else { "" };
+            return Err(lying(format!(
+                "says that it holds {data} bytes of weights; the file has {found}{cut}"
+            )));
         }
         let tensors = tensors.into_iter().map(|(name, tensor)| {
             let (start, end) = tensor.data_offsets;

@@ -19,6 +19,7 @@ pub(crate) struct Job {
     pub(crate) bundle: PathBuf,
     pub(crate) prompt: String,
     pub(crate) steps: usize,
+    pub(crate) scheduler: Option<String>,
     /// Steps to draw before what is timed.
     pub(crate) warm_up: Option<u32>,
     pub(crate) width: Option<u32>,
@@ -54,7 +55,8 @@ impl From<Timings> for Seconds {
 
 /// Draws a picture here.
 pub(crate) fn work(job: Job) -> Result<Drawn, Failure> {
-    let request = Request::new(&job.prompt).seed(0).steps(job.steps).width(job.width).height(job.height);
+    let mut request = Request::new(&job.prompt).seed(0).steps(job.steps).width(job.width).height(job.height);
+    request.scheduler.clone_from(&job.scheduler);
     let bundle = open_bundle(&job.bundle)?;
     let backends = job.execution.backends();
     let place = backends.place_for(&bundle)?;

@@ -3,8 +3,7 @@ use std::path::PathBuf;
 
 use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::limits;
-use kiln_runtime::scheduler::SchedulerClass;
-use kiln_runtime::{Error, Output, PromptSyntax, Request, Variation};
+use kiln_runtime::{Output, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
@@ -21,7 +20,6 @@ use crate::{backends, draw, models, output, paths, plan, tasks};
 pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let request = request(args)?;
     request.validate()?;
-    args.scheduler.as_deref().map(SchedulerClass::named).transpose().map_err(Error::from)?;
     let memory = args.memory.options();
     memory.validate()?;
     let backends = args.execution.backends();
@@ -38,7 +36,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let (bundles, backend) = backends::open_while(&backends, &place, || {
         let controlnets = controlnets.into_iter();
         let controlnets = controlnets.map(|net| controlnet_bundle(net, &args.checkpoint, &args.cache));
-        let scheduler = args.scheduler.as_deref();
+        let scheduler = request.scheduler.as_deref();
         let bundle = bundle(model, &args.checkpoint, &args.cache, &place, scheduler)?;
         Ok((bundle, controlnets.collect::<Result<Vec<_>, _>>()?))
     })?;
@@ -84,8 +82,7 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
         [] => vec![new(0)],
         seeds => seeds.iter().enumerate().map(|(i, seed)| seed.0.unwrap_or_else(|| new(i))).collect(),
     };
-    // One more than any request may have is refused with it.
-    let batch_size = args.batch_size.unwrap_or(seeds.len()).min(limits::MAX_BATCH + 1);
+    let batch_size = check_batch(args.batch_size.unwrap_or(seeds.len()))?;
     let tasks = &args.tasks;
     let variation = match (args.variation_seed, args.variation_strength) {
         (Some(seed), Some(strength)) => {
@@ -116,9 +113,19 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
         .hires(tasks.hires())
         .micro_conditioning(tasks.micro_conditioning());
     request.negative_prompts = args.negative_prompt.iter().cloned().collect();
-    request.scheduler.clone_from(&args.scheduler);
+    request.scheduler = args.scheduler.name()?.map(Into::into);
     (request.height, request.width) = (args.height, args.width);
     Ok(request)
+}
+
+/// Refuses more pictures than a request may have, before there is a prompt for each.
+pub(crate) fn check_batch(n: usize) -> Result<usize, Failure> {
+    match n <= limits::MAX_BATCH {
+        true => Ok(n),
+        false => {
+            Err(Failure::usage(format!("batch size: {n} is not a number from 1 to {}", limits::MAX_BATCH)))
+        }
+    }
 }
 
 /// What keeps a checkpoint's engines on the processor.

@@ -64,11 +64,16 @@ impl Model {
         Ok(Checkpoint::open_with(path, options)?)
     }
 
-    /// Opens the checkpoint of a pipeline that the runtime can load once it is compiled.
-    pub(crate) fn runnable_checkpoint(&self, options: &CheckpointOptions) -> Result<Checkpoint, Failure> {
+    /// Opens the checkpoint of a pipeline that the runtime can load once it is compiled, and draw with a scheduler, by
+    /// default the model's.
+    pub(crate) fn runnable_checkpoint(
+        &self,
+        options: &CheckpointOptions,
+        scheduler: Option<&str>,
+    ) -> Result<Checkpoint, Failure> {
         let checkpoint = self.checkpoint(options)?;
         check_companions(&checkpoint)?;
-        check_scheduler(&checkpoint, None)?;
+        check_scheduler(&checkpoint, scheduler)?;
         Ok(checkpoint)
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Budget, ExecutionArgs, OffloadChoice, PlanArgs};
 use crate::failure::Failure;
+use crate::generate::check_batch;
 use crate::model::Model;
 use crate::models::{self, refuse_unused};
 use crate::{backends, measure, output, paths};
@@ -16,17 +17,18 @@ const SHARE: f64 = 0.9;
 
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let mut request = Request::new("")
-        .prompts(vec![""; args.batch_size.min(1 << 16)])
+        .prompts(vec![""; check_batch(args.batch_size)?])
         .steps(args.steps)
         .guidance_scale(args.guidance_scale);
     (request.height, request.width) = (args.height, args.width);
+    request.scheduler = args.scheduler.name()?.map(Into::into);
     request.validate()?;
     let backends = args.execution.backends();
     backends.check()?;
     let model = Model::open(&paths::model(args.model.as_ref())?)?;
     refuse_unused(&args.checkpoint, [&model])?;
     let place = backends::place(&model, &backends, None)?;
-    let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place, None)?;
+    let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place, request.scheduler.as_deref())?;
     let pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let plan = pipeline.plan(&request, &figures(&pipeline, args.execution)?)?;
     let budget = args.memory_budget.map(|budget| bytes(budget, &pipeline)).transpose()?;

@@ -77,6 +77,15 @@ impl CompileError {
         CompileError::Checkpoint { path: path.into(), reason: reason.into(), hint: None }
     }
 
+    /// A path that leads to nothing; `hint` helps where the path itself tells nothing.
+    pub(crate) fn absent(path: &Path, expected: &str, hint: &str) -> CompileError {
+        let is_file =
+            path.extension().is_some_and(|e| ["safetensors", "ckpt", "pt", "bin"].iter().any(|s| e == *s));
+        let reason = format!("no such {}", if is_file { "file" } else { expected });
+        let hint = kiln_bundle::absent::hint(path).unwrap_or_else(|| hint.into());
+        CompileError::checkpoint(path, reason).with_hint(hint)
+    }
+
     pub(crate) fn with_hint(self, text: impl Into<String>) -> CompileError {
         match self {
             CompileError::Checkpoint { path, reason, .. } => {
@@ -112,6 +121,7 @@ impl CompileError {
             CompileError::Checkpoint { hint, .. } => hint.as_deref(),
             CompileError::Option { hint, .. } => Some(hint),
             CompileError::Build { hint, .. } => *hint,
+            CompileError::Lora(error) => error.hint(),
             CompileError::SlowAttention { .. } => Some("--allow-slow-attention accepts that"),
             _ => None,
         }

@@ -144,10 +144,37 @@ fn missing(folder: &Path, base: &str) -> CompileError {
         }
     }
     match variants(folder, base).as_slice() {
-        [] => error,
+        [] => match other_format(folder) {
+            Some((name, what)) => {
+                error.with_hint(format!("{name} there is {what}, and kiln reads safetensors"))
+            }
+            None => error,
+        },
         [variant] => error.with_hint(format!("the folder has a variant: --variant {variant}")),
         several => error.with_hint(format!("the folder has variants for --variant: {}", several.join(", "))),
     }
+}
+
+/// A file of a folder that holds weights in a format that is not read, and what it is.
+fn other_format(folder: &Path) -> Option<(String, &'static str)> {
+    const FORMATS: [(&str, &str); 8] = [
+        (".msgpack", "of Flax"),
+        (".onnx", "an ONNX export"),
+        ("openvino_model.xml", "an OpenVINO export"),
+        (".h5", "of TensorFlow"),
+        (".gguf", "a GGUF file"),
+        (".mlmodelc", "a Core ML export"),
+        (".mlpackage", "a Core ML export"),
+        (".pth", "pickled"),
+    ];
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let names: BTreeSet<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let found = |name: String| {
+        let (_, what) = FORMATS.iter().find(|(end, _)| name.ends_with(end))?;
+        Some((name, *what))
+    };
+    names.into_iter().find_map(found)
 }
 
 /// The variants that a folder has weights of.

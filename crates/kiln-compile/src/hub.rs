@@ -7,9 +7,6 @@ use kiln_bundle::read;
 
 use crate::CompileError;
 
-pub(crate) const DOWNLOAD_HINT: &str = "kiln downloads no models; fetch this one with Hugging Face's command line (hf download) and \
-    give the folder that it prints";
-
 /// The snapshot that a repository's `refs/main` names, or the path itself where it is no such repository.
 pub(crate) fn snapshot(path: &Path) -> Result<PathBuf, CompileError> {
     let head = path.join("refs/main");
@@ -34,16 +31,4 @@ pub(crate) fn name(snapshot: &Path) -> Option<&str> {
     let snapshots = snapshot.parent().filter(|folder| folder.file_name() == Some(OsStr::new("snapshots")))?;
     let repository = snapshots.parent()?.file_name()?.to_str()?;
     repository.strip_prefix("models--")?.rsplit("--").next()
-}
-
-/// What may help where no folder is: what looks like a repository's name is none of this machine's.
-pub(crate) fn is_repository(path: &Path) -> bool {
-    let text = path.to_string_lossy();
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && part != "."
-            && part != ".."
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    text.split('/').count() == 2 && text.split('/').all(is_part)
 }

@@ -9,12 +9,27 @@ use kiln_bundle::TensorFileError;
 pub struct LoraError {
     path: PathBuf,
     reason: String,
+    hint: Option<String>,
 }
 
 impl LoraError {
     /// An error about a file: what is wrong with it.
     pub fn new(path: &Path, reason: impl fmt::Display) -> LoraError {
-        LoraError { path: path.into(), reason: reason.to_string() }
+        LoraError { path: path.into(), reason: reason.to_string(), hint: None }
+    }
+
+    /// A path that leads to nothing.
+    pub(crate) fn absent(path: &Path) -> LoraError {
+        LoraError { hint: kiln_bundle::absent::hint(path), ..LoraError::new(path, "no such file or folder") }
+    }
+
+    pub(crate) fn with_hint(self, hint: Option<&str>) -> LoraError {
+        LoraError { hint: hint.map(Into::into), ..self }
+    }
+
+    /// What may help.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// The file.
@@ -26,8 +41,8 @@ impl LoraError {
 impl From<TensorFileError> for LoraError {
     fn from(error: TensorFileError) -> LoraError {
         match error {
-            TensorFileError::Io { path, error } => LoraError { path, reason: error.to_string() },
-            TensorFileError::Content { path, reason } => LoraError { path, reason },
+            TensorFileError::Io { path, error } => LoraError::new(&path, error),
+            TensorFileError::Content { path, reason } => LoraError::new(&path, reason),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_bundle::{ComponentName, TensorFile};
+use kiln_bundle::{ComponentName, Contents, Role, TensorFile};
 use serde_json::Value;
 
 use crate::LoraError;
@@ -32,6 +32,9 @@ impl LoraFile {
     /// that its tensors are changes of weights.
     pub fn open(path: impl AsRef<Path>) -> Result<LoraFile, LoraError> {
         let path = path.as_ref();
+        if !path.exists() {
+            return Err(LoraError::absent(path));
+        }
         let file = if path.is_dir() { settings::file_in(path)? } else { path.to_path_buf() };
         if file.extension().is_some_and(|ending| ["pt", "bin", "ckpt", "pth"].iter().any(|e| ending == *e)) {
             return Err(LoraError::new(
@@ -69,13 +72,17 @@ impl LoraFile {
         let path = tensors.path().to_path_buf();
         let refuse = |reason: String| LoraError::new(&path, reason);
         let words = BundledWords::of(&tensors).map_err(refuse)?;
-        let (drafts, foreign) = drafts(&tensors).map_err(refuse)?;
+        let foreign_file = |reason: String| match other_contents(&tensors) {
+            Some((reason, hint)) => refuse(reason).with_hint(hint),
+            None => refuse(reason),
+        };
+        let (drafts, foreign) = drafts(&tensors, settings.encoder(&path)).map_err(foreign_file)?;
         if drafts.is_empty() {
-            return Err(refuse(foreign.into_values().next().unwrap_or_else(|| "holds no LoRA".into())));
+            return Err(foreign_file(foreign.into_values().next().unwrap_or_else(|| "holds no LoRA".into())));
         }
-        let modules = drafts
-            .into_iter()
-            .map(|((role, spelling), draft)| draft.modules(&tensors, settings, role, spelling).map_err(refuse));
+        let modules = drafts.into_iter().map(|((role, spelling), draft)| {
+            draft.modules(&tensors, settings, role, spelling).map_err(foreign_file)
+        });
         let modules: Vec<LoraModule> = modules.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
         check_layout(&modules).map_err(refuse)?;
         let foreign = foreign.into_keys().collect();
@@ -84,7 +91,7 @@ impl LoraFile {
 
     /// Whether a file looks like a LoRA of any kind, supported or not.
     pub fn is_lora(path: &Path) -> bool {
-        const MARKS: [&str; 10] = [
+        const MARKS: [&str; 12] = [
             "lora_",
             ".lora.",
             "_lora.",
@@ -95,6 +102,8 @@ impl LoraFile {
             "lycoris_",
             "base_model.model.",
             ".ia3_l",
+            ".hra_u",
+            ".vera_lambda_",
         ];
         let Ok(path) = (if path.is_dir() { settings::file_in(path) } else { Ok(path.into()) }) else {
             return false;
@@ -179,6 +188,12 @@ impl LoraFile {
     }
 }
 
+/// Why a file is no LoRA, where it seems to be something else.
+fn other_contents(tensors: &TensorFile) -> Option<(String, Option<&'static str>)> {
+    let is_lora = Contents::of(tensors.tensors())?.role == Some(Role::Lora);
+    if is_lora { None } else { Contents::instead_of("a LoRA", tensors.tensors()) }
+}
+
 /// Whether peft itself wrote the file, and its configuration beside it.
 fn is_pefts(tensors: &TensorFile) -> bool {
     let is_named = tensors.path().file_name().is_some_and(|name| name == "adapter_model.safetensors");
@@ -186,10 +201,10 @@ fn is_pefts(tensors: &TensorFile) -> bool {
 }
 
 /// The tensors by module, and why some are for no network of Stable Diffusion.
-fn drafts(tensors: &TensorFile) -> Result<(Drafts, BTreeMap<String, String>), String> {
+fn drafts(tensors: &TensorFile, encoder: ComponentName) -> Result<(Drafts, BTreeMap<String, String>), String> {
     let (mut drafts, mut foreign) = (Drafts::new(), BTreeMap::new());
     for name in tensors.tensors().keys().filter(|name| !BundledWords::has(name)) {
-        let key = match Key::parse(name) {
+        let key = match Key::parse(name, encoder) {
             Ok(key) => key,
             Err(Unknown::Part(reason)) => return Err(reason),
             Err(Unknown::Component(reason)) => {

@@ -63,7 +63,7 @@ pub(crate) enum Unknown {
 }
 
 /// How a key ends, what it is then to its module, and whose name that is.
-const PARTS: [(&str, &str, Option<Naming>); 52] = [
+const PARTS: [(&str, &str, Option<Naming>); 56] = [
     (".lora_down.weight", "down", Some(Naming::Kohya)),
     (".lora_up.weight", "up", Some(Naming::Kohya)),
     (".lora_mid.weight", "mid", Some(Naming::Kohya)),
@@ -103,6 +103,10 @@ const PARTS: [(&str, &str, Option<Naming>); 52] = [
     (".w_norm", "w_norm", None),
     (".b_norm", "b_norm", None),
     (".oft_blocks", "oft_blocks", None),
+    (".oft_R.weight", "oft_R", None),
+    (".boft_R", "boft_R", None),
+    (".boft_s", "boft_s", None),
+    (".hra_u", "hra_u", None),
     (".rescale", "rescale", None),
     (".on_input", "on_input", None),
     (".ia3_l", "ia3_l", None),
@@ -119,11 +123,9 @@ const PARTS: [(&str, &str, Option<Naming>); 52] = [
 ];
 
 /// What in a key tells of a method that is not supported, and its name.
-const OTHER_METHODS: [(&str, &str); 12] = [
-    (".oft_R", "peft's OFT"),
+const OTHER_METHODS: [(&str, &str); 10] = [
+    (".oft_r", "OFT of peft before 0.15"),
     (".oft_diag", "kohya's first OFT"),
-    (".boft_", "peft's BOFT"),
-    (".hra_u", "HRA"),
     ("vera_lambda_", "VeRA"),
     (".lambda_layer", "T-LoRA"),
     (".q_layer.", "T-LoRA"),
@@ -177,7 +179,9 @@ const ORIGINAL_ROOTS: [&str; 6] =
 
 impl Key {
     /// Reads a key; the error says why it belongs to no adapter that can be added to Stable Diffusion.
-    pub(crate) fn parse(key: &str) -> Result<Key, Unknown> {
+    ///
+    /// `encoder` is the text encoder of paths that name no component.
+    pub(crate) fn parse(key: &str, encoder: ComponentName) -> Result<Key, Unknown> {
         let shown = shown(key);
         if let Some((_, method)) = OTHER_METHODS.iter().find(|(mark, _)| key.contains(mark)) {
             return Err(Unknown::Part(format!("'{shown}': {method} is not supported")));
@@ -195,13 +199,15 @@ impl Key {
             return Err(Unknown::Part(format!("'{shown}' is not part of a LoRA")));
         }
         let of_module = |(role, spelling, naming)| Key { role, module: module.into(), spelling, part, naming };
-        underscored(module, naming).or_else(|| dotted(module, naming)).map(of_module).ok_or_else(|| {
-            let family = other_family(module).map(|family| format!("; the file is a LoRA for {family}"));
-            let family = family.unwrap_or_default();
-            Unknown::Component(format!(
-                "'{shown}' is for no component of Stable Diffusion 1.x, 2.x or XL{family}"
-            ))
-        })
+        underscored(module, naming).or_else(|| dotted(module, naming, encoder)).map(of_module).ok_or_else(
+            || {
+                let family = other_family(module).map(|family| format!("; the file is a LoRA for {family}"));
+                let family = family.unwrap_or_default();
+                Unknown::Component(format!(
+                    "'{shown}' is for no component of Stable Diffusion 1.x, 2.x or XL{family}"
+                ))
+            },
+        )
     }
 }
 
@@ -230,21 +236,32 @@ fn underscored(module: &str, naming: Option<Naming>) -> Option<Place> {
 }
 
 /// A module by its path, behind its component's name or peft's prefix.
-fn dotted(module: &str, naming: Option<Naming>) -> Option<Place> {
+fn dotted(module: &str, naming: Option<Naming>, encoder: ComponentName) -> Option<Place> {
     let module = module.strip_prefix(PEFT).unwrap_or(module);
     let named = DIFFUSERS.iter().find_map(|(prefix, role)| Some((*role, module.strip_prefix(prefix)?)));
     let begins = |roots: &[&str]| roots.iter().any(|root| format!("{module}.").starts_with(root));
     let (role, path) = named
         .or_else(|| begins(&UNET_ROOTS).then_some((UNET, module)))
-        .or_else(|| begins(&TEXT_ROOTS).then_some((TEXT_ENCODER, module)))?;
+        .or_else(|| begins(&TEXT_ROOTS).then_some((encoder, module)))?;
     let path = module_path(role, path, naming == Some(Naming::DiffusersProcessors));
     Some((role, Spelling::Dotted(path), naming.or(Some(Naming::Peft))))
 }
 
 /// peft's keys without the name of the adapter, which `save_pretrained` leaves out: `lora_A.default.weight`.
 fn without_adapter_name(key: &str) -> String {
-    const MARKS: [&str; 7] =
-        ["lora_A", "lora_B", "lora_magnitude_vector", "ia3_l", "modules_to_save", "hada_", "lokr_"];
+    const MARKS: [&str; 11] = [
+        "lora_A",
+        "lora_B",
+        "lora_magnitude_vector",
+        "ia3_l",
+        "modules_to_save",
+        "hada_",
+        "lokr_",
+        "oft_R",
+        "boft_R",
+        "boft_s",
+        "hra_u",
+    ];
     let parts: Vec<&str> = key.split('.').collect();
     let is_mark =
         |part: &&str| MARKS.iter().any(|mark| part == mark || mark.ends_with('_') && part.starts_with(mark));
@@ -281,7 +298,7 @@ fn module_path(role: ComponentName, path: &str, of_processor: bool) -> String {
 }
 
 /// What a module that Stable Diffusion does not have belongs to.
-fn other_family(module: &str) -> Option<&'static str> {
+pub(crate) fn other_family(module: &str) -> Option<&'static str> {
     const MARKS: [(&str, &str); 7] = [
         ("double_blocks", "FLUX"),
         ("single_blocks", "FLUX"),

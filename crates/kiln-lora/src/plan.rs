@@ -8,6 +8,7 @@ use kiln_bundle::ComponentName;
 use kiln_bundle::stable_diffusion::TEXT_ENCODER_2;
 
 use crate::change::Weight;
+use crate::keys::other_family;
 use crate::names::Found;
 use crate::{LoraError, LoraFile, LoraModule, ModelWeights};
 
@@ -184,8 +185,16 @@ fn notice(file: &LoraFile, n_fits: usize, left_out: &[&str]) -> Option<String> {
 }
 
 fn misfit(file: &LoraFile, reason: String) -> LoraError {
-    let guess = file.family().map(|family| format!("; its shapes are those of a LoRA for {family}"));
+    let shapes = file.family().map(|family| format!("; its shapes are those of a LoRA for {family}"));
+    let names = || Some(format!("; the file is a LoRA for {}", file.modules().iter().find_map(named_family)?));
+    let guess = shapes.or_else(names);
     LoraError::new(file.path(), format!("{reason}{}", guess.unwrap_or_default()))
+}
+
+/// The family that a module's name in kohya's manner is of.
+fn named_family(module: &LoraModule) -> Option<&'static str> {
+    let name = module.name().strip_prefix("lora_unet_")?;
+    other_family(name)
 }
 
 impl WeightChanges {

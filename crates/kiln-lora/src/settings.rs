@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
 use kiln_bundle::{ComponentName, TensorFile};
 #[cfg(feature = "patterns")]
 use regex::{Regex, RegexBuilder};
@@ -12,6 +13,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::LoraError;
+use crate::change::Cayley;
 
 /// Where diffusers keeps peft's configuration in a file's header (`LORA_ADAPTER_METADATA_KEY`).
 const ADAPTER_METADATA: &str = "lora_adapter_metadata";
@@ -26,6 +28,9 @@ const MAX_BYTES: u64 = 16 << 20;
 const MAX_EXPRESSIONS: usize = 512;
 #[cfg(feature = "patterns")]
 const MAX_EXPRESSION: usize = 1 << 18;
+
+/// Folders above a file whose names may tell its component: its own, and one for the adapter's name.
+const MAX_FOLDERS: usize = 2;
 
 /// Settings without effect on the weights are not here; these change them in ways that are not supported.
 const UNSUPPORTED: [&str; 4] = ["use_bdlora", "use_qalora", "alora_invocation_tokens", "layer_replication"];
@@ -73,6 +78,17 @@ impl Map {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, setting)| setting)
     }
 
+    /// Whether peft wrapped the class that only a second text encoder has, or a model of that name.
+    fn of_second_encoder(&self) -> bool {
+        let class = match self.get("auto_mapping") {
+            Some(Setting::Map(mapping)) => mapping.value("base_model_class").and_then(Value::as_str),
+            _ => None,
+        };
+        let base = self.value("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
+        class == Some("CLIPTextModelWithProjection")
+            || base.split(['/', '\\']).any(|part| part == TEXT_ENCODER_2.as_str())
+    }
+
     /// A setting that is not null.
     fn value(&self, key: &str) -> Option<&Value> {
         match self.get(key)? {
@@ -90,6 +106,10 @@ pub(crate) struct Scaling {
     by_root: bool,
     /// Whether (IA)^3 scales the module's inputs.
     pub(crate) scales_inputs: bool,
+    /// How OFT makes rotations.
+    pub(crate) cayley: Cayley,
+    /// Whether HRA makes its vectors orthogonal.
+    pub(crate) orthogonal: bool,
 }
 
 impl Scaling {
@@ -109,6 +129,8 @@ impl Scaling {
 pub(crate) struct Settings {
     /// By component, or by no name for all of them.
     components: Vec<(Option<String>, Component)>,
+    /// Whether it says that peft wrapped a second text encoder.
+    of_second_encoder: bool,
 }
 
 #[derive(Debug, Default)]
@@ -215,6 +237,8 @@ impl Settings {
 
     fn new(all: Vec<(Option<String>, Map)>) -> Result<Settings, String> {
         let mut components = Vec::new();
+        let of_second_encoder =
+            all.iter().any(|(name, settings)| name.is_none() && settings.of_second_encoder());
         for (name, settings) in all {
             let component = Component::new(&settings).map_err(|e| match &name {
                 Some(name) => format!("{}: {e}", name.escape_debug()),
@@ -222,7 +246,17 @@ impl Settings {
             })?;
             components.push((name, component));
         }
-        Ok(Settings { components })
+        Ok(Settings { components, of_second_encoder })
+    }
+
+    /// The text encoder of a file's paths that name no component: the second one where the file lies in its folder or
+    /// the configuration says so.
+    pub(crate) fn encoder(&self, file: &Path) -> ComponentName {
+        let mut folders = file.ancestors().skip(1).take(MAX_FOLDERS).filter_map(Path::file_name);
+        match self.of_second_encoder || folders.any(|name| name == TEXT_ENCODER_2.as_str()) {
+            true => TEXT_ENCODER_2,
+            false => TEXT_ENCODER,
+        }
     }
 
     /// What is said of a module, by its path in the component.
@@ -258,6 +292,8 @@ impl Component {
             rank: number("r")?,
             by_root: setting("use_rslora") == Some(&Value::Bool(true)),
             scales_inputs: false,
+            cayley: Cayley::of(&number, setting)?,
+            orthogonal: setting("apply_GS") == Some(&Value::Bool(true)),
         };
         let mut left = MAX_EXPRESSIONS;
         Ok(Component {
@@ -278,6 +314,28 @@ impl Component {
             scales_inputs: self.inputs.iter().any(|pattern| pattern.matches(path)),
             ..self.common
         }
+    }
+}
+
+impl Cayley {
+    /// What peft's `OFTConfig` says, and its defaults where it says nothing.
+    fn of<'a>(
+        number: &impl Fn(&str) -> Result<Option<f64>, String>,
+        setting: impl Fn(&str) -> Option<&'a Value>,
+    ) -> Result<Cayley, String> {
+        const MOST_TERMS: f64 = 64.0;
+        let default = Cayley::default();
+        let terms = number("num_cayley_neumann_terms")?;
+        if let Some(terms) = terms.filter(|terms| !(1.0..=MOST_TERMS).contains(terms)) {
+            return Err(format!("num_cayley_neumann_terms: {terms} is not a number from 1 to {MOST_TERMS}"));
+        }
+        let terms = terms.map(|terms| terms as u32).or(default.terms);
+        let is = |key: &str| setting(key) == Some(&Value::Bool(true));
+        let eps = number("eps")?.unwrap_or(6e-5);
+        Ok(Cayley {
+            terms: terms.filter(|_| setting("use_cayley_neumann") != Some(&Value::Bool(false))),
+            bound: is("coft").then_some(eps),
+        })
     }
 }
 
@@ -322,8 +380,13 @@ fn shown(value: &Value) -> String {
 /// peft's configuration beside a file that may be in a folder of its own.
 pub(crate) fn file_in(folder: &Path) -> Result<PathBuf, LoraError> {
     const NAMES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
-    let found = NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| LoraError::new(folder, format!("holds no {} and no {}", NAMES[0], NAMES[1])))
+    const PICKLED: [&str; 2] = ["adapter_model.bin", "pytorch_lora_weights.bin"];
+    let find = |names: [&str; 2]| names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    // What is pickled is refused by its name.
+    find(NAMES).or_else(|| find(PICKLED)).ok_or_else(|| {
+        let error = LoraError::new(folder, format!("holds no {} and no {}", NAMES[0], NAMES[1]));
+        error.with_hint(Some("give a file of the folder, or the folder that peft or diffusers saved"))
+    })
 }
 
 #[cfg(test)]

@@ -105,6 +105,8 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+        /// What may help.
+        hint: Option<String>,
     },
     /// A bundle's reference cannot be used.
     #[error("{path}: {reason}", path = path.display())]
@@ -179,6 +181,10 @@ impl Error {
     /// Whether a computation left the range of numbers.
     pub fn is_overflow(&self) -> bool {
         matches!(self, Error::NotFinite { .. } | Error::Overflow { .. })
+    }
+
+    pub(crate) fn embedding(path: &Path, reason: String) -> Error {
+        Error::Embedding { path: path.into(), reason, hint: None }
     }
 
     pub(crate) fn io(path: &Path, error: &std::io::Error) -> Error {

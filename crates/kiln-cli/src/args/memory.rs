@@ -5,7 +5,7 @@ use kiln_compile::Bytes;
 use kiln_runtime::{MemoryOptions, Offload, Placement, VaeTiling};
 use serde::{Deserialize, Serialize};
 
-use super::{CacheArgs, CheckpointArgs, ExecutionArgs};
+use super::{CacheArgs, CheckpointArgs, ExecutionArgs, SchedulerArgs, help};
 
 /// How memory is spent.
 #[derive(Args, Clone)]
@@ -130,6 +130,7 @@ impl MemoryArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = help::schedulers())]
 pub(crate) struct PlanArgs {
     /// Checkpoint folder, single-file checkpoint or bundle [default: the small model models/shapes of a checkout].
     #[arg(value_name = "MODEL")]
@@ -152,6 +153,8 @@ pub(crate) struct PlanArgs {
     /// Weight of the prompt; guidance, which doubles the work, is off up to 1 [default: the model's].
     #[arg(long, value_name = "X")]
     pub(crate) guidance_scale: Option<f32>,
+    #[command(flatten)]
+    pub(crate) scheduler: SchedulerArgs,
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
@@ -192,6 +195,7 @@ pub(crate) enum BenchCommand {
 }
 
 #[derive(Args)]
+#[command(after_help = help::schedulers())]
 pub(crate) struct BenchLadderArgs {
     /// Checkpoint folder or single-file checkpoint [default: the small model models/shapes of a checkout].
     #[arg(value_name = "MODEL")]
@@ -209,6 +213,8 @@ pub(crate) struct BenchLadderArgs {
     #[arg(long)]
     pub(crate) speed_only: bool,
     #[command(flatten)]
+    pub(crate) scheduler: SchedulerArgs,
+    #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
     pub(crate) cache: CacheArgs,
@@ -220,6 +226,7 @@ pub(crate) struct BenchLadderArgs {
 }
 
 #[derive(Args)]
+#[command(after_help = help::schedulers())]
 pub(crate) struct BenchMemoryArgs {
     /// Bundle folders.
     #[arg(required = true)]
@@ -239,6 +246,8 @@ pub(crate) struct BenchMemoryArgs {
     /// Height in pixels, like the width.
     #[arg(long, value_name = "PIXELS")]
     pub(crate) height: Option<u32>,
+    #[command(flatten)]
+    pub(crate) scheduler: SchedulerArgs,
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     /// Print one JSON object instead of the table.

@@ -14,8 +14,11 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use kiln_bundle::{ElementType, Size};
+use kiln_runtime::scheduler::SchedulerClass;
 use kiln_runtime::{Device, Runner};
 use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
 
 pub(crate) use choices::{
     ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice,
@@ -115,7 +118,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_enum, default_value_t = SyntaxChoice::Weighted)]
     pub(crate) prompt_syntax: SyntaxChoice,
     /// Layers of the text encoder to skip, from the last.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) clip_skip: usize,
     /// Seed of the random numbers, or one for each picture, as in 1,2,3; -1 is a new one each time, as by default.
     #[arg(long, value_name = "N", value_delimiter = ',', allow_negative_numbers = true)]
@@ -129,9 +132,8 @@ pub(crate) struct GenerateArgs {
     /// Share of that noise, from 0 to 1.
     #[arg(long, value_name = "X", requires = "variation_seed", allow_negative_numbers = true)]
     pub(crate) variation_strength: Option<f32>,
-    /// Scheduler, by a name of those below, such as dpm++2m:karras [default: the model's].
-    #[arg(long, value_name = "NAME")]
-    pub(crate) scheduler: Option<String>,
+    #[command(flatten)]
+    pub(crate) scheduler: SchedulerArgs,
     /// Denoising steps [default: 50; 4 for latent consistency models].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) steps: Option<usize>,
@@ -174,6 +176,23 @@ pub(crate) struct GenerateArgs {
     pub(crate) json: bool,
 }
 
+/// What takes latents from step to step.
+#[derive(Args, Clone)]
+pub(crate) struct SchedulerArgs {
+    /// Scheduler, by a name of those below, such as dpm++2m:karras [default: the model's].
+    #[arg(long = "scheduler", value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl SchedulerArgs {
+    /// The name that was given, if there is such a scheduler.
+    pub(crate) fn name(&self) -> Result<Option<&str>, Failure> {
+        let name = self.name.as_deref();
+        name.map(SchedulerClass::named).transpose().map_err(kiln_runtime::Error::from)?;
+        Ok(name)
+    }
+}
+
 /// What runs the engines.
 #[derive(Args, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct ExecutionArgs {
@@ -182,7 +201,7 @@ pub(crate) struct ExecutionArgs {
     #[serde(with = "text")]
     pub(crate) backend: Runner,
     /// Threads per operator [default: all cores].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
     /// Device to run on: cpu, cuda, cuda:N or auto. auto is what a bundle was built for; for a checkpoint, a usable GPU, else cpu.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]

@@ -74,7 +74,7 @@ pub(super) fn run(args: &BenchLadderArgs) -> Result<(), Failure> {
     }
     let backends = args.execution.backends();
     let place = backends::place(&model, &backends, None)?;
-    let checkpoint = model.runnable_checkpoint(&args.checkpoint.options())?;
+    let checkpoint = model.runnable_checkpoint(&args.checkpoint.options(), args.scheduler.name()?)?;
     let cache = models::cache(&args.cache)?;
     let folder = OutputFolder::open(&args.out)?;
     let mut cases = Vec::new();
@@ -240,6 +240,7 @@ fn memory_args(args: &BenchLadderArgs, bundles: Vec<std::path::PathBuf>) -> Benc
         rounds: 1,
         width: None,
         height: None,
+        scheduler: args.scheduler.clone(),
         execution: args.execution,
         json: args.json,
     }
@@ -269,7 +270,7 @@ fn measure(
         let mut measured = Vec::new();
         for (i, mut case) in cases.drain(..).enumerate() {
             bar.at((round * n_cases + i) as u64, (args.rounds * n_cases) as u64);
-            match draw(&case, backends, args.steps) {
+            match draw(&case, backends, args) {
                 Ok((seconds, image)) => {
                     case.seconds.push(seconds);
                     case.image = Some(image);
@@ -290,13 +291,18 @@ fn leave_out(rung: &Rung, failure: &Failure, left_out: &mut Vec<LeftOut>) {
 }
 
 /// Seconds of a picture and of its steps, after a short one.
-fn draw(case: &Case, backends: &Backends, steps: usize) -> Result<((f64, f64), RgbImage), Failure> {
+fn draw(case: &Case, backends: &Backends, args: &BenchLadderArgs) -> Result<((f64, f64), RgbImage), Failure> {
     let backends = backends.clone().recording(case.rung.records);
     let backend = backends::open(&backends, &case.rung.place)?;
     let mut pipeline = models::pipeline(case.bundle.clone(), backend)?;
     let placement = Some(case.rung.placement);
     pipeline.set_memory(MemoryOptions::new().placement(placement))?;
-    let request = |steps| Request::new(PROMPT).steps(steps);
+    let scheduler = args.scheduler.name()?;
+    let request = |steps| {
+        let mut request = Request::new(PROMPT).steps(steps);
+        request.scheduler = scheduler.map(Into::into);
+        request
+    };
     let warm_up = request(warm_up_steps(&case.rung.place) as usize);
     // On a GPU twice: the decoder's first run may move the memory that all engines of TensorRT compute in.
     let n_warm_ups = if case.rung.place.gpu().is_some() { 2 } else { 1 };
@@ -304,7 +310,7 @@ fn draw(case: &Case, backends: &Backends, steps: usize) -> Result<((f64, f64), R
         pipeline.generate(&warm_up)?;
     }
     let start = Instant::now();
-    let mut output = pipeline.generate(&request(steps))?;
+    let mut output = pipeline.generate(&request(args.steps))?;
     let seconds = (start.elapsed().as_secs_f64(), output.timings.steps.as_secs_f64());
     Ok((seconds, output.images.swap_remove(0)))
 }

@@ -48,6 +48,7 @@ pub(super) struct Report {
 /// Measures every way to run every bundle; tables, chart, pictures and traces go to a folder.
 pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<Report, Failure> {
     let mut request = Request::new("").steps(args.steps);
+    request.scheduler = args.scheduler.name()?.map(Into::into);
     (request.height, request.width) = (args.height, args.width);
     let mut cases = Vec::new();
     for bundle in &args.bundles {
@@ -103,6 +104,7 @@ fn draw(case: &Case, folder: &Path, index: usize, args: &BenchMemoryArgs) -> Res
         bundle: case.bundle.clone(),
         prompt: PROMPT.into(),
         steps: args.steps,
+        scheduler: args.scheduler.name()?.map(Into::into),
         warm_up: case.warm_up,
         width: args.width,
         height: args.height,

@@ -35,9 +35,11 @@ impl ControlNetCheckpoint {
         } else if root.join("config.json").is_file() {
             Layout::Folder { root, variant, given: Given::default() }
         } else {
-            return Err(CompileError::checkpoint(root, "has no config.json").with_hint(
-                "a ControlNet is a folder with config.json and diffusion_pytorch_model.safetensors, or one file",
-            ));
+            const HINT: &str = "a ControlNet is a folder with config.json and diffusion_pytorch_model.safetensors, or one file";
+            return Err(match root.exists() {
+                true => CompileError::checkpoint(root, "has no config.json").with_hint(HINT),
+                false => CompileError::absent(root, "folder", HINT),
+            });
         };
         let name = match layout {
             Layout::Folder { .. } => "",

@@ -45,6 +45,15 @@ const PIPELINES: [Pipelines; 3] = [
 /// What may stand between the beginning of a class's name and `Pipeline`.
 const TASKS: [&str; 6] = ["", "Img2Img", "Inpaint", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint"];
 
+/// How classes of exports begin, and what those are for.
+const EXPORTS: [(&str, &str); 5] = [
+    ("Onnx", "ONNX Runtime"),
+    ("ORT", "ONNX Runtime"),
+    ("OV", "OpenVINO"),
+    ("Flax", "JAX"),
+    ("Neuron", "AWS Neuron"),
+];
+
 /// Components that change the pictures and that kiln does not run.
 pub(super) const UNSUPPORTED: [&str; 5] =
     ["image_encoder", "motion_adapter", "adapter", "depth_estimator", "low_res_scheduler"];
@@ -57,6 +66,12 @@ pub(super) fn pipelines(class: &str) -> Result<&'static Pipelines, String> {
     };
     let found = PIPELINES.iter().find(|pipelines| pipelines.classes.iter().any(|prefix| runs(&prefix)));
     found.ok_or_else(|| {
+        if class.is_empty() {
+            return "has no _class_name, so it is no pipeline's index".into();
+        }
+        if let Some((_, what)) = EXPORTS.iter().find(|(start, _)| class.starts_with(start)) {
+            return format!("_class_name: '{class}' is an export for {what}; kiln reads the checkpoint it was made from");
+        }
         let supported: Vec<String> = PIPELINES
             .iter()
             .flat_map(|pipelines| pipelines.classes)

@@ -3,6 +3,7 @@
 mod controlnet;
 mod index;
 mod layout;
+mod near;
 
 use std::path::{Path, PathBuf};
 
@@ -87,6 +88,13 @@ impl Checkpoint {
         if options.variant.is_some() && options.components.is_empty() {
             return Err(CompileError::checkpoint(path, "is one file and has no variants"));
         }
+        if path.file_name().is_some_and(|name| name == INDEX) {
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let reason = "is the index of a folder, and not a checkpoint by itself";
+            return Err(CompileError::checkpoint(path, reason)
+                .with_hint(format!("give the folder: {}", folder.display())));
+        }
         let mut original = Original::open_with(path, options)?;
         if original.class().is_none() {
             return Err(CompileError::checkpoint(path, "is a ControlNet by itself, which makes no pictures")
@@ -104,15 +112,11 @@ impl Checkpoint {
             return Err(CompileError::checkpoint(root, "is neither a folder nor a regular file"));
         }
         if !root.is_dir() {
-            let error = CompileError::checkpoint(root, "no such folder");
-            return Err(error.with_hint(if hub::is_repository(root) {
-                hub::DOWNLOAD_HINT
-            } else {
-                LAYOUT_HINT
-            }));
+            return Err(CompileError::absent(root, "folder", LAYOUT_HINT));
         }
         if !path.exists() {
-            return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(LAYOUT_HINT));
+            let hint = near::hint(root).unwrap_or_else(|| LAYOUT_HINT.into());
+            return Err(CompileError::checkpoint(root, "has no model_index.json").with_hint(hint));
         }
         if options.prediction_type.is_some() {
             return Err(CompileError::checkpoint(

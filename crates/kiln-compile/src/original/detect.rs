@@ -1,5 +1,7 @@
 //! Telling checkpoints apart by their keys, and from everything else that is kept in safetensors files.
 
+use kiln_bundle::Contents;
+
 use super::given::Given;
 use super::keys::Keys;
 use crate::{CompileError, Family};
@@ -25,14 +27,14 @@ pub(super) fn family(keys: &Keys<'_>, given: &Given) -> Result<Family, CompileEr
         .filter(|prefix| keys.first_with(prefix).is_some())
         .collect();
     let is_control = keys.first_with(&format!("{CONTROL}input_blocks.")).is_some()
-        || keys.get("input_hint_block.0.weight").is_some();
+        || keys.get("input_hint_block.0.weight").is_some() && keys.first_with("lora_").is_none();
     let unet = unet_prefix(keys);
     if encoders.is_empty() && is_control && unet != Some(UNET) {
         return Ok(Family::ControlNet);
     }
     let has_unet = unet.is_some() || given.has("unet");
     if !has_unet && encoders.is_empty() {
-        return Err(foreign(keys, "is not a checkpoint", &format!("{UNET}input_blocks.0.0.weight")));
+        return Err(foreign(keys, "a checkpoint", &format!("{UNET}input_blocks.0.0.weight")));
     }
     if !has_unet {
         return Err(keys
@@ -89,68 +91,18 @@ fn of_given(keys: &Keys<'_>, given: &Given, unet: Option<&str>) -> Result<Family
     }
 }
 
-/// How a key betrays what a file is: by its start, or by what it contains.
-enum Trait {
-    Starts(&'static str),
-    Contains(&'static str),
-}
-
-use Trait::{Contains, Starts};
-
-/// What else people keep in safetensors files; the first that fits says what the file seems to be.
-const FOREIGN: [(Trait, &str, Option<&str>); 29] = [
-    (Starts("lora_"), "a LoRA", Some(LORA_HINT)),
-    (Contains(".lora_down."), "a LoRA", Some(LORA_HINT)),
-    (Contains(".lora_A."), "a LoRA", Some(LORA_HINT)),
-    (Contains(".lora.down."), "a LoRA", Some(LORA_HINT)),
-    (Contains("_lora."), "a LoRA", Some(LORA_HINT)),
-    (Contains(".hada_w1_a"), "a LyCORIS adapter", None),
-    (Contains(".lokr_w1"), "a LyCORIS adapter", None),
-    (Contains("motion_modules."), "an AnimateDiff motion module", None),
-    (Contains("double_blocks."), "a Flux model", None),
-    (Contains("joint_blocks."), "a Stable Diffusion 3 model", None),
-    (Starts("emb_params"), "a textual inversion embedding", None),
-    (Starts("string_to_param"), "a textual inversion embedding", None),
-    (Starts("<"), "a textual inversion embedding", None),
-    (Starts("clip_g"), "a textual inversion embedding for Stable Diffusion XL", None),
-    (Starts("ip_adapter."), "an IP-Adapter", None),
-    (Starts("image_proj."), "an IP-Adapter", None),
-    (Starts("controlnet_cond_embedding."), "a ControlNet in diffusers' layout", None),
-    (Starts("down_blocks."), "a UNet in diffusers' layout", Some(UNET_HINT)),
-    (Starts("encoder.down_blocks."), "an autoencoder (VAE) in diffusers' layout", Some(VAE_HINT)),
-    (Starts("decoder.up_blocks."), "an autoencoder (VAE) in diffusers' layout", Some(VAE_HINT)),
-    (Starts("first_stage_model."), "an autoencoder (VAE) alone", Some(VAE_HINT)),
-    (Starts("encoder.down."), "an autoencoder (VAE) alone", Some(VAE_HINT)),
-    (Starts("decoder.up."), "an autoencoder (VAE) alone", Some(VAE_HINT)),
-    (Starts("encoder.mid."), "an autoencoder (VAE) alone", Some(VAE_HINT)),
-    (Starts("encoder.conv_in"), "an autoencoder (VAE) alone", Some(VAE_HINT)),
-    (Starts("text_model."), "a text encoder alone", Some(TEXT_HINT)),
-    (Starts("encoder.layers."), "a text encoder alone", Some(TEXT_HINT)),
-    (Starts("transformer.resblocks."), "an OpenCLIP text encoder alone", Some(TEXT_HINT)),
-    (Starts("adapter."), "a T2I-Adapter", None),
-];
-
-const LORA_HINT: &str = "--lora takes it, beside --model";
-const UNET_HINT: &str = "--unet takes it, with config.json beside it";
-const VAE_HINT: &str = "--vae takes it, beside --model";
-const TEXT_HINT: &str = "--text-encoder and --text-encoder-2 take it, beside --model";
-
 /// The refusal of a file that is not what it is given as, saying what it seems to be; `expected` is a key of one.
-pub(super) fn foreign(keys: &Keys<'_>, refusal: &str, expected: &str) -> CompileError {
-    let fits = |how: &Trait| match how {
-        Starts(text) => keys.first_with(text).is_some(),
-        Contains(text) => keys.iter().any(|key| key.contains(text)),
-    };
-    if let Some((_, what, hint)) = FOREIGN.iter().find(|(how, ..)| fits(how)) {
-        let error = keys.error(format!("{refusal}: it seems to be {what}"));
+pub(super) fn foreign(keys: &Keys<'_>, wanted: &str, expected: &str) -> CompileError {
+    if let Some((reason, hint)) = Contents::instead_of(wanted, keys.tensors()) {
+        let error = keys.error(reason);
         return match hint {
-            Some(hint) => error.with_hint(*hint),
+            Some(hint) => error.with_hint(hint),
             None => error,
         };
     }
     match keys.iter().next() {
         None => keys.error("holds no tensors"),
-        Some(key) => keys.error(format!("{refusal}: its first key is '{key}'")),
+        Some(key) => keys.error(format!("is not {wanted}: its first key is '{key}'")),
     }
     .with_hint(format!("expected keys such as {expected}"))
 }

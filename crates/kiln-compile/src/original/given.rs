@@ -73,8 +73,11 @@ fn part(name: &'static str, path: &Path, variant: Option<&str>) -> Result<GivenP
         _ => Network::Clip,
     };
     if !path.exists() {
-        let error = CompileError::checkpoint(path, "no such file or folder");
-        return Err(if hub::is_repository(path) { error.with_hint(hub::DOWNLOAD_HINT) } else { error });
+        return Err(CompileError::absent(
+            path,
+            "file or folder",
+            "expected a folder with config.json, or one file",
+        ));
     }
     let path = &*hub::snapshot(path)?;
     if path.is_dir() {

@@ -74,6 +74,10 @@ impl<'a> Keys<'a> {
         self.tensors.get(key)
     }
 
+    pub(super) fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

@@ -94,7 +94,12 @@ pub(crate) fn piece(path: &Path, component: &str) -> Result<(Piece, Vec<String>)
     let Some(form) = form(&keys, component) else {
         let mut forms = FORMS.iter().filter(|form| form.component == component);
         let expected = forms.next().map(|form| format!("{}{}", form.prefix, form.probes[0]));
-        return Err(foreign(&keys, &format!("has no {component}"), &expected.unwrap_or_default()));
+        let wanted = match component {
+            "unet" => "a UNet",
+            "vae" => "an autoencoder",
+            _ => "a text encoder",
+        };
+        return Err(foreign(&keys, wanted, &expected.unwrap_or_default()));
     };
     let piece = (form.read)(&mut keys, form.prefix)?;
     let passed_over = match (form.prefix, component) {

@@ -4,6 +4,7 @@ mod butterfly;
 mod difference;
 mod glora;
 mod hadamard;
+mod inputs;
 mod kronecker;
 mod low_rank;
 mod magnitude;
@@ -76,12 +77,13 @@ impl Weight<'_> {
 type Read = fn(&mut Parts<'_>) -> Result<Option<Arc<dyn Change>>, String>;
 
 /// Each reads a module if it has the tensors of its kind.
-const KINDS: [Read; 9] = [
+const KINDS: [Read; 10] = [
     low_rank::read,
     hadamard::read,
     kronecker::read,
     butterfly::read,
     orthogonal::read,
+    inputs::read,
     glora::read,
     scale::read,
     difference::read,
@@ -99,6 +101,7 @@ pub(crate) fn of_weight(parts: &mut Parts<'_>) -> Result<Option<Arc<dyn Change>>
 }
 
 pub(crate) use difference::read_bias as of_bias;
+pub(crate) use inputs::Cayley;
 pub(crate) use scale::read_bias as of_optional_bias;
 
 /// Whether two shapes are one but for last axes of 1, or but for axes that one of them joins.

@@ -89,7 +89,7 @@ fn skew(block: &[f32], b: usize) -> Array2<f64> {
 }
 
 /// `(1 + Q)(1 - Q)^-1` by elimination; `1 - Q` has an inverse because `Q` is skew-symmetric.
-fn cayley(q: &Array2<f64>) -> Array2<f64> {
+pub(super) fn cayley(q: &Array2<f64>) -> Array2<f64> {
     // The factors commute: (1 - Q) R = 1 + Q.
     let n = q.nrows();
     let one = Array2::<f64>::eye(n);

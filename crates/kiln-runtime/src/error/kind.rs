@@ -39,6 +39,8 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Error::Native(error) => error.hint(),
+            Error::Lora(error) => error.hint(),
+            Error::Embedding { hint, .. } => hint.as_deref(),
             Error::SchedulerFile { source: SchedulerError::Class { .. }, .. } => {
                 Some("kiln generate --scheduler draws with another one, and with the settings that both have")
             }

@@ -1,12 +1,11 @@
 //! Textual inversion: words whose embeddings are learned (Gal et al. 2022, diffusers `loaders/textual_inversion.py`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2};
-use kiln_bundle::{TextEncoderInfo, read};
+use kiln_bundle::{Contents, Role, TensorFile, TextEncoderInfo, read};
 use kiln_lora::LearnedWord;
 use ndarray::{Array2, Array3, ArrayView2};
-use safetensors::{Dtype, SafeTensors};
 
 use crate::tokenizer::{ClipTokenizer, TokenizerError};
 use crate::{ComponentName, Error};
@@ -52,10 +51,7 @@ impl LearnedWords {
     ) -> Result<bool, Error> {
         let tables = word.tables.iter().map(|table| {
             let array = Array2::from_shape_vec(table.shape, table.values.clone());
-            Ok((
-                table.name.clone(),
-                array.map_err(|e| Error::Embedding { path: path.into(), reason: e.to_string() })?,
-            ))
+            Ok((table.name.clone(), array.map_err(|e| Error::embedding(path, e.to_string()))?))
         });
         let tables = tables.collect::<Result<Vec<_>, Error>>()?;
         let has = |known: &Word| {
@@ -77,7 +73,7 @@ impl LearnedWords {
         encoders: &[TextEncoderInfo],
         tokenizers: &mut [&mut ClipTokenizer],
     ) -> Result<(), Error> {
-        let refuse = |reason: String| Error::Embedding { path: path.into(), reason };
+        let refuse = |reason: String| Error::embedding(path, reason);
         if token.trim().is_empty() || token.chars().any(char::is_whitespace) {
             return Err(refuse(format!("'{token}' is not a word")));
         }
@@ -162,7 +158,11 @@ struct EmbeddingFile {
 
 impl EmbeddingFile {
     fn read(path: &Path) -> Result<EmbeddingFile, Error> {
-        let refuse = |reason: String| Error::Embedding { path: PathBuf::from(path), reason };
+        let refuse = |reason: String| Error::embedding(path, reason);
+        if !path.exists() {
+            let (reason, hint) = ("no such file".into(), kiln_bundle::absent::hint(path));
+            return Err(Error::Embedding { path: path.into(), reason, hint });
+        }
         if path.extension().is_some_and(|ending| ending == "pt" || ending == "bin") {
             let reason = "pickled embeddings can run code when they are read, and kiln refuses them; convert the file to \
                           safetensors";
@@ -170,34 +170,37 @@ impl EmbeddingFile {
         }
         let bytes = read::bytes(path, MAX_BYTES, "embedding");
         let bytes = bytes.map_err(|e| e.map(|e| Error::io(path, e), refuse))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| refuse(e.to_string()))?;
+        let file = TensorFile::from_bytes(path, bytes).map_err(|e| refuse(e.reason()))?;
+        EmbeddingFile::of(&file).map_err(|reason| EmbeddingFile::refused(&file, reason))
+    }
+
+    /// The refusal of a file, which may be something else.
+    fn refused(file: &TensorFile, reason: String) -> Error {
+        let is_embedding = Contents::of(file.tensors()).is_some_and(|c| c.role == Some(Role::Embedding));
+        let other = Contents::instead_of("an embedding", file.tensors()).filter(|_| !is_embedding);
+        let (reason, hint) = other.map_or((reason, None), |(reason, hint)| (reason, hint.map(Into::into)));
+        Error::Embedding { path: file.path().into(), reason, hint }
+    }
+
+    fn of(file: &TensorFile) -> Result<EmbeddingFile, String> {
         let mut tables = Vec::new();
-        for (name, tensor) in tensors.tensors() {
-            let shape = match *tensor.shape() {
+        for (name, info) in file.tensors() {
+            let shape = match *info.shape {
                 [width] if width > 0 => [1, width],
                 [n, width] if n > 0 && n <= 75 && width > 0 => [n, width],
                 ref other => {
-                    return Err(refuse(format!("'{name}' has shape {other:?}, which is not up to 75 vectors")));
+                    return Err(format!("'{name}' has shape {other:?}, which is not up to 75 vectors"));
                 }
             };
-            let data = tensor.data();
-            let halves = || data.as_chunks::<2>().0.iter().copied();
-            let values: Vec<f32> = match tensor.dtype() {
-                Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-                Dtype::F16 => halves().map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-                Dtype::BF16 => halves().map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-                other => {
-                    return Err(refuse(format!("'{name}' is stored as {other:?}; supported: F32, F16, BF16")));
-                }
-            };
-            let table = Array2::from_shape_vec(shape, values).map_err(|e| refuse(e.to_string()))?;
-            tables.push((name, table));
+            let values = file.read_f32(name).map_err(|e| e.reason())?;
+            let table = Array2::from_shape_vec(shape, values).map_err(|e| e.to_string())?;
+            tables.push((name.clone(), table));
         }
         let is_pair = tables.iter().all(|(name, _)| name == "clip_l" || name == "clip_g");
         match tables.len() {
             1 => Ok(EmbeddingFile { tables }),
             2 if is_pair => Ok(EmbeddingFile { tables }),
-            n => Err(refuse(format!("holds {n} tensors; an embedding is one, or clip_l and clip_g"))),
+            n => Err(format!("holds {n} tensors; an embedding is one, or clip_l and clip_g")),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What can be refused without a model.
 
+use std::fmt::Display;
+
 use kiln_types::limits::{MAX_BATCH, MAX_CONTROLS, MAX_SIDE};
 
 use super::Request;
@@ -19,7 +21,7 @@ impl Request {
         check_seeds("seed", &self.seeds, n)?;
         if let Some(variation) = &self.variation {
             check_seeds("variation seed", &variation.seeds, n)?;
-            check_share("variation strength", f64::from(variation.strength))?;
+            check_share("variation strength", variation.strength)?;
         }
         if self.steps == Some(0) {
             return refuse("steps", "0 is not a positive number".into());
@@ -32,8 +34,8 @@ impl Request {
                 return refuse(key, format!("{value} is not a finite number"));
             }
         }
-        check_share("guidance rescale", f64::from(self.guidance_rescale))?;
-        check_share("eta", f64::from(self.eta))?;
+        check_share("guidance rescale", self.guidance_rescale)?;
+        check_share("eta", self.eta)?;
         // What starts from a picture fits any size that the autoencoder can halve, as in diffusers.
         let unit = if self.init.is_some() { 1 } else { 8 };
         check_side("height", self.height, unit)?;
@@ -84,8 +86,8 @@ fn check_seeds(key: &'static str, seeds: &[u64], n: usize) -> Result<(), Error> 
     }
 }
 
-fn check_share(key: &'static str, value: f64) -> Result<(), Error> {
-    match (0.0..=1.0).contains(&value) {
+fn check_share(key: &'static str, value: impl Into<f64> + Display + Copy) -> Result<(), Error> {
+    match (0.0..=1.0).contains(&value.into()) {
         true => Ok(()),
         false => refuse(key, format!("{value} is not a number from 0 to 1")),
     }

@@ -79,7 +79,7 @@ impl Drawing {
         let first = self.seed.unwrap_or_else(new_seed);
         let mut request = Request::new("")
             .prompts(vec![self.prompt; n])
-            .seeds((0..n as u64).map(|i| first.wrapping_add(i)).collect())
+            .seeds((0..n as u64).map(|i| first.wrapping_add(i)).collect::<Vec<_>>())
             .steps(self.steps)
             .guidance_scale(self.guidance_scale)
             .guidance_rescale(self.guidance_rescale)

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, ErrorKind, Read, Seek, SeekFrom};
 
+use kiln_bundle::read::stands_for;
 use kiln_types::limits::MAX_INPUT_METADATA;
 
 /// A format of pictures.
@@ -31,7 +32,15 @@ impl Format {
             [_, _, _, _, b'f', b't', b'y', b'p', b'a', b'v', b'i', ..] => return other("an AVIF file"),
             [_, _, _, _, b'f', b't', b'y', b'p', b'h', b'e', b'i' | b'v', ..] => return other("a HEIC file"),
             [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => return other("a JPEG XL file"),
-            _ => return Err("is not a PNG, JPEG, WebP, BMP, GIF or TIFF file".into()),
+            [_, _, _, _, b'f', b't', b'y', b'p', b'm', b'i' | b's', b'f', b'1', ..] => {
+                return other("a HEIF file");
+            }
+            [b'8', b'B', b'P', b'S', ..] => return other("a Photoshop file"),
+            [b'<', b's', b'v', b'g', ..] => return other("an SVG file"),
+            _ => {
+                let other = stands_for(start).unwrap_or("is not a PNG, JPEG, WebP, BMP, GIF or TIFF file");
+                return Err(other.into());
+            }
         })
     }
 
@@ -57,7 +66,7 @@ impl Format {
 }
 
 fn other<T>(what: &str) -> Result<T, String> {
-    Err(format!("is {what}, which kiln does not read"))
+    Err(format!("is {what}, which kiln does not read; save it as PNG, JPEG or WebP"))
 }
 
 /// A file that ends too soon has no size.
