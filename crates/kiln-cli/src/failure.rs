@@ -7,6 +7,8 @@ use kiln_bundle::BundleError;
 use kiln_compile::CompileError;
 use kiln_lora::LoraError;
 use kiln_runtime::{EngineError, EngineErrorKind, Error as RuntimeError, ErrorKind, NativeError};
+use kiln_server::ServerError;
+use kiln_server::config::ConfigError;
 use serde::{Deserialize, Serialize};
 
 use crate::output;
@@ -235,5 +237,29 @@ fn hint(error: &RuntimeError) -> Option<&str> {
             Some("the checkpoint's own file is damaged or was saved that way: get it again, or use another one")
         }
         error => error.hint(),
+    }
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Failure {
+        let message = error.to_string();
+        match error {
+            ServerError::Listen { .. } => Failure::new(Exit::Files, message)
+                .with_hint("--listen takes another address, such as 127.0.0.1:7861"),
+            ServerError::Unguarded(_) => Failure::usage(message)
+                .with_hint("--keys names a file of keys; --allow-strangers lets everybody in"),
+            ServerError::Certificate { .. } => Failure::new(Exit::Input, message),
+            ServerError::Model { name, source } => Failure::from(source).while_doing(&format!("model {name}")),
+            ServerError::Store(_) => {
+                Failure::new(Exit::Files, message).with_hint("--state takes another folder for jobs")
+            }
+            ServerError::System(_) => Failure::unexpected(message),
+        }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::new(Exit::Input, error)
     }
 }

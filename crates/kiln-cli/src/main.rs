@@ -37,6 +37,7 @@ mod pictures;
 mod plan;
 mod progress;
 mod runtime;
+mod serve;
 mod settings;
 mod synth;
 mod tasks;
@@ -54,14 +55,13 @@ fn main() -> ExitCode {
     environment::silence_telemetry();
     #[cfg(unix)]
     fault::watch();
-    let result = interrupt::watch().and_then(|()| log::start());
-    let result = result.and_then(|()| match Cli::try_parse() {
-        Ok(cli) => run(&cli.command),
+    let result = match Cli::try_parse() {
+        Ok(cli) => start(&cli.command).and_then(|()| run(&cli.command)),
         Err(answer) => {
             output::answer(&answer);
             Ok(())
         }
-    });
+    };
     match result.and_then(|()| output::finish().map_err(Failure::writing)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -69,6 +69,11 @@ fn main() -> ExitCode {
             failure.report()
         }
     }
+}
+
+fn start(command: &Command) -> Result<(), Failure> {
+    interrupt::watch(matches!(command, Command::Serve(_)))?;
+    log::start()
 }
 
 fn run(command: &Command) -> Result<(), Failure> {
@@ -85,6 +90,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Plan(args) => plan::run(args),
         Command::Measure(args) => measure::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Cache(args) => cache::run(args),

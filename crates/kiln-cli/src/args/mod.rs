@@ -6,6 +6,7 @@ mod group;
 mod help;
 mod memory;
 mod numbers;
+mod serve;
 mod text;
 mod upkeep;
 
@@ -32,6 +33,7 @@ pub(crate) use memory::{
     PlanArgs,
 };
 use numbers::{number, point, share};
+pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
@@ -71,6 +73,8 @@ pub(crate) enum Command {
     Measure(MeasureArgs),
     /// Measure what each step to faster pictures brings, and what every way to spend memory takes.
     Bench(BenchArgs),
+    /// Serve models over HTTP.
+    Serve(Box<ServeArgs>),
     /// Tell how close two pictures are.
     Compare(CompareArgs),
     /// Write a checkpoint with random weights.

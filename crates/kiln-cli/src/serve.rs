@@ -1,0 +1,196 @@
+//! `kiln serve`: flags, models and signals; the rest is kiln-server's.
+
+use std::io::stderr;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use kiln_bundle::Bundle;
+use kiln_runtime::{MemoryOptions, Pool};
+use kiln_server::config::{ModelConfig, ModelsFile};
+use kiln_server::http::Keys;
+use kiln_server::store::Retention;
+use kiln_server::{Runtime, Server, ServerOptions, WorkerOptions};
+use serde_json::json;
+
+use crate::args::{LogFormat, ServeArgs};
+use crate::failure::Failure;
+use crate::interrupt::{self, Request};
+use crate::model::Model;
+use crate::{backends, models, output, paths};
+
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    if let Some(name) = &args.new_key {
+        return new_key(name);
+    }
+    let configs = configs(args)?;
+    let options = options(args)?;
+    if args.print_config {
+        return print_config(args, &configs);
+    }
+    start_log(args.log_format);
+    let (sender, requests) = mpsc::channel();
+    interrupt::serve(sender);
+    let server = Server::start(options, runtime(args)?, bundles(args, configs)?)?;
+    output::say(&format!("serving on {}", address(args, &server)));
+    while let Ok(request) = requests.recv() {
+        match request {
+            Request::Reload => match self::configs(args).and_then(|configs| bundles(args, configs)) {
+                Ok(read) => match server.reload(read) {
+                    Ok(()) => output::say("the models are read anew"),
+                    Err(error) => output::say(&format!("the models stay as they are: {error}")),
+                },
+                Err(failure) => output::say(&format!("the models stay as they are: {}", failure.message())),
+            },
+            Request::End => break,
+        }
+    }
+    output::say("ending: no more jobs are taken");
+    server.stop(Duration::from_secs(args.drain));
+    Ok(())
+}
+
+fn address(args: &ServeArgs, server: &Server) -> String {
+    let scheme = if args.tls_certificate.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", server.address())
+}
+
+fn new_key(name: &str) -> Result<(), Failure> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || !name.chars().all(is_plain) {
+        return Err(Failure::usage("--new-key: a name has letters, digits, '-', '_' and '.'"));
+    }
+    let (key, line) = Keys::new_key(name);
+    output::say(&format!("the key, which nothing can show again: {key}"));
+    output::data(&line);
+    Ok(())
+}
+
+/// The models that are asked for: those of a models file, or one.
+fn configs(args: &ServeArgs) -> Result<Vec<ModelConfig>, Failure> {
+    let path = paths::model(args.models.as_ref())?;
+    let is_file = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+    match is_file && !Bundle::is_bundle(&path) {
+        true => Ok(ModelsFile::read(&path)?.models),
+        false => Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(name(&path), path) }]),
+    }
+}
+
+/// What a single model is called: its file or folder.
+fn name(path: &Path) -> String {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let name: String = name.chars().map(|c| if is_plain(c) { c } else { '-' }).take(64).collect();
+    match name.trim_start_matches('.') {
+        "" => "model".into(),
+        name => name.into(),
+    }
+}
+
+/// The bundles of models; those of checkpoints are made, unless the engine cache has them.
+fn bundles(args: &ServeArgs, configs: Vec<ModelConfig>) -> Result<Vec<(ModelConfig, Bundle)>, Failure> {
+    let backends = args.execution.backends();
+    let bundle = |config: ModelConfig| -> Result<(ModelConfig, Bundle), Failure> {
+        let model = Model::open(&config.bundle)?;
+        let place = backends::place(&model, &backends, None)?;
+        let scheduler = config.scheduler.as_deref();
+        let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place, scheduler)?;
+        Ok((config, bundle))
+    };
+    configs.into_iter().map(bundle).collect()
+}
+
+fn runtime(args: &ServeArgs) -> Result<Runtime, Failure> {
+    Ok(Runtime {
+        backends: args.execution.backends(),
+        pool: args.memory_budget.map_or_else(Pool::new, |bytes| Pool::with_budget(bytes.0)),
+        memory: MemoryOptions::new().offload(args.offload.into()),
+        seal_key: Some(models::seal_key()?),
+        kernels: Some(kiln_native::cache_dir()?.join("kernels")),
+    })
+}
+
+fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
+    let state = match &args.state {
+        Some(folder) => folder.clone(),
+        None => kiln_native::cache_dir()?.join("serve"),
+    };
+    let origins = args.allow_origins.iter().map(|origin| {
+        let refuse = || Failure::usage(format!("--allow-origin: '{}' is no origin", origin.escape_debug()));
+        origin.parse().map_err(|_| refuse())
+    });
+    Ok(ServerOptions {
+        listen: args.listen,
+        allows_strangers: args.allow_strangers,
+        keys: args.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default(),
+        tls: args.tls_certificate.clone().zip(args.tls_key.clone()),
+        origins: origins.collect::<Result<_, _>>()?,
+        state,
+        retention: Retention {
+            age: Duration::from_secs(args.keep_hours.saturating_mul(3600)),
+            bytes: args.keep_size.0,
+        },
+        queue: args.queue.max(1),
+        share: args.queue_share.unwrap_or(args.queue).max(1),
+        max_body: usize::try_from(args.max_body.0).unwrap_or(usize::MAX),
+        worker: WorkerOptions { batch: args.batch.max(1), idle: Duration::from_secs(args.idle) },
+    })
+}
+
+fn print_config(args: &ServeArgs, configs: &[ModelConfig]) -> Result<(), Failure> {
+    let options = options(args)?;
+    let models: Vec<_> = configs
+        .iter()
+        .map(|config| {
+            json!({
+                "name": config.name,
+                "bundle": config.bundle,
+                "loras": config.loras,
+                "scheduler": config.scheduler,
+                "steps": config.steps,
+                "limits": {
+                    "side": config.limits.side,
+                    "pixels": config.limits.pixels,
+                    "steps": config.limits.steps,
+                    "pictures": config.limits.pictures,
+                    "prompt_bytes": config.limits.prompt_bytes,
+                },
+                "preload": config.preload,
+                "keep": config.keep,
+            })
+        })
+        .collect();
+    let config = json!({
+        "listen": options.listen.to_string(),
+        "keys": args.keys,
+        "allow_strangers": options.allows_strangers,
+        "tls": args.tls_certificate.is_some(),
+        "allow_origins": args.allow_origins,
+        "state": options.state,
+        "keep_hours": args.keep_hours,
+        "keep_bytes": options.retention.bytes,
+        "queue": options.queue,
+        "queue_share": options.share,
+        "batch": options.worker.batch,
+        "max_body": options.max_body,
+        "memory_budget": args.memory_budget.map(|bytes| bytes.0),
+        "idle_seconds": args.idle,
+        "drain_seconds": args.drain,
+        "models": models,
+    });
+    let text = serde_yaml::to_string(&config).map_err(Failure::unexpected)?;
+    output::data(text.trim_end());
+    Ok(())
+}
+
+/// Log lines of the server; those of `KILN_LOG` are shown instead where it is set.
+fn start_log(format: LogFormat) {
+    if crate::log::is_on() {
+        return;
+    }
+    let lines = tracing_subscriber::fmt().with_writer(stderr).with_ansi(false).with_target(false);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}
