@@ -41,6 +41,11 @@ impl Listening {
         self.address
     }
 
+    /// Whether it takes connections.
+    pub fn is_alive(&self) -> bool {
+        !self.task.is_finished()
+    }
+
     /// Takes no more connections and waits for those that are open, within bounds.
     pub async fn stop(self) {
         let _ = self.stop.send(());

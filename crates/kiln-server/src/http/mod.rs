@@ -7,6 +7,7 @@ mod error;
 mod health;
 mod jobs;
 mod listen;
+mod log;
 mod wait;
 
 use std::ops::Deref;
@@ -16,6 +17,8 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
+
+use kiln_runtime::Pool;
 
 use crate::Service;
 use crate::keeper::Keeper;
@@ -35,6 +38,8 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// Who may come in.
     pub keys: Keys,
+    /// Holds the weights that are loaded.
+    pub pool: Pool,
     /// Largest body, in bytes.
     pub max_body: usize,
     /// Origins whose pages may call.
@@ -73,14 +78,16 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
+        .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
         .route("/v1/jobs/{id}", routing::get(jobs::show))
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
         .with_state(app.clone())
-        .layer(from_fn_with_state(app, body::admit))
+        .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())
         .layer(from_fn(error::in_dialect))
+        .layer(from_fn_with_state(app, log::tell))
         .layer(cors)
 }
