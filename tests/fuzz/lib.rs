@@ -7,6 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Once};
+use std::time::Duration;
 
 pub use spoilt::Spoilt;
 
@@ -15,6 +16,7 @@ use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOpt
 use kiln_engine::{Backend, Engine, EngineError, LoadOptions, Port, Tensor, TensorView};
 use kiln_graph::ElementType;
 use kiln_runtime::Pipeline;
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use serde_json::{Map, Value, json};
 
 /// Most bytes that are allocated at once; touched or not, more is a number that nobody checked.
@@ -49,6 +51,18 @@ unsafe impl GlobalAlloc for Limited {
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         unsafe { System.dealloc(pointer, layout) }
     }
+}
+
+/// Runs an input; panics where that takes more than a second of the processor, however busy the machine is.
+pub fn within_a_second(run: impl FnOnce()) {
+    let used = || {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(tv_sec.unsigned_abs(), tv_nsec as u32)
+    };
+    let before = used();
+    run();
+    let seconds = (used() - before).as_secs_f64();
+    assert!(seconds < 1.0, "{seconds} s");
 }
 
 /// A folder of this process in the folder for temporary files, which `run.sh` empties.

@@ -207,7 +207,8 @@ def archive(members):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return out.getvalue()[:-8192]
+    used = len(out.getvalue().rstrip(b"\0"))
+    return out.getvalue()[:-(-used // 512) * 512 + 1024]
 
 
 def bundles():

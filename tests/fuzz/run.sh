@@ -31,7 +31,7 @@ mkdir -p "$artifacts"
 
 # Runs a target; whether nothing was found.
 fuzz() {
-    local target=$1 log=$work/$1.log options=(-max_total_time="$seconds" -rss_limit_mb=512 -timeout=1)
+    local target=$1 log=$work/$1.log options=(-max_total_time="$seconds" -rss_limit_mb=512 -timeout=30)
     local most=4096
     case $target in original | packed) most=32768 ;; picture | manifest | network) most=16384 ;; esac
     [ ! -f "dictionaries/$target" ] || options+=(-dict="dictionaries/$target")

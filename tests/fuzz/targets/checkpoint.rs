@@ -2,7 +2,7 @@
 #![no_main]
 
 use kiln_compile::{Checkpoint, inspect_checkpoint};
-use kiln_fuzz::Spoilt;
+use kiln_fuzz::{Spoilt, within_a_second};
 use libfuzzer_sys::fuzz_target;
 
 const FILES: [&str; 5] = [
@@ -13,8 +13,8 @@ const FILES: [&str; 5] = [
     "vae/diffusion_pytorch_model.safetensors.index.json",
 ];
 
-fuzz_target!(|text: &str| {
+fuzz_target!(|text: &str| within_a_second(|| {
     let folder = Spoilt::new(text, &FILES);
     let Ok(checkpoint) = Checkpoint::open(folder.path(), None) else { return };
     let _ = (checkpoint.remarks(), checkpoint.default_size(), inspect_checkpoint(&checkpoint));
-});
+}));

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use kiln_fuzz::within_a_second;
 use kiln_runtime::{Pipeline, Request};
 use libfuzzer_sys::fuzz_target;
 
@@ -15,10 +16,10 @@ thread_local! {
     static PIPELINE: RefCell<Pipeline> = pipeline().into();
 }
 
-fuzz_target!(|bytes: &[u8]| PIPELINE.with_borrow_mut(|known| {
+fuzz_target!(|bytes: &[u8]| within_a_second(|| PIPELINE.with_borrow_mut(|known| {
     let path = kiln_fuzz::file("word.safetensors", bytes);
     let Ok(word) = known.add_embedding(path, None) else { return };
     let request = Request::new(format!("a {word} in {word}_1")).steps(1);
     assert!(known.generate(&request).is_err());
     *known = pipeline();
-}));
+})));

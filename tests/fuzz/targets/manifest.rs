@@ -2,10 +2,11 @@
 #![no_main]
 
 use kiln_bundle::Size;
+use kiln_fuzz::within_a_second;
 use kiln_runtime::Request;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|yaml: &str| {
+fuzz_target!(|yaml: &str| within_a_second(|| {
     let Ok(bundle) = kiln_fuzz::bundle_of(yaml) else { return };
     let figures = bundle.figures();
     let _ = bundle.controlnet();
@@ -16,4 +17,4 @@ fuzz_target!(|yaml: &str| {
             let _ = pipeline.plan(&request, figures).and_then(|plan| plan.within(1 << 30));
         }
     }
-});
+}));

@@ -1,6 +1,7 @@
 //! Configurations of networks, traced and emitted over weights that are all there.
 #![no_main]
 
+use kiln_fuzz::within_a_second;
 use kiln_graph::{ElementType, EmitPolicy, Graph, TraceError, WeightCatalog, emit};
 use kiln_nets::{
     Autoencoder, AutoencoderConfig, ClipTextConfig, ClipTextModel, ControlNetConfig, ControlNetModel, Sizes,
@@ -35,11 +36,11 @@ fn graphs(class: &str, json: &Value) -> Result<Vec<Graph>, TraceError> {
     })
 }
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(|bytes: &[u8]| within_a_second(|| {
     let Ok(json) = serde_json::from_slice::<Value>(bytes) else { return };
     let class = json["_class_name"].as_str().unwrap_or("CLIPTextModel");
     unknown_keys(class, &json);
     for graph in graphs(class, &json).unwrap_or_default() {
         let _ = emit(&graph, &EmitPolicy::default());
     }
-});
+}));

@@ -2,9 +2,10 @@
 #![no_main]
 
 use kiln_compile::{Checkpoint, ControlNetCheckpoint, Original, inspect_checkpoint, inspect_original};
+use kiln_fuzz::within_a_second;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| {
+fuzz_target!(|text: &str| within_a_second(|| {
     let Some((header, n_bytes)) = kiln_fuzz::safetensors(text) else { return };
     let path = kiln_fuzz::file("model.safetensors", &header);
     let file = std::fs::File::options().write(true).open(&path).expect("a file");
@@ -19,4 +20,4 @@ fuzz_target!(|text: &str| {
         let _ = (checkpoint.remarks(), checkpoint.default_size(), inspect_checkpoint(&checkpoint));
     }
     let _ = ControlNetCheckpoint::open(&path, None).map(|network| network.name());
-});
+}));

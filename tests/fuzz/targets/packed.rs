@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use kiln_bundle::unpack;
+use kiln_fuzz::within_a_second;
 use libfuzzer_sys::fuzz_target;
 
 fn unpacked(bytes: &[u8], folder: &Path) {
@@ -12,8 +13,8 @@ fn unpacked(bytes: &[u8], folder: &Path) {
     let _ = fs::remove_dir_all(folder);
 }
 
-fuzz_target!(|bytes: &[u8]| {
+fuzz_target!(|bytes: &[u8]| within_a_second(|| {
     let folder = kiln_fuzz::folder().join("unpacked");
     unpacked(bytes, &folder);
     unpacked(&zstd::encode_all(bytes, 1).expect("an archive"), &folder);
-});
+}));

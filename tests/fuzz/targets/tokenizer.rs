@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use kiln_fuzz::within_a_second;
 use kiln_runtime::open_tokenizer;
 use libfuzzer_sys::fuzz_target;
 
@@ -15,7 +16,7 @@ const FILES: [&str; 6] = [
     "added_tokens.json",
 ];
 
-fuzz_target!(|text: &str| {
+fuzz_target!(|text: &str| within_a_second(|| {
     let folder = kiln_fuzz::folder().join("tokenizer");
     let _ = fs::remove_dir_all(&folder);
     for (name, content) in kiln_fuzz::files(text, &FILES) {
@@ -25,4 +26,4 @@ fuzz_target!(|text: &str| {
     for text in ["a red circle", "<toy> is! <|endoftext|>", text] {
         let _ = tokenizer.encode(text).map(|encoding| assert_eq!(encoding.ids.len(), 16));
     }
-});
+}));
