@@ -84,7 +84,8 @@ def adapters():
     for path in sorted((CORPUS / "lora_keys").iterdir()):
         if len(file := stored(path.read_text())) < 2000:
             write("lora", path.name, file)
-    write("safetensors", "types", stored("\n".join(f"{name} {name} 3" for name in WIDTHS) + "\none U8 1\nf8 F8_E4M3 2 2"))
+    types = "".join(f"{name} {name} 3\n" for name in WIDTHS)
+    write("safetensors", "types", stored(types + "one U8 1\nf8 F8_E4M3 2 2"))
     write("safetensors", "metadata", stored("# format pt\n# note \u00e9\nempty F32 0\nnumber F64"))
     write("safetensors", "cut-off", stored("a F32 4")[:-3])
     write("safetensors", "page", b"<!doctype html>")

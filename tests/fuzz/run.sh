@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Fuzzes each target, or those that are named, for some seconds each (60 by default), over a copy of its corpus:
 #   tests/fuzz/run.sh [SECONDS] [TARGET…]
-# Prints a line per target. What crashes, takes over a second or over 512 MiB is left in target/fuzz-artifacts/, and ends
-# the run with exit code 1.
+# Prints a line per target. An input that crashes or takes over a second or 512 MiB is left in target/fuzz-artifacts/,
+# and the exit code is then 1; it is 2 where a tool is missing.
 set -euo pipefail
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
 
-cargo +nightly --version >/dev/null 2>&1 || { echo "no nightly compiler: rustup toolchain install nightly" >&2; exit 2; }
-cargo fuzz --version >/dev/null 2>&1 || { echo "no cargo-fuzz: cargo install cargo-fuzz --locked" >&2; exit 2; }
+missing() {
+    echo "$1" >&2
+    exit 2
+}
+cargo +nightly --version >/dev/null 2>&1 || missing "no nightly compiler: rustup toolchain install nightly"
+cargo fuzz --version >/dev/null 2>&1 || missing "no cargo-fuzz: cargo install cargo-fuzz --locked"
 
 seconds=60
 if [[ ${1:-} =~ ^[0-9]+$ ]]; then

@@ -1,4 +1,4 @@
-//! Single files in the layout of the models' own training code: keys and shapes, over weights that are a hole in the file.
+//! Single files in the layout of the models' own training code: keys and shapes; the weights are a hole in the file.
 #![no_main]
 
 use kiln_compile::{Checkpoint, ControlNetCheckpoint, Original, inspect_checkpoint, inspect_original};
