@@ -80,6 +80,27 @@ fn jobs_belong_to_their_key() {
 }
 
 #[test]
+fn a_key_has_its_rate() {
+    let work = scratch();
+    let output = kiln(&["serve", "--new-key", "ann"], work.path()).output().expect("kiln runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let key = said.trim().rsplit(' ').next().expect("a key").to_owned();
+    let keys = work.path().join("keys");
+    let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    std::fs::write(&keys, format!("{line}:3\n")).expect("a file");
+    let server = Server::start(&["--keys", &keys.display().to_string()]);
+    let bearer = format!("Bearer {key}");
+    let post =
+        || server.request("POST", "/v1/jobs", &[("authorization", &bearer)], br#"{"prompt":"x","steps":1}"#);
+    (0..3).for_each(|_| drop(post().expect(202)));
+    let refused = post().expect(429);
+    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    let after: u64 = refused.header("retry-after").and_then(|after| after.parse().ok()).expect("a number");
+    assert!((1..=59).contains(&after), "{after}");
+    server.request("GET", "/v1/jobs", &[("authorization", &bearer)], b"").expect(200);
+}
+
+#[test]
 fn a_server_that_others_reach_needs_a_key() {
     let work = scratch();
     let message = "0.0.0.0:0 can be reached from other machines, and no key guards it";

@@ -123,6 +123,7 @@ impl Server {
             service: service.clone(),
             keeper: keeper.clone(),
             keys: options.keys,
+            rates: http::Rates::default(),
             pool: runtime.pool.clone(),
             max_body: options.max_body,
             origins: options.origins,
