@@ -1,17 +1,22 @@
 //! The server as its clients see it: a process, a port and bytes.
 
+mod edits;
+mod hf;
+mod links;
 mod openai;
+mod stream;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::fixtures::{onnxruntime, scratch, tiny};
+use crate::fixtures::{copy_folder, onnxruntime, scratch, tiny};
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -20,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Served {
     process: Child,
     address: String,
-    folder: TempDir,
+    _folder: TempDir,
 }
 
 /// What the server answers.
@@ -41,20 +46,17 @@ pub(crate) struct Reading {
 impl Served {
     /// Serves the small model `tiny`.
     pub(crate) fn start(flags: &[&str]) -> Served {
-        let folder = scratch();
-        let model = tiny();
-        let name = folder.path().join("tiny");
-        std::fs::rename(model.keep(), &name).expect("a model");
-        Served::start_with(&name, folder, flags)
+        Served::start_with(&model(), scratch(), flags)
     }
 
     /// Serves a model or a models file, with the state in the folder.
     pub(crate) fn start_with(models: &Path, folder: TempDir, flags: &[&str]) -> Served {
+        static ENGINES: LazyLock<TempDir> = LazyLock::new(scratch);
         onnxruntime();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command.arg("serve").arg(models).args(["--listen", "127.0.0.1:0"]).args(flags);
         command.arg("--state").arg(folder.path().join("state")).stdin(Stdio::null()).stderr(Stdio::piped());
-        command.env("KILN_ENGINE_CACHE", folder.path().join("engines")).current_dir(folder.path());
+        command.env("KILN_ENGINE_CACHE", ENGINES.path()).current_dir(folder.path());
         let mut process = command.spawn().expect("kiln runs");
         let mut lines = BufReader::new(process.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
         let mut seen = Vec::new();
@@ -66,17 +68,12 @@ impl Served {
             }
         };
         std::thread::spawn(move || lines.for_each(drop));
-        Served { process, address, folder }
+        Served { process, address, _folder: folder }
     }
 
     /// Host and port.
     pub(crate) fn address(&self) -> &str {
         &self.address
-    }
-
-    /// The folder that the server runs in.
-    pub(crate) fn folder(&self) -> PathBuf {
-        self.folder.path().into()
     }
 
     /// Sends bytes as they are, and gives the connection.
@@ -192,6 +189,29 @@ impl Answer {
         assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
         self.json()
     }
+}
+
+/// A checkpoint named `tiny`, which draws random pictures of 64x64 pixels within milliseconds.
+pub(crate) fn model() -> PathBuf {
+    static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+        let folder = scratch();
+        copy_folder(tiny().path(), &folder.path().join("tiny"));
+        folder
+    });
+    FOLDER.path().join("tiny")
+}
+
+/// A PNG file of the pixels that `pixel` gives for column and row: three bytes each, or four with alpha.
+pub(crate) fn png<const N: usize>(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; N]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(if N == 4 { png::ColorType::Rgba } else { png::ColorType::Rgb });
+    let pixels: Vec<u8> =
+        (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| pixel(x, y)).collect();
+    let mut writer = encoder.write_header().expect("a header");
+    writer.write_image_data(&pixels).expect("pixels");
+    writer.finish().expect("a file");
+    file
 }
 
 fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {

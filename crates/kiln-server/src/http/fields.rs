@@ -107,7 +107,9 @@ impl Fields {
         let mut found = match self.plain(key) {
             None => Vec::new(),
             Some(Value::Object(map)) => map.into_iter().collect(),
-            Some(Value::Array(list)) => list.into_iter().map(|entry| named(key, entry)).collect::<Result<_, _>>()?,
+            Some(Value::Array(list)) => {
+                list.into_iter().map(|entry| named(key, entry)).collect::<Result<_, _>>()?
+            }
             Some(other) => return Err(wrong(key, &other, "factors by name")),
         };
         let prefix = format!("{key}[");
@@ -194,7 +196,8 @@ mod tests {
             Ok(Value::Object(values)) => Fields::of_form(values),
             other => panic!("{other:?}"),
         };
-        let mut form = values(r#"{"n": "2", "stream": "true", "prompt": "7", "loras[a]": "0.5", "loras": "{\"b\": 1}"}"#);
+        let mut form =
+            values(r#"{"n": "2", "stream": "true", "prompt": "7", "loras[a]": "0.5", "loras": "{\"b\": 1}"}"#);
         assert_eq!(form.whole("n", 1..=10), Ok(Some(2)));
         assert_eq!(form.flag("stream"), Ok(Some(true)));
         assert_eq!(form.text("prompt"), Ok(Some("7".into())));

@@ -138,7 +138,10 @@ mod tests {
         let third = files.keep(Bytes::from_static(b"1"), Format::Png);
         assert!(!files.holds(&first) && files.holds(&second) && files.holds(&third));
         let large = files.keep(Bytes::from_static(b"123456789012"), Format::Png);
-        assert!(!files.holds(&third) && files.get(name(&large)).is_some(), "the newest stays whatever its size");
+        assert!(
+            !files.holds(&third) && files.get(name(&large)).is_some(),
+            "the newest stays whatever its size"
+        );
         assert!(!files.holds("/v1/files/") && !files.holds(&large.to_uppercase()));
     }
 

@@ -19,9 +19,7 @@ use crate::service::Ticket;
 use crate::{ClientId, Spec};
 
 pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/hf", routing::post(draw_with_first))
-        .route("/hf/{model}", routing::post(draw_with))
+    Router::new().route("/hf", routing::post(draw_with_first)).route("/hf/{model}", routing::post(draw_with))
 }
 
 async fn draw_with_first(
