@@ -1,12 +1,27 @@
 //! OpenAI's edits and variations: forms, masks and pictures to start from.
 
+use std::io::{BufReader, Write};
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::openai::{check_error, file};
 use super::stream::{check_event, events};
-use super::{Answer, Served, png};
+use super::{Answer, Server, answer};
+
+/// A PNG file of the pixels that `pixel` gives for column and row: three bytes each, or four with alpha.
+pub(super) fn png<const N: usize>(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; N]) -> Vec<u8> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, width, height);
+    encoder.set_color(if N == 4 { png::ColorType::Rgba } else { png::ColorType::Rgb });
+    let places = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    let pixels: Vec<u8> = places.flat_map(|(x, y)| pixel(x, y)).collect();
+    let mut writer = encoder.write_header().expect("a header");
+    writer.write_image_data(&pixels).expect("pixels");
+    writer.finish().expect("a file");
+    file
+}
 
 const EDITS: &str = "/v1/images/edits";
 const VARIATIONS: &str = "/v1/images/variations";
@@ -37,7 +52,7 @@ fn form(parts: &[Part<'_>]) -> Vec<u8> {
 
 const KIND: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=xyz");
 
-fn send(server: &Served, path: &str, parts: &[Part<'_>]) -> Answer {
+fn send(server: &Server, path: &str, parts: &[Part<'_>]) -> Answer {
     server.request("POST", path, &[KIND], &form(parts))
 }
 
@@ -51,13 +66,13 @@ fn picture() -> Vec<u8> {
     png(64, 64, |x, y| [x as u8 * 4, y as u8 * 4, 200])
 }
 
-fn edited(server: &Served, parts: &[Part<'_>]) -> Vec<u8> {
-    file(&send(server, EDITS, parts).ok(), 0)
+fn edited(server: &Server, parts: &[Part<'_>]) -> Vec<u8> {
+    file(&send(server, EDITS, parts).expect(200).json(), 0)
 }
 
 #[test]
 fn masks_are_transparent_or_white_where_is_painted() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let image = picture();
     let with_mask = |mask: &[u8]| edited(&server, &edit(&image, [File("mask", mask)]));
     let left = |x: u32| x < 32;
@@ -79,7 +94,7 @@ fn masks_are_transparent_or_white_where_is_painted() {
 
 #[test]
 fn forms_come_in_every_shape_that_clients_send() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let image = picture();
     let plain = edited(&server, &edit(&image, []));
     let texts = || [Text("prompt", "a circle"), Text("steps", "4")];
@@ -88,26 +103,28 @@ fn forms_come_in_every_shape_that_clients_send() {
     let [a, b] = texts();
     let full =
         [File("image", &image), a, b, Text("n", "1"), Text("seed", "1"), Text("response_format", "b64_json")];
-    let answer = send(&server, EDITS, &full).ok();
+    let answer = send(&server, EDITS, &full).expect(200).json();
     assert!(file(&answer, 0) == plain && answer["data"][0]["url"].is_null());
     // Node sends streams without a length.
     let body = form(&edit(&image, []));
-    let mut chunked = Vec::new();
+    let head = format!("POST {EDITS} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}: {}\r\n", KIND.0, KIND.1);
+    let mut chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
     for part in body.chunks(1000) {
         chunked.extend(format!("{:x}\r\n", part.len()).as_bytes());
         chunked.extend([part, b"\r\n"].concat());
     }
     chunked.extend(b"0\r\n\r\n");
-    let answer = server.request("POST", EDITS, &[KIND, ("Transfer-Encoding", "chunked")], &chunked);
-    assert!(file(&answer.ok(), 0) == plain);
+    let mut stream = server.connect();
+    stream.write_all(&chunked).expect("the server reads");
+    assert!(file(&answer(&mut BufReader::new(stream)).expect(200).json(), 0) == plain);
     let text = format!("data:image/png;base64,{}", BASE64_STANDARD.encode(&image));
     let body = json!({ "prompt": "a circle", "steps": 4, "seed": 1, "image": text });
-    assert!(file(&server.post(EDITS, &body).ok(), 0) == plain);
+    assert!(file(&server.post(EDITS, &body).expect(200).json(), 0) == plain);
 }
 
 #[test]
 fn an_edit_has_the_size_of_its_picture_or_the_one_asked_for() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     // Noise, so that the file is larger than what frameworks read by default.
     let noise = |x: u32, y: u32| {
         (x.wrapping_mul(2654435761) ^ y.wrapping_mul(40503)).wrapping_mul(2246822519).to_be_bytes()
@@ -117,16 +134,16 @@ fn an_edit_has_the_size_of_its_picture_or_the_one_asked_for() {
         [r, g, b]
     });
     assert!(large.len() > 2 << 20);
-    let answer = send(&server, EDITS, &edit(&large, [Text("size", "96x64")])).ok();
+    let answer = send(&server, EDITS, &edit(&large, [Text("size", "96x64")])).expect(200).json();
     assert_eq!(answer["size"], "96x64");
     let own = png(80, 48, |x, y| [x as u8, y as u8, 7]);
-    assert_eq!(send(&server, EDITS, &edit(&own, [Text("size", "auto")])).ok()["size"], "80x48");
-    assert_eq!(send(&server, EDITS, &edit(&own, [])).ok()["size"], "80x48");
+    assert_eq!(send(&server, EDITS, &edit(&own, [Text("size", "auto")])).expect(200).json()["size"], "80x48");
+    assert_eq!(send(&server, EDITS, &edit(&own, [])).expect(200).json()["size"], "80x48");
 }
 
 #[test]
 fn edits_stream() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let image = picture();
     let plain = edited(&server, &edit(&image, []));
     let answer = send(&server, EDITS, &edit(&image, [Text("stream", "true"), Text("partial_images", "1")]));
@@ -138,11 +155,11 @@ fn edits_stream() {
 
 #[test]
 fn variations_start_from_a_picture_and_no_prompt() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let image = picture();
     let asked =
         [Text("n", "2"), Text("size", "64x64"), Text("steps", "4"), Text("seed", "1"), File("image", &image)];
-    let answer = send(&server, VARIATIONS, &asked).ok();
+    let answer = send(&server, VARIATIONS, &asked).expect(200).json();
     assert!(file(&answer, 0) != file(&answer, 1));
     let edit = [Text("prompt", ""), Text("steps", "4"), Text("seed", "1"), File("image", &image)];
     assert!(edited(&server, &edit) == file(&answer, 0));
@@ -152,7 +169,7 @@ fn variations_start_from_a_picture_and_no_prompt() {
 
 #[test]
 fn wrong_forms_are_named() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let image = picture();
     let refused = |more: Vec<Part<'_>>, param: &str, words: &str| {
         let answer = send(&server, EDITS, &edit(&image, more));
@@ -187,5 +204,5 @@ fn wrong_forms_are_named() {
     // A picture of more pixels than may be drawn is refused before it waits.
     let wide = png(4096, 8, |_, _| [0; 3]);
     check_error(&send(&server, EDITS, &edit(&wide, [])), 400, Some("size"), "4096");
-    let _: Value = send(&server, EDITS, &edit(&image, [])).ok();
+    let _: Value = send(&server, EDITS, &edit(&image, [])).expect(200).json();
 }

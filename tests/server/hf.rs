@@ -4,20 +4,23 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
+use super::Server;
+use super::edits::png;
 use super::openai::{GENERATIONS, file, with};
-use super::{Served, png};
 
 #[test]
 fn a_post_to_the_very_address_gives_the_bytes_of_a_picture() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let parameters =
         json!({ "num_inference_steps": 2, "width": 64, "height": 64, "seed": 4, "guidance_scale": 3 });
     let body = json!({ "inputs": "a red circle", "parameters": parameters });
     let drawn = server.post("/hf", &body);
     assert_eq!((drawn.status, drawn.header("content-type")), (200, Some("image/png")));
-    let same = server.post(GENERATIONS, &with(json!({ "seed": 4, "guidance_scale": 3 }))).ok();
+    let same = server.post(GENERATIONS, &with(json!({ "seed": 4, "guidance_scale": 3 }))).expect(200).json();
     assert!(drawn.body == file(&same, 0));
-    assert!(server.post("/hf/tiny", &body).body == drawn.body);
+    for path in ["/hf/shapes", "/v1"] {
+        assert!(server.post(path, &body).body == drawn.body, "{path}");
+    }
     for (accept, begin) in
         [("image/jpeg", &b"\xff\xd8"[..]), ("text/html, image/webp;q=0.9", b"RIFF"), ("*/*", b"\x89PNG")]
     {
@@ -33,7 +36,7 @@ fn a_post_to_the_very_address_gives_the_bytes_of_a_picture() {
 
 #[test]
 fn errors_are_texts() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     for (path, body, status, words) in [
         ("/hf", json!({}), 400, "inputs: is missing"),
         ("/hf", json!({ "inputs": "x", "parameters": { "steps": 2 } }), 400, "steps: is not a parameter"),
@@ -41,6 +44,7 @@ fn errors_are_texts() {
         ("/hf", json!({ "inputs": "x", "parameters": [] }), 400, "parameters: [] is not an object"),
         ("/hf", json!({ "inputs": "x", "more": 1 }), 400, "more: is not a parameter"),
         ("/hf", json!({ "inputs": "x", "parameters": { "prompt": "y" } }), 400, "inputs: "),
+        ("/v1", json!({}), 400, "inputs: is missing"),
         ("/hf/none", json!({ "inputs": "x" }), 404, "'none' is not served here"),
     ] {
         let answer = server.post(path, &body);

@@ -1,10 +1,12 @@
 //! OpenAI's images API: what clients send, and what they need to find in the answers.
 
+use std::net::TcpStream;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use super::{Answer, Served};
+use super::{Answer, Server, eventually, send};
 
 pub(super) const GENERATIONS: &str = "/v1/images/generations";
 
@@ -41,8 +43,24 @@ pub(super) fn check_settings(answer: &Value, format: &str, size: &str) {
     assert_eq!(found, ["opaque", format, "auto", size].map(Some), "{answer}");
 }
 
-fn draw(server: &Served, more: Value) -> Value {
-    server.post(GENERATIONS, &with(more)).ok()
+fn draw(server: &Server, more: Value) -> Value {
+    server.post(GENERATIONS, &with(more)).expect(200).json()
+}
+
+/// Sends the request for a drawing, and does not wait for the answer.
+pub(super) fn begin(server: &Server, body: &Value) -> TcpStream {
+    let mut stream = server.connect();
+    send(&mut stream, "POST", GENERATIONS, &[], body.to_string().as_bytes());
+    stream
+}
+
+/// Waits until so many jobs are drawn and wait.
+#[track_caller]
+pub(super) fn wait_for(server: &Server, drawing: u64, queued: u64) {
+    eventually(|| {
+        let state = server.get("/readyz").json();
+        (state["drawing"] == drawing && state["queued"] == queued).then_some(())
+    });
 }
 
 /// A small drawing with more fields.
@@ -54,7 +72,7 @@ pub(super) fn with(more: Value) -> Value {
 
 #[test]
 fn answers_hold_links_and_base64_unless_one_is_asked_for() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let both = draw(&server, json!({ "n": 2 }));
     assert!(both["created"].as_u64().is_some_and(|time| u32::try_from(time).is_ok_and(|time| time > 1 << 30)));
     check_usage(&both["usage"]);
@@ -62,7 +80,7 @@ fn answers_hold_links_and_base64_unless_one_is_asked_for() {
     assert_eq!(both["data"].as_array().map(Vec::len), Some(2));
     for i in 0..2 {
         let link = both["data"][i]["url"].as_str().expect("a link");
-        let path = link.strip_prefix(&format!("http://{}", server.address())).expect("this server's");
+        let path = link.strip_prefix("http://kiln.test").expect("this server's");
         let answer = server.get(path);
         assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")));
         assert!(answer.body == file(&both, i) && answer.body.starts_with(b"\x89PNG"));
@@ -76,7 +94,7 @@ fn answers_hold_links_and_base64_unless_one_is_asked_for() {
 
 #[test]
 fn pictures_without_a_seed_differ_and_those_with_one_do_not() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let one = draw(&server, json!({ "seed": 5, "n": 2 }));
     let next = draw(&server, json!({ "seed": 6 }));
     assert!(file(&one, 1) == file(&next, 0), "seeds follow the first one");
@@ -95,7 +113,7 @@ fn pictures_without_a_seed_differ_and_those_with_one_do_not() {
 
 #[test]
 fn files_have_the_format_that_is_asked_for() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let jpeg = |compression: u64| {
         let asked = json!({ "output_format": "jpeg", "output_compression": compression, "seed": 1 });
         let answer = draw(&server, asked);
@@ -112,7 +130,7 @@ fn files_have_the_format_that_is_asked_for() {
 
 #[test]
 fn sizes_and_settings_are_those_asked_for() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let answer = draw(&server, json!({ "size": "24x40" }));
     check_settings(&answer, "png", "24x40");
     let header = file(&answer, 0);
@@ -135,7 +153,7 @@ fn sizes_and_settings_are_those_asked_for() {
 
 #[test]
 fn what_only_openai_knows_changes_nothing() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let plain = file(&draw(&server, json!({ "seed": 1 })), 0);
     for (key, value) in [
         ("user", "somebody"),
@@ -154,7 +172,7 @@ fn what_only_openai_knows_changes_nothing() {
 
 #[test]
 fn wrong_values_are_named() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let long = "x".repeat(10 << 20);
     for (key, value) in [
         ("n", json!(0)),
@@ -217,12 +235,12 @@ fn wrong_values_are_named() {
     let unknown = server.post(GENERATIONS, &with(json!({ "model": "dall-e-2" })));
     check_error(&unknown, 404, Some("model"), "'dall-e-2' is not served here");
     assert_eq!(unknown.json()["error"]["code"], "model_not_found");
-    server.post(GENERATIONS, &with(json!({ "model": "tiny" }))).ok();
+    server.post(GENERATIONS, &with(json!({ "model": "shapes" }))).expect(200).json();
 }
 
 #[test]
 fn bodies_that_are_no_requests_are_refused() {
-    let server = Served::start(&["--max-body", "64KiB"]);
+    let server = Server::start(&["--max-body", "64KiB"]);
     for body in ["", "[]", "7", "{", "{\"prompt\": \"x\", \"n\": 1e400}", "prompt=x", "{\"prompt\": \"\u{1}\"}"]
     {
         let answer = server.request("POST", GENERATIONS, &[], body.as_bytes());
@@ -242,34 +260,27 @@ fn bodies_that_are_no_requests_are_refused() {
 
 #[test]
 fn a_full_queue_says_when_to_come_again() {
-    let server = Served::start(&["--queue", "1"]);
-    let slow = with(json!({ "steps": 150, "size": "256x256", "n": 4 })).to_string();
-    let head =
-        format!("POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{slow}", slow.len());
-    let drawn = server.send(head.as_bytes());
-    server.wait_for("/readyz", |state| state["drawing"] == 1);
-    // Two of another size, of which one waits and one is too many.
-    let other = with(json!({ "steps": 150, "size": "64x64", "n": 8 })).to_string();
-    let head =
-        format!("POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{other}", other.len());
-    let waiting = server.send(head.as_bytes());
-    server.wait_for("/readyz", |state| state["queued"] == 1);
+    let server = Server::start(&["--queue", "1"]);
+    let drawn = begin(&server, &with(json!({ "steps": 150, "size": "512x512", "n": 8 })));
+    wait_for(&server, 1, 0);
+    let waiting = begin(&server, &with(json!({ "steps": 150, "n": 8 })));
+    wait_for(&server, 1, 1);
     let refused = server.post(GENERATIONS, &with(json!({})));
     check_error(&refused, 429, None, "full");
     let seconds = refused.header("retry-after").and_then(|text| text.parse::<u64>().ok());
     assert!(seconds.is_some_and(|seconds| (1..=59).contains(&seconds)), "{seconds:?}");
     // Clients that leave make room.
     drop((drawn, waiting));
-    server.wait_for("/readyz", |state| state["drawing"] == 0 && state["queued"] == 0);
+    wait_for(&server, 0, 0);
     draw(&server, json!({}));
 }
 
 #[test]
 fn models_are_listed() {
-    let server = Served::start(&[]);
-    let list = server.get("/v1/models").ok();
-    assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!("tiny")));
-    let model = server.get("/v1/models/t%69ny").ok();
+    let server = Server::start(&[]);
+    let list = server.get("/v1/models").expect(200).json();
+    assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!("shapes")));
+    let model = server.get("/v1/models/sh%61pes").expect(200).json();
     assert_eq!(model, list["data"][0]);
     assert_eq!((&model["object"], &model["owned_by"]), (&json!("model"), &json!("kiln")));
     assert!(model["created"].is_u64());

@@ -1,10 +1,13 @@
 //! OpenAI's streams of events.
 
+use std::io::BufReader;
+
 use serde_json::{Value, json};
 
-use super::openai::{GENERATIONS, check_settings, check_usage, file, with};
-use super::{Reading, Served, model};
+use super::openai::{GENERATIONS, begin, check_settings, check_usage, file, wait_for, with};
+use super::{Server, chunk, head};
 use crate::fixtures::scratch;
+use crate::support::references;
 
 /// The data of events as JSON, but for the last, which says that there are no more; comments are skipped.
 #[track_caller]
@@ -15,7 +18,7 @@ pub(super) fn events(text: &str) -> Vec<Value> {
     data.map(|data| serde_json::from_str(data).expect("JSON")).collect()
 }
 
-fn stream(server: &Served, more: Value) -> Vec<Value> {
+fn stream(server: &Server, more: Value) -> Vec<Value> {
     let mut body = with(more);
     body["stream"] = json!(true);
     let answer = server.post(GENERATIONS, &body);
@@ -34,7 +37,7 @@ pub(super) fn check_event(event: &Value, kind: &str, format: &str) -> Vec<u8> {
 
 #[test]
 fn previews_come_before_the_picture() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let asked = json!({ "seed": 3, "steps": 16 });
     for n in 0..=3 {
         let mut more = asked.clone();
@@ -50,14 +53,14 @@ fn previews_come_before_the_picture() {
             let preview = check_event(event, "image_generation.partial_image", "png");
             assert!(preview.starts_with(b"\x89PNG") && preview != picture);
         }
-        let whole = server.post(GENERATIONS, &with(asked.clone())).ok();
+        let whole = server.post(GENERATIONS, &with(asked.clone())).expect(200).json();
         assert!(file(&whole, 0) == picture);
     }
 }
 
 #[test]
 fn every_picture_of_a_stream_is_completed() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let events = stream(&server, json!({ "n": 2, "seed": 1, "output_format": "jpeg", "partial_images": null }));
     let files: Vec<_> =
         events.iter().map(|event| check_event(event, "image_generation.completed", "jpeg")).collect();
@@ -66,7 +69,7 @@ fn every_picture_of_a_stream_is_completed() {
 
 #[test]
 fn a_stream_that_cannot_begin_is_an_answer_with_an_error() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     let answer = server.post(GENERATIONS, &with(json!({ "stream": true, "steps": 0 })));
     assert_eq!((answer.status, answer.header("content-type")), (400, Some("application/json")));
     assert_eq!(answer.json()["error"]["param"], "steps");
@@ -77,9 +80,10 @@ fn a_failure_is_an_event_and_the_end() {
     let folder = scratch();
     let models = folder.path().join("models.yaml");
     std::fs::write(folder.path().join("bad.safetensors"), "no tensors").expect("a file");
-    let text = format!("models: [{{name: a, bundle: {:?}, loras: {{bad: bad.safetensors}}}}]", model());
+    let shapes = references().join("../../models/shapes").canonicalize().expect("the small model");
+    let text = format!("models: [{{name: a, bundle: {shapes:?}, loras: {{bad: bad.safetensors}}}}]");
     std::fs::write(&models, text).expect("a file");
-    let server = Served::start_with(&models, folder, &[]);
+    let server = Server::start(&[&models.display().to_string()]);
     let events = stream(&server, json!({ "loras": { "bad": 1 } }));
     assert_eq!(events.len(), 1);
     let error = &events[0]["error"];
@@ -88,25 +92,21 @@ fn a_failure_is_an_event_and_the_end() {
     assert!(message.contains("the model cannot be used") && !message.contains("bad.safetensors"), "{message}");
     let whole = server.post(GENERATIONS, &with(json!({ "loras": [{ "name": "bad", "weight": 0.5 }] })));
     assert_eq!((whole.status, &whole.json()["error"]["code"]), (500, &json!("model_error")));
-    server.post(GENERATIONS, &with(json!({}))).ok();
+    server.post(GENERATIONS, &with(json!({}))).expect(200).json();
 }
 
 #[test]
 fn a_connection_that_is_dropped_stops_the_drawing() {
-    let server = Served::start(&[]);
+    let server = Server::start(&[]);
     for stream in [false, true] {
-        let body = with(json!({ "stream": stream, "steps": 150, "size": "512x512", "n": 4 })).to_string();
-        let head =
-            format!("POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        let connection = server.send(head.as_bytes());
-        server.wait_for("/readyz", |state| state["drawing"] == 1);
+        let body = with(json!({ "stream": stream, "steps": 150, "size": "512x512", "n": 4 }));
+        let mut connection = BufReader::new(begin(&server, &body));
+        wait_for(&server, 1, 0);
         if stream {
-            let mut reading = Reading::new(connection);
-            assert_eq!(reading.part().as_deref(), Some(&b": \n\n"[..]), "a comment comes at once");
-            drop(reading);
-        } else {
-            drop(connection);
+            assert_eq!(head(&mut connection).status, 200);
+            assert_eq!(chunk(&mut connection).as_deref(), Some(&b": \n\n"[..]), "a comment comes at once");
         }
-        server.wait_for("/readyz", |state| state["drawing"] == 0);
+        drop(connection);
+        wait_for(&server, 0, 0);
     }
 }

@@ -108,7 +108,7 @@ impl Dialect {
         };
         match () {
             () if is_below("/sdapi") || is_below("/controlnet") => Dialect::WebUi,
-            () if is_below("/v2") || is_below("/hf") => Dialect::Inference,
+            () if is_below("/v2") || is_below("/hf") || path == "/v1" => Dialect::Inference,
             () => Dialect::OpenAi,
         }
     }

@@ -101,6 +101,11 @@ pub(super) async fn show(State(app): State<App>, Path(name): Path<String>) -> Re
     Ok((headers, file).into_response())
 }
 
+/// A path as logs may show it: without the names that are keys.
+pub(crate) fn without_name(path: &str) -> &str {
+    if path.starts_with(FOLDER) { FOLDER } else { path }
+}
+
 /// The server as its client sees it, such as `http://127.0.0.1:7860`: clients refuse links to any other. A proxy says with
 /// `X-Forwarded-Proto` and `X-Forwarded-Host` what it was asked for. None where the request names no host.
 pub(crate) fn origin(app: &App, headers: &HeaderMap, uri: &Uri) -> Option<String> {

@@ -40,10 +40,11 @@ impl Form {
     }
 
     async fn of_parts(mut parts: Multipart, names: &[&str]) -> Result<Form, ApiError> {
-        let (mut values, mut files) = (Map::new(), Vec::new());
+        let (mut values, mut files, mut n_parts) = (Map::new(), Vec::new(), 0);
         let broken = |e: axum::extract::multipart::MultipartError| refuse(e.body_text());
         while let Some(part) = parts.next_field().await.map_err(broken)? {
-            if values.len() + files.len() == MAX_PARTS {
+            n_parts += 1;
+            if n_parts > MAX_PARTS {
                 return Err(refuse(format!("form: more than {MAX_PARTS} parts")));
             }
             let name = part.name().unwrap_or_default().to_owned();

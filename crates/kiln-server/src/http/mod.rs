@@ -12,6 +12,7 @@ mod health;
 mod hf;
 mod jobs;
 mod listen;
+mod log;
 mod openai;
 mod wait;
 
@@ -24,9 +25,11 @@ use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use kiln_runtime::Pool;
+
 use crate::Service;
 use crate::keeper::Keeper;
-pub use auth::Keys;
+pub use auth::{Keys, Rates};
 pub(crate) use encode::png;
 pub use files::Files;
 pub use listen::{Listening, listen};
@@ -47,6 +50,10 @@ pub struct Shared {
     pub files: Files,
     /// `http`, or `https` where connections are encrypted.
     pub scheme: &'static str,
+    /// How often each key's requests came lately.
+    pub rates: Rates,
+    /// Holds the weights that are loaded.
+    pub pool: Pool,
     /// Largest body, in bytes.
     pub max_body: usize,
     /// Origins whose pages may call.
@@ -85,6 +92,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
+        .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
         .route("/v1/jobs/{id}", routing::get(jobs::show))
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
@@ -95,8 +103,9 @@ pub fn router(app: App) -> Router {
         .merge(hf::routes())
         .with_state(app.clone())
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(app, body::admit))
+        .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())
         .layer(from_fn(error::in_dialect))
+        .layer(from_fn_with_state(app, log::tell))
         .layer(cors)
 }
