@@ -29,6 +29,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         return print_config(args, &configs);
     }
     start_log(args.log_format);
+    raise_file_limit();
     let (sender, requests) = mpsc::channel();
     interrupt::serve(sender);
     let server = Server::start(options, runtime(args)?, bundles(args, configs)?)?;
@@ -104,6 +105,17 @@ mod supervisor {
         None
     }
 }
+
+/// As many open files, which connections are, as the system allows.
+#[cfg(unix)]
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(not(unix))]
+fn raise_file_limit() {}
 
 fn address(args: &ServeArgs, server: &Server) -> String {
     let scheme = if args.tls_certificate.is_some() { "https" } else { "http" };

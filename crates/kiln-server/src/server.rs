@@ -50,7 +50,7 @@ pub enum ServerError {
         /// Its name.
         name: String,
         /// What is wrong.
-        source: kiln_runtime::Error,
+        source: Box<kiln_runtime::Error>,
     },
     /// The jobs on disk.
     #[error(transparent)]
@@ -123,6 +123,7 @@ impl Server {
             service: service.clone(),
             keeper: keeper.clone(),
             keys: options.keys,
+            rates: http::Rates::default(),
             pool: runtime.pool.clone(),
             max_body: options.max_body,
             origins: options.origins,
@@ -188,7 +189,9 @@ fn opened(
             return Ok(known);
         }
         let opened = Model::open(config, bundle.clone(), runtime);
-        opened.map(Arc::new).map_err(|source| ServerError::Model { name: config.name.clone(), source })
+        opened
+            .map(Arc::new)
+            .map_err(|source| ServerError::Model { name: config.name.clone(), source: Box::new(source) })
     };
     models.iter().map(open).collect()
 }

@@ -25,7 +25,7 @@ use kiln_runtime::Pool;
 
 use crate::Service;
 use crate::keeper::Keeper;
-pub use auth::Keys;
+pub use auth::{Keys, Rates};
 pub(crate) use encode::png;
 pub use listen::{Listening, listen};
 
@@ -41,6 +41,8 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// Who may come in.
     pub keys: Keys,
+    /// How often each key's requests came lately.
+    pub rates: Rates,
     /// Holds the weights that are loaded.
     pub pool: Pool,
     /// Largest body, in bytes.
