@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use kiln_runtime::bundle::Bundle;
+use kiln_runtime::scheduler::SchedulerClass;
 use kiln_runtime::{
     Backend, Backends, Error, MemoryOptions, Pipeline, PipelineBuilder, Pool, Request, SealKey, Size,
 };
@@ -24,8 +25,14 @@ pub struct ModelCard {
     pub size: Size,
     /// Scheduler where a request names none; the model's own where this is none, too.
     pub scheduler: Option<String>,
-    /// Steps where a request says none.
+    /// Steps where a request says none; the model's own where this is none, too.
     pub steps: Option<usize>,
+    /// Steps that a request comes to that says none.
+    pub usual_steps: usize,
+    /// Weight of the prompt where a request says none.
+    pub guidance_scale: f32,
+    /// Names of the schedulers that can draw with it.
+    pub schedulers: Vec<String>,
     /// Names of the LoRAs that requests may use.
     pub loras: Vec<String>,
     /// What a request may take.
@@ -79,13 +86,17 @@ impl Model {
             sealed(builder, runtime.seal_key.as_ref(), runtime.kernels.as_ref()).memory(runtime.memory)
         };
         let front = builder(&Pool::new()).build()?;
-        let size = front.resolve(&Request::new(""))?.picture_size();
+        let plain = Request::new("").steps(config.steps);
+        let usual = front.resolve(&plain)?;
         let manifest = bundle.manifest();
         let info = bundle.pipeline()?;
         let card = ModelCard {
             name: config.name.clone(),
             title: config.title.clone().unwrap_or_else(|| config.name.clone()),
-            size,
+            size: usual.picture_size(),
+            usual_steps: usual.first.steps,
+            guidance_scale: usual.guidance.scale,
+            schedulers: schedulers(&front),
             scheduler: config.scheduler.clone(),
             steps: config.steps,
             loras: config.loras.keys().cloned().collect(),
@@ -178,6 +189,12 @@ fn sealed(builder: PipelineBuilder, key: Option<&SealKey>, kernels: Option<&Path
         (Some(key), None) => builder.seal_key(key.clone()),
         (None, _) => builder,
     }
+}
+
+/// The schedulers that a pipeline can draw with.
+fn schedulers(front: &Pipeline) -> Vec<String> {
+    let draws = |name: &String| front.resolve(&Request::new("").scheduler(name)).is_ok();
+    SchedulerClass::spellings().filter(draws).collect()
 }
 
 /// A name as messages show it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::error::ApiError;
+use super::page;
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
@@ -24,11 +25,11 @@ const TIME: Duration = Duration::from_secs(120);
 
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let is_open = is_open(&app, request.method(), request.uri().path());
+    let path = request.uri().path().to_owned();
+    let is_open = is_open(&app, request.method(), &path);
     let Some(client) = app.keys.client(request.headers()).or_else(|| is_open.then(Default::default)) else {
         drain(request.into_body()).await;
-        let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
-        return error.into_response();
+        return stranger(&path);
     };
     let changes = matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
     if changes && let Err(wait) = app.rates.take(&app.keys, &client) {
@@ -47,6 +48,17 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         }
         Err(status) => status.into_response(),
     }
+}
+
+/// Asks for a key. For the page a browser does so by itself, where the answer says how.
+fn stranger(path: &str) -> Response {
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
+    let mut response = error.into_response();
+    if page::is_at(path) {
+        let basic = HeaderValue::from_static("Basic realm=\"kiln\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, basic);
+    }
+    response
 }
 
 /// Paths that need no key: the state of the server, what a browser asks for on its own before it sends one, and pictures

@@ -14,6 +14,9 @@ mod jobs;
 mod listen;
 mod log;
 mod openai;
+mod options;
+mod page;
+mod settings;
 mod wait;
 
 use std::ops::Deref;
@@ -94,13 +97,17 @@ pub fn router(app: App) -> Router {
         .route("/readyz", routing::get(health::ready))
         .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
-        .route("/v1/jobs/{id}", routing::get(jobs::show))
+        .route("/v1/jobs/{id}", routing::get(jobs::show).delete(jobs::delete))
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
         .route("/v1/files/{name}", routing::get(files::show))
         .merge(openai::routes())
         .merge(hf::routes())
+        .route("/v1/jobs/{id}/init_image", routing::get(settings::init_image))
+        .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
+        .route("/v1/options", routing::get(options::show))
+        .merge(page::routes())
         .with_state(app.clone())
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), body::admit))
