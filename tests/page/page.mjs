@@ -18,6 +18,7 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
   args: ['--no-sandbox', '--disable-gpu'],
 });
+process.on('exit', () => server.child.kill('SIGKILL'));
 const troubles = [];
 
 /** Opens the page; whatever its console complains about, and whatever it asks of others, fails the test. */

@@ -226,3 +226,34 @@ fn a_deleted_job_is_gone_whatever_it_did() {
     assert_eq!(server.get("/v1/jobs").expect(200).json(), json!({ "jobs": [] }));
     assert_eq!(delete(&server, "x"), 404);
 }
+
+#[test]
+fn pages_of_others_change_nothing() {
+    let server = Server::start(&["--allow-origin", "https://friend.example"]);
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        server.request(method, path, headers, br#"{"prompt":"a cat","steps":2}"#).status
+    };
+    let foreign: [&[(&str, &str)]; 5] = [
+        &[("origin", "https://elsewhere.example")],
+        &[("origin", "null")],
+        &[("origin", "http://kiln.test:8080")],
+        &[("origin", "https://elsewhere.example"), ("sec-fetch-site", "cross-site")],
+        &[("origin", "http://other.kiln.test"), ("sec-fetch-site", "same-site")],
+    ];
+    for headers in foreign {
+        for (method, path) in [("POST", "/v1/jobs"), ("POST", "/v1/jobs/x/cancel"), ("DELETE", "/v1/jobs/x")] {
+            assert_eq!(ask(method, path, headers), 403, "{method} {path} {headers:?}");
+        }
+        assert_eq!(ask("GET", "/v1/jobs", headers), 200);
+    }
+    assert_eq!(server.get("/v1/jobs").expect(200).json(), json!({ "jobs": [] }));
+    let own: [&[(&str, &str)]; 4] = [
+        &[],
+        &[("origin", "http://kiln.test")],
+        &[("origin", "https://kiln.test"), ("sec-fetch-site", "same-origin")],
+        &[("origin", "https://friend.example"), ("sec-fetch-site", "cross-site")],
+    ];
+    for headers in own {
+        assert_eq!(ask("POST", "/v1/jobs", headers), 202, "{headers:?}");
+    }
+}
