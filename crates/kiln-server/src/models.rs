@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use kiln_runtime::bundle::Bundle;
 use kiln_runtime::scheduler::SchedulerClass;
@@ -44,6 +45,8 @@ pub struct ModelCard {
     pub preload: bool,
     /// Whether it stays loaded.
     pub keep: bool,
+    /// Since when it is served.
+    pub since: SystemTime,
 }
 
 /// A model: its card, and what pipelines are made from.
@@ -102,6 +105,7 @@ impl Model {
             class: info.class.clone(),
             preload: config.preload,
             keep: config.keep,
+            since: SystemTime::now(),
         };
         Ok(Model {
             card,
@@ -147,8 +151,13 @@ impl Model {
             ));
         }
         let texts = request.prompts.iter().chain(&request.negative_prompts);
-        if let Some(text) = texts.into_iter().find(|text| text.len() > limits.prompt_bytes) {
-            return refuse(format!("prompt: {} bytes, the limit is {}", text.len(), limits.prompt_bytes));
+        for text in texts {
+            if text.len() > limits.prompt_bytes {
+                return refuse(format!("prompt: {} bytes, the limit is {}", text.len(), limits.prompt_bytes));
+            }
+            if text.contains('\0') {
+                return refuse("prompt: holds a NUL character".into());
+            }
         }
         request.scheduler = request.scheduler.take().or_else(|| card.scheduler.clone());
         request.steps = request.steps.or(card.steps);

@@ -26,7 +26,7 @@ const TIME: Duration = Duration::from_secs(120);
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
-    let is_open = is_open(request.method(), &path);
+    let is_open = is_open(&app, request.method(), &path);
     let Some(client) = app.keys.client(request.headers()).or_else(|| is_open.then(Default::default)) else {
         drain(request.into_body()).await;
         return stranger(&path);
@@ -83,9 +83,12 @@ fn stranger(path: &str) -> Response {
     response
 }
 
-/// Paths that need no key: the state of the server, and what a browser asks for on its own before it sends one.
-fn is_open(method: &Method, path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready") || method == Method::OPTIONS
+/// Paths that need no key: the state of the server, what a browser asks for on its own before it sends one, and pictures
+/// whose names are secret.
+fn is_open(app: &App, method: &Method, path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
+        || method == Method::OPTIONS
+        || app.files.holds(path)
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes, StatusCode> {

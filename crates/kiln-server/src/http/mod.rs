@@ -2,12 +2,18 @@
 
 pub mod auth;
 mod body;
+mod drawing;
 mod encode;
 mod error;
+mod fields;
+mod files;
+mod form;
 mod health;
+mod hf;
 mod jobs;
 mod listen;
 mod log;
+mod openai;
 mod options;
 mod page;
 mod settings;
@@ -16,6 +22,7 @@ mod wait;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -27,6 +34,7 @@ use crate::Service;
 use crate::keeper::Keeper;
 pub use auth::{Keys, Rates};
 pub(crate) use encode::png;
+pub use files::Files;
 pub use listen::{Listening, listen};
 
 /// What handlers share. Cheap to clone.
@@ -41,6 +49,10 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// Who may come in.
     pub keys: Keys,
+    /// Pictures behind links.
+    pub files: Files,
+    /// `http`, or `https` where connections are encrypted.
+    pub scheme: &'static str,
     /// How often each key's requests came lately.
     pub rates: Rates,
     /// Holds the weights that are loaded.
@@ -89,11 +101,15 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
+        .route("/v1/files/{name}", routing::get(files::show))
+        .merge(openai::routes())
+        .merge(hf::routes())
         .route("/v1/jobs/{id}/init_image", routing::get(settings::init_image))
         .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
         .route("/v1/options", routing::get(options::show))
         .merge(page::routes())
         .with_state(app.clone())
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())
         .layer(from_fn(error::in_dialect))
