@@ -6,6 +6,7 @@ mod jobs;
 mod links;
 mod openai;
 mod operation;
+mod page;
 mod stream;
 
 use std::io::{BufRead, BufReader, Read, Write};

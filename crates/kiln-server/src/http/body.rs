@@ -32,6 +32,11 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         return stranger(&path);
     };
     let changes = matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
+    if changes && is_foreign(&app.origins, &request) {
+        drain(request.into_body()).await;
+        let message = "pages of other origins may change nothing here, unless --allow-origin names theirs";
+        return ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message).into_response();
+    }
     if changes && let Err(wait) = app.rates.take(&app.keys, &client) {
         drain(request.into_body()).await;
         let message = "this key has sent all the requests that a minute allows";
@@ -48,6 +53,23 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         }
         Err(status) => status.into_response(),
     }
+}
+
+/// Whether a page of another origin sends this. Browsers let such requests through, with the key that they remember, and
+/// keep nothing but the answer from the page.
+fn is_foreign(allowed: &[HeaderValue], request: &Request) -> bool {
+    let headers = request.headers();
+    let Some(origin) = headers.get(header::ORIGIN).filter(|origin| !allowed.contains(origin)) else {
+        return false;
+    };
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return !(site == "same-origin" || site == "none");
+    }
+    // Browsers say no more than the origin to addresses without TLS.
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(request.uri().authority().map(|authority| authority.as_str()));
+    let of_origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    of_origin.map(|(_, host)| host) != host
 }
 
 /// Asks for a key. For the page a browser does so by itself, where the answer says how.
