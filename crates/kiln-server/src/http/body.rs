@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::error::ApiError;
+use crate::grpc;
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
@@ -30,6 +31,11 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
         return error.into_response();
     };
+    if grpc::is_stream(request.uri().path()) {
+        let mut request = request;
+        request.extensions_mut().insert(client);
+        return next.run(request).await;
+    }
     let (parts, body) = request.into_parts();
     match read(body, app.max_body).await {
         Ok(bytes) => {
@@ -43,7 +49,9 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
 
 /// Paths that need no key: the state of the server, and what a browser asks for on its own before it sends one.
 fn is_open(method: &Method, path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready") || method == Method::OPTIONS
+    matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
+        || grpc::is_health(path)
+        || method == Method::OPTIONS
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes, StatusCode> {

@@ -3,10 +3,11 @@
 pub mod auth;
 mod body;
 mod encode;
-mod error;
+pub(crate) mod error;
 mod health;
 mod jobs;
 mod listen;
+mod oip;
 mod wait;
 
 use std::ops::Deref;
@@ -17,10 +18,12 @@ use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
-use crate::Service;
+use crate::inference::Inference;
 use crate::keeper::Keeper;
+use crate::{Service, grpc};
 pub use auth::Keys;
 pub(crate) use encode::png;
+pub(crate) use jobs::{internal, new_seed};
 pub use listen::{Listening, listen};
 
 /// What handlers share. Cheap to clone.
@@ -70,6 +73,7 @@ pub fn router(app: App) -> Router {
         .allow_origin(AllowOrigin::list(app.origins.clone()))
         .allow_methods(tower_http::cors::Any)
         .allow_headers(tower_http::cors::Any);
+    let inference = Inference::new(app.clone());
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
@@ -78,6 +82,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
+        .merge(oip::routes(inference.clone()))
+        .merge(grpc::routes(inference))
         .with_state(app.clone())
         .layer(from_fn_with_state(app, body::admit))
         .layer(RequestDecompressionLayer::new())
