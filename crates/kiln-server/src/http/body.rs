@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::App;
 use super::error::ApiError;
 use super::page;
+use crate::grpc;
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
@@ -43,6 +44,11 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
         let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
         return ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error }.into_response();
+    }
+    if grpc::is_stream(&path) {
+        let mut request = request;
+        request.extensions_mut().insert(client);
+        return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
     match read(body, app.max_body).await {
@@ -87,6 +93,7 @@ fn stranger(path: &str) -> Response {
 /// whose names are secret.
 fn is_open(app: &App, method: &Method, path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
+        || grpc::is_health(path)
         || method == Method::OPTIONS
         || app.files.holds(path)
 }

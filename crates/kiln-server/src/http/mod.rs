@@ -4,7 +4,7 @@ pub mod auth;
 mod body;
 mod drawing;
 mod encode;
-mod error;
+pub(crate) mod error;
 mod fields;
 mod files;
 mod form;
@@ -13,6 +13,7 @@ mod hf;
 mod jobs;
 mod listen;
 mod log;
+mod oip;
 mod openai;
 mod options;
 mod page;
@@ -30,11 +31,13 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use kiln_runtime::Pool;
 
-use crate::Service;
+use crate::inference::Inference;
 use crate::keeper::Keeper;
+use crate::{Service, grpc};
 pub use auth::{Keys, Rates};
 pub(crate) use encode::png;
 pub use files::Files;
+pub(crate) use jobs::{internal, new_seed};
 pub use listen::{Listening, listen};
 
 /// What handlers share. Cheap to clone.
@@ -92,6 +95,7 @@ pub fn router(app: App) -> Router {
         .allow_origin(AllowOrigin::list(app.origins.clone()))
         .allow_methods(tower_http::cors::Any)
         .allow_headers(tower_http::cors::Any);
+    let inference = Inference::new(app.clone());
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
@@ -108,6 +112,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
         .route("/v1/options", routing::get(options::show))
         .merge(page::routes())
+        .merge(oip::routes(inference.clone()))
+        .merge(grpc::routes(inference))
         .with_state(app.clone())
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), body::admit))

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::header;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -26,24 +26,35 @@ const BEAT: Duration = Duration::from_secs(10);
 pub(crate) async fn patiently(
     answer: impl Future<Output = Result<Value, ApiError>> + Send + 'static,
 ) -> Response {
+    let json = HeaderValue::from_static("application/json");
+    let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, json)]);
+    let late = |value: Value, _| Some(vec![Bytes::from(value.to_string())]);
+    patiently_as(answer, |value| axum::Json(value).into_response(), headers, late).await
+}
+
+/// Answers with what takes long to make: `at_once` writes it where it is soon there; else `headers` go out without it, spaces
+/// follow, and `late` writes the rest of the body behind so many of them, if it can.
+pub(crate) async fn patiently_as<T: Send + 'static>(
+    answer: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+    at_once: impl FnOnce(T) -> Response,
+    headers: HeaderMap,
+    late: impl FnOnce(T, usize) -> Option<Vec<Bytes>> + Send + 'static,
+) -> Response {
     let mut answer = Box::pin(answer);
     if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut answer).await {
-        return match answer {
-            Ok(value) => axum::Json(value).into_response(),
-            Err(error) => error.into_response(),
-        };
+        return answer.map_or_else(ApiError::into_response, at_once);
     }
     let (sender, receiver) = mpsc::channel::<Result<Bytes, &'static str>>(1);
     tokio::spawn(async move {
-        let mut beats = interval_at(Instant::now(), BEAT);
+        let (mut beats, mut spaces) = (interval_at(Instant::now(), BEAT), 0);
         loop {
             tokio::select! {
                 made = &mut answer => {
-                    let last = match made {
-                        Ok(value) => Ok(Bytes::from(value.to_string())),
-                        Err(_) => Err("the answer failed after it had begun"),
-                    };
-                    let _ = sender.send(last).await;
+                    let rest = made.ok().and_then(|made| late(made, spaces)).map(|rest| rest.into_iter().map(Ok).collect());
+                    let rest = rest.unwrap_or_else(|| vec![Err("the answer failed after it had begun")]);
+                    for part in rest {
+                        let _ = sender.send(part).await;
+                    }
                     return;
                 }
                 _ = beats.tick() => {
@@ -51,13 +62,13 @@ pub(crate) async fn patiently(
                     if sender.send(Ok(Bytes::from_static(b" "))).await.is_err() {
                         return;
                     }
+                    spaces += 1;
                 }
                 () = sender.closed() => return,
             }
         }
     });
-    let body = Body::from_stream(ReceiverStream::new(receiver));
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    (headers, Body::from_stream(ReceiverStream::new(receiver))).into_response()
 }
 
 /// One server-sent event.
