@@ -23,7 +23,12 @@ const troubles = [];
 
 /** Opens the page; whatever its console complains about, and whatever it asks of others, fails the test. */
 async function open(settings = {}) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, colorScheme: 'light', acceptDownloads: true, ...settings });
+  const context = await browser.newContext({
+    viewport: { width: 1280, height: 860 },
+    colorScheme: 'light',
+    acceptDownloads: true,
+    ...settings,
+  });
   const page = await context.newPage();
   page.setDefaultTimeout(60_000);
   page.on('pageerror', (error) => troubles.push(`error: ${error.message}`));
@@ -75,9 +80,11 @@ await step('shows places in the queue, and cancels with Esc', async () => {
   for (const prompt of ['a green triangle', 'a yellow star', 'a blue circle']) {
     await fill(page, { prompt });
     await page.click('#draw');
-    await page.waitForFunction(() => !document.getElementById('draw').disabled);
+    await page.waitForFunction(() => !document.getElementById('draw').hasAttribute('aria-busy'));
   }
-  await page.waitForFunction(() => [...document.querySelectorAll('.phase')].some((one) => one.textContent.startsWith('1 job ahead')));
+  await page.waitForFunction(() =>
+    [...document.querySelectorAll('.phase')].some((one) => one.textContent.startsWith('1 job ahead')),
+  );
   await shot(page, 'queue');
   for (let n = 1; n <= 3; n += 1) {
     await page.keyboard.press('Escape');
@@ -89,7 +96,16 @@ await step('shows places in the queue, and cancels with Esc', async () => {
 });
 
 await step('draws several pictures with a LoRA, another sampler and a seed that is kept', async () => {
-  await fill(page, { prompt: 'two small circles', negative: 'a square', width: 128, height: 128, steps: 16, count: 3, seed: '18446744073709551614', guidance: 5 });
+  await fill(page, {
+    prompt: 'two small circles',
+    negative: 'a square',
+    width: 128,
+    height: 128,
+    steps: 16,
+    count: 3,
+    seed: '18446744073709551614',
+    guidance: 5,
+  });
   await page.selectOption('#sampler', 'dpm++2m');
   await page.selectOption('#sigmas', 'karras');
   await page.selectOption('#lora-add', 'ink');
@@ -100,14 +116,15 @@ await step('draws several pictures with a LoRA, another sampler and a seed that 
 });
 
 await step('runs a picture again as it was', async () => {
-  const sum = (of) => of.evaluate(async (tile) => {
-    const image = tile.querySelector('img');
-    await image.decode();
-    const canvas = document.createElement('canvas');
-    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-    canvas.getContext('2d').drawImage(image, 0, 0);
-    return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.join();
-  });
+  const sum = (of) =>
+    of.evaluate(async (tile) => {
+      const image = tile.querySelector('img');
+      await image.decode();
+      const canvas = document.createElement('canvas');
+      [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+      canvas.getContext('2d').drawImage(image, 0, 0);
+      return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.join();
+    });
   const second = first(page).locator('.tile').nth(1);
   await second.locator('img[src^="blob:"]').waitFor();
   const drawn = await sum(second);
@@ -120,7 +137,18 @@ await step('runs a picture again as it was', async () => {
   assert.match(facts, /Samplerdpm\+\+2m:karras/);
   await shot(page, 'viewer');
   await page.click('#view-again');
-  const expected = { prompt: 'two small circles', negative: 'a square', model: 'shapes', width: '128', steps: '16', guidance: '5', count: '1', seed: '18446744073709551615', sampler: 'dpm++2m', sigmas: 'karras' };
+  const expected = {
+    prompt: 'two small circles',
+    negative: 'a square',
+    model: 'shapes',
+    width: '128',
+    steps: '16',
+    guidance: '5',
+    count: '1',
+    seed: '18446744073709551615',
+    sampler: 'dpm++2m',
+    sigmas: 'karras',
+  };
   for (const [id, text] of Object.entries(expected)) assert.equal(await value(page, id), text, id);
   assert.equal(await page.inputValue('#lora-list input'), '0.6');
   await page.keyboard.press('Control+Enter');
@@ -194,28 +222,35 @@ await step('fills in the picture and the mask of what is run again', async () =>
 });
 
 await step('starts from a file, a drop and a paste', async () => {
-  const png = Buffer.from(await page.evaluate(async () => {
-    const canvas = Object.assign(document.createElement('canvas'), { width: 300, height: 200 });
-    const context = canvas.getContext('2d');
-    context.fillStyle = '#2255aa';
-    context.fillRect(60, 40, 120, 120);
-    return canvas.toDataURL().split(',')[1];
-  }), 'base64');
+  const png = Buffer.from(
+    await page.evaluate(async () => {
+      const canvas = Object.assign(document.createElement('canvas'), { width: 300, height: 200 });
+      const context = canvas.getContext('2d');
+      context.fillStyle = '#2255aa';
+      context.fillRect(60, 40, 120, 120);
+      return canvas.toDataURL().split(',')[1];
+    }),
+    'base64',
+  );
   await page.setInputFiles('#file', { name: 'square.png', mimeType: 'image/png', buffer: png });
   await page.locator('#start-size', { hasText: '300 × 200' }).waitFor();
   assert.equal(Number(await value(page, 'width')) % 8, 0);
   assert(Number(await value(page, 'width')) > Number(await value(page, 'height')));
   for (const kind of ['drop', 'paste']) {
     await page.click('#remove');
-    await page.evaluate(([kind, base64]) => {
-      const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-      const data = new DataTransfer();
-      data.items.add(new File([bytes], 'square.png', { type: 'image/png' }));
-      const event = kind === 'drop'
-        ? new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })
-        : new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true });
-      document.body.dispatchEvent(event);
-    }, [kind, png.toString('base64')]);
+    await page.evaluate(
+      ([kind, base64]) => {
+        const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], 'square.png', { type: 'image/png' }));
+        const event =
+          kind === 'drop'
+            ? new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true });
+        document.body.dispatchEvent(event);
+      },
+      [kind, png.toString('base64')],
+    );
     await page.locator('#start-size', { hasText: '300 × 200' }).waitFor();
   }
   await fill(page, { prompt: 'a blue square', steps: 10 });
@@ -243,7 +278,8 @@ await step('goes on where it was after a reload', async () => {
 await step('follows a job over a restart of the server', async () => {
   await fill(page, { prompt: 'a yellow triangle', width: 192, height: 192, steps: 60 });
   await page.click('#draw');
-  await page.locator('.job .preview:not([hidden])').waitFor();
+  await page.locator('.phase', { hasText: /Step 2\d of 60/ }).waitFor();
+  await shot(page, 'page');
   await server.stop();
   await page.locator('#status', { hasText: 'The connection is lost' }).waitFor();
   await shot(page, 'offline');
@@ -252,7 +288,12 @@ await step('follows a job over a restart of the server', async () => {
 });
 
 await step('is usable on a phone, by touch', async () => {
-  const phone = await open({ viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true, deviceScaleFactor: 2 });
+  const phone = await open({
+    viewport: { width: 360, height: 740 },
+    hasTouch: true,
+    isMobile: true,
+    deviceScaleFactor: 2,
+  });
   await done(phone, 6);
   const wide = () => phone.evaluate(() => document.documentElement.scrollWidth - screen.width);
   assert.equal(await wide(), 0, 'nothing is wider than the window');
@@ -277,9 +318,14 @@ await step('is usable on a phone, by touch', async () => {
 await step('is dark where the system is', async () => {
   const dark = await open({ colorScheme: 'dark', reducedMotion: 'reduce' });
   await done(dark, 6);
-  await dark.waitForFunction(() => document.querySelectorAll('.tile img[src^="blob:"]').length === document.querySelectorAll('.tile').length);
+  await dark.waitForFunction(
+    () => document.querySelectorAll('.tile img[src^="blob:"]').length === document.querySelectorAll('.tile').length,
+  );
   const ground = await dark.evaluate(() => getComputedStyle(document.body).backgroundColor);
-  assert(ground.match(/\d+/g).every((part) => Number(part) < 64), ground);
+  assert(
+    ground.match(/\d+/g).every((part) => Number(part) < 64),
+    ground,
+  );
   await shot(dark, 'dark');
   await dark.locator('.tile').first().click();
   await dark.locator('#view-image[src^="blob:"]').waitFor();
@@ -288,9 +334,19 @@ await step('is dark where the system is', async () => {
 });
 
 await step('every control has a name, and focus can be seen', async () => {
-  const nameless = await page.evaluate(() => [...document.querySelectorAll('button, input, select, textarea, a')]
-    .filter((one) => !(one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim() || one.querySelector('img[alt]')?.alt))
-    .map((one) => one.outerHTML));
+  const nameless = await page.evaluate(() =>
+    [...document.querySelectorAll('button, input, select, textarea, a')]
+      .filter(
+        (one) =>
+          !(
+            one.labels?.length ||
+            one.getAttribute('aria-label') ||
+            one.textContent.trim() ||
+            one.querySelector('img[alt]')?.alt
+          ),
+      )
+      .map((one) => one.outerHTML),
+  );
   assert.deepEqual(nameless, []);
   await page.focus('#prompt');
   await page.keyboard.press('Tab');
@@ -310,6 +366,10 @@ await step('asks for a key where the one that it has is no longer good', async (
   await guarded.keyboard.press('Control+Enter');
   await guarded.locator('#key-dialog').waitFor();
   await shot(guarded, 'key');
+  await guarded.keyboard.press('Escape');
+  await guarded.locator('#error', { hasText: 'An API key is needed' }).waitFor();
+  await guarded.click('#draw');
+  await guarded.locator('#key-dialog').waitFor();
   await guarded.fill('#key', 'wrong');
   await guarded.keyboard.press('Enter');
   await guarded.locator('#key-error').waitFor();
@@ -317,7 +377,10 @@ await step('asks for a key where the one that it has is no longer good', async (
   await guarded.keyboard.press('Enter');
   await done(guarded, 1);
   assert.equal(await guarded.evaluate(() => sessionStorage.getItem('kiln-key')), key);
-  assert.equal(await guarded.evaluate(() => Object.values(localStorage).join().includes(sessionStorage.getItem('kiln-key'))), false);
+  assert.equal(
+    await guarded.evaluate(() => Object.values(localStorage).join().includes(sessionStorage.getItem('kiln-key'))),
+    false,
+  );
   await guarded.context().close();
 });
 

@@ -10,9 +10,14 @@ const SHAPES = resolve(import.meta.dirname, '../../models/shapes');
 /** A LoRA of rank 1 for a projection of the small model, as a safetensors file. */
 function lora(path) {
   const module = 'lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q';
-  const tensors = [[`${module}.lora_down.weight`, [1, 128]], [`${module}.lora_up.weight`, [128, 1]]];
+  const tensors = [
+    [`${module}.lora_down.weight`, [1, 128]],
+    [`${module}.lora_up.weight`, [128, 1]],
+  ];
   const numbers = new Float32Array(256).map((_, i) => Math.sin(i) / 4);
-  const header = Object.fromEntries(tensors.map(([name, shape], i) => [name, { dtype: 'F32', shape, data_offsets: [512 * i, 512 * (i + 1)] }]));
+  const header = Object.fromEntries(
+    tensors.map(([name, shape], i) => [name, { dtype: 'F32', shape, data_offsets: [512 * i, 512 * (i + 1)] }]),
+  );
   const text = Buffer.from(JSON.stringify(header));
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
@@ -62,7 +67,9 @@ export class Server {
   /** Ends the process at once. */
   async stop() {
     this.child.removeAllListeners('exit');
-    const ended = new Promise((done) => { this.child.once('exit', done); });
+    const ended = new Promise((done) => {
+      this.child.once('exit', done);
+    });
     this.child.kill('SIGKILL');
     await ended;
   }

@@ -3,6 +3,8 @@
 const KEY = 'kiln-key';
 const $ = (id) => document.getElementById(id);
 let asking = null;
+/** Whether the key was not given: nothing asks for it then but what people do. */
+let isRefused = false;
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -11,7 +13,8 @@ export class ApiError extends Error {
   }
 }
 
-/** Sends a request and gives the response; fails with one line for people. Asks for the API key where one is needed. */
+/** Sends a request and gives the response; fails with one line for people. Asks for the API key where one is needed,
+ *  `options.isQuiet` only as long as nobody has refused it. */
 export async function call(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
@@ -19,9 +22,12 @@ export async function call(path, options = {}) {
     if (key) headers.Authorization = `Bearer ${key}`;
     const response = await send(path, { ...options, headers });
     if (response.ok) return response;
-    if (response.status !== 401) throw await failure(response);
+    if (response.status !== 401 || (options.isQuiet && isRefused)) throw await failure(response);
     // Another request may have asked in the meantime.
-    if (key === sessionStorage.getItem(KEY)) await (asking ??= ask(key !== null).finally(() => { asking = null; }));
+    if (key === sessionStorage.getItem(KEY))
+      await (asking ??= ask(key !== null).finally(() => {
+        asking = null;
+      }));
   }
 }
 
@@ -33,7 +39,7 @@ export async function json(path, options) {
 
 /** Events of a stream as [name, data], until it ends or breaks. */
 export async function* events(path, signal) {
-  const response = await call(path, { signal });
+  const response = await call(path, { signal, isQuiet: true });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = '';
   for (;;) {
@@ -47,7 +53,11 @@ export async function* events(path, signal) {
 }
 
 function parse(block) {
-  const of = (name) => block.split('\n').filter((line) => line.startsWith(`${name}: `)).map((line) => line.slice(name.length + 2));
+  const of = (name) =>
+    block
+      .split('\n')
+      .filter((line) => line.startsWith(`${name}: `))
+      .map((line) => line.slice(name.length + 2));
   return [of('event')[0] ?? 'message', JSON.parse(of('data').join('\n') || 'null')];
 }
 
@@ -83,7 +93,8 @@ function ask(wasWrong) {
       if (key && /^[\x21-\x7e]+$/.test(key)) dialog.close(key);
     };
     dialog.onclose = () => {
-      if (!dialog.returnValue) return reject(new ApiError('An API key is needed', 401));
+      isRefused = !dialog.returnValue;
+      if (isRefused) return reject(new ApiError('An API key is needed', 401));
       sessionStorage.setItem(KEY, dialog.returnValue);
       resolve();
     };

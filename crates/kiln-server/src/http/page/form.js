@@ -25,9 +25,11 @@ export function card(name) {
 /** Takes what can be chosen from, and fills in what was in the form last. */
 export function setOptions(found) {
   options = found;
+  const chosen = $('model').value;
   $('model').replaceChildren(...options.models.map((model) => new Option(model.title, model.name)));
+  if (card(chosen)) $('model').value = chosen;
+  const stored = shown ? null : restored();
   changeModel();
-  const stored = restored();
   if (stored) fill(stored);
 }
 
@@ -126,7 +128,12 @@ function lora(item) {
 function changeModel() {
   const usual = model();
   if (!usual || shown === usual) return;
-  for (const [id, key] of [['width', 'width'], ['height', 'height'], ['steps', 'steps'], ['guidance', 'guidance_scale']]) {
+  for (const [id, key] of [
+    ['width', 'width'],
+    ['height', 'height'],
+    ['steps', 'steps'],
+    ['guidance', 'guidance_scale'],
+  ]) {
     if (!$(id).value || (shown && $(id).valueAsNumber === shown[key])) $(id).value = usual[key];
   }
   $('width').max = $('height').max = usual.limits.side;
@@ -137,7 +144,7 @@ function changeModel() {
   const last = shown?.scheduler ?? '';
   $('sampler').replaceChildren(new Option("the model's own", ''), ...samplers.map((name) => new Option(name, name)));
   shown = usual;
-  chooseScheduler(chosen && chosen !== last ? chosen : usual.scheduler ?? '');
+  chooseScheduler(chosen && chosen !== last ? chosen : (usual.scheduler ?? ''));
   const allowed = new Set(usual.loras);
   for (const item of [...$('lora-list').children]) if (!allowed.has(item.dataset.name)) item.remove();
   $('loras').hidden = allowed.size === 0;
@@ -200,8 +207,14 @@ function setSeed(digits, isKept) {
 
 function setExtras(settings) {
   const isSet = ([name, unset]) => settings[name] !== undefined && settings[name] !== unset;
-  extras = Object.fromEntries(Object.entries(EXTRAS).filter(isSet).map(([name]) => [name, settings[name]]));
-  const words = Object.entries(extras).map(([name, value]) => `${EXTRA_NAMES[name]} ${value?.scale ? `×${value.scale}` : value}`);
+  extras = Object.fromEntries(
+    Object.entries(EXTRAS)
+      .filter(isSet)
+      .map(([name]) => [name, settings[name]]),
+  );
+  const words = Object.entries(extras).map(
+    ([name, value]) => `${EXTRA_NAMES[name]} ${value?.scale ? `×${value.scale}` : value}`,
+  );
   $('extras').hidden = words.length === 0;
   $('extras-text').textContent = `Also: ${words.join(', ')}.`;
 }
@@ -224,12 +237,16 @@ $('lora-add').onchange = () => {
   const name = $('lora-add').value;
   if (name) addLora(name, 1);
 };
-$('seed').oninput = () => { $('keep').checked = $('seed').value !== ''; };
+$('seed').oninput = () => {
+  $('keep').checked = $('seed').value !== '';
+};
 $('keep').onchange = () => {
   if ($('keep').checked && !$('seed').value) $('seed').value = newSeed();
 };
 $('dice').onclick = () => setSeed(newSeed(), true);
-$('swap').onclick = () => { [$('width').value, $('height').value] = [$('height').value, $('width').value]; };
+$('swap').onclick = () => {
+  [$('width').value, $('height').value] = [$('height').value, $('width').value];
+};
 $('extras-off').onclick = () => setExtras({});
 $('prompt').addEventListener('input', grow);
 $('negative').addEventListener('input', grow);

@@ -39,7 +39,9 @@ export function show(job, before) {
 /** The file of a picture, as an address for elements. */
 export async function address(path) {
   if (!files.has(path)) {
-    const file = call(path).then((response) => response.blob()).then((blob) => URL.createObjectURL(blob));
+    const file = call(path)
+      .then((response) => response.blob())
+      .then((blob) => URL.createObjectURL(blob));
     files.set(path, file);
     file.catch(() => files.delete(path));
   }
@@ -68,7 +70,9 @@ function place(job) {
 
 function count() {
   $('empty').hidden = cards.size > 0;
-  [...$('jobs').children].forEach((card, i) => { card.hidden = i >= nShown; });
+  [...$('jobs').children].forEach((card, i) => {
+    card.hidden = i >= nShown;
+  });
   $('more').hidden = cards.size <= nShown;
 }
 
@@ -119,11 +123,16 @@ export function phase(job) {
   if (job.stopping) return 'Stopping';
   const time = job.remaining_seconds ? ` · about ${duration(job.remaining_seconds)}` : '';
   switch (job.status) {
-    case 'queued': return `${waiting(job.position)}${time}`;
-    case 'loading': return 'Loading the model';
-    case 'drawing': return `Step ${job.step} of ${job.steps}${time}`;
-    case 'decoding': return 'Decoding';
-    default: return 'Saving';
+    case 'queued':
+      return `${waiting(job.position)}${time}`;
+    case 'loading':
+      return 'Loading the model';
+    case 'drawing':
+      return `Step ${job.step} of ${job.steps}${time}`;
+    case 'decoding':
+      return 'Decoding';
+    default:
+      return 'Saving';
   }
 }
 
@@ -156,13 +165,21 @@ function tile(job, path, index) {
   return button;
 }
 
-const visible = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    visible.unobserve(target);
-    address(target.dataset.path).then((url) => { target.firstChild.src = url; }, () => target.classList.add('lost'));
-  }
-}, { rootMargin: '600px' });
+const visible = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      visible.unobserve(target);
+      address(target.dataset.path).then(
+        (url) => {
+          target.firstChild.src = url;
+        },
+        () => target.classList.add('lost'),
+      );
+    }
+  },
+  { rootMargin: '600px' },
+);
 
 function words(job) {
   const box = element('div', 'words');
@@ -182,7 +199,9 @@ function summary(job) {
     `${settings.steps ?? usual.steps ?? '?'} steps`,
     scheduler,
     settings.mask ? 'inpainted' : settings.init_image && 'from a picture',
-  ].filter(Boolean).join(' · ');
+  ]
+    .filter(Boolean)
+    .join(' · ');
 }
 
 function actions(job) {
@@ -190,7 +209,10 @@ function actions(job) {
   if (jobs.isLive(job)) {
     row.append(button('Cancel', () => jobs.cancel(job.id), 'cancel'));
   } else {
-    row.append(button('Run again', () => act.again(jobs.get(job.id), null)), button('Delete', () => jobs.remove(job.id)));
+    row.append(
+      button('Run again', () => act.again(jobs.get(job.id), null)),
+      button('Delete', () => jobs.remove(job.id)),
+    );
   }
   return row;
 }
@@ -221,7 +243,9 @@ async function view(id, index) {
   viewed = { id, index };
   $('view-image').alt = job.settings?.prompt || 'Picture';
   $('view-prompt').textContent = job.settings?.prompt || 'No prompt';
-  $('view-facts').replaceChildren(...facts(job, index).flatMap(([name, value]) => [element('dt', '', name), element('dd', '', value)]));
+  $('view-facts').replaceChildren(
+    ...facts(job, index).flatMap(([name, value]) => [element('dt', '', name), element('dd', '', value)]),
+  );
   const all = pictures();
   const at = all.findIndex((one) => one.id === id && one.index === index);
   $('previous').disabled = at <= 0;
@@ -252,7 +276,9 @@ function turn(by) {
 function facts(job, index) {
   const settings = { ...job.settings };
   const usual = form.card(settings.model) ?? {};
-  const loras = Object.entries(settings.loras ?? {}).map(([name, weight]) => `${name} ${weight}`).join(', ');
+  const loras = Object.entries(settings.loras ?? {})
+    .map(([name, weight]) => `${name} ${weight}`)
+    .join(', ');
   const took = job.ended > job.created ? duration(job.ended - job.created) : null;
   return [
     ['Negative', settings.negative_prompt],

@@ -12,7 +12,8 @@ const streams = new Map();
 let changed = () => {};
 let connected = () => {};
 
-/** Calls `onChange(job, before)` when a job is another one than before (null where it is gone), `onLine(isOnline)` when streams break. */
+/** Calls `onChange(job, before)` when a job is another one than before (null where it is gone), and `onLine(isOnline)`
+ *  when streams break. */
 export function watch(onChange, onLine) {
   changed = onChange;
   connected = onLine;
@@ -35,10 +36,11 @@ export function isLive(job) {
 }
 
 /** Asks for the jobs of this client. */
-export async function load() {
-  const { jobs } = await json('/v1/jobs');
+export async function load(isQuiet = false) {
+  const before = [...known.keys()];
+  const { jobs } = await json('/v1/jobs', { isQuiet });
   const listed = new Set(jobs.map((job) => job.id));
-  for (const id of [...known.keys()]) if (!listed.has(id) && jobs.length < 200) drop(id);
+  for (const id of before) if (!listed.has(id) && jobs.length < 200) drop(id);
   jobs.reverse().forEach(update);
   follow();
 }
@@ -121,7 +123,7 @@ async function stream(id) {
       }
     } catch (error) {
       if (error.status === 404) drop(id);
-      if (control.signal.aborted || error.status === 401) break;
+      if (control.signal.aborted) break;
       connected(false);
     }
     if (known.has(id) && isLive(known.get(id))) {
@@ -135,10 +137,12 @@ async function stream(id) {
 
 /** Looks after the jobs that have no stream. */
 async function poll() {
-  const waiting = all().reverse().filter((job) => isLive(job) && !streams.has(job.id));
+  const waiting = all()
+    .reverse()
+    .filter((job) => isLive(job) && !streams.has(job.id));
   for (const { id } of waiting) {
     try {
-      update(await json(`/v1/jobs/${id}`));
+      update(await json(`/v1/jobs/${id}`, { isQuiet: true }));
     } catch (error) {
       if (error.status === 404) drop(id);
       else break;
@@ -152,5 +156,7 @@ function key() {
 }
 
 function sleep(milliseconds) {
-  return new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+  return new Promise((resolve) => {
+    setTimeout(resolve, milliseconds);
+  });
 }

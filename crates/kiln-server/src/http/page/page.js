@@ -7,9 +7,22 @@ import * as jobs from './jobs.js';
 import * as start from './start.js';
 
 const $ = (id) => document.getElementById(id);
+/** Milliseconds until the page looks for a server that was away when it was opened. */
+const RETRY = 3000;
 let isOnline = true;
+let isSending = false;
+let isReady = false;
 
-const SAID = { queued: 'Waiting', loading: 'Loading the model', drawing: 'Drawing', decoding: 'Decoding', saving: 'Saving', done: 'Done', failed: 'Failed', cancelled: 'Cancelled' };
+const SAID = {
+  queued: 'Waiting',
+  loading: 'Loading the model',
+  drawing: 'Drawing',
+  decoding: 'Decoding',
+  saving: 'Saving',
+  done: 'Done',
+  failed: 'Failed',
+  cancelled: 'Cancelled',
+};
 
 function say(text) {
   if ($('status').textContent !== text) $('status').textContent = text;
@@ -43,13 +56,15 @@ function connected(now) {
   isOnline = now;
   document.body.classList.toggle('offline', !now);
   say(now ? 'Connected again' : 'The connection is lost; trying again');
-  if (now) attempt(jobs.load);
+  if (now) attempt(begin);
 }
 
 async function draw() {
-  if ($('draw').disabled) return;
-  $('draw').disabled = true;
+  if (isSending) return;
+  isSending = true;
+  $('draw').setAttribute('aria-busy', 'true');
   await attempt(async () => {
+    if (!isReady) await begin();
     const settings = form.read();
     const seed = form.seed();
     const job = await jobs.submit({ ...settings, ...(await start.read()) }, seed);
@@ -57,7 +72,22 @@ async function draw() {
     form.remember();
     say('Waiting');
   });
-  $('draw').disabled = false;
+  $('draw').removeAttribute('aria-busy');
+  isSending = false;
+}
+
+/** Asks what there is to choose from, and which jobs there are; tries again where the server is away. */
+async function begin() {
+  try {
+    form.setOptions(await json('/v1/options'));
+    await jobs.load();
+  } catch (error) {
+    if (!isReady && error.status === 0) setTimeout(() => attempt(begin), RETRY);
+    throw error;
+  }
+  $('empty').hidden = jobs.all().length > 0;
+  if (!isReady) say('Ready');
+  isReady = true;
 }
 
 /** Fills the form in with a job's settings, or those of one of its pictures, pictures among them. */
@@ -127,7 +157,7 @@ $('form').onsubmit = (event) => {
   draw();
 };
 document.addEventListener('keydown', (event) => {
-  if (isModal()) return;
+  if (isModal() || event.isComposing) return;
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     draw();
@@ -162,14 +192,9 @@ document.addEventListener('drop', (event) => {
   if (!isModal()) startFromFile(event.dataTransfer.files[0]);
 });
 document.addEventListener('visibilitychange', () => {
-  if (!document.hidden && isOnline) attempt(jobs.load);
+  if (!document.hidden && isOnline && isReady) jobs.load(true).catch(() => {});
 });
 
 gallery.setActions({ again, start: startFrom, fail });
 jobs.watch(changed, connected);
-await attempt(async () => {
-  form.setOptions(await json('/v1/options'));
-  await jobs.load();
-  $('empty').hidden = jobs.all().length > 0;
-  say('Ready');
-});
+await attempt(begin);

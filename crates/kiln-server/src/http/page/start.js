@@ -20,7 +20,10 @@ export async function set(file, limit = MAX_SIDE) {
     throw new Error('The file is no picture that this browser can read');
   });
   const scale = Math.min(1, Math.min(limit, MAX_SIDE) / Math.max(bitmap.width, bitmap.height));
-  const canvas = canvasOf(Math.max(1, Math.round(bitmap.width * scale)), Math.max(1, Math.round(bitmap.height * scale)));
+  const canvas = canvasOf(
+    Math.max(1, Math.round(bitmap.width * scale)),
+    Math.max(1, Math.round(bitmap.height * scale)),
+  );
   const context = canvas.getContext('2d');
   context.fillStyle = '#fff';
   context.fillRect(0, 0, canvas.width, canvas.height);
@@ -94,7 +97,10 @@ function size(canvas) {
 
 function png(canvas) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('The picture is too large for this browser'))), 'image/png');
+    canvas.toBlob(
+      (blob) => (blob ? resolve(blob) : reject(new Error('The picture is too large for this browser'))),
+      'image/png',
+    );
   });
 }
 
@@ -200,7 +206,12 @@ function ring(event) {
   const box = $('painter-canvas').getBoundingClientRect();
   const width = brush() * Math.max(box.width, box.height);
   const [x, y] = place(event);
-  Object.assign($('brush-ring').style, { width: `${width}px`, height: `${width}px`, left: `${100 * x}%`, top: `${100 * y}%` });
+  Object.assign($('brush-ring').style, {
+    width: `${width}px`,
+    height: `${width}px`,
+    left: `${100 * x}%`,
+    top: `${100 * y}%`,
+  });
   $('brush-ring').hidden = false;
 }
 
@@ -224,7 +235,9 @@ canvas.onpointermove = (event) => {
   stroke.points.push(place(event));
   redraw();
 };
-canvas.onpointerleave = () => { $('brush-ring').hidden = true; };
+canvas.onpointerleave = () => {
+  $('brush-ring').hidden = true;
+};
 $('undo').onclick = () => {
   strokes.pop();
   redraw();
