@@ -18,6 +18,7 @@ pub mod http;
 mod inference;
 mod job;
 pub mod keeper;
+mod metrics;
 mod models;
 mod preview;
 mod queue;

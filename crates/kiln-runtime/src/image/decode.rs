@@ -38,6 +38,18 @@ struct Stored {
 ///
 /// The size that its header states is checked first, and bounds what is read.
 pub(super) fn decode(file: &mut (impl BufRead + Seek)) -> Result<Rgb, String> {
+    Ok(upright(read(file)?))
+}
+
+/// The alpha channel of a file, as grey and turned as its EXIF data says; none where it has none.
+pub(super) fn decode_alpha(file: &mut (impl BufRead + Seek)) -> Result<Option<Rgb>, String> {
+    let stored = read(file)?;
+    let n_channels = stored.n_channels;
+    let data = stored.data.chunks_exact(n_channels).flat_map(|pixel| [pixel[n_channels - 1]; 3]).collect();
+    Ok(matches!(n_channels, 2 | 4).then(|| upright(Stored { data, n_channels: 3, ..stored })))
+}
+
+fn read(file: &mut (impl BufRead + Seek)) -> Result<Stored, String> {
     let mut start = header::Start::default();
     read_into(file, &mut start)?;
     let format = Format::of(&start)?;
@@ -46,7 +58,7 @@ pub(super) fn decode(file: &mut (impl BufRead + Seek)) -> Result<Rgb, String> {
     check_size(width, height, 1)?;
     let most = 4 * MAX_INPUT_METADATA + 16 * u64::from(width) * u64::from(height);
     let bytes = read_at_most(file, most, format)?;
-    Ok(upright(stored(format, &bytes)?))
+    stored(format, &bytes)
 }
 
 fn stored(format: Format, bytes: &[u8]) -> Result<Stored, String> {
@@ -125,8 +137,9 @@ fn png(bytes: &[u8]) -> Result<Stored, String> {
     let mut data = vec![0; reader.output_buffer_size().ok_or("has too many pixels")?];
     reader.next_frame(&mut data).map_err(refuse)?;
     if n_bytes_each == 2 {
-        let (wide, _) = data.as_chunks::<2>();
-        data = wide.iter().map(|&c| eight_bits(u16::from_be_bytes(c))).collect();
+        let n = data.len() / 2;
+        (0..n).for_each(|i| data[i] = eight_bits(u16::from_be_bytes([data[2 * i], data[2 * i + 1]])));
+        data.truncate(n);
     }
     let orientation = reader.info().exif_metadata.as_deref().and_then(exif::orientation);
     Ok(Stored { width, height, n_channels: color.samples(), data, orientation })
@@ -150,10 +163,16 @@ fn jpeg(bytes: &[u8]) -> Result<Stored, String> {
     let (width, height) = header.dimensions().ok_or("has no size")?;
     let (width, height) = (width as u32, height as u32);
     check_size(width, height, n_channels)?;
+    if (bytes.len() as u64) < u64::from(width) * u64::from(height) / PIXELS_OF_A_BYTE {
+        return Err("is cut off".into());
+    }
     let orientation = header.exif().and_then(|exif| exif::orientation(exif));
     let data = open(options.jpeg_set_out_colorspace(color)).decode().map_err(|e| e.to_string())?;
     Ok(Stored { width, height, n_channels, data, orientation })
 }
+
+/// Most pixels of a JPEG that a byte stands for: each block of 8x8 has at least a bit of its own (ITU T.81, F.1.2 and G.1.2).
+const PIXELS_OF_A_BYTE: u64 = 8 * 64;
 
 /// Whether a JPEG's data ends with the marker that says so; decoders make up what is missing.
 fn is_whole_jpeg(bytes: &[u8]) -> bool {
@@ -190,10 +209,15 @@ fn alpha_varies(data: &[u8], n_channels: usize) -> bool {
 }
 
 /// Red, green and blue of pixels of one to four channels, of which two and four end with alpha.
-fn without_alpha(data: Vec<u8>, n_channels: usize) -> Vec<u8> {
+fn without_alpha(mut data: Vec<u8>, n_channels: usize) -> Vec<u8> {
     match n_channels {
         3 => data,
-        4 => data.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect(),
+        4 => {
+            let n = data.len() / 4;
+            (0..n).for_each(|i| data.copy_within(4 * i..4 * i + 3, 3 * i));
+            data.truncate(3 * n);
+            data
+        }
         n => data.chunks_exact(n).flat_map(|pixel| [pixel[0]; 3]).collect(),
     }
 }
@@ -216,6 +240,22 @@ mod tests {
         writer.finish().expect("a file");
         let found = decode(&mut Cursor::new(file)).expect("a picture");
         assert_eq!((found.width, found.height, &found.data[..]), (2, 1, expected));
+    }
+
+    #[test]
+    fn alpha_is_read_where_there_is_some() {
+        let file = |color, stored: &[u8]| {
+            let mut file = Vec::new();
+            let mut encoder = png::Encoder::new(&mut file, 2, 1);
+            encoder.set_color(color);
+            let mut writer = encoder.write_header().expect("a header");
+            writer.write_image_data(stored).expect("pixels");
+            writer.finish().expect("a file");
+            decode_alpha(&mut Cursor::new(file)).expect("a picture").map(|alpha| alpha.data)
+        };
+        assert_eq!(file(png::ColorType::Rgba, &[1, 2, 3, 0, 4, 5, 6, 9]), Some(vec![0, 0, 0, 9, 9, 9]));
+        assert_eq!(file(png::ColorType::GrayscaleAlpha, &[7, 255, 8, 1]), Some(vec![255, 255, 255, 1, 1, 1]));
+        assert_eq!(file(png::ColorType::Rgb, &[1, 2, 3, 4, 5, 6]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::error::ApiError;
-use crate::grpc;
+use super::page;
+use crate::{ClientId, grpc};
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
@@ -25,16 +26,21 @@ const TIME: Duration = Duration::from_secs(120);
 
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let is_open = is_open(request.method(), request.uri().path());
+    let path = request.uri().path().to_owned();
+    let is_open = is_open(&app, request.method(), &path);
     let Some(client) = app.keys.client(request.headers()).or_else(|| is_open.then(Default::default)) else {
         drain(request.into_body()).await;
-        let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
-        return error.into_response();
+        return stranger(&path);
     };
-    if grpc::is_stream(request.uri().path()) {
+    if grpc::is_stream(&path) {
         let mut request = request;
         request.extensions_mut().insert(client);
         return next.run(request).await;
+    }
+    let changes = !is_open && matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
+    if changes && let Err(error) = check_rate(&app, &client) {
+        drain(request.into_body()).await;
+        return error.into_response();
     }
     let (parts, body) = request.into_parts();
     match read(body, app.max_body).await {
@@ -43,15 +49,41 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
             request.extensions_mut().insert(client);
             next.run(request).await
         }
+        Err(StatusCode::BAD_REQUEST) => {
+            let message = "the body broke off, or is not encoded as Content-Encoding says";
+            ApiError::new(StatusCode::BAD_REQUEST, "bad_body", message).into_response()
+        }
         Err(status) => status.into_response(),
     }
 }
 
-/// Paths that need no key: the state of the server, and what a browser asks for on its own before it sends one.
-fn is_open(method: &Method, path: &str) -> bool {
+/// Counts a request of a client, and refuses one more than its key may send.
+pub(crate) fn check_rate(app: &App, client: &ClientId) -> Result<(), ApiError> {
+    let Err(wait) = app.rates.take(&app.keys, client) else { return Ok(()) };
+    let message = "this key has sent all the requests that a minute allows";
+    let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
+    let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
+    Err(ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error })
+}
+
+/// Asks for a key. For the page a browser does so by itself, where the answer says how.
+fn stranger(path: &str) -> Response {
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
+    let mut response = error.into_response();
+    if page::is_at(path) {
+        let basic = HeaderValue::from_static("Basic realm=\"kiln\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, basic);
+    }
+    response
+}
+
+/// Paths that need no key: the state of the server, what a browser asks for on its own before it sends one, and pictures
+/// whose names are secret.
+fn is_open(app: &App, method: &Method, path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
         || grpc::is_health(path)
         || method == Method::OPTIONS
+        || app.files.holds(path)
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes, StatusCode> {

@@ -108,12 +108,13 @@ impl Dialect {
         };
         match () {
             () if is_below("/sdapi") || is_below("/controlnet") => Dialect::WebUi,
-            () if is_below("/v2") => Dialect::Inference,
+            () if is_below("/v2") || is_below("/hf") || path == "/v1" => Dialect::Inference,
             () => Dialect::OpenAi,
         }
     }
 
-    fn body(self, error: &ApiError) -> Value {
+    /// The body that tells of an error.
+    pub(crate) fn body(self, error: &ApiError) -> Value {
         let ApiError { status, code, message, param, .. } = error;
         match self {
             Dialect::OpenAi => {

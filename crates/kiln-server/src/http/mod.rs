@@ -2,27 +2,42 @@
 
 pub mod auth;
 mod body;
+mod drawing;
 mod encode;
 pub(crate) mod error;
+mod fields;
+mod files;
+mod form;
 mod health;
+mod hf;
 mod jobs;
 mod listen;
+mod log;
 mod oip;
+mod openai;
+mod options;
+mod page;
+mod settings;
 mod wait;
 
 use std::ops::Deref;
 use std::sync::Arc;
 
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use kiln_runtime::Pool;
+
 use crate::inference::Inference;
 use crate::keeper::Keeper;
 use crate::{Service, grpc};
-pub use auth::Keys;
+pub use auth::{Keys, Rates};
+pub(crate) use body::check_rate;
 pub(crate) use encode::png;
+pub use files::Files;
 pub(crate) use jobs::{internal, new_seed};
 pub use listen::{Listening, listen};
 
@@ -38,6 +53,14 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// Who may come in.
     pub keys: Keys,
+    /// Pictures behind links.
+    pub files: Files,
+    /// `http`, or `https` where connections are encrypted.
+    pub scheme: &'static str,
+    /// How often each key's requests came lately.
+    pub rates: Rates,
+    /// Holds the weights that are loaded.
+    pub pool: Pool,
     /// Largest body, in bytes.
     pub max_body: usize,
     /// Origins whose pages may call.
@@ -77,16 +100,26 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
+        .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
-        .route("/v1/jobs/{id}", routing::get(jobs::show))
+        .route("/v1/jobs/{id}", routing::get(jobs::show).delete(jobs::delete))
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
+        .route("/v1/files/{name}", routing::get(files::show))
+        .merge(openai::routes())
+        .merge(hf::routes())
+        .route("/v1/jobs/{id}/init_image", routing::get(settings::init_image))
+        .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
+        .route("/v1/options", routing::get(options::show))
         .merge(oip::routes(inference.clone()))
         .merge(grpc::routes(inference))
+        .merge(page::routes())
         .with_state(app.clone())
-        .layer(from_fn_with_state(app, body::admit))
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())
         .layer(from_fn(error::in_dialect))
+        .layer(from_fn_with_state(app, log::tell))
         .layer(cors)
 }

@@ -3,14 +3,12 @@
 //! Clients give up after 300 s without a response's headers, and then ask again. After [`PATIENCE`] the answer begins with
 //! 200 and spaces, which JSON allows; what fails after that can only cut the connection.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at};
@@ -81,9 +79,50 @@ pub(crate) fn event(name: Option<&str>, data: &Value) -> String {
     }
 }
 
-/// Server-sent events from a stream of `data` texts.
-pub(crate) fn events(stream: impl futures_util::Stream<Item = String> + Send + 'static) -> Response {
-    let lines = stream.map(|data| Ok::<_, Infallible>(Bytes::from(format!("data: {data}\n\n"))));
-    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
-    (headers, Body::from_stream(lines)).into_response()
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+    use serde_json::json;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    fn after(seconds: u64, answer: Result<Value, ApiError>) -> impl Future<Output = Result<Value, ApiError>> {
+        async move {
+            sleep(Duration::from_secs(seconds)).await;
+            answer
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_answers_begin_with_spaces() {
+        let response = patiently(after(65, Ok(json!({ "a": 1 })))).await;
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        assert_eq!(body, "     {\"a\":1}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn quick_errors_have_a_status_and_late_ones_cut_the_connection() {
+        let error = || Err(ApiError::invalid("n", "n: is wrong"));
+        assert_eq!(patiently(after(19, error())).await.status(), 400);
+        let late = patiently(after(21, error())).await;
+        assert_eq!(late.status(), 200);
+        assert!(late.into_body().collect().await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_reads_is_dropped() {
+        let guard = Arc::new(());
+        let held = guard.clone();
+        let response = patiently(async move {
+            let _held = held;
+            after(1_000_000, Ok(Value::Null)).await
+        });
+        drop(response.await);
+        sleep(BEAT).await;
+        assert_eq!(Arc::strong_count(&guard), 1);
+    }
 }

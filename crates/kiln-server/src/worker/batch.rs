@@ -7,6 +7,7 @@ use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Drawing, Error, Session, Watch};
 
 use super::Loaded;
+use crate::metrics::End;
 use crate::preview::LatentColours;
 use crate::service::Shared;
 use crate::{Fault, Finished, Job, LoraChoice, Phase, Spec};
@@ -67,6 +68,7 @@ impl<'a> Batch<'a> {
 
     fn begin(&self, session: &mut Session<'_>, members: &mut Vec<Member>, job: Arc<Job>) {
         job.enter(Phase::Loading);
+        self.shared.metrics.waited(&self.model, job.age());
         let watch = Watch::new().cancel(&job.cancel);
         match session.begin(&job.spec.request, watch) {
             Ok(mut drawing) => {
@@ -74,7 +76,7 @@ impl<'a> Batch<'a> {
                 job.enter(Phase::Drawing { step: 0, steps: drawing.steps() });
                 members.push(Member { job, drawing });
             }
-            Err(error) => fail(&job, &error),
+            Err(error) => self.fail(&job, &error),
         }
     }
 
@@ -82,6 +84,7 @@ impl<'a> Batch<'a> {
         members.retain(|member| {
             let stays = !member.job.is_cancelled();
             if !stays {
+                self.shared.metrics.ended(&self.model, End::Cancelled);
                 member.job.enter(Phase::Cancelled);
             }
             stays
@@ -94,10 +97,12 @@ impl<'a> Batch<'a> {
         let results = session.advance(&mut drawings);
         let cost = members.iter().map(|member| member.job.cost / member.drawing.steps().max(1) as f64).sum();
         self.shared.speeds.note(&self.model, cost, begun.elapsed());
+        let n_pictures = members.iter().map(|member| member.drawing.n_pictures()).sum();
+        self.shared.metrics.evaluated(&self.model, n_pictures);
         let mut results = results.into_iter();
         members.retain(|member| match results.next() {
             Some(Err(error)) => {
-                fail(&member.job, &error);
+                self.fail(&member.job, &error);
                 false
             }
             _ => {
@@ -121,17 +126,21 @@ impl<'a> Batch<'a> {
                 }
                 let images: Vec<RgbImage> = output.images;
                 let infotexts = images.iter().map(|_| String::new()).collect();
+                self.shared.metrics.took(&self.model, output.timings);
+                self.shared.metrics.ended(&self.model, End::Done);
                 job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings: output.timings })));
             }
-            Err(error) => fail(&job, &error),
+            Err(error) => self.fail(&job, &error),
         }
     }
-}
 
-fn fail(job: &Job, error: &Error) {
-    if job.is_cancelled() {
-        return job.enter(Phase::Cancelled);
+    fn fail(&self, job: &Job, error: &Error) {
+        if job.is_cancelled() {
+            self.shared.metrics.ended(&self.model, End::Cancelled);
+            return job.enter(Phase::Cancelled);
+        }
+        self.shared.metrics.ended(&self.model, End::Failed);
+        tracing::error!(job = %job.id, "{error}");
+        job.enter(Phase::Failed(Fault::of(error)));
     }
-    tracing::error!(job = %job.id, "{error}");
-    job.enter(Phase::Failed(Fault::of(error)));
 }
