@@ -18,6 +18,7 @@ const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
   args: ['--no-sandbox', '--disable-gpu'],
 });
+process.on('exit', () => server.child.kill('SIGKILL'));
 const troubles = [];
 
 /** Opens the page; whatever its console complains about, and whatever it asks of others, fails the test. */
@@ -139,6 +140,7 @@ await step('saves a picture', async () => {
 
 /** Strokes the canvas of the painter from one place to another, in shares of its size. */
 async function stroke(page, from, to) {
+  await page.locator('#painter-canvas').waitFor();
   const box = await page.locator('#painter-canvas').boundingBox();
   const at = ([x, y]) => [box.x + x * box.width, box.y + y * box.height];
   await page.mouse.move(...at(from));
@@ -167,7 +169,8 @@ await step('paints a mask on a picture of the gallery and draws there', async ()
   // The right quarter was not painted over: it is what it was.
   const ids = await page.locator('.job').evaluateAll((cards) => cards.slice(0, 2).map((card) => card.dataset.id));
   const [painted, original] = await Promise.all(ids.map((id) => right(page, id)));
-  assert(painted.every((byte, i) => Math.abs(byte - original[i]) <= 40), 'the rest is kept');
+  const off = painted.reduce((sum, byte, i) => sum + Math.abs(byte - original[i]), 0) / painted.length;
+  assert(off < 8, `the rest is kept: it is off by ${off.toFixed(1)} of 255 on average`);
 });
 
 function right(page, id) {
@@ -238,7 +241,7 @@ await step('goes on where it was after a reload', async () => {
 });
 
 await step('follows a job over a restart of the server', async () => {
-  await fill(page, { prompt: 'a yellow triangle', width: 192, height: 192, steps: 100 });
+  await fill(page, { prompt: 'a yellow triangle', width: 192, height: 192, steps: 60 });
   await page.click('#draw');
   await page.locator('.job .preview:not([hidden])').waitFor();
   await server.stop();
@@ -251,7 +254,7 @@ await step('follows a job over a restart of the server', async () => {
 await step('is usable on a phone, by touch', async () => {
   const phone = await open({ viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true, deviceScaleFactor: 2 });
   await done(phone, 6);
-  const wide = () => phone.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  const wide = () => phone.evaluate(() => document.documentElement.scrollWidth - screen.width);
   assert.equal(await wide(), 0, 'nothing is wider than the window');
   await shot(phone, 'phone-form');
   await phone.locator('#gallery').scrollIntoViewIfNeeded();
@@ -259,6 +262,7 @@ await step('is usable on a phone, by touch', async () => {
   await phone.locator('#view-image[src^="blob:"]').waitFor();
   await shot(phone, 'phone-viewer');
   await phone.tap('#view-mask');
+  await phone.locator('#painter-canvas').waitFor();
   const box = await phone.locator('#painter-canvas').boundingBox();
   await phone.touchscreen.tap(box.x + box.width / 2, box.y + box.height / 2);
   await phone.waitForFunction(() => !document.getElementById('undo').disabled);
@@ -285,7 +289,7 @@ await step('is dark where the system is', async () => {
 
 await step('every control has a name, and focus can be seen', async () => {
   const nameless = await page.evaluate(() => [...document.querySelectorAll('button, input, select, textarea, a')]
-    .filter((one) => !(one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim()))
+    .filter((one) => !(one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim() || one.querySelector('img[alt]')?.alt))
     .map((one) => one.outerHTML));
   assert.deepEqual(nameless, []);
   await page.focus('#prompt');

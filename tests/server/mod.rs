@@ -8,6 +8,7 @@ mod links;
 mod oip;
 mod openai;
 mod operation;
+mod page;
 mod stream;
 
 use std::io::{BufRead, BufReader, Read, Write};

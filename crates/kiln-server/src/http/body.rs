@@ -32,12 +32,17 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         drain(request.into_body()).await;
         return stranger(&path);
     };
+    let changes = !is_open && matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
+    if changes && is_foreign(&app.origins, &request) {
+        drain(request.into_body()).await;
+        let message = "pages of other origins may change nothing here, unless --allow-origin names theirs";
+        return ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message).into_response();
+    }
     if grpc::is_stream(&path) {
         let mut request = request;
         request.extensions_mut().insert(client);
         return next.run(request).await;
     }
-    let changes = !is_open && matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
     if changes && let Err(error) = check_rate(&app, &client) {
         drain(request.into_body()).await;
         return error.into_response();
@@ -64,6 +69,23 @@ pub(crate) fn check_rate(app: &App, client: &ClientId) -> Result<(), ApiError> {
     let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
     let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
     Err(ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error })
+}
+
+/// Whether a page of another origin sends this. Browsers let such requests through, with the key that they remember, and
+/// keep nothing but the answer from the page.
+fn is_foreign(allowed: &[HeaderValue], request: &Request) -> bool {
+    let headers = request.headers();
+    let Some(origin) = headers.get(header::ORIGIN).filter(|origin| !allowed.contains(origin)) else {
+        return false;
+    };
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return !(site == "same-origin" || site == "none");
+    }
+    // Browsers say no more than the origin to addresses without TLS.
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(request.uri().authority().map(|authority| authority.as_str()));
+    let of_origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    of_origin.map(|(_, host)| host) != host
 }
 
 /// Asks for a key. For the page a browser does so by itself, where the answer says how.

@@ -5,6 +5,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::App;
+use super::settings::shortest;
 use crate::ModelCard;
 
 /// `GET /v1/options`: the models, the first of which is the default, with what a request that says nothing comes to.
@@ -22,7 +23,7 @@ fn model(card: &ModelCard) -> Value {
         "width": card.size.width,
         "height": card.size.height,
         "steps": card.usual_steps,
-        "guidance_scale": card.guidance_scale,
+        "guidance_scale": shortest(card.guidance_scale),
         "scheduler": card.scheduler,
         "schedulers": card.schedulers,
         "loras": card.loras,

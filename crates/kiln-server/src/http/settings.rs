@@ -8,6 +8,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use kiln_runtime::{Hires, Init, Picture};
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::App;
@@ -32,13 +33,13 @@ pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    guidance_scale: Option<f32>,
-    guidance_rescale: f32,
+    guidance_scale: Option<f64>,
+    guidance_rescale: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduler: Option<String>,
-    eta: f32,
+    eta: f64,
     clip_skip: usize,
-    loras: BTreeMap<String, f32>,
+    loras: BTreeMap<String, f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     init_image: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +47,7 @@ pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hires: Option<Hires>,
+    hires: Option<Value>,
 }
 
 impl Settings {
@@ -63,18 +64,27 @@ impl Settings {
             width: request.width,
             height: request.height,
             steps: request.steps,
-            guidance_scale: request.guidance_scale,
-            guidance_rescale: request.guidance_rescale,
+            guidance_scale: request.guidance_scale.map(shortest),
+            guidance_rescale: shortest(request.guidance_rescale),
             scheduler: request.scheduler.clone(),
-            eta: request.eta,
+            eta: shortest(request.eta),
             clip_skip: request.clip_skip,
-            loras: spec.loras.iter().map(|lora| (lora.name.clone(), lora.weight)).collect(),
+            loras: spec.loras.iter().map(|lora| (lora.name.clone(), shortest(lora.weight))).collect(),
             init_image: init.map(|_| format!("/v1/jobs/{id}/init_image")),
             mask: init.and_then(|init| init.mask.as_ref()).map(|_| format!("/v1/jobs/{id}/mask")),
             strength: init.and_then(|init| init.strength),
-            hires: request.hires,
+            hires: request.hires.map(hires),
         }
     }
+}
+
+/// The number that is written the same: 0.6, where the next double is 0.6000000238418579.
+pub(super) fn shortest(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| number.into())
+}
+
+fn hires(Hires { scale, strength, steps, upscaler, .. }: Hires) -> Value {
+    json!({ "scale": shortest(scale), "strength": strength, "steps": steps, "upscaler": upscaler })
 }
 
 /// `GET /v1/jobs/{id}/init_image`: the picture that a job started from, as PNG.

@@ -121,8 +121,9 @@ impl<'a> Batch<'a> {
         job.enter(Phase::Decoding);
         match session.finish(drawing, Watch::new().cancel(&job.cancel)) {
             Ok(output) => {
-                if colours.is_none() {
-                    *colours = LatentColours::fit(&output.latents, &output.images[0]);
+                match colours {
+                    Some(colours) => colours.learn(&output.latents, &output.images[0]),
+                    None => *colours = LatentColours::fit(&output.latents, &output.images[0]),
                 }
                 let images: Vec<RgbImage> = output.images;
                 let infotexts = images.iter().map(|_| String::new()).collect();

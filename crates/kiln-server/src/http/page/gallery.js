@@ -93,7 +93,6 @@ function live(job) {
   const box = element('div', 'live');
   const image = Object.assign(element('img', 'preview'), { alt: '' });
   image.hidden = true;
-  shape(box, job);
   const bar = Object.assign(document.createElement('progress'), { max: 1 });
   bar.setAttribute('aria-label', 'Progress');
   box.append(image, element('p', 'phase'), bar);
@@ -141,7 +140,7 @@ function duration(seconds) {
 function outcome(job) {
   if (job.status === 'cancelled') return element('p', 'ended', 'Cancelled');
   if (job.status === 'failed') return element('p', 'ended error', job.error?.message ?? 'It failed');
-  const tiles = element('div', `tiles n${Math.min(3, job.pictures.length)}`);
+  const tiles = element('div', `tiles n${Math.ceil(Math.sqrt(job.pictures.length))}`);
   tiles.append(...job.pictures.map((path, i) => tile(job, path, i)));
   return tiles;
 }
@@ -152,7 +151,6 @@ function tile(job, path, index) {
   image.alt = `${job.settings?.prompt || 'Picture'} (${index + 1} of ${job.pictures.length})`;
   button.append(image);
   button.dataset.path = path;
-  shape(button, job);
   button.onclick = () => view(job.id, index);
   visible.observe(button);
   return button;
@@ -166,18 +164,12 @@ const visible = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: '600px' });
 
-function shape(box, job) {
-  const { width, height, model } = job.settings ?? {};
-  const usual = form.card(model);
-  const size = [width ?? usual?.width ?? 1, height ?? usual?.height ?? 1];
-  box.style.aspectRatio = `${size[0]} / ${size[1]}`;
-}
-
 function words(job) {
   const box = element('div', 'words');
   const prompt = element('p', 'prompt', job.settings?.prompt || 'No prompt');
-  prompt.title = job.settings?.prompt ?? '';
-  box.append(prompt, element('p', 'note', summary(job)));
+  const note = element('p', 'note', summary(job));
+  [prompt.title, note.title] = [prompt.textContent, note.textContent];
+  box.append(prompt, note);
   return box;
 }
 
@@ -274,7 +266,7 @@ function facts(job, index) {
     ['Strength', settings.init_image && (settings.strength ?? 'as usual')],
     ['Mask', settings.mask && 'yes'],
     ['Drawn', new Date(job.created * 1000).toLocaleString()],
-    ['Took', took],
+    ['Ready after', took],
   ].filter(([, value]) => value !== undefined && value !== null && value !== '');
 }
 

@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const MAX_SIDE = 4096;
 /** Least pixels of a mask's longer side, so that small pictures can be painted on finely. */
 const FINE = 512;
+/** What masks are shown in. */
+const COLOUR = '#e8590c';
 
 /** The picture: a PNG file, its size, and the mask's file. */
 let picture = null;
@@ -111,7 +113,7 @@ function show() {
   if (!picture) return;
   $('start-image').src = picture.url;
   $('start-size').textContent = `${picture.width} × ${picture.height}`;
-  $('paint').textContent = picture.mask ? 'Change the mask' : 'Paint a mask';
+  $('paint').textContent = picture.mask ? 'Change mask' : 'Paint a mask';
   $('unmask').hidden = $('start-mask').hidden = picture.mask === null;
 }
 
@@ -126,7 +128,7 @@ async function take() {
   const layer = canvasOf(1, 1);
   size(layer);
   const context = layer.getContext('2d', { willReadFrequently: true });
-  draw(context, '#fff');
+  draw(context, COLOUR);
   const { data } = context.getImageData(0, 0, layer.width, layer.height);
   const isPainted = data.some((value, i) => i % 4 === 3 && value >= 128);
   if (!isPainted) {
@@ -134,6 +136,9 @@ async function take() {
     return show();
   }
   $('start-mask').src = layer.toDataURL();
+  context.globalCompositeOperation = 'source-in';
+  context.fillStyle = '#fff';
+  context.fillRect(0, 0, layer.width, layer.height);
   context.globalCompositeOperation = 'destination-over';
   context.fillStyle = '#000';
   context.fillRect(0, 0, layer.width, layer.height);
@@ -172,7 +177,7 @@ function line(context, stroke, colour) {
 }
 
 function redraw() {
-  draw($('painter-canvas').getContext('2d'), '#e8590c');
+  draw($('painter-canvas').getContext('2d'), COLOUR);
   $('undo').disabled = strokes.length === 0;
   $('clear').disabled = strokes.length === 0 && base === null;
 }
