@@ -1,9 +1,11 @@
 //! `kiln serve`, as its clients see it: the real process, over sockets.
 
 mod edits;
+mod grpc;
 mod hf;
 mod jobs;
 mod links;
+mod oip;
 mod openai;
 mod operation;
 mod page;

@@ -11,7 +11,7 @@ use super::messages::{
 use super::{Code, Status};
 use crate::ClientId;
 use crate::http::error::ApiError;
-use crate::http::internal;
+use crate::http::{check_rate, internal};
 use crate::inference::{Asked, Inference, Output, Parameter, Reader, Results, Source, VERSION, shown, unknown};
 
 /// What Triton's client asks for in a stream: whether each answer says that it is the last one of its request.
@@ -54,7 +54,11 @@ pub(super) async fn answer(
     request: ModelInferRequest,
 ) -> ModelStreamInferResponse {
     let (id, model_name) = (request.id.clone(), request.model_name.clone());
-    match infer(inference, client, request, None).await {
+    let answered = match check_rate(&inference.app, &client) {
+        Ok(()) => infer(inference, client, request, None).await,
+        Err(error) => Err(error),
+    };
+    match answered {
         Ok(response) => {
             ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
         }

@@ -24,6 +24,7 @@ pub(crate) enum Code {
     InvalidArgument = 3,
     DeadlineExceeded = 4,
     NotFound = 5,
+    PermissionDenied = 7,
     ResourceExhausted = 8,
     Unimplemented = 12,
     Internal = 13,
@@ -69,7 +70,8 @@ impl From<&ApiError> for Status {
     fn from(error: &ApiError) -> Status {
         let code = match error.status.as_u16() {
             _ if error.code == "model_not_found" => Code::NotFound,
-            401 | 403 => Code::Unauthenticated,
+            401 => Code::Unauthenticated,
+            403 => Code::PermissionDenied,
             404 | 405 | 501 => Code::Unimplemented,
             408 | 504 => Code::DeadlineExceeded,
             409 => Code::Cancelled,

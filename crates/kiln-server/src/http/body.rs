@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::App;
 use super::error::ApiError;
 use super::page;
-use crate::grpc;
+use crate::{ClientId, grpc};
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
@@ -32,23 +32,20 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         drain(request.into_body()).await;
         return stranger(&path);
     };
-    let changes = matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
+    let changes = !is_open && matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
     if changes && is_foreign(&app.origins, &request) {
         drain(request.into_body()).await;
         let message = "pages of other origins may change nothing here, unless --allow-origin names theirs";
         return ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message).into_response();
     }
-    if changes && let Err(wait) = app.rates.take(&app.keys, &client) {
-        drain(request.into_body()).await;
-        let message = "this key has sent all the requests that a minute allows";
-        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
-        let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
-        return ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error }.into_response();
-    }
     if grpc::is_stream(&path) {
         let mut request = request;
         request.extensions_mut().insert(client);
         return next.run(request).await;
+    }
+    if changes && let Err(error) = check_rate(&app, &client) {
+        drain(request.into_body()).await;
+        return error.into_response();
     }
     let (parts, body) = request.into_parts();
     match read(body, app.max_body).await {
@@ -57,8 +54,21 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
             request.extensions_mut().insert(client);
             next.run(request).await
         }
+        Err(StatusCode::BAD_REQUEST) => {
+            let message = "the body broke off, or is not encoded as Content-Encoding says";
+            ApiError::new(StatusCode::BAD_REQUEST, "bad_body", message).into_response()
+        }
         Err(status) => status.into_response(),
     }
+}
+
+/// Counts a request of a client, and refuses one more than its key may send.
+pub(crate) fn check_rate(app: &App, client: &ClientId) -> Result<(), ApiError> {
+    let Err(wait) = app.rates.take(&app.keys, client) else { return Ok(()) };
+    let message = "this key has sent all the requests that a minute allows";
+    let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
+    let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
+    Err(ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error })
 }
 
 /// Whether a page of another origin sends this. Browsers let such requests through, with the key that they remember, and

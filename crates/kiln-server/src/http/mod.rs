@@ -35,6 +35,7 @@ use crate::inference::Inference;
 use crate::keeper::Keeper;
 use crate::{Service, grpc};
 pub use auth::{Keys, Rates};
+pub(crate) use body::check_rate;
 pub(crate) use encode::png;
 pub use files::Files;
 pub(crate) use jobs::{internal, new_seed};
