@@ -112,11 +112,15 @@ pub(crate) fn new_seed() -> u64 {
 
 /// A picture in base64, with or without `data:` before it.
 pub(crate) fn picture(param: &str, text: &str) -> Result<RgbImage, ApiError> {
+    decode(param, &bytes(param, text)?)
+}
+
+/// The bytes of a file in base64, with or without `data:` before it.
+pub(crate) fn bytes(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     let text =
         text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")).map_or(text, |(_, rest)| rest);
     let bytes = BASE64_STANDARD.decode(text.trim());
-    let bytes = bytes.map_err(|_| ApiError::invalid(param, format!("{param}: is not base64")))?;
-    decode(param, &bytes)
+    bytes.map_err(|_| ApiError::invalid(param, format!("{param}: is not base64")))
 }
 
 /// A picture of any of the formats that are read, told by its bytes.

@@ -7,6 +7,7 @@ mod error;
 mod health;
 mod jobs;
 mod listen;
+mod sdapi;
 mod wait;
 
 use std::ops::Deref;
@@ -78,6 +79,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
+        .merge(sdapi::routes())
         .with_state(app.clone())
         .layer(from_fn_with_state(app, body::admit))
         .layer(RequestDecompressionLayer::new())

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Drawing, Error, Session, Watch};
+use kiln_runtime::infotext::{Infotext, Names};
+use kiln_runtime::{Drawing, Error, Output, Session, Watch};
 
 use super::Loaded;
 use crate::preview::LatentColours;
@@ -32,6 +32,7 @@ impl<'a> Batch<'a> {
 
     /// Draws a job, and all that join it, until none is left.
     pub(super) fn run(&self, loaded: &mut Loaded, first: Arc<Job>) -> Result<(), Error> {
+        let names = loaded.names();
         let Loaded { pipeline, colours, .. } = loaded;
         let mut session = pipeline.session();
         let mut members = Vec::new();
@@ -43,7 +44,7 @@ impl<'a> Batch<'a> {
             let (done, left) = members.into_iter().partition(|member: &Member| member.drawing.is_denoised());
             members = left;
             for member in done {
-                self.finish(&mut session, member, colours);
+                self.finish(&mut session, member, colours, &names);
             }
         }
         Ok(())
@@ -111,21 +112,34 @@ impl<'a> Batch<'a> {
         });
     }
 
-    fn finish(&self, session: &mut Session<'_>, member: Member, colours: &mut Option<LatentColours>) {
+    fn finish(
+        &self,
+        session: &mut Session<'_>,
+        member: Member,
+        colours: &mut Option<LatentColours>,
+        names: &Names,
+    ) {
         let Member { job, drawing } = member;
         job.enter(Phase::Decoding);
-        match session.finish(drawing, Watch::new().cancel(&job.cancel)) {
-            Ok(output) => {
+        let output = session.finish(drawing, Watch::new().cancel(&job.cancel));
+        let output = output.and_then(|output| Ok((texts(session, &job, names)?, output)));
+        match output {
+            Ok((infotexts, Output { images, latents, timings, .. })) => {
                 if colours.is_none() {
-                    *colours = LatentColours::fit(&output.latents, &output.images[0]);
+                    *colours = LatentColours::fit(&latents, &images[0]);
                 }
-                let images: Vec<RgbImage> = output.images;
-                let infotexts = images.iter().map(|_| String::new()).collect();
-                job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings: output.timings })));
+                job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings })));
             }
             Err(error) => fail(&job, &error),
         }
     }
+}
+
+/// How each picture of a job was made.
+fn texts(session: &Session<'_>, job: &Job, names: &Names) -> Result<Vec<String>, Error> {
+    let request = &job.spec.request;
+    let text = Infotext::new(&session.pipeline().resolve(request)?, names);
+    Ok((0..request.prompts.len()).map(|i| text.of(i)).collect())
 }
 
 fn fail(job: &Job, error: &Error) {

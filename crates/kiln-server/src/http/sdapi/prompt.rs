@@ -59,7 +59,10 @@ impl Prompt {
         let mut parts = arguments.split(':').map(str::trim);
         let name = parts.next().unwrap_or_default();
         if kind.starts_with("hyper") {
-            return Err(invalid("prompt", format!("hypernetwork '{}': kiln has no hypernetworks", shown(name))));
+            return Err(invalid(
+                "prompt",
+                format!("hypernetwork '{}': kiln has no hypernetworks", shown(name)),
+            ));
         }
         let weight = weight(name, parts)?;
         let found = known.iter().find(|known| known.eq_ignore_ascii_case(name));
