@@ -211,7 +211,8 @@ fn anchors(text: &str) -> BTreeSet<String> {
 #[test]
 fn links_lead_somewhere() {
     let others = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "engine-cache/README.md"];
-    let others = others.iter().chain(&["models/shapes/README.md", "tests/gpu/README.md"]);
+    let others =
+        others.iter().chain(&["models/shapes/README.md", "tests/gpu/README.md", "tests/fuzz/README.md"]);
     let mut n_links = 0;
     for path in with_readme(guides()).into_iter().chain(others.map(|name| root().join(name))) {
         for link in links(&read(&path)) {

@@ -177,6 +177,19 @@ fn a_picture_of_too_many_pixels_is_refused_by_its_header() {
 }
 
 #[test]
+fn a_jpeg_has_a_bit_for_each_block_at_least() {
+    let mut jpeg = fs::read(references().join("turned.jpg")).expect("a JPEG");
+    let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).expect("a frame");
+    let mut open = |side: u16| {
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[side.to_be_bytes(), side.to_be_bytes()].concat());
+        RgbImage::from_bytes(&jpeg)
+    };
+    open(500).expect("a picture");
+    let error = open(8000).expect_err("refused").to_string();
+    assert!(error.ends_with("is cut off"), "{error}");
+}
+
+#[test]
 fn colour_profiles_and_text_are_not_kept_and_exif_data_is_bounded() {
     let profile = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     let profile = {

@@ -22,6 +22,7 @@ mod outputs;
 mod pipeline;
 mod properties;
 mod scheduler;
+mod server;
 mod session;
 mod support;
 mod tasks;

@@ -89,21 +89,39 @@ fn eight_bits_are_widened_with_their_scale_by_either_convention() {
     }
 }
 
+/// How a checkpoint is refused whose first convolution, of eight bits, has another tensor beside it.
+#[track_caller]
+fn refusal(key: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> String {
+    let folder = model();
+    restored(&folder.path().join(UNET), |name, floats, own_shape| {
+        if name != "conv_in.weight" {
+            return vec![f32s(name, floats.iter().copied(), own_shape)];
+        }
+        let weight = floats.iter().map(|&x| e5m2(x)).collect();
+        let other = (format!("conv_in.{key}"), dtype, shape.into(), bytes.into());
+        vec![(name.into(), Dtype::F8_E5M2, own_shape.into(), weight), other]
+    });
+    kiln_compile::Checkpoint::open(folder.path()).expect_err("a refusal").to_string()
+}
+
 #[test]
 fn scales_of_other_quantisations_are_refused() {
-    let folder = model();
-    restored(&folder.path().join(UNET), |name, floats, shape| {
-        let mut tensors = vec![f32s(name, floats.iter().copied(), shape)];
-        if name == "conv_in.weight" {
-            tensors.push(f32s("conv_in.weight_scale_2", [1.0].into_iter(), &[]));
-        }
-        tensors
-    });
-    let error = kiln_compile::Checkpoint::open(folder.path()).expect_err("a refusal").to_string();
-    assert!(
-        error.ends_with("'conv_in.weight_scale_2' belongs to a quantisation that is not supported"),
-        "{error}"
-    );
+    for (error, expected) in [
+        (
+            refusal("weight_scale_2", Dtype::F32, &[], &[0; 4]),
+            "'conv_in.weight_scale_2' belongs to a quantisation that is not supported",
+        ),
+        (
+            refusal("weight_scale", Dtype::F32, &[2, 1], &[0; 8]),
+            "'conv_in.weight_scale' has shape [2, 1]; supported: one number",
+        ),
+        (
+            refusal("comfy_quant", Dtype::U8, &[5000], &[b' '; 5000]),
+            "'conv_in.comfy_quant' has 5000 bytes, more than the 4096 of a format",
+        ),
+    ] {
+        assert!(error.ends_with(expected), "{error}");
+    }
 }
 
 #[test]

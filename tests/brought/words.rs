@@ -70,6 +70,18 @@ fn learned_words_get_ids_of_their_own_where_a_vocabulary_has_gaps() {
 }
 
 #[test]
+fn a_few_tokens_do_not_make_a_million_ids() {
+    let folder = scratch();
+    write(folder.path(), "vocab.json", &json!({ "<|startoftext|>": 0, "<|endoftext|>": 1, "a": 1_000_000 }));
+    fs::write(folder.path().join("merges.txt"), "").expect("merges");
+    let error = ClipTokenizer::from_dir(folder.path(), 77).expect_err("refused").to_string();
+    assert!(
+        error.ends_with("has ids up to 1000000, of which 999998 have no token; supported: 65536"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_tokenizer_file_gives_no_rules() {
     let folder = folder();
     let vocabulary: Value =

@@ -135,6 +135,21 @@ fn a_file_ends_where_the_archive_does() {
 }
 
 #[test]
+fn an_archive_may_be_filled_up_to_a_block_but_not_without_end() {
+    let (_, folder) = packed();
+    let file = folder.path().join("b.kiln");
+    let whole = fs::read(&file).expect("a file");
+    let with_zeros = |n: usize| {
+        let zeros = zstd::encode_all(vec![0; n].as_slice(), 1).expect("zstd");
+        fs::write(&file, [&whole, zeros.as_slice()].concat()).expect("a file");
+        unpack(&file, &folder.path().join(n.to_string()))
+    };
+    with_zeros(20 * 512).expect("a bundle");
+    let error = with_zeros(16 << 20).expect_err("refused").to_string();
+    assert!(error.ends_with("goes on after its end"), "{error}");
+}
+
+#[test]
 fn a_truncated_file_is_refused_at_any_length() {
     let (_, folder) = packed();
     let whole = fs::read(folder.path().join("b.kiln")).expect("a file");

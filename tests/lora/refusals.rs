@@ -37,6 +37,7 @@ fn model() -> ModelWeights {
         UNET,
         weights(&[
             ("conv_in.weight", &[8, 4, 3, 3]),
+            ("conv_norm_out.weight", &[8]),
             ("mid_block.attentions.0.proj_in.weight", &[8, 6, 1, 1]),
             ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight", &[8, 32]),
         ]),
@@ -83,10 +84,23 @@ fn parts_that_do_not_belong_together_are_refused() {
     check_refused(&stages, "module 'lora_unet_conv_in' has 4 stages of 2 blocks of 4 rows");
     let oblong = [("lora_unet_conv_in.oft_blocks", f16, &[2, 4, 3][..])];
     check_refused(&oblong, "module 'lora_unet_conv_in' turns by blocks of shape [2, 4, 3]");
+    let nested = [("lora_unet_conv_in.oft_blocks", f16, &[2, 2, 2, 4, 4][..])];
+    check_refused(&nested, "module 'lora_unet_conv_in' turns by blocks of shape [2, 2, 2, 4, 4]");
     check_refused(
         &[("lora_unet_conv_in.alpha", Dtype::F32, &[])],
         "module 'lora_unet_conv_in' has an alpha, and nothing that it scales",
     );
+}
+
+#[test]
+fn what_mixes_inputs_is_not_for_a_weight_without_them() {
+    let parts = [("a1", [1, 1]), ("a2", [1, 1]), ("b1", [8, 1]), ("b2", [1, 1])];
+    let names = parts.map(|(part, _)| format!("lora_unet_conv_norm_out.{part}.weight"));
+    let tensors: Vec<_> =
+        names.iter().zip(&parts).map(|(name, (_, shape))| (name.as_str(), Dtype::F16, &shape[..])).collect();
+    let reason =
+        "module 'lora_unet_conv_norm_out' has shape [8, 1], and this model's 'conv_norm_out.weight' [8]";
+    check_refused(&tensors, reason);
 }
 
 /// Whatever lies on disk for it: the file is a hole.

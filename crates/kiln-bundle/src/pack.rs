@@ -93,22 +93,20 @@ pub fn unpack(file: &Path, folder: &Path) -> Result<Bundle, BundleError> {
     if let Some(name) = expected.keys().next() {
         return Err(refuse(format!("lacks '{name}'")));
     }
-    if has_more(&mut archive.into_inner()).map_err(unreadable)? {
+    if has_more(archive.into_inner()).map_err(unreadable)? {
         return Err(refuse("goes on after its end".into()));
     }
     Bundle::open(&output.publish()?)
 }
 
-/// Whether anything but zeros follows.
-fn has_more(rest: &mut impl Read) -> io::Result<bool> {
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match rest.read(&mut buffer)? {
-            0 => return Ok(false),
-            n if buffer[..n].iter().any(|byte| *byte != 0) => return Ok(true),
-            _ => {}
-        }
-    }
+/// Most zeros behind an archive's end, which is filled up to a whole block of a tape.
+const MAX_PADDING: u64 = 1 << 20;
+
+/// Whether anything follows but the zeros of a block.
+fn has_more(rest: impl Read) -> io::Result<bool> {
+    let mut padding = Vec::new();
+    rest.take(MAX_PADDING + 1).read_to_end(&mut padding)?;
+    Ok(padding.len() as u64 > MAX_PADDING || padding.iter().any(|byte| *byte != 0))
 }
 
 enum Written {

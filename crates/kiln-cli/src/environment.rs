@@ -14,6 +14,20 @@ pub(crate) const KILN_ENGINE_CACHE_LIMIT: Variable = Variable {
     meaning: "how large the engine cache may grow, as 20GiB (default: no limit)",
 };
 
+/// Where the server listens; read by the command line's parser, like the two below.
+pub(crate) const KILN_SERVE_LISTEN: Variable =
+    Variable { name: "KILN_SERVE_LISTEN", meaning: "address and port of kiln serve (default: 127.0.0.1:7860)" };
+
+/// The server's keys.
+pub(crate) const KILN_SERVE_KEYS: Variable =
+    Variable { name: "KILN_SERVE_KEYS", meaning: "file of API keys of kiln serve (default: no key is needed)" };
+
+/// The server's folder.
+pub(crate) const KILN_SERVE_STATE: Variable = Variable {
+    name: "KILN_SERVE_STATE",
+    meaning: "folder for jobs of kiln serve (default: serve/ in KILN_CACHE_DIR)",
+};
+
 /// The level from which messages are shown.
 pub(crate) const KILN_LOG: Variable = Variable {
     name: "KILN_LOG",
@@ -25,7 +39,15 @@ const NO_COLOR: Variable = Variable { name: "NO_COLOR", meaning: "no colours" };
 
 /// All that a user may set.
 pub(crate) fn all() -> impl Iterator<Item = Variable> {
-    VARIABLES.into_iter().chain([KILN_ENGINE_CACHE, KILN_ENGINE_CACHE_LIMIT, KILN_LOG, NO_COLOR])
+    VARIABLES.into_iter().chain([
+        KILN_ENGINE_CACHE,
+        KILN_ENGINE_CACHE_LIMIT,
+        KILN_SERVE_LISTEN,
+        KILN_SERVE_KEYS,
+        KILN_SERVE_STATE,
+        KILN_LOG,
+        NO_COLOR,
+    ])
 }
 
 /// Tells ONNX Runtime, here and in child processes, not to record its use.

@@ -249,7 +249,7 @@ impl From<ServerError> for Failure {
             ServerError::Unguarded(_) => Failure::usage(message)
                 .with_hint("--keys names a file of keys; --allow-strangers lets everybody in"),
             ServerError::Certificate { .. } => Failure::new(Exit::Input, message),
-            ServerError::Model { name, source } => Failure::from(source).while_doing(&format!("model {name}")),
+            ServerError::Model { name, source } => Failure::from(*source).while_doing(&format!("model {name}")),
             ServerError::Store(_) => {
                 Failure::new(Exit::Files, message).with_hint("--state takes another folder for jobs")
             }

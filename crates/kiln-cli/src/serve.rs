@@ -2,7 +2,7 @@
 
 use std::io::stderr;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use kiln_bundle::Bundle;
@@ -29,26 +29,93 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         return print_config(args, &configs);
     }
     start_log(args.log_format);
+    raise_file_limit();
     let (sender, requests) = mpsc::channel();
     interrupt::serve(sender);
     let server = Server::start(options, runtime(args)?, bundles(args, configs)?)?;
     output::say(&format!("serving on {}", address(args, &server)));
-    while let Ok(request) = requests.recv() {
-        match request {
-            Request::Reload => match self::configs(args).and_then(|configs| bundles(args, configs)) {
-                Ok(read) => match server.reload(read) {
-                    Ok(()) => output::say("the models are read anew"),
-                    Err(error) => output::say(&format!("the models stay as they are: {error}")),
-                },
-                Err(failure) => output::say(&format!("the models stay as they are: {}", failure.message())),
-            },
-            Request::End => break,
-        }
-    }
+    supervisor::ready();
+    watch_over(args, &server, &requests);
     output::say("ending: no more jobs are taken");
+    supervisor::stopping();
     server.stop(Duration::from_secs(args.drain));
     Ok(())
 }
+
+/// Does what signals ask for until one asks for the end, and tells the supervisor that the server lives.
+fn watch_over(args: &ServeArgs, server: &Server, requests: &Receiver<Request>) {
+    let beat = supervisor::beat().unwrap_or(Duration::from_secs(3600));
+    loop {
+        match requests.recv_timeout(beat) {
+            Ok(Request::Reload) => reload(args, server),
+            Ok(Request::End) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) if server.is_alive() => supervisor::lives(),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+fn reload(args: &ServeArgs, server: &Server) {
+    let stay = |reason: &str| output::say(&format!("the models stay as they are: {reason}"));
+    match configs(args).and_then(|configs| bundles(args, configs)) {
+        Ok(models) => match server.reload(models) {
+            Ok(()) => output::say("the models are read anew"),
+            Err(error) => stay(&error.to_string()),
+        },
+        Err(failure) => stay(failure.message()),
+    }
+}
+
+/// systemd, where it supervises the process (`sd_notify(3)`).
+#[cfg(unix)]
+mod supervisor {
+    use std::time::Duration;
+
+    use sd_notify::NotifyState;
+
+    pub(super) fn ready() {
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    pub(super) fn stopping() {
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    }
+
+    pub(super) fn lives() {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+    }
+
+    /// How often it wants to hear that the process lives.
+    pub(super) fn beat() -> Option<Duration> {
+        sd_notify::watchdog_enabled().map(|limit| limit / 3)
+    }
+}
+
+#[cfg(not(unix))]
+mod supervisor {
+    use std::time::Duration;
+
+    pub(super) fn ready() {}
+
+    pub(super) fn stopping() {}
+
+    pub(super) fn lives() {}
+
+    pub(super) fn beat() -> Option<Duration> {
+        None
+    }
+}
+
+/// As many open files, which connections are, as the system allows.
+#[cfg(unix)]
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(not(unix))]
+fn raise_file_limit() {}
 
 fn address(args: &ServeArgs, server: &Server) -> String {
     let scheme = if args.tls_certificate.is_some() { "https" } else { "http" };

@@ -91,11 +91,22 @@ pub(crate) fn file_and_weight(text: &str) -> (PathBuf, f32) {
     }
 }
 
+/// Refuses what follows a file's name as its weight and is not a number.
+fn check_weight(text: &str) -> Result<(), Failure> {
+    match file_and_suffix(text) {
+        (file, Some(suffix)) if file.exists() && suffix.parse::<f32>().is_err() => {
+            Err(Failure::usage(format!("lora: '{suffix}' behind {} is not a number", file.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The LoRAs of arguments, opened.
 pub(crate) fn loras(arguments: &[String]) -> Result<Vec<Lora>, Failure> {
     arguments
         .iter()
         .map(|text| {
+            check_weight(text)?;
             let (file, weight) = file_and_weight(text);
             if !weight.is_finite() {
                 return Err(Failure::usage(format!(

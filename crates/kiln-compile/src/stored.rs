@@ -63,6 +63,9 @@ impl Stored {
     }
 }
 
+/// Longest description of a weight's format, in bytes.
+const MAX_FORMAT: usize = 1 << 12;
+
 /// Factors of 8-bit weights, by the two conventions of single-file checkpoints: `<layer>.weight_scale` with `<layer>.comfy_quant`
 /// (ComfyUI), and before that `<layer>.scale_weight`.
 #[derive(Debug, Default)]
@@ -82,11 +85,20 @@ impl Scales {
             let stored = file.tensors().get(&weight).and_then(|info| Stored::of(info.dtype));
             let is_narrow = stored.is_some_and(Stored::is_narrow);
             match part {
-                "weight_scale" | "scale_weight" if is_narrow => match file.read_f32(key)?.as_slice() {
-                    [1.0] => {}
-                    [scale] => drop(scales.by_weight.insert(weight, *scale)),
-                    _ => return refuse(key, &format!("has shape {:?}; supported: one number", info.shape)),
-                },
+                "weight_scale" | "scale_weight" if is_narrow => {
+                    if info.shape.iter().any(|side| *side != 1) {
+                        return refuse(key, &format!("has shape {:?}; supported: one number", info.shape));
+                    }
+                    let scale = file.read_f32(key)?.into_iter().filter(|scale| *scale != 1.0);
+                    scales.by_weight.extend(scale.map(|scale| (weight.clone(), scale)));
+                }
+                "comfy_quant" if info.length > MAX_FORMAT => {
+                    let n_bytes = info.length;
+                    return refuse(
+                        key,
+                        &format!("has {n_bytes} bytes, more than the {MAX_FORMAT} of a format"),
+                    );
+                }
                 "comfy_quant" => {
                     let format = file.read_bytes(key)?;
                     let format: Value = serde_json::from_slice(&format).unwrap_or_default();

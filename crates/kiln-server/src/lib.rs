@@ -16,6 +16,7 @@ mod fault;
 pub mod http;
 mod job;
 pub mod keeper;
+mod metrics;
 mod models;
 mod preview;
 mod queue;

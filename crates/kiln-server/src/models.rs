@@ -45,6 +45,7 @@ pub struct ModelCard {
 pub(crate) struct Model {
     pub(crate) card: ModelCard,
     pub(crate) loras: BTreeMap<String, PathBuf>,
+    config: ModelConfig,
     bundle: Bundle,
     backend: Arc<dyn Backend>,
     memory: MemoryOptions,
@@ -97,6 +98,7 @@ impl Model {
         Ok(Model {
             card,
             loras: config.loras.clone(),
+            config: config.clone(),
             backend,
             memory: runtime.memory,
             seal_key: runtime.seal_key.clone(),
@@ -104,6 +106,12 @@ impl Model {
             front: Mutex::new(front),
             bundle,
         })
+    }
+
+    /// Whether it is what a configuration and a bundle would make.
+    pub(crate) fn is(&self, config: &ModelConfig, bundle: &Bundle) -> bool {
+        let same_bundle = self.bundle.root() == bundle.root() && self.bundle.manifest() == bundle.manifest();
+        self.config == *config && same_bundle
     }
 
     /// A pipeline whose engines lie in a pool.

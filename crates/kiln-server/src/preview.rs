@@ -81,10 +81,9 @@ fn solve(mut rows: Vec<Vec<f64>>, mut right: Vec<f64>) -> Option<Vec<f64>> {
         right.swap(column, pivot);
         for row in column + 1..n {
             let factor = rows[row][column] / rows[column][column];
-            for k in column..n {
-                let above = rows[column][k];
-                rows[row][k] -= factor * above;
-            }
+            let (above, below) = rows.split_at_mut(row);
+            let pairs = below[0].iter_mut().zip(&above[column]).skip(column);
+            pairs.for_each(|(value, above)| *value -= factor * above);
             right[row] -= factor * right[column];
         }
     }

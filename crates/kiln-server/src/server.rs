@@ -50,7 +50,7 @@ pub enum ServerError {
         /// Its name.
         name: String,
         /// What is wrong.
-        source: kiln_runtime::Error,
+        source: Box<kiln_runtime::Error>,
     },
     /// The jobs on disk.
     #[error(transparent)]
@@ -109,7 +109,7 @@ impl Server {
         }
         let tls = options.tls.as_ref().map(|(chain, key)| acceptor(chain, key)).transpose()?;
         let service = Service::new(options.queue, options.share);
-        service.models().set(opened(&models, &runtime)?);
+        service.models().set(opened(&models, &runtime, &service)?);
         let store = Arc::new(Store::open(&options.state)?);
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let tokio = tokio.map_err(ServerError::System)?;
@@ -123,6 +123,8 @@ impl Server {
             service: service.clone(),
             keeper: keeper.clone(),
             keys: options.keys,
+            rates: http::Rates::default(),
+            pool: runtime.pool.clone(),
             max_body: options.max_body,
             origins: options.origins,
         });
@@ -141,6 +143,11 @@ impl Server {
         self.listening.address()
     }
 
+    /// Whether the worker and the listener are at work.
+    pub fn is_alive(&self) -> bool {
+        self.worker.is_alive() && self.listening.is_alive()
+    }
+
     /// Jobs, for programs that serve and draw.
     pub fn service(&self) -> &Service {
         &self.service
@@ -148,7 +155,7 @@ impl Server {
 
     /// Serves these models from now on; jobs that have begun end with the model that they began with.
     pub fn reload(&self, models: Vec<(ModelConfig, Bundle)>) -> Result<(), ServerError> {
-        self.service.models().set(opened(&models, &self.runtime)?);
+        self.service.models().set(opened(&models, &self.runtime, &self.service)?);
         Ok(())
     }
 
@@ -162,6 +169,7 @@ impl Server {
         }
         self.service.all().iter().for_each(|job| job.cancel());
         self.worker.join(&self.service);
+        self.service.let_go();
         self.tokio.block_on(async {
             self.keeper.settle().await;
             self.listening.stop().await;
@@ -170,10 +178,20 @@ impl Server {
     }
 }
 
-fn opened(models: &[(ModelConfig, Bundle)], runtime: &Runtime) -> Result<Vec<Arc<Model>>, ServerError> {
+/// The models, those that are served already as they are.
+fn opened(
+    models: &[(ModelConfig, Bundle)],
+    runtime: &Runtime,
+    service: &Service,
+) -> Result<Vec<Arc<Model>>, ServerError> {
     let open = |(config, bundle): &(ModelConfig, Bundle)| {
+        if let Some(known) = service.models().get(&config.name).filter(|known| known.is(config, bundle)) {
+            return Ok(known);
+        }
         let opened = Model::open(config, bundle.clone(), runtime);
-        opened.map(Arc::new).map_err(|source| ServerError::Model { name: config.name.clone(), source })
+        opened
+            .map(Arc::new)
+            .map_err(|source| ServerError::Model { name: config.name.clone(), source: Box::new(source) })
     };
     models.iter().map(open).collect()
 }

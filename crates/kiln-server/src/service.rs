@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::estimate::Speeds;
+use crate::metrics::{End, Metrics, Moment, Refused};
 use crate::models::Models;
 use crate::queue::Queue;
 use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Spec};
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) models: Models,
     pub(crate) queue: Queue,
     pub(crate) speeds: Speeds,
+    pub(crate) metrics: Metrics,
     /// All jobs that somebody may still ask for.
     jobs: Mutex<HashMap<JobId, Arc<Job>>>,
     share: usize,
@@ -45,6 +47,7 @@ impl Service {
             models: Models::default(),
             queue: Queue::new(capacity),
             speeds: Speeds::default(),
+            metrics: Metrics::new(),
             jobs: Mutex::default(),
             share,
         }))
@@ -52,6 +55,17 @@ impl Service {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.0
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// What is counted and measured, as Prometheus reads it; `loaded_bytes` of weights are loaded.
+    pub fn metrics_text(&self, loaded_bytes: u64) -> String {
+        let (queued, drawing) = self.depth();
+        let oldest = self.0.queue.jobs().iter().map(|job| job.age()).max().unwrap_or_default();
+        self.0.metrics.text(&Moment { queued, oldest, drawing, loaded_bytes })
     }
 
     /// The models.
@@ -67,23 +81,31 @@ impl Service {
     /// Fills in what the model's configuration says, and refuses what will not be taken; what it costs.
     pub fn check(&self, spec: &mut Spec) -> Result<f64, Refusal> {
         let Some(model) = self.0.models.get(&spec.model) else {
-            return Err(Refusal::NoModel(spec.model.chars().take(64).collect()));
+            return Err(self.counted(Refusal::NoModel(spec.model.chars().take(64).collect())));
         };
-        model.accept(spec).map_err(Refusal::Invalid)
+        model.accept(spec).map_err(|fault| self.counted(Refusal::Invalid(fault)))
     }
 
     /// Takes a job under a name that it got before.
     pub fn submit_as(&self, id: JobId, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
         let job = self.enter(id, spec, client)?;
-        if self.0.queue.is_closed() {
-            self.forget(&job.id);
-            return Err(Refusal::Ending);
-        }
-        if !self.0.queue.push(job.clone(), self.0.share) {
-            self.forget(&job.id);
-            return Err(Refusal::Full(self.retry_after()));
-        }
-        Ok(job)
+        let refusal = match self.0.queue.is_closed() {
+            true => Refusal::Ending,
+            false if self.0.queue.push(job.clone(), self.0.share) => return Ok(job),
+            false => Refusal::Full(self.retry_after()),
+        };
+        self.forget(&job.id);
+        Err(self.counted(refusal))
+    }
+
+    fn counted(&self, refusal: Refusal) -> Refusal {
+        self.0.metrics.refused(match &refusal {
+            Refusal::Full(_) => Refused::Full,
+            Refusal::NoModel(_) => Refused::Model,
+            Refusal::Invalid(_) => Refused::Invalid,
+            Refusal::Ending => Refused::Ending,
+        });
+        refusal
     }
 
     /// Takes a job that was taken before the last end, whatever waits.
@@ -121,6 +143,7 @@ impl Service {
     pub fn cancel(&self, job: &Job) {
         job.stop();
         if self.0.queue.remove(&job.id).is_some() {
+            self.0.metrics.ended(&job.spec.model, End::Cancelled);
             job.enter(Phase::Cancelled);
         }
     }
@@ -143,30 +166,37 @@ impl Service {
         (self.0.queue.len(), self.jobs().values().filter(is_drawn).count())
     }
 
-    /// Time until a job is done; none where a model's speed is not known yet.
+    /// Time until a job is done; none where its model's speed is not known yet.
+    ///
+    /// What is drawn together shares the device: each job's step takes its share of the speed until one of them is done.
     pub fn remaining(&self, job: &Job) -> Option<Duration> {
-        let own = |job: &Job| {
-            let left = match job.status().phase {
-                Phase::Drawing { step, steps } => 1.0 - step as f64 / steps.max(1) as f64,
-                Phase::Decoding => 0.0,
-                _ => 1.0,
-            };
-            self.0.speeds.time(&job.spec.model, left * job.cost)
-        };
-        if job.status().phase.is_final() {
+        let phase = job.status().phase;
+        if phase.is_final() {
             return Some(Duration::ZERO);
         }
-        let mut time = own(job)?;
-        let is_running = |other: &&Arc<Job>| {
-            other.id != job.id && matches!(other.status().phase, Phase::Loading | Phase::Drawing { .. })
+        let left = |phase: &Phase| match phase {
+            Phase::Drawing { step, steps } => 1.0 - *step as f64 / (*steps).max(1) as f64,
+            Phase::Decoding => 0.0,
+            _ => 1.0,
         };
-        for other in self.jobs().values().filter(is_running) {
-            time += own(other).unwrap_or_default();
+        let time = |job: &Job, share: f64| self.0.speeds.time(&job.spec.model, share * job.cost);
+        let own = left(&phase);
+        let mut sum = time(job, own)?;
+        let is_drawn = |phase: &Phase| matches!(phase, Phase::Loading | Phase::Drawing { .. });
+        for other in self.jobs().values().filter(|other| other.id != job.id) {
+            let others = other.status().phase;
+            if is_drawn(&others) {
+                let together = is_drawn(&phase) && other.spec.model == job.spec.model;
+                let share = if together { left(&others).min(own) } else { left(&others) };
+                sum += time(other, share).unwrap_or_default();
+            }
         }
-        for other in self.0.queue.jobs().iter().take_while(|other| other.id != job.id) {
-            time += own(other).unwrap_or_default();
+        if phase == Phase::Queued {
+            for other in self.0.queue.jobs().iter().take_while(|other| other.id != job.id) {
+                sum += time(other, 1.0).unwrap_or_default();
+            }
         }
-        Some(time)
+        Some(sum)
     }
 
     /// When a client whom the queue has no place for should try again.
@@ -181,6 +211,11 @@ impl Service {
     pub fn close(&self) -> Vec<Arc<Job>> {
         self.0.queue.close();
         self.0.queue.jobs()
+    }
+
+    /// Ends the jobs that still wait when the server does.
+    pub(crate) fn let_go(&self) {
+        self.0.queue.jobs().iter().for_each(|job| job.enter(Phase::Cancelled));
     }
 
     fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Job>>> {

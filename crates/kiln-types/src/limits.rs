@@ -15,8 +15,8 @@ pub const MAX_INPUT_SIDE: u32 = 32768;
 /// Most pixels of a picture that is read.
 pub const MAX_INPUT_PIXELS: u64 = 1 << 26;
 
-/// Most bytes that decoding a picture may take.
-pub const MAX_INPUT_BYTES: u64 = 1 << 30;
+/// Most bytes that the pixels of a picture may take while it is decoded: of the most pixels, four each.
+pub const MAX_INPUT_BYTES: u64 = 1 << 28;
 
 /// Most bytes of a picture's metadata: colour profile, EXIF data, text.
 pub const MAX_INPUT_METADATA: u64 = 1 << 24;

@@ -54,7 +54,7 @@ impl Change for Glora {
     }
 
     fn fits(&self, weight: &[usize]) -> bool {
-        self.b.fits(weight) && weight[1] == self.inputs
+        self.b.fits(weight) && weight.get(1) == Some(&self.inputs)
     }
 
     fn apply(&self, tensors: &TensorFile, factor: f64, weight: &mut Weight<'_>) -> Result<(), LoraError> {

@@ -15,7 +15,7 @@ struct Orthogonal {
     rescale: Option<Part>,
 }
 
-/// Skew-symmetric blocks `[.., n, b, b]`, whose length together is at most that of the constraint, if there is one.
+/// Skew-symmetric blocks `[n, b, b]`, or `[stages, n, b, b]`, whose length together is at most that of the constraint, if there is one.
 #[derive(Debug)]
 pub(super) struct Rotations {
     blocks: Part,
@@ -36,7 +36,7 @@ impl Rotations {
     pub(super) fn read(parts: &mut Parts<'_>) -> Result<Rotations, String> {
         let blocks = parts.need("oft_blocks")?;
         let is_square = matches!(*blocks.shape.as_slice(), [.., a, b] if a == b);
-        if blocks.shape.contains(&0) || blocks.shape.len() < 3 || !is_square {
+        if blocks.shape.contains(&0) || !matches!(blocks.shape.len(), 3 | 4) || !is_square {
             let (module, shape) = (parts.module, &blocks.shape);
             return Err(format!("module '{module}' turns by blocks of shape {shape:?}"));
         }

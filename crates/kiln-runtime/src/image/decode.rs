@@ -125,8 +125,9 @@ fn png(bytes: &[u8]) -> Result<Stored, String> {
     let mut data = vec![0; reader.output_buffer_size().ok_or("has too many pixels")?];
     reader.next_frame(&mut data).map_err(refuse)?;
     if n_bytes_each == 2 {
-        let (wide, _) = data.as_chunks::<2>();
-        data = wide.iter().map(|&c| eight_bits(u16::from_be_bytes(c))).collect();
+        let n = data.len() / 2;
+        (0..n).for_each(|i| data[i] = eight_bits(u16::from_be_bytes([data[2 * i], data[2 * i + 1]])));
+        data.truncate(n);
     }
     let orientation = reader.info().exif_metadata.as_deref().and_then(exif::orientation);
     Ok(Stored { width, height, n_channels: color.samples(), data, orientation })
@@ -150,10 +151,16 @@ fn jpeg(bytes: &[u8]) -> Result<Stored, String> {
     let (width, height) = header.dimensions().ok_or("has no size")?;
     let (width, height) = (width as u32, height as u32);
     check_size(width, height, n_channels)?;
+    if (bytes.len() as u64) < u64::from(width) * u64::from(height) / PIXELS_OF_A_BYTE {
+        return Err("is cut off".into());
+    }
     let orientation = header.exif().and_then(|exif| exif::orientation(exif));
     let data = open(options.jpeg_set_out_colorspace(color)).decode().map_err(|e| e.to_string())?;
     Ok(Stored { width, height, n_channels, data, orientation })
 }
+
+/// Most pixels of a JPEG that a byte stands for: each block of 8x8 has at least a bit of its own (ITU T.81, F.1.2 and G.1.2).
+const PIXELS_OF_A_BYTE: u64 = 8 * 64;
 
 /// Whether a JPEG's data ends with the marker that says so; decoders make up what is missing.
 fn is_whole_jpeg(bytes: &[u8]) -> bool {
@@ -190,10 +197,15 @@ fn alpha_varies(data: &[u8], n_channels: usize) -> bool {
 }
 
 /// Red, green and blue of pixels of one to four channels, of which two and four end with alpha.
-fn without_alpha(data: Vec<u8>, n_channels: usize) -> Vec<u8> {
+fn without_alpha(mut data: Vec<u8>, n_channels: usize) -> Vec<u8> {
     match n_channels {
         3 => data,
-        4 => data.as_chunks::<4>().0.iter().flat_map(|&[r, g, b, _]| [r, g, b]).collect(),
+        4 => {
+            let n = data.len() / 4;
+            (0..n).for_each(|i| data.copy_within(4 * i..4 * i + 3, 3 * i));
+            data.truncate(3 * n);
+            data
+        }
         n => data.chunks_exact(n).flat_map(|pixel| [pixel[0]; 3]).collect(),
     }
 }

@@ -17,6 +17,9 @@ const MAX_BYTES: u64 = 16 << 20;
 /// Most ids of a vocabulary: CLIP's has 49408.
 const MAX_IDS: u64 = 1 << 20;
 
+/// Most ids among them that no token has.
+const MAX_GAPS: u64 = 1 << 16;
+
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
@@ -127,6 +130,11 @@ fn without_gaps(mut vocabulary: Map<String, Value>) -> Result<Map<String, Value>
         };
     }
     let end = ids.last().map_or(0, |last| last + 1);
+    let n_gaps = end - ids.len() as u64;
+    if n_gaps > MAX_GAPS {
+        let last = end - 1;
+        return Err(format!("has ids up to {last}, of which {n_gaps} have no token; supported: {MAX_GAPS}"));
+    }
     for id in (0..end).filter(|id| !ids.contains(id)) {
         // No text has such a token: zero bytes are written otherwise in vocabularies of bytes.
         vocabulary.insert(format!("\0{id}"), id.into());

@@ -1,7 +1,10 @@
 //! API keys.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, header};
 use base64::Engine;
@@ -24,6 +27,8 @@ pub struct Keys(Vec<Key>);
 struct Key {
     name: String,
     hash: blake3::Hash,
+    /// Most requests a minute that change something.
+    rate: Option<u32>,
 }
 
 impl fmt::Debug for Keys {
@@ -33,7 +38,8 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Reads a file with a line `NAME:HASH` per key; empty lines and those that begin with `#` say nothing.
+    /// Reads a file with a line `NAME:HASH` or `NAME:HASH:RATE` per key, where the rate is the most POST and DELETE requests
+    /// a minute; empty lines and those that begin with `#` say nothing.
     pub fn read(path: &Path) -> Result<Keys, ConfigError> {
         let refuse = |reason: String| ConfigError { path: path.into(), reason };
         let text = read::text(path, MAX_BYTES, "file of keys");
@@ -41,11 +47,15 @@ impl Keys {
         let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
         let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
         let key = |(number, line): (usize, &str)| {
-            let found = line.split_once(':').filter(|(name, _)| !name.is_empty());
-            let hash = found.and_then(|(_, hash)| blake3::Hash::from_hex(hash.trim()).ok());
-            match (found, hash) {
-                (Some((name, _)), Some(hash)) => Ok(Key { name: name.trim().into(), hash }),
-                _ => Err(refuse(format!("line {number} is not NAME:HASH; kiln serve --new-key makes one"))),
+            let refuse = || refuse(format!("line {number} is not NAME:HASH; kiln serve --new-key makes one"));
+            let mut parts = line.split(':').map(str::trim);
+            let (name, hash, rate) = (parts.next(), parts.next(), parts.next());
+            let hash = hash.and_then(|hash| blake3::Hash::from_hex(hash).ok()).ok_or_else(refuse)?;
+            let rate =
+                rate.map(|rate| rate.parse().ok().filter(|rate| *rate > 0).ok_or_else(refuse)).transpose()?;
+            match name.filter(|name| !name.is_empty() && parts.next().is_none()) {
+                Some(name) => Ok(Key { name: name.into(), hash, rate }),
+                None => Err(refuse()),
             }
         };
         let keys = lines.map(key).collect::<Result<Vec<_>, _>>()?;
@@ -84,6 +94,37 @@ impl Keys {
             }
         }
         found
+    }
+}
+
+/// When each client's requests were let in lately.
+#[derive(Debug, Default)]
+pub struct Rates(Mutex<HashMap<ClientId, Bucket>>);
+
+/// What is left of a minute's requests.
+#[derive(Debug)]
+struct Bucket {
+    left: f64,
+    seen: Instant,
+}
+
+impl Rates {
+    /// Lets a request in that changes something; otherwise the time until the next one may come.
+    pub(crate) fn take(&self, keys: &Keys, client: &ClientId) -> Result<(), Duration> {
+        let key = keys.0.iter().find(|key| key.name == client.0);
+        let Some(rate) = key.and_then(|key| key.rate).map(f64::from) else { return Ok(()) };
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let bucket = buckets.entry(client.clone()).or_insert(Bucket { left: rate, seen: now });
+        bucket.left = (bucket.left + (now - bucket.seen).as_secs_f64() * rate / 60.0).min(rate);
+        bucket.seen = now;
+        match bucket.left >= 1.0 {
+            true => {
+                bucket.left -= 1.0;
+                Ok(())
+            }
+            false => Err(Duration::from_secs_f64((1.0 - bucket.left) * 60.0 / rate)),
+        }
     }
 }
 

@@ -30,6 +30,14 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
         return error.into_response();
     };
+    let changes = matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
+    if changes && let Err(wait) = app.rates.take(&app.keys, &client) {
+        drain(request.into_body()).await;
+        let message = "this key has sent all the requests that a minute allows";
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
+        let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
+        return ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error }.into_response();
+    }
     let (parts, body) = request.into_parts();
     match read(body, app.max_body).await {
         Ok(bytes) => {

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 const HEADER_TIME: Duration = Duration::from_secs(15);
 
 /// Most connections at once.
-const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 16 << 10;
 
 /// Largest headers of a request, in bytes.
 const MAX_HEADERS: usize = 64 << 10;
@@ -39,6 +39,11 @@ impl Listening {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether it takes connections.
+    pub fn is_alive(&self) -> bool {
+        !self.task.is_finished()
     }
 
     /// Takes no more connections and waits for those that are open, within bounds.

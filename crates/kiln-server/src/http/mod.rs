@@ -7,6 +7,7 @@ mod error;
 mod health;
 mod jobs;
 mod listen;
+mod log;
 mod sdapi;
 mod wait;
 
@@ -18,9 +19,11 @@ use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use kiln_runtime::Pool;
+
 use crate::Service;
 use crate::keeper::Keeper;
-pub use auth::Keys;
+pub use auth::{Keys, Rates};
 pub(crate) use encode::png;
 pub use listen::{Listening, listen};
 
@@ -36,6 +39,10 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// Who may come in.
     pub keys: Keys,
+    /// How often each key's requests came lately.
+    pub rates: Rates,
+    /// Holds the weights that are loaded.
+    pub pool: Pool,
     /// Largest body, in bytes.
     pub max_body: usize,
     /// Origins whose pages may call.
@@ -74,6 +81,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
+        .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
         .route("/v1/jobs/{id}", routing::get(jobs::show))
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
@@ -81,8 +89,9 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
         .merge(sdapi::routes())
         .with_state(app.clone())
-        .layer(from_fn_with_state(app, body::admit))
+        .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())
         .layer(from_fn(error::in_dialect))
+        .layer(from_fn_with_state(app, log::tell))
         .layer(cors)
 }

@@ -7,6 +7,7 @@ use kiln_runtime::infotext::{Infotext, Names};
 use kiln_runtime::{Drawing, Error, Output, Session, Watch};
 
 use super::Loaded;
+use crate::metrics::End;
 use crate::preview::LatentColours;
 use crate::service::Shared;
 use crate::{Fault, Finished, Job, LoraChoice, Phase, Spec};
@@ -68,6 +69,7 @@ impl<'a> Batch<'a> {
 
     fn begin(&self, session: &mut Session<'_>, members: &mut Vec<Member>, job: Arc<Job>) {
         job.enter(Phase::Loading);
+        self.shared.metrics.waited(&self.model, job.age());
         let watch = Watch::new().cancel(&job.cancel);
         match session.begin(&job.spec.request, watch) {
             Ok(mut drawing) => {
@@ -75,7 +77,7 @@ impl<'a> Batch<'a> {
                 job.enter(Phase::Drawing { step: 0, steps: drawing.steps() });
                 members.push(Member { job, drawing });
             }
-            Err(error) => fail(&job, &error),
+            Err(error) => self.fail(&job, &error),
         }
     }
 
@@ -83,6 +85,7 @@ impl<'a> Batch<'a> {
         members.retain(|member| {
             let stays = !member.job.is_cancelled();
             if !stays {
+                self.shared.metrics.ended(&self.model, End::Cancelled);
                 member.job.enter(Phase::Cancelled);
             }
             stays
@@ -95,10 +98,12 @@ impl<'a> Batch<'a> {
         let results = session.advance(&mut drawings);
         let cost = members.iter().map(|member| member.job.cost / member.drawing.steps().max(1) as f64).sum();
         self.shared.speeds.note(&self.model, cost, begun.elapsed());
+        let n_pictures = members.iter().map(|member| member.drawing.n_pictures()).sum();
+        self.shared.metrics.evaluated(&self.model, n_pictures);
         let mut results = results.into_iter();
         members.retain(|member| match results.next() {
             Some(Err(error)) => {
-                fail(&member.job, &error);
+                self.fail(&member.job, &error);
                 false
             }
             _ => {
@@ -128,10 +133,22 @@ impl<'a> Batch<'a> {
                 if colours.is_none() {
                     *colours = LatentColours::fit(&latents, &images[0]);
                 }
+                self.shared.metrics.took(&self.model, timings);
+                self.shared.metrics.ended(&self.model, End::Done);
                 job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings })));
             }
-            Err(error) => fail(&job, &error),
+            Err(error) => self.fail(&job, &error),
         }
+    }
+
+    fn fail(&self, job: &Job, error: &Error) {
+        if job.is_cancelled() {
+            self.shared.metrics.ended(&self.model, End::Cancelled);
+            return job.enter(Phase::Cancelled);
+        }
+        self.shared.metrics.ended(&self.model, End::Failed);
+        tracing::error!(job = %job.id, "{error}");
+        job.enter(Phase::Failed(Fault::of(error)));
     }
 }
 
@@ -140,12 +157,4 @@ fn texts(session: &Session<'_>, job: &Job, names: &Names) -> Result<Vec<String>,
     let request = &job.spec.request;
     let text = Infotext::new(&session.pipeline().resolve(request)?, names);
     Ok((0..request.prompts.len()).map(|i| text.of(i)).collect())
-}
-
-fn fail(job: &Job, error: &Error) {
-    if job.is_cancelled() {
-        return job.enter(Phase::Cancelled);
-    }
-    tracing::error!(job = %job.id, "{error}");
-    job.enter(Phase::Failed(Fault::of(error)));
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use kiln_runtime::infotext::{NamedLora, Names, lora_hash};
 use kiln_runtime::{Error, LoraFile, Pipeline, Pool};
 
+use crate::metrics::End;
 use crate::models::Model;
 use crate::preview::LatentColours;
 use crate::service::{Service, Shared};
@@ -49,6 +50,11 @@ impl Worker {
         };
         let thread = thread::Builder::new().name("kiln-worker".into()).spawn(move || desk.work());
         Worker { thread: thread.expect("a thread"), is_ending }
+    }
+
+    /// Whether the thread runs.
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
     }
 
     /// Finishes what is being drawn and ends; `service` gives out no jobs any more.
@@ -114,6 +120,11 @@ impl Desk {
                 Fault::new(FaultKind::Internal, "the picture could not be drawn; the server's log says why")
             }
         };
+        if fault.kind == FaultKind::Device {
+            // A device that is lost takes its engines with it; the next job opens them anew.
+            self.loaded.clear();
+        }
+        self.shared.metrics.ended(&name, End::Failed);
         job.enter(Phase::Failed(fault));
     }
 
@@ -137,6 +148,7 @@ impl Desk {
         let name = &model.card.name;
         if !self.loaded.get(name).is_some_and(|loaded| Arc::ptr_eq(&loaded.model, model)) {
             let pipeline = model.pipeline(&self.pool)?;
+            self.shared.metrics.loaded(name);
             let loaded = Loaded {
                 model: model.clone(),
                 pipeline,

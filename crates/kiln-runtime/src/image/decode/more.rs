@@ -73,6 +73,13 @@ fn tiff(bytes: &[u8]) -> Result<Stored, String> {
         return Err(format!("is a TIFF file of pixels as {color:?}{planes}, which kiln does not read"));
     }
     check_size(width, height, n_channels * usize::from(depth.div_ceil(8)))?;
+    for parts in [Tag::StripByteCounts, Tag::TileByteCounts] {
+        let sizes = decoder.find_tag_unsigned_vec::<u64>(parts).map_err(refuse)?.unwrap_or_default();
+        let n_bytes = sizes.iter().fold(0, |sum: u64, size| sum.saturating_add(*size));
+        if n_bytes > bytes.len() as u64 {
+            return Err(format!("says that its pixels take {n_bytes} bytes; the file has {}", bytes.len()));
+        }
+    }
     let orientation = decoder.find_tag_unsigned::<u16>(Tag::Orientation).map_err(refuse)?;
     let data = match decoder.read_image().map_err(refuse)? {
         DecodingResult::U8(data) if depth == 1 => bits(&data, width as usize),
@@ -129,6 +136,12 @@ mod tests {
             .and_then(|mut encoder| encoder.write_image::<colortype::Gray16>(2, 1, &[128, 129]));
         encoder.expect("a file");
         assert_eq!(stored(Format::Tiff, file.get_ref()).expect("a picture").data, [0, 1]);
+
+        let count = |n: u32| [&[0x17, 1, 4, 0, 1, 0, 0, 0], &n.to_le_bytes()[..]].concat();
+        let at = file.get_ref().windows(12).position(|tag| tag == count(4)).expect("the size of a strip");
+        file.get_mut()[at..at + 12].copy_from_slice(&count(4000));
+        let error = stored(Format::Tiff, file.get_ref()).err().expect("refused");
+        assert!(error.starts_with("says that its pixels take 4000 bytes; the file has "), "{error}");
 
         let mut file = Cursor::new(Vec::new());
         let encoder = TiffEncoder::new(&mut file)

@@ -1,0 +1,44 @@
+//! A line per request in the log, and a name that finds it there. Bodies are never logged: some hold passwords.
+
+use std::time::Instant;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::App;
+use crate::JobId;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest name that a client may give its request.
+const MAX_ID: usize = 64;
+
+/// Tells of a request when its answer begins.
+pub(crate) async fn tell(State(app): State<App>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let id = id(&request);
+    let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
+    let mut response = next.run(request).await;
+    let status = response.status().as_u16();
+    app.service.metrics().answered(&method, status);
+    let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
+    let path: String = path.chars().take(200).flat_map(char::escape_debug).collect();
+    tracing::info!(id, method, path, status, milliseconds, "request");
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// The client's own name for the request where it is a plain one, or a new one.
+fn id(request: &Request) -> String {
+    let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    let is_plain = |id: &&str| {
+        !id.is_empty()
+            && id.len() <= MAX_ID
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    given.filter(is_plain).map_or_else(|| JobId::random().to_string(), str::to_owned)
+}

@@ -1,0 +1,25 @@
+//! Embeddings of learned words.
+#![no_main]
+
+use std::cell::RefCell;
+
+use kiln_fuzz::within_a_second;
+use kiln_runtime::{Pipeline, Request};
+use libfuzzer_sys::fuzz_target;
+
+fn pipeline() -> Pipeline {
+    let bundle = kiln_fuzz::bundle_of(include_str!("../corpus/manifest/dynamic")).expect("a bundle");
+    kiln_fuzz::pipeline(bundle).expect("a pipeline")
+}
+
+thread_local! {
+    static PIPELINE: RefCell<Pipeline> = pipeline().into();
+}
+
+fuzz_target!(|bytes: &[u8]| within_a_second(|| PIPELINE.with_borrow_mut(|known| {
+    let path = kiln_fuzz::file("word.safetensors", bytes);
+    let Ok(word) = known.add_embedding(path, None) else { return };
+    let request = Request::new(format!("a {word} in {word}_1")).steps(1);
+    assert!(known.generate(&request).is_err());
+    *known = pipeline();
+})));
