@@ -2,6 +2,7 @@
 
 mod jobs;
 mod operation;
+mod sdapi;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

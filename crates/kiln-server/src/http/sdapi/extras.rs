@@ -72,8 +72,8 @@ fn resized(fields: &Fields, image: &RgbImage) -> Result<RgbImage, ApiError> {
     let (sides, fit) = match fields.whole("resize_mode", 0, 1)?.unwrap_or(0) {
         0 => (times(fields.within("upscaling_resize", 0.01, most)?.unwrap_or(2.0)), Fit::Stretch),
         _ => {
-            let side = |key| Ok(fields.within(key, 1.0, most)?.unwrap_or(512.0).round());
-            let to: [f64; 2] = [side("upscaling_resize_w")?, side("upscaling_resize_h")?];
+            let side = |key| fields.within(key, 1.0, most).map(|side| side.unwrap_or(512.0).round());
+            let to = [side("upscaling_resize_w")?, side("upscaling_resize_h")?];
             match fields.flag("upscaling_crop")? != Some(false) {
                 true => (to, Fit::Crop),
                 false => (times((to[0] / f64::from(width)).max(to[1] / f64::from(height))), Fit::Stretch),

@@ -156,7 +156,7 @@ impl Reader<'_> {
 
     /// Iterations and pictures of each.
     fn counts(&self) -> Result<(usize, usize), ApiError> {
-        let count = |key: &str| Ok(self.fields.whole(key, 1, MAX_COUNT)?.unwrap_or(1) as usize);
+        let count = |key: &str| self.fields.whole(key, 1, MAX_COUNT).map(|n| n.unwrap_or(1) as usize);
         let (n_iter, batch_size) = (count("n_iter")?, count("batch_size")?);
         let limit = self.model.limits.pictures;
         match n_iter * batch_size > limit {
@@ -184,8 +184,8 @@ impl Reader<'_> {
     fn size(&self) -> Result<Size, ApiError> {
         let limits = self.model.limits;
         let side = |key: &str, own: u32| {
-            let side = self.fields.whole(key, 1, i64::from(limits.side))?;
-            Ok(side.and_then(|side| u32::try_from(side).ok()).unwrap_or(own))
+            let side = self.fields.whole(key, 1, i64::from(limits.side));
+            side.map(|side| side.and_then(|side| u32::try_from(side).ok()).unwrap_or(own))
         };
         let own = self.model.size;
         let size = Size::new(side("width", own.width)?, side("height", own.height)?);

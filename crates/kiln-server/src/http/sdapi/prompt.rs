@@ -87,8 +87,9 @@ fn weight<'a>(name: &str, parts: impl Iterator<Item = &'a str>) -> Result<f32, A
             Some(_) => return Err(refuse("has arguments other than weights")),
             None => part,
         };
-        let value: f32 = value.trim().parse().map_err(|_| refuse("its weight is not a number"))?;
-        match value.is_finite() && weight.is_none_or(|weight| weight == value) {
+        let value = value.trim().parse().ok().filter(|value: &f32| value.is_finite());
+        let value = value.ok_or_else(|| refuse("its weight is not a number"))?;
+        match weight.is_none_or(|weight| weight == value) {
             true => weight = Some(value),
             false => return Err(refuse("text encoder and UNet have one weight")),
         }
@@ -128,7 +129,7 @@ mod tests {
             ("<lora:ink:x>", "prompt: LoRA 'ink': its weight is not a number"),
             ("<lora:ink:1:0.5>", "prompt: LoRA 'ink': text encoder and UNet have one weight"),
             ("<lora:ink:lbw=1>", "prompt: LoRA 'ink': has arguments other than weights"),
-            ("<lora:ink:inf>", "prompt: LoRA 'ink': text encoder and UNet have one weight"),
+            ("<lora:ink:inf>", "prompt: LoRA 'ink': its weight is not a number"),
             ("<hypernet:a:1>", "prompt: hypernetwork 'a': kiln has no hypernetworks"),
         ] {
             assert_eq!(read(text, &known()).expect_err("refused").message, message);
