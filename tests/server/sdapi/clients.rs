@@ -72,7 +72,7 @@ fn webuiapi_finds_what_it_reads() {
     for sampler in server.get("/sdapi/v1/samplers").json().as_array().expect("a list") {
         let mut call = webuiapi();
         call["sampler_name"] = sampler["name"].clone();
-        call["steps"] = 2.into();
+        call["steps"] = 4.into();
         let drawn = read(&server.post("/sdapi/v1/txt2img", &call).expect(200).json());
         assert_eq!(drawn.info["sampler_name"], sampler["name"]);
     }

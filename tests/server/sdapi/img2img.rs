@@ -95,3 +95,38 @@ fn pictures_are_resized_without_a_model() {
     let many = server.post("/sdapi/v1/extra-batch-images", &many).expect(200).json();
     assert_eq!(many["images"].as_array().map(Vec::len), Some(2));
 }
+
+#[test]
+fn units_steer_a_model_that_has_controlnets() {
+    let family = crate::families::Family::new("controlnet");
+    let server = Server::start(&[&family.folder.path().display().to_string()]);
+    assert_eq!(server.get("/controlnet/model_list").expect(200).json()["model_list"], json!(["controlnet"]));
+    let (_, image) = sent(64, 64, |x, _| if x < 32 { [200, 30, 30] } else { [30, 30, 200] });
+    let draw = |units: serde_json::Value| {
+        let scripts = json!({ "ControlNet": { "args": units } });
+        let all = call(json!({ "width": 64, "height": 64, "alwayson_scripts": scripts }));
+        super::txt2img(&server, all).images
+    };
+    let plain = draw(json!([]));
+    assert!(draw(json!([{ "enabled": false, "image": image }])) == plain);
+    let steered =
+        draw(json!([{ "image": image, "module": "none", "model": "controlnet [0123]", "weight": 1.0 }]));
+    assert!(steered != plain);
+    assert!(draw(json!([{ "input_image": image }])) == steered);
+    assert!(draw(json!([{ "image": image, "weight": 0.0 }])) != steered);
+    for (unit, message) in [
+        (json!({ "image": image, "module": "canny" }), "module 'canny'"),
+        (json!({ "image": image, "model": "other" }), "'other' is not free"),
+        (json!({ "image": image, "control_mode": 1 }), "control_mode"),
+        (json!({ "image": image, "mask": image }), "mask"),
+        (json!({}), "has no image"),
+        (json!({ "image": image, "guidance_end": 2 }), "guidance_end"),
+    ] {
+        let scripts = json!({ "controlnet": { "args": [unit] } });
+        let answer =
+            server.post("/sdapi/v1/txt2img", &call(json!({ "alwayson_scripts": scripts }))).expect(400);
+        assert!(answer.text().contains(message), "{}", answer.text());
+    }
+    let two = json!({ "controlnet": { "args": [{ "image": image }, { "image": image }] } });
+    server.post("/sdapi/v1/txt2img", &call(json!({ "alwayson_scripts": two }))).expect(400);
+}

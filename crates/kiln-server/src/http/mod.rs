@@ -14,6 +14,7 @@ mod wait;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -89,6 +90,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
         .merge(sdapi::routes())
         .with_state(app.clone())
+        // Bodies are read, within their own bound, before handlers take them.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())
         .layer(from_fn(error::in_dialect))
