@@ -24,7 +24,9 @@ assert result.info["seed"] == 7 and result.info["sampler_name"] == "Euler a", re
 assert result.image.text["parameters"] == result.info["infotexts"][0]
 assert api.png_info(result.image).info == result.info["infotexts"][0]
 
-many = api.txt2img(prompt="a blue star", n_iter=2, batch_size=2, seed=1, steps=4, sampler_name="DPM++ 2M", scheduler="Karras")
+many = api.txt2img(
+    prompt="a blue star", n_iter=2, batch_size=2, seed=1, steps=4, sampler_name="DPM++ 2M", scheduler="Karras"
+)
 assert len(many.images) == 4 and many.info["all_seeds"] == [1, 2, 3, 4], many.info
 large = api.txt2img(
     prompt="a red circle", seed=7, steps=4, width=64, height=64, enable_hr=True, hr_scale=2,

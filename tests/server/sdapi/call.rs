@@ -195,7 +195,7 @@ fn progress_shows_the_callers_own_picture_which_interrupt_and_skip_end() {
     let ended = answer(&mut waiting).expect(409).json();
     assert_eq!(ended["error"], "cancelled");
 
-    let mut waiting = begin(long(2, 40));
+    let mut waiting = begin(long(2, 12));
     eventually(|| {
         let state = ask(&ann, "GET", "progress", &Value::Null).json()["state"].take();
         (state["job_count"] == 2 && state["sampling_step"] != 0).then_some(())

@@ -91,7 +91,8 @@ fn pictures_are_resized_without_a_model() {
     assert_eq!(resize(to).size(), kiln_runtime::Size::new(30, 30));
     let to = json!({ "resize_mode": 1, "upscaling_resize_w": 80, "upscaling_resize_h": 30, "upscaling_crop": false });
     assert_eq!(resize(to).size(), kiln_runtime::Size::new(80, 40));
-    let many = json!({ "imageList": [{ "data": image, "name": "a" }, { "data": image, "name": "b" }], "upscaler_1": "Lanczos" });
+    let list = json!([{ "data": image, "name": "a" }, { "data": image, "name": "b" }]);
+    let many = json!({ "imageList": list, "upscaler_1": "Lanczos" });
     let many = server.post("/sdapi/v1/extra-batch-images", &many).expect(200).json();
     assert_eq!(many["images"].as_array().map(Vec::len), Some(2));
 }

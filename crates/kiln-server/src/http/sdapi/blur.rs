@@ -41,7 +41,8 @@ fn boxed(data: &mut [f32], first: usize, stride: usize, n: usize, radius: f32) {
     }
 }
 
-/// Fills where `mask` is 1 with the colours around, from afar to near (the web UIs' "fill"): red, green, blue of each pixel.
+/// Red, green, blue of each pixel, filled where `mask` is 1 with the colours around, from afar to near (the web UIs'
+/// "fill").
 pub(super) fn fill(data: &[u8], mask: &Plane) -> Vec<u8> {
     let channel = |c: usize| {
         let value = |(i, mask): (usize, &f32)| {

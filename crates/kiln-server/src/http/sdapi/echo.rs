@@ -1,5 +1,6 @@
-//! A call's `parameters`, as it was understood: defaults, and over them what was sent. Keys of other programs, among which
-//! are passwords, and pictures are no part of it.
+//! A call's `parameters`, as it was understood: defaults, and over them what was sent.
+//!
+//! Keys of other programs, among which are passwords, and pictures are no part of it.
 
 use serde_json::{Map, Value};
 

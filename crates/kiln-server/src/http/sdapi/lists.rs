@@ -36,7 +36,10 @@ pub(super) async fn schedulers() -> Json<Value> {
 
 /// What enlarges pictures behind a second pass and in `extra-single-image`.
 pub(super) async fn upscalers() -> Json<Value> {
-    let upscaler = |name: &str, scale: u32| json!({ "name": name, "model_name": null, "model_path": null, "model_url": null, "scale": scale });
+    let upscaler = |name: &str, scale: u32| {
+        let none = Value::Null;
+        json!({ "name": name, "model_name": none, "model_path": none, "model_url": none, "scale": scale })
+    };
     Json(json!([upscaler("None", 1), upscaler("Lanczos", 4)]))
 }
 

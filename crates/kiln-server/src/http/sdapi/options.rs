@@ -44,7 +44,8 @@ const FIXED: [(&str, f64); 7] = [
 const OFF: [&str; 4] = ["face_restoration", "tiling", "img2img_color_correction", "img2img_fix_steps"];
 
 impl Settings {
-    /// Changes what the fields name; other options change no picture and are passed over. `comments` gets what is not done.
+    /// Changes what the fields name; other options change no picture and are passed over. `comments` gets what is left
+    /// undone.
     pub(super) fn apply(
         &mut self,
         fields: &Fields,

@@ -1,4 +1,4 @@
-//! What `img2img` starts from, as the web UIs prepare it: resized, masked, cut out; and what its pictures are laid upon.
+//! What `img2img` starts from, as the web UIs prepare it: resized, masked, cut out; and what its pictures are laid on.
 
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Init, Size};
@@ -158,8 +158,8 @@ impl Paste {
     }
 }
 
-/// The smallest part with all of a mask and so many pixels around, in the proportions of `size` as far as the picture goes
-/// (the web UIs' "only masked").
+/// The smallest part with all of a mask and so many pixels around, in the proportions of `size` as far as the picture
+/// goes (the web UIs' "only masked").
 fn around(mask: &Plane, padding: i64, size: Size) -> Region {
     let (width, height) = (mask.width as i64, mask.height as i64);
     let (mut left, mut right, mut top, mut bottom) = (width, 0, height, 0);

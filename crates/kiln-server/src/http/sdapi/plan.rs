@@ -1,5 +1,7 @@
 //! `txt2img` and `img2img` as jobs.
 
+use std::ops::Range;
+
 use axum::body::Bytes;
 use kiln_runtime::scheduler::{WEB_UI_SAMPLERS, WEB_UI_SCHEDULES, WebUiSampler, WebUiSchedule};
 use kiln_runtime::{Control, Hires, Request, Size, Upscaler, Variation};
@@ -95,26 +97,16 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn plan(&self, task: &'static str, mut comments: Vec<String>) -> Result<Plan, ApiError> {
         let (fields, model) = (self.fields, self.model);
-        let sent = fields.text("prompt")?.unwrap_or_default();
-        let negative = fields.text("negative_prompt")?.unwrap_or_default();
-        let limit = model.limits.prompt_bytes;
-        if let Some(text) = [sent, negative].into_iter().find(|text| text.len() > limit) {
-            return Err(invalid("prompt", format!("{} bytes, the limit is {limit}", text.len())));
-        }
-        let read = prompt::read(sent, &model.loras)?;
+        let (sent, negative) = self.texts()?;
+        let mut read = prompt::read(sent, &model.loras)?;
         comments.extend(read.unknown.iter().map(|name| format!("Networks not found: {name}")));
-        let loras = if fields.flag("disable_extra_networks")? == Some(true) { Vec::new() } else { read.loras };
+        if fields.flag("disable_extra_networks")? == Some(true) {
+            read.loras.clear();
+        }
         let (n_iter, batch_size) = self.counts()?;
         let seeds = self.seeds(n_iter * batch_size)?;
         let size = self.size()?;
-        let mut request = Request::new("")
-            .size(size)
-            .steps(fields.whole("steps", 1, i64::from(u32::MAX))?.map(|steps| steps as usize))
-            .guidance_scale(fields.number("cfg_scale")?.unwrap_or(GUIDANCE) as f32)
-            .clip_skip(self.clip_skip()?)
-            .generator(self.settings.generator);
-        request.negative_prompts.extend(Some(negative.to_owned()).filter(|text| !text.is_empty()));
-        self.schedule(&mut request)?;
+        let mut request = self.request(size, negative)?;
         let (mut init, mut paste) = (None, None);
         match task {
             "txt2img" => request.hires = self.hires(size)?,
@@ -125,15 +117,6 @@ impl Reader<'_> {
         }
         request.controls = self.controls(init.as_ref(), size)?;
         request.init = init.map(|init| init.0);
-        let spec = |i: usize| {
-            let these = i * batch_size..(i + 1) * batch_size;
-            let mut request = request.clone().prompts(vec![read.text.clone(); batch_size]);
-            request.seeds = seeds.own[these.clone()].to_vec();
-            request.variation =
-                seeds.strength.map(|strength| Variation { seeds: seeds.others[these].to_vec(), strength });
-            Spec { model: model.name.clone(), loras: loras.clone(), request }
-        };
-        let specs = (0..n_iter).map(spec).collect();
         let answer = Answer {
             prompt: sent.to_owned(),
             negative_prompt: negative.to_owned(),
@@ -151,7 +134,42 @@ impl Reader<'_> {
             parameters: echo::parameters(task, fields)?,
             paste,
         };
-        Ok(Plan { specs, answer, settings: None })
+        let specs =
+            (0..n_iter).map(|i| self.spec(&request, &read, &seeds, i * batch_size..(i + 1) * batch_size));
+        Ok(Plan { specs: specs.collect(), answer, settings: None })
+    }
+
+    fn texts(&self) -> Result<(&str, &str), ApiError> {
+        let text = |key: &str| self.fields.text(key).map(Option::unwrap_or_default);
+        let (prompt, negative) = (text("prompt")?, text("negative_prompt")?);
+        let limit = self.model.limits.prompt_bytes;
+        match [prompt, negative].into_iter().find(|text| text.len() > limit) {
+            Some(text) => Err(invalid("prompt", format!("{} bytes, the limit is {limit}", text.len()))),
+            None => Ok((prompt, negative)),
+        }
+    }
+
+    /// What all iterations have in common, without pictures.
+    fn request(&self, size: Size, negative: &str) -> Result<Request, ApiError> {
+        let steps = self.fields.whole("steps", 1, i64::from(u32::MAX))?;
+        let mut request = Request::new("")
+            .size(size)
+            .steps(steps.and_then(|steps| usize::try_from(steps).ok()))
+            .guidance_scale(self.fields.number("cfg_scale")?.unwrap_or(GUIDANCE) as f32)
+            .clip_skip(self.clip_skip()?)
+            .generator(self.settings.generator);
+        request.negative_prompts.extend(Some(negative.to_owned()).filter(|text| !text.is_empty()));
+        self.schedule(&mut request)?;
+        Ok(request)
+    }
+
+    /// An iteration: these of all pictures.
+    fn spec(&self, request: &Request, prompt: &prompt::Prompt, seeds: &Seeds, these: Range<usize>) -> Spec {
+        let mut request = request.clone().prompts(vec![prompt.text.clone(); these.len()]);
+        request.seeds = seeds.own[these.clone()].to_vec();
+        let others = seeds.others[these].to_vec();
+        request.variation = seeds.strength.map(|strength| Variation { seeds: others, strength });
+        Spec { model: self.model.name.clone(), loras: prompt.loras.clone(), request }
     }
 
     /// Iterations and pictures of each.
@@ -180,7 +198,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The model's own where a side is not given; within the model's limits, which is checked before anything is made of it.
+    /// The model's own where a side is not given; within the model's limits, before anything is made of it.
     fn size(&self) -> Result<Size, ApiError> {
         let limits = self.model.limits;
         let side = |key: &str, own: u32| {
@@ -200,8 +218,8 @@ impl Reader<'_> {
         Ok(last.map_or(self.settings.clip_skip, |last| usize::try_from(last.max(1) - 1).unwrap_or_default()))
     }
 
-    /// The scheduler, and its noise: clients send an `eta` of 1 whatever the sampler, which samplers with noise of their own
-    /// mean and DDIM does not.
+    /// The scheduler, and its noise: clients send an `eta` of 1 whatever the sampler, which samplers with noise of
+    /// their own mean and DDIM does not.
     fn schedule(&self, request: &mut Request) -> Result<(), ApiError> {
         let sampler = self.fields.choice("sampler_name")?.or(self.fields.choice("sampler_index")?);
         let schedule = self.fields.choice("scheduler")?.map(schedule).transpose()?;
