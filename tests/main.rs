@@ -1,4 +1,5 @@
 //! The integration tests: behaviour at the boundary that a user sees, and numbers against diffusers.
+#![recursion_limit = "256"]
 
 mod architecture;
 mod brought;

@@ -9,6 +9,7 @@ mod oip;
 mod openai;
 mod operation;
 mod page;
+mod sdapi;
 mod stream;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,14 +1,14 @@
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kiln_runtime::generator::GeneratorKind;
+use kiln_runtime::infotext::{Infotext, NamedLora, Names, lora_hash};
 use kiln_runtime::{Output, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, GeneratorChoice, SyntaxChoice};
 use crate::draw::Seconds;
 use crate::failure::Failure;
-use crate::infotext::Infotext;
 use crate::memtrace::MemoryTrace;
 use crate::model::Model;
 use crate::models::{bundle, check_batch, controlnet_bundle, refuse_unused};
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
 
     let job = pipeline.resolve(&request)?;
     let settings = settings(&pipeline, &job, args)?;
-    let infotext = Infotext::new(&job, &pipeline.bundle().manifest().name, args);
+    let infotext = Infotext::new(&job, &names(&pipeline.bundle().manifest().name, args));
     let text = |i: usize| [("parameters", infotext.of(i)), ("kiln", of_picture(&settings, i))];
     let files = pictures.save(&output.images, &text)?;
     match args.json {
@@ -115,6 +115,19 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
     request.scheduler = args.scheduler.name()?.map(Into::into);
     (request.height, request.width) = (args.height, args.width);
     Ok(request)
+}
+
+/// What pictures' files name; the hash of a LoRA where its file still can be read.
+fn names(model: &str, args: &GenerateArgs) -> Names {
+    let stem = |file: &Path| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let loras = args.tasks.lora.iter().map(|lora| tasks::file_and_weight(lora));
+    let named =
+        |(file, weight): (PathBuf, f32)| NamedLora { name: stem(&file), weight, hash: lora_hash(&file).ok() };
+    Names {
+        model: model.to_owned(),
+        vae: args.checkpoint.components.vae.as_deref().map(stem),
+        loras: loras.map(named).collect(),
+    }
 }
 
 /// What keeps a checkpoint's engines on the processor.

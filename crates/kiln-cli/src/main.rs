@@ -23,7 +23,6 @@ mod failure;
 #[cfg(unix)]
 mod fault;
 mod generate;
-mod infotext;
 mod inspect;
 mod interrupt;
 mod log;

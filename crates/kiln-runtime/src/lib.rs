@@ -37,6 +37,7 @@ mod error;
 pub mod generator;
 mod guidance;
 pub mod image;
+pub mod infotext;
 mod lora;
 mod memory;
 mod picture;

@@ -35,6 +35,8 @@ pub struct ModelCard {
     pub schedulers: Vec<String>,
     /// Names of the LoRAs that requests may use.
     pub loras: Vec<String>,
+    /// Names of its ControlNets, which take a control picture each, or none of them.
+    pub controlnets: Vec<String>,
     /// What a request may take.
     pub limits: Limits,
     /// Digest that tells its bundle from others, as 64 hexadecimal digits.
@@ -100,6 +102,7 @@ impl Model {
             scheduler: config.scheduler.clone(),
             steps: config.steps,
             loras: config.loras.keys().cloned().collect(),
+            controlnets: info.controlnets.clone(),
             limits: config.limits,
             digest: blake3::hash(manifest.provenance.key.as_bytes()).to_hex().to_string(),
             class: info.class.clone(),

@@ -3,6 +3,7 @@
 mod compare;
 mod decode;
 mod resize;
+mod text;
 
 use std::io::{self, BufReader, BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use kiln_types::Size;
 use ndarray::{Array3, ArrayView3, ArrayViewD, Axis, Ix4};
 
 pub use compare::Comparison;
+pub use text::png_texts;
 
 /// Why a picture could not be made, read, written or compared.
 #[derive(Debug, thiserror::Error)]

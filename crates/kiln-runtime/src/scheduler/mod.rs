@@ -65,3 +65,4 @@ pub use prediction::{PredictionType, Thresholding};
 pub use sampler::Sampler;
 pub use settings::{Correction, SchedulerSettings};
 pub use timesteps::TimestepSpacing;
+pub use web_ui::{WEB_UI_SAMPLERS, WEB_UI_SCHEDULES, WebUiSampler, WebUiSchedule};

@@ -1,34 +1,132 @@
-//! What Stable Diffusion's web UIs call schedulers, in the text that they write into pictures.
+//! What Stable Diffusion's web UIs call schedulers, in the text that they write into pictures and in their API.
 
+use super::class::by_name;
 use super::dpm::{Algorithm, SolverType};
 use super::sigmas::SigmaSpacing;
-use super::{SchedulerClass, SchedulerConfig, TimestepSpacing};
+use super::{SchedulerClass, SchedulerConfig, SchedulerError, TimestepSpacing};
+
+/// A sampler of the web UIs (AUTOMATIC1111's `sd_samplers*.py`) that runs here, or a scheduler of diffusers that no web UI
+/// has, named in the same manner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WebUiSampler {
+    /// Its name, such as `DPM++ 2M`.
+    pub name: &'static str,
+    /// Other names.
+    pub aliases: &'static [&'static str],
+    /// The scheduler, as [`SchedulerConfig::with_scheduler`] reads it.
+    pub scheduler: &'static str,
+    /// The schedule type that `Automatic` stands for, as [`WebUiSchedule::name`].
+    pub automatic: Option<&'static str>,
+}
+
+/// A schedule type of the web UIs (`sd_schedulers.py`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WebUiSchedule {
+    /// Its name for programs, such as `karras`.
+    pub name: &'static str,
+    /// Its name for people, such as `Karras`.
+    pub label: &'static str,
+    /// The choice of sigmas behind a scheduler's name; none for the model's own.
+    suffix: Option<&'static str>,
+}
+
+const fn sampler(
+    name: &'static str,
+    scheduler: &'static str,
+    automatic: Option<&'static str>,
+    aliases: &'static [&'static str],
+) -> WebUiSampler {
+    WebUiSampler { name, aliases, scheduler, automatic }
+}
+
+/// The samplers; those for networks with EDM's preconditioning are not among them.
+pub const WEB_UI_SAMPLERS: [WebUiSampler; 17] = [
+    sampler("DPM++ 2M", "dpm++2m", Some("karras"), &["k_dpmpp_2m"]),
+    sampler("DPM++ 2M SDE", "dpm++2m-sde", Some("exponential"), &["k_dpmpp_2m_sde"]),
+    sampler("DPM++ 2S", "dpm++2s", None, &[]),
+    sampler("Euler a", "euler-a", None, &["k_euler_a", "k_euler_ancestral"]),
+    sampler("Euler", "euler", None, &["k_euler"]),
+    sampler("LMS", "lms", None, &["k_lms"]),
+    sampler("Heun", "heun", None, &["k_heun"]),
+    sampler("DPM2", "kdpm2", Some("karras"), &["k_dpm_2"]),
+    sampler("DPM2 a", "kdpm2-a", Some("karras"), &["k_dpm_2_a", "k_dpm_2_ancestral"]),
+    sampler("DDIM", "ddim", None, &[]),
+    sampler("PLMS", "pndm", None, &[]),
+    sampler("UniPC", "unipc", None, &[]),
+    sampler("LCM", "lcm", None, &["k_lcm"]),
+    sampler("DDPM", "ddpm", None, &[]),
+    sampler("DEIS", "deis", None, &[]),
+    sampler("SA-Solver", "sa-solver", None, &[]),
+    sampler("TCD", "tcd", None, &[]),
+];
+
+/// The schedule types.
+pub const WEB_UI_SCHEDULES: [WebUiSchedule; 5] = [
+    WebUiSchedule { name: "automatic", label: "Automatic", suffix: None },
+    WebUiSchedule { name: "uniform", label: "Uniform", suffix: None },
+    WebUiSchedule { name: "karras", label: "Karras", suffix: Some("karras") },
+    WebUiSchedule { name: "exponential", label: "Exponential", suffix: Some("exponential") },
+    WebUiSchedule { name: "beta", label: "Beta", suffix: Some("beta") },
+];
+
+impl WebUiSampler {
+    /// The sampler of a name, in any case: the web UIs' or the scheduler's own.
+    pub fn named(name: &str) -> Option<WebUiSampler> {
+        let is_name = |other: &str| other.eq_ignore_ascii_case(name.trim());
+        WEB_UI_SAMPLERS.into_iter().find(|sampler| {
+            is_name(sampler.name)
+                || is_name(sampler.scheduler)
+                || sampler.aliases.iter().any(|alias| is_name(alias))
+        })
+    }
+
+    /// The sampler and the schedule type of a name in which both stand, such as `DPM++ 2M Karras`.
+    pub fn with_schedule(name: &str) -> Option<(WebUiSampler, Option<WebUiSchedule>)> {
+        if let Some(sampler) = WebUiSampler::named(name) {
+            return Some((sampler, None));
+        }
+        let (sampler, schedule) = name.trim().rsplit_once(' ')?;
+        Some((WebUiSampler::named(sampler)?, Some(WebUiSchedule::named(schedule)?)))
+    }
+
+    /// The scheduler's name with a schedule type, such as `dpm++2m:karras`. Like the web UIs, DDIM and PLMS take no notice of
+    /// the type.
+    ///
+    /// # Errors
+    ///
+    /// Where the sampler has no choice of sigmas.
+    pub fn scheduler(self, schedule: Option<WebUiSchedule>) -> Result<String, SchedulerError> {
+        let schedule = schedule.filter(|_| !matches!(self.scheduler, "ddim" | "pndm"));
+        let schedule = schedule.filter(|schedule| schedule.name != "automatic");
+        let schedule = schedule.or_else(|| self.automatic.and_then(WebUiSchedule::named));
+        let name = match schedule.and_then(|schedule| schedule.suffix) {
+            Some(suffix) => format!("{}:{suffix}", self.scheduler),
+            None => self.scheduler.to_owned(),
+        };
+        by_name(&name).map(|_| name)
+    }
+}
+
+impl WebUiSchedule {
+    /// The schedule type of a name, for programs or for people, in any case.
+    pub fn named(name: &str) -> Option<WebUiSchedule> {
+        let is_name = |other: &str| other.eq_ignore_ascii_case(name.trim());
+        WEB_UI_SCHEDULES.into_iter().find(|schedule| is_name(schedule.name) || is_name(schedule.label))
+    }
+}
 
 impl SchedulerConfig {
     /// The sampler, such as `DPM++ 2M SDE`. Solvers that no web UI has are named in the same manner.
     pub(super) fn web_ui_sampler(&self) -> String {
         match self.class() {
-            SchedulerClass::Ddim | SchedulerClass::DdimParallel => "DDIM".into(),
             SchedulerClass::DdimInverse => "DDIM Inverse".into(),
-            SchedulerClass::Ddpm | SchedulerClass::DdpmParallel => "DDPM".into(),
-            SchedulerClass::Pndm if self.skip_prk_steps => "PLMS".into(),
-            SchedulerClass::Pndm => "PNDM".into(),
-            SchedulerClass::Euler => "Euler".into(),
-            SchedulerClass::EulerAncestral => "Euler a".into(),
-            SchedulerClass::Heun => "Heun".into(),
-            SchedulerClass::Lms => "LMS".into(),
-            SchedulerClass::Kdpm2 => "DPM2".into(),
-            SchedulerClass::Kdpm2Ancestral => "DPM2 a".into(),
+            SchedulerClass::Pndm if !self.skip_prk_steps => "PNDM".into(),
             SchedulerClass::DpmMultistep => self.dpm('M'),
             SchedulerClass::DpmMultistepInverse => format!("{} Inverse", self.dpm('M')),
             SchedulerClass::EdmDpmMultistep => format!("{} EDM", self.dpm('M')),
             SchedulerClass::EdmEuler => "Euler EDM".into(),
-            SchedulerClass::Deis => "DEIS".into(),
-            SchedulerClass::SaSolver => "SA-Solver".into(),
-            SchedulerClass::Tcd => "TCD".into(),
             SchedulerClass::DpmSinglestep => self.dpm('S'),
-            SchedulerClass::UniPc => "UniPC".into(),
-            SchedulerClass::Lcm => "LCM".into(),
+            class => of_class(class.base()).unwrap_or(class.name()).into(),
         }
     }
 
@@ -65,6 +163,12 @@ impl SchedulerConfig {
     }
 }
 
+/// The name of the only sampler of a class.
+fn of_class(class: SchedulerClass) -> Option<&'static str> {
+    let is_of = |sampler: &&WebUiSampler| SchedulerClass::named(sampler.scheduler) == Ok(class);
+    WEB_UI_SAMPLERS.iter().find(is_of).map(|sampler| sampler.name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +202,38 @@ mod tests {
         let config = SchedulerConfig::from_json(text).expect("a configuration");
         assert_eq!(config.web_ui_sampler(), "DPM++ 2M SDE Heun");
         assert_eq!(config.web_ui_schedule(), Some("SGM Uniform"));
+    }
+
+    #[test]
+    fn every_sampler_is_read_as_it_is_written() {
+        let own = SchedulerConfig::from_json(r#"{ "skip_prk_steps": true }"#).expect("a configuration");
+        for sampler in WEB_UI_SAMPLERS {
+            let config = own.with_scheduler(sampler.scheduler).expect("a scheduler");
+            assert_eq!(config.web_ui_sampler(), sampler.name);
+            assert_eq!(WebUiSampler::named(&sampler.name.to_uppercase()), Some(sampler));
+            let automatic = sampler.scheduler(WebUiSchedule::named("automatic")).expect("a scheduler");
+            assert_eq!(automatic, sampler.scheduler(None).expect("a scheduler"));
+        }
+    }
+
+    #[test]
+    fn names_of_samplers_may_hold_the_schedule() {
+        let scheduler = |name: &str, schedule: &str| {
+            let (sampler, own) = WebUiSampler::with_schedule(name).expect("a sampler");
+            sampler.scheduler(own.or(WebUiSchedule::named(schedule)))
+        };
+        let is = |name: &str, schedule: &str, expected: &str| {
+            assert_eq!(scheduler(name, schedule).expect("a scheduler"), expected, "{name}, {schedule}");
+        };
+        is("DPM++ 2M", "Automatic", "dpm++2m:karras");
+        is("DPM++ 2M", "Uniform", "dpm++2m");
+        is("dpm++ 2m sde", "Karras", "dpm++2m-sde:karras");
+        is("DPM++ 2M Karras", "automatic", "dpm++2m:karras");
+        is("Euler", "automatic", "euler");
+        is("k_euler_a", "", "euler-a");
+        is("DDIM", "Karras", "ddim");
+        assert!(scheduler("Euler a", "Karras").is_err());
+        assert_eq!(WebUiSampler::with_schedule("DPM++ SDE"), None);
+        assert_eq!(WebUiSchedule::named("Align Your Steps"), None);
     }
 }

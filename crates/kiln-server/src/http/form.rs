@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::{Fields, unknown};
-use super::jobs::of_base64;
+use super::jobs::bytes;
 
 /// Most parts of a form.
 const MAX_PARTS: usize = 64;
@@ -72,7 +72,7 @@ impl Form {
             Some(one) => vec![one],
         };
         for value in given {
-            found.push(of_base64(name, value.as_str().unwrap_or_default())?.into());
+            found.push(bytes(name, value.as_str().unwrap_or_default())?.into());
         }
         Ok(found)
     }

@@ -113,11 +113,11 @@ pub(crate) fn new_seed() -> u64 {
 
 /// A picture in base64, with or without `data:` before it.
 pub(crate) fn picture(param: &str, text: &str) -> Result<RgbImage, ApiError> {
-    decode(param, &of_base64(param, text)?)
+    decode(param, &bytes(param, text)?)
 }
 
-/// A file in base64, with or without `data:` before it.
-pub(crate) fn of_base64(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+/// The bytes of a file in base64, with or without `data:` before it.
+pub(crate) fn bytes(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     let text =
         text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")).map_or(text, |(_, rest)| rest);
     let bytes = BASE64_STANDARD.decode(text.trim());

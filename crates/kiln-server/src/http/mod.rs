@@ -17,6 +17,7 @@ mod oip;
 mod openai;
 mod options;
 mod page;
+mod sdapi;
 mod settings;
 mod wait;
 
@@ -115,7 +116,9 @@ pub fn router(app: App) -> Router {
         .merge(page::routes())
         .merge(oip::routes(inference.clone()))
         .merge(grpc::routes(inference))
+        .merge(sdapi::routes())
         .with_state(app.clone())
+        // Bodies are read, within their own bound, before handlers take them.
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())

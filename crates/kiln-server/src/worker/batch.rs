@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Drawing, Error, Session, Watch};
+use kiln_runtime::infotext::{Infotext, Names};
+use kiln_runtime::{Drawing, Error, Output, Session, Watch};
 
 use super::Loaded;
 use crate::metrics::End;
@@ -33,6 +33,7 @@ impl<'a> Batch<'a> {
 
     /// Draws a job, and all that join it, until none is left.
     pub(super) fn run(&self, loaded: &mut Loaded, first: Arc<Job>) -> Result<(), Error> {
+        let names = loaded.names();
         let Loaded { pipeline, colours, .. } = loaded;
         let mut session = pipeline.session();
         let mut members = Vec::new();
@@ -44,7 +45,7 @@ impl<'a> Batch<'a> {
             let (done, left) = members.into_iter().partition(|member: &Member| member.drawing.is_denoised());
             members = left;
             for member in done {
-                self.finish(&mut session, member, colours);
+                self.finish(&mut session, member, colours, &names);
             }
         }
         Ok(())
@@ -116,20 +117,26 @@ impl<'a> Batch<'a> {
         });
     }
 
-    fn finish(&self, session: &mut Session<'_>, member: Member, colours: &mut Option<LatentColours>) {
+    fn finish(
+        &self,
+        session: &mut Session<'_>,
+        member: Member,
+        colours: &mut Option<LatentColours>,
+        names: &Names,
+    ) {
         let Member { job, drawing } = member;
         job.enter(Phase::Decoding);
-        match session.finish(drawing, Watch::new().cancel(&job.cancel)) {
-            Ok(output) => {
+        let output = session.finish(drawing, Watch::new().cancel(&job.cancel));
+        let output = output.and_then(|output| Ok((texts(session, &job, names)?, output)));
+        match output {
+            Ok((infotexts, Output { images, latents, timings, .. })) => {
                 match colours {
-                    Some(colours) => colours.learn(&output.latents, &output.images[0]),
-                    None => *colours = LatentColours::fit(&output.latents, &output.images[0]),
+                    Some(colours) => colours.learn(&latents, &images[0]),
+                    None => *colours = LatentColours::fit(&latents, &images[0]),
                 }
-                let images: Vec<RgbImage> = output.images;
-                let infotexts = images.iter().map(|_| String::new()).collect();
-                self.shared.metrics.took(&self.model, output.timings);
+                self.shared.metrics.took(&self.model, timings);
                 self.shared.metrics.ended(&self.model, End::Done);
-                job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings: output.timings })));
+                job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings })));
             }
             Err(error) => self.fail(&job, &error),
         }
@@ -144,4 +151,11 @@ impl<'a> Batch<'a> {
         tracing::error!(job = %job.id, "{error}");
         job.enter(Phase::Failed(Fault::of(error)));
     }
+}
+
+/// How each picture of a job was made.
+fn texts(session: &Session<'_>, job: &Job, names: &Names) -> Result<Vec<String>, Error> {
+    let request = &job.spec.request;
+    let text = Infotext::new(&session.pipeline().resolve(request)?, names);
+    Ok((0..request.prompts.len()).map(|i| text.of(i)).collect())
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kiln_runtime::infotext::{NamedLora, Names, lora_hash};
 use kiln_runtime::{Error, LoraFile, Pipeline, Pool};
 
 use crate::metrics::End;
@@ -69,10 +70,16 @@ struct Loaded {
     model: Arc<Model>,
     pipeline: Pipeline,
     loras: Vec<LoraChoice>,
-    files: HashMap<String, Arc<LoraFile>>,
+    files: HashMap<String, OpenLora>,
     colours: Option<LatentColours>,
     used: Instant,
     is_idle: bool,
+}
+
+/// A LoRA's file, and what web UIs tell it apart by.
+struct OpenLora {
+    file: Arc<LoraFile>,
+    hash: Option<String>,
 }
 
 struct Desk {
@@ -189,10 +196,11 @@ impl Loaded {
         let mut files = Vec::with_capacity(loras.len());
         for lora in loras {
             let file = match (self.files.get(&lora.name), self.model.loras.get(&lora.name)) {
-                (Some(file), _) => file.clone(),
+                (Some(open), _) => open.file.clone(),
                 (None, Some(path)) => {
                     let file = Arc::new(LoraFile::open(path)?);
-                    self.files.insert(lora.name.clone(), file.clone());
+                    let open = OpenLora { file: file.clone(), hash: lora_hash(path).ok() };
+                    self.files.insert(lora.name.clone(), open);
                     file
                 }
                 (None, None) => continue,
@@ -204,6 +212,17 @@ impl Loaded {
         }
         self.loras = loras.to_vec();
         Ok(())
+    }
+
+    /// What the texts of its pictures name.
+    fn names(&self) -> Names {
+        let named = |lora: &LoraChoice| NamedLora {
+            name: lora.name.clone(),
+            weight: lora.weight,
+            hash: self.files.get(&lora.name).and_then(|open| open.hash.clone()),
+        };
+        let loras = self.loras.iter().map(named).collect();
+        Names { model: self.model.card.name.clone(), vae: None, loras }
     }
 
     /// Loads all engines by drawing one step.
