@@ -103,8 +103,8 @@ fn forms_come_in_every_shape_that_clients_send() {
     let [a, b] = texts();
     let full =
         [File("image", &image), a, b, Text("n", "1"), Text("seed", "1"), Text("response_format", "b64_json")];
-    let answer = send(&server, EDITS, &full).expect(200).json();
-    assert!(file(&answer, 0) == plain && answer["data"][0]["url"].is_null());
+    let drawn = send(&server, EDITS, &full).expect(200).json();
+    assert!(file(&drawn, 0) == plain && drawn["data"][0]["url"].is_null());
     // Node sends streams without a length.
     let body = form(&edit(&image, []));
     let head = format!("POST {EDITS} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{}: {}\r\n", KIND.0, KIND.1);
