@@ -171,23 +171,24 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_refusal<T: std::fmt::Debug>(found: Result<T, ApiError>, message: &str) {
+    fn check_refusal<T: std::fmt::Debug>(found: Result<T, ApiError>, param: &str, expected: &str) {
         let error = found.expect_err("a refusal");
-        assert_eq!((error.status.as_u16(), error.message.as_str()), (400, message));
+        assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)));
+        let message = &error.message;
+        assert!(message.starts_with(&format!("{param}: ")) && message.ends_with(expected), "{message}");
     }
 
     #[test]
     fn numbers_out_of_range_and_of_other_types_are_named() {
         for value in ["0", "11", "-1", "4294967296", "18446744073709551616", "1.5", "\"2\"", "true", "[1]"] {
-            let message = format!("n: {} is not a whole number from 1 to 10", value);
-            let message = message.replace("18446744073709551616", "1.8446744073709552e+19");
-            check_refusal(json(&format!("{{\"n\": {value}}}")).whole("n", 1..=10), &message);
+            let found = json(&format!("{{\"n\": {value}}}")).whole("n", 1..=10);
+            check_refusal(found, "n", " is not a whole number from 1 to 10");
         }
         assert_eq!(json("{\"n\": null}").whole("n", 1..=10), Ok(None));
-        check_refusal(json("{\"g\": 1e300}").number("g"), "g: 1e+300 is not a number");
+        check_refusal(json("{\"g\": 1e300}").number("g"), "g", " is not a number");
         assert!(Fields::of_json(b"{\"g\": 1e400}").is_err());
         assert!(Fields::of_json(b"[1]").is_err());
-        check_refusal(json("{\"a\": null, \"b\": 1}").finish(), "b: is not a parameter of this path");
+        check_refusal(json("{\"a\": null, \"b\": 1}").finish(), "b", " is not a parameter of this path");
     }
 
     #[test]

@@ -19,7 +19,11 @@ use crate::service::Ticket;
 use crate::{ClientId, Spec};
 
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/hf", routing::post(draw_with_first)).route("/hf/{model}", routing::post(draw_with))
+    Router::new()
+        .route("/hf", routing::post(draw_with_first))
+        .route("/hf/{model}", routing::post(draw_with))
+        // Where a client was given the address of OpenAI's API.
+        .route("/v1", routing::post(draw_with_first))
 }
 
 async fn draw_with_first(
