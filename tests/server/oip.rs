@@ -204,8 +204,9 @@ fn pictures_may_be_pixels_or_files() {
 fn what_is_no_input_is_refused_by_name() {
     let server = Server::start(&[]);
     let huge = "x".repeat(10 << 20);
-    let picture = |shape: Value, data: Value| json!({ "name": "init_image", "datatype": "UINT8", "shape": shape, "data": data });
-    let number = |name: &str, datatype: &str, data: Value| json!({ "name": name, "datatype": datatype, "shape": [1], "data": [data] });
+    let tensor = |name: &str, datatype: &str, shape: Value, data: Value| json!({ "name": name, "datatype": datatype, "shape": shape, "data": data });
+    let picture = |shape: Value, data: Value| tensor("init_image", "UINT8", shape, data);
+    let number = |name: &str, datatype: &str, data: Value| tensor(name, datatype, json!([1]), json!([data]));
     for (input, words) in [
         (number("prompt", "BYTES", json!("again")), "prompt: is given twice"),
         (number("steps", "INT32", json!(2)), "steps: is given twice"),

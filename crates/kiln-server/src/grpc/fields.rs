@@ -1,4 +1,4 @@
-//! How many fields a message has, which is looked at before it is read: an empty message of two bytes is large once it is.
+//! How many fields a message has, which is counted before it is read: an empty message of two bytes is large once read.
 
 use prost::bytes::{Buf, Bytes};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -17,7 +17,7 @@ pub(super) fn check(message: &Bytes) -> Result<(), String> {
     }
 }
 
-/// Number of fields, those of the messages at `path` with them; no more are counted than are allowed, nor behind what is no
+/// Number of fields, with those of the messages at `path`. It counts no further than is allowed, nor behind what is no
 /// field.
 fn n_fields(mut data: Bytes, path: &[u32]) -> usize {
     let mut n = 0;

@@ -1,7 +1,7 @@
 //! Messages of `inference.GRPCInferenceService`.
 //!
-//! Names and numbers are those of the Open Inference Protocol's `open_inference_grpc.proto`; Triton adds the floats and the
-//! unsigned numbers of parameters, and the stream's response.
+//! Names and numbers are those of the Open Inference Protocol's `open_inference_grpc.proto`; Triton adds the floats and
+//! the unsigned numbers of parameters, and the stream's response.
 
 use std::collections::BTreeMap;
 

@@ -18,9 +18,6 @@ use crate::{ModelCard, Spec};
 /// Largest seed: what INT64 can give back.
 const MAX_SEED: u64 = i64::MAX as u64;
 
-/// Most outputs that a request may name.
-const MAX_OUTPUTS: usize = 16;
-
 /// What a request asks for.
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -87,7 +84,7 @@ impl Reader {
     pub(crate) fn output(&mut self, name: &str, is_binary: bool) -> Result<(), ApiError> {
         let output = Output::named(name, is_binary)
             .ok_or_else(|| invalid("outputs", format!("'{}' is no output of this model", shown(name))))?;
-        if self.outputs.iter().any(|other| other.name == output.name) || self.outputs.len() == MAX_OUTPUTS {
+        if self.outputs.iter().any(|other| other.name == output.name) {
             return Err(invalid(output.name, "is asked for twice"));
         }
         self.outputs.push(output);

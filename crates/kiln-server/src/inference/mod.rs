@@ -1,6 +1,6 @@
 //! Tensors in, pictures out: what the Open Inference Protocol's two transports, HTTP and gRPC, have in common.
 //!
-//! Source: <https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol> and Triton's extensions of it.
+//! Source: <https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol> and Triton's extensions.
 
 mod asked;
 mod describe;

@@ -6,7 +6,7 @@ use kiln_runtime::image::RgbImage;
 
 use super::tensor::{Tensor, Values};
 
-/// The picture of a tensor: `UINT8 [h, w, 3]`, also with a one before it, or one element of BYTES with a file, whatever its
+/// The picture of a tensor: `UINT8 [h, w, 3]`, also with a one before it, or one element of BYTES with a file of any
 /// format, or its base64. `allows_grey` takes `[h, w]` and `[h, w, 1]`, too.
 pub(crate) fn read(tensor: &Tensor, allows_grey: bool) -> Result<RgbImage, String> {
     match &tensor.values {

@@ -1,4 +1,4 @@
-//! Tensors as requests hold them: checked against what their names, datatypes and shapes say before anything is allocated.
+//! Tensors as requests hold them: checked against their names, datatypes and shapes before anything is allocated.
 
 use axum::body::Bytes;
 use serde_json::value::RawValue;

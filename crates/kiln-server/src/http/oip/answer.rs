@@ -1,7 +1,7 @@
 //! Answers to inference requests: JSON, and behind it the tensors that are binary.
 //!
-//! Drawing may take longer than clients wait for a byte, a minute. An answer that is late begins with spaces before its JSON;
-//! where tensors follow, the JSON is filled up to a length that is told beforehand.
+//! Drawing may take longer than clients wait for a byte, a minute. An answer that is late begins with spaces before its
+//! JSON; where tensors follow, the JSON is filled up to a length that is told beforehand.
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, header};
