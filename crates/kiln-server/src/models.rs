@@ -98,7 +98,7 @@ impl Model {
             size: usual.picture_size(),
             usual_steps: usual.first.steps,
             guidance_scale: usual.guidance.scale,
-            schedulers: schedulers(&front),
+            schedulers: schedulers(&front, usual.first.schedule.sampler.name()),
             scheduler: config.scheduler.clone(),
             steps: config.steps,
             loras: config.loras.keys().cloned().collect(),
@@ -194,9 +194,10 @@ fn sealed(builder: PipelineBuilder, key: Option<&SealKey>, kernels: Option<&Path
     }
 }
 
-/// The schedulers that a pipeline can draw with.
-fn schedulers(front: &Pipeline) -> Vec<String> {
-    let draws = |name: &String| front.resolve(&Request::new("").scheduler(name)).is_ok();
+/// The schedulers that a pipeline can draw with. Those with EDM's preconditioning are for models whose own one has it.
+fn schedulers(front: &Pipeline, own: &str) -> Vec<String> {
+    let fits = |name: &str| !name.starts_with("edm-") || own.starts_with("EDM");
+    let draws = |name: &String| fits(name) && front.resolve(&Request::new("").scheduler(name)).is_ok();
     SchedulerClass::spellings().filter(draws).collect()
 }
 
