@@ -59,7 +59,7 @@ fn check_error(answer: &Answer, status: u16, words: &str) {
     let error = body["error"].as_str().unwrap_or_else(|| panic!("{body}"));
     assert_eq!(answer.status, status, "{body}");
     assert!(error.contains(words), "{words}: {error}");
-    assert!(!error.contains('\n') && error.len() < 400, "{error}");
+    assert!(!error.contains('\n') && error.len() < 1000, "{error}");
     assert_eq!(body.as_object().map(serde_json::Map::len), Some(1), "{body}");
 }
 
