@@ -1,15 +1,13 @@
 //! How a picture was made, in the words of Stable Diffusion's web UIs (AUTOMATIC1111's `infotext`), which others read.
 
+#[cfg(feature = "hashes")]
+mod hash;
 mod read;
-
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
-
-use sha2::{Digest, Sha256};
 
 use crate::generator::GeneratorKind;
 use crate::{Job, Upscaler};
+#[cfg(feature = "hashes")]
+pub use hash::lora_hash;
 pub use read::{Parameters, parse};
 
 /// Names of what a job was drawn with, which the job does not know.
@@ -30,7 +28,7 @@ pub struct NamedLora {
     pub name: String,
     /// Factor of its changes.
     pub weight: f32,
-    /// Its file's [`lora_hash`], if known.
+    /// The hash of its file, if known.
     pub hash: Option<String>,
 }
 
@@ -139,22 +137,6 @@ fn lora_hashes(loras: &[NamedLora]) -> Option<String> {
     let hashes = loras.iter().filter_map(|lora| Some(format!("{}: {}", lora.name, lora.hash.as_ref()?)));
     let hashes: Vec<String> = hashes.collect();
     (!hashes.is_empty()).then(|| hashes.join(", "))
-}
-
-/// What web UIs tell LoRAs apart by: 12 digits of the SHA-256 digest of what follows the header of a safetensors file.
-pub fn lora_hash(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut n_header = [0; 8];
-    file.read_exact(&mut n_header)?;
-    file.seek(SeekFrom::Start(u64::from_le_bytes(n_header).saturating_add(8)))?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    Ok(hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
