@@ -87,7 +87,7 @@ fn every_option_changes_the_parts_that_depend_on_it_and_no_other() {
     let fixed = |o: &mut BuildOptions| o.trace.sizes = Sizes::Static { batch: 1, height: 8, width: 8 };
     check_options("sizes", cpu(), fixed, &ALL);
     check_options("the UNet for ControlNets", cpu(), |o| o.trace.controlled = false, &["unet"]);
-    check_options("learned words", cpu(), |o| o.trace.runtime_ports = false, &["text_encoder"]);
+    check_options("what networks read", cpu(), |o| o.trace.runtime_ports = false, &["text_encoder", "unet"]);
 
     check_options("the toolkit", gpu(), |o| rtx_of(o).release = "TensorRT-RTX 1.7.2".into(), &ALL);
     check_options("the toolkit's place", gpu(), |o| rtx_of(o).library = "elsewhere.so".into(), &[]);

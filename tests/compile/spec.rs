@@ -72,7 +72,7 @@ fn what_is_not_understood_is_refused_with_its_place() {
     check_refused("targets: {}", "missing field `checkpoint`");
     check_refused(
         "checkpoint: x\nprofile: []\n",
-        "unknown field `profile`, expected one of `checkpoint`, `variant`, `loras`, `targets` at line 2 column 1",
+        "unknown field `profile`, expected one of `checkpoint`, `variant`, `components`, `loras`, `targets` at line 2 column 1",
     );
     check_refused(
         "checkpoint: x\ntargets:\n  tpu: {}\n",

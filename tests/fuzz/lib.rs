@@ -85,8 +85,8 @@ pub fn files<'a>(text: &'a str, known: &'a [&'a str]) -> impl Iterator<Item = (&
     parts.filter(|(name, _)| known.contains(name))
 }
 
-/// A header of lines such as `model.weight F32 320 4 3 3`, where the type may be missing, and the number of bytes that its
-/// tensors take. `> prefix` is put before the names that follow, and `# key value` is metadata.
+/// A header of lines such as `model.weight F32 320 4 3 3`, whose type may be missing, and the number of bytes of its
+/// tensors. `> prefix` is put before the names that follow, and `# key value` is metadata.
 pub fn safetensors(text: &str) -> Option<(Vec<u8>, u64)> {
     let (mut header, mut metadata, mut prefix, mut end) = (Map::new(), Map::new(), "", 0u64);
     for line in text.lines() {

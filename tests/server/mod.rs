@@ -1,8 +1,14 @@
 //! `kiln serve`, as its clients see it: the real process, over sockets.
 
+mod edits;
+mod hf;
 mod jobs;
+mod links;
+mod openai;
 mod operation;
+mod page;
 mod sdapi;
+mod stream;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

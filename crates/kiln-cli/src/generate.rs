@@ -3,7 +3,6 @@ use std::path::{Path, PathBuf};
 
 use kiln_runtime::generator::GeneratorKind;
 use kiln_runtime::infotext::{Infotext, NamedLora, Names, lora_hash};
-use kiln_runtime::limits;
 use kiln_runtime::{Output, PromptSyntax, Request, Variation};
 use serde_json::{Value, json};
 
@@ -12,7 +11,7 @@ use crate::draw::Seconds;
 use crate::failure::Failure;
 use crate::memtrace::MemoryTrace;
 use crate::model::Model;
-use crate::models::{bundle, controlnet_bundle, refuse_unused};
+use crate::models::{bundle, check_batch, controlnet_bundle, refuse_unused};
 use crate::pictures::Pictures;
 use crate::settings::settings;
 use crate::{backends, draw, models, output, paths, plan, tasks};
@@ -116,16 +115,6 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
     request.scheduler = args.scheduler.name()?.map(Into::into);
     (request.height, request.width) = (args.height, args.width);
     Ok(request)
-}
-
-/// Refuses more pictures than a request may have, before there is a prompt for each.
-pub(crate) fn check_batch(n: usize) -> Result<usize, Failure> {
-    match n <= limits::MAX_BATCH {
-        true => Ok(n),
-        false => {
-            Err(Failure::usage(format!("batch size: {n} is not a number from 1 to {}", limits::MAX_BATCH)))
-        }
-    }
 }
 
 /// What pictures' files name; the hash of a LoRA where its file still can be read.

@@ -10,7 +10,7 @@ use kiln_compile::{
 };
 use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
-use kiln_runtime::{Backend, Pipeline, Place};
+use kiln_runtime::{Backend, Pipeline, Place, limits};
 
 use crate::args::{CacheArgs, CheckpointArgs, SizeArgs};
 use crate::failure::Failure;
@@ -135,6 +135,16 @@ pub(crate) fn sizes(args: &SizeArgs, checkpoint: &Checkpoint) -> Result<Sizes, F
         n => return Err(Failure::usage(format!("batch size: {n} is not a number from 1 to 256"))),
     };
     Ok(Sizes::Static { batch, height: latents("height", height)?, width: latents("width", width)? })
+}
+
+/// Refuses more pictures than a request may have, before there is a prompt for each.
+pub(crate) fn check_batch(n: usize) -> Result<usize, Failure> {
+    match n <= limits::MAX_BATCH {
+        true => Ok(n),
+        false => {
+            Err(Failure::usage(format!("batch size: {n} is not a number from 1 to {}", limits::MAX_BATCH)))
+        }
+    }
 }
 
 /// A pipeline of a bundle, with this user's key and kernels.

@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 
 use crate::args::{Budget, ExecutionArgs, OffloadChoice, PlanArgs};
 use crate::failure::Failure;
-use crate::generate::check_batch;
 use crate::model::Model;
-use crate::models::{self, refuse_unused};
+use crate::models::{self, check_batch, refuse_unused};
 use crate::{backends, measure, output, paths};
 
 /// Share of the memory that is free which `auto` takes.

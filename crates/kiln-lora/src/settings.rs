@@ -1,5 +1,6 @@
 //! What peft's configuration says of scales: in diffusers' header, or in `adapter_config.json` beside the file.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -23,6 +24,9 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Largest configuration that is read.
 const MAX_BYTES: u64 = 16 << 20;
+
+/// Most patterns of a kind: each module is compared with all of them.
+const MAX_PATTERNS: usize = 1 << 12;
 
 /// Most patterns that are more than names, and the size that each may compile to.
 const MAX_EXPRESSIONS: usize = 512;
@@ -128,7 +132,7 @@ impl Scaling {
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     /// By component, or by no name for all of them.
-    components: Vec<(Option<String>, Component)>,
+    components: BTreeMap<Option<String>, Component>,
     /// Whether it says that peft wrapped a second text encoder.
     of_second_encoder: bool,
 }
@@ -204,15 +208,10 @@ impl Settings {
         let Some(text) = tensors.metadata().get(ADAPTER_METADATA) else { return Ok(Settings::default()) };
         let refuse = |reason: String| LoraError::new(tensors.path(), format!("{ADAPTER_METADATA}: {reason}"));
         let all: Map = serde_json::from_str(text).map_err(|e| refuse(e.to_string()))?;
-        let mut components: Vec<(Option<String>, Map)> = Vec::new();
+        let mut components: BTreeMap<Option<String>, Map> = BTreeMap::new();
         for (key, value) in all.0 {
             let Some((component, key)) = key.split_once('.') else { continue };
-            let known = components.iter().position(|(name, _)| name.as_deref() == Some(component));
-            let place = known.unwrap_or_else(|| {
-                components.push((Some(component.into()), Map::default()));
-                components.len() - 1
-            });
-            components[place].1.0.push((key.into(), value));
+            components.entry(Some(component.into())).or_default().0.push((key.into(), value));
         }
         Settings::new(components).map_err(refuse)
     }
@@ -231,12 +230,12 @@ impl Settings {
             return Err(refuse(&format!("has more than {MAX_BYTES} bytes")));
         }
         let settings: Map = serde_json::from_slice(&text).map_err(|e| refuse(&e))?;
-        let settings = Settings::new(vec![(None, settings)]).map_err(|e| refuse(&e))?;
+        let settings = Settings::new(BTreeMap::from([(None, settings)])).map_err(|e| refuse(&e))?;
         Ok(Some((settings, text)))
     }
 
-    fn new(all: Vec<(Option<String>, Map)>) -> Result<Settings, String> {
-        let mut components = Vec::new();
+    fn new(all: BTreeMap<Option<String>, Map>) -> Result<Settings, String> {
+        let mut components = BTreeMap::new();
         let of_second_encoder =
             all.iter().any(|(name, settings)| name.is_none() && settings.of_second_encoder());
         for (name, settings) in all {
@@ -244,7 +243,7 @@ impl Settings {
                 Some(name) => format!("{}: {e}", name.escape_debug()),
                 None => e,
             })?;
-            components.push((name, component));
+            components.insert(name, component);
         }
         Ok(Settings { components, of_second_encoder })
     }
@@ -262,8 +261,8 @@ impl Settings {
     /// What is said of a module, by its path in the component.
     pub(crate) fn of(&self, role: ComponentName, module: &str) -> Scaling {
         let role = role.to_string();
-        let found = self.components.iter().find(|(name, _)| name.as_deref().is_none_or(|name| name == role));
-        let Some((_, component)) = found else { return Scaling::default() };
+        let found = self.components.get(&Some(role.clone())).or_else(|| self.components.get(&None));
+        let Some(component) = found else { return Scaling::default() };
         let path = module.strip_prefix("base_model.model.").unwrap_or(module);
         let path = path.strip_prefix(&format!("{role}.")).unwrap_or(path);
         component.of(path)
@@ -342,6 +341,7 @@ impl Cayley {
 fn patterns(settings: &Map, key: &str, left: &mut usize) -> Result<Vec<(Pattern, f64)>, String> {
     let mut found = Vec::new();
     let Some(Setting::Map(patterns)) = settings.get(key) else { return Ok(found) };
+    check_number(key, patterns.0.len())?;
     for (pattern, value) in &patterns.0 {
         let number = match value {
             Setting::Value(value) => value.as_f64(),
@@ -357,6 +357,13 @@ fn patterns(settings: &Map, key: &str, left: &mut usize) -> Result<Vec<(Pattern,
     Ok(found)
 }
 
+fn check_number(key: &str, n_patterns: usize) -> Result<(), String> {
+    match n_patterns <= MAX_PATTERNS {
+        true => Ok(()),
+        false => Err(format!("{key}: {n_patterns} patterns are more than {MAX_PATTERNS}")),
+    }
+}
+
 /// peft's `feedforward_modules`: ends of names, or one expression for whole names.
 fn ends(value: Option<&Value>) -> Result<Vec<Pattern>, String> {
     match value {
@@ -366,6 +373,7 @@ fn ends(value: Option<&Value>) -> Result<Vec<Pattern>, String> {
             Ok(vec![Pattern::Expression(whole)])
         }
         Some(Value::Array(names)) => {
+            check_number("feedforward_modules", names.len())?;
             Ok(names.iter().filter_map(Value::as_str).map(|name| Pattern::End(name.into())).collect())
         }
         _ => Ok(Vec::new()),
@@ -412,6 +420,20 @@ mod tests {
             assert_eq!(Pattern::new(pattern).expect(pattern).matches(module), is_match, "{pattern}");
         }
         assert!(Pattern::new("(?=x)").is_err() && Pattern::new("(").is_err());
+    }
+
+    #[test]
+    fn each_module_is_compared_with_some_patterns_at_most() {
+        let names = |n: usize| (0..n).map(|i| format!("m{i}"));
+        let patterns: serde_json::Map<String, Value> = names(5000).map(|name| (name, 2.into())).collect();
+        let feedforward: Vec<String> = names(5000).collect();
+        for (key, value) in
+            [("rank_pattern", Value::from(patterns)), ("feedforward_modules", feedforward.into())]
+        {
+            let settings = serde_json::from_value(serde_json::json!({ key: value })).expect("a map");
+            let error = Component::new(&settings).expect_err("refused");
+            assert_eq!(error, format!("{key}: 5000 patterns are more than 4096"));
+        }
     }
 
     #[test]

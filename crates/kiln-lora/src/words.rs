@@ -1,5 +1,7 @@
 //! Words that a file bundles with its changes, with their embeddings (OneTrainer's and the webuis' `bundle_emb`).
 
+use std::collections::BTreeMap;
+
 use kiln_bundle::{TensorFile, is_float, not_floats};
 
 use crate::LoraError;
@@ -44,7 +46,7 @@ pub struct LearnedTable {
 /// The words of a file, their embeddings not yet read.
 #[derive(Debug, Default)]
 pub(crate) struct BundledWords {
-    words: Vec<(String, Vec<Table>)>,
+    words: BTreeMap<String, Vec<Table>>,
 }
 
 #[derive(Debug)]
@@ -84,22 +86,13 @@ impl BundledWords {
             if !is_float(info.dtype) {
                 return Err(format!("'{}' {}", shown(key), not_floats(info.dtype)));
             }
-            bundled.tables(word).push(Table { name, key: key.clone(), shape });
+            bundled.words.entry(word.into()).or_default().push(Table { name, key: key.clone(), shape });
         }
         Ok(bundled)
     }
 
-    fn tables(&mut self, word: &str) -> &mut Vec<Table> {
-        let known = self.words.iter().position(|(name, _)| name == word);
-        let place = known.unwrap_or_else(|| {
-            self.words.push((word.to_owned(), Vec::new()));
-            self.words.len() - 1
-        });
-        &mut self.words[place].1
-    }
-
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.words.iter().map(|(word, _)| word.as_str())
+        self.words.keys().map(String::as_str)
     }
 
     pub(crate) fn read(&self, tensors: &TensorFile) -> Result<Vec<LearnedWord>, LoraError> {

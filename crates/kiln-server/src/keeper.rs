@@ -79,6 +79,19 @@ impl Keeper {
         }
     }
 
+    /// Stops a job where it has not ended, and forgets it and its pictures.
+    pub async fn delete(&self, id: &JobId) -> Result<(), StoreError> {
+        if let Some(job) = self.service.job(id) {
+            self.service.cancel(&job);
+            job.ended().await;
+        }
+        while self.service.job(id).is_some() {
+            let _ = tokio::time::timeout(Duration::from_millis(20), self.settled.notified()).await;
+        }
+        let (store, id) = (self.store.clone(), id.clone());
+        blocking(move || store.delete(&id)).await
+    }
+
     /// Puts the jobs of the last run back into the queue. Inside a runtime.
     pub(crate) fn reopen(self: &Arc<Self>) -> Result<(), StoreError> {
         for record in self.store.reopen()? {

@@ -13,7 +13,9 @@
 pub mod config;
 mod estimate;
 mod fault;
+mod grpc;
 pub mod http;
+mod inference;
 mod job;
 pub mod keeper;
 mod metrics;

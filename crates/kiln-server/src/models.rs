@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use kiln_runtime::bundle::Bundle;
+use kiln_runtime::scheduler::SchedulerClass;
 use kiln_runtime::{
     Backend, Backends, Error, MemoryOptions, Pipeline, PipelineBuilder, Pool, Request, SealKey, Size,
 };
@@ -23,8 +25,14 @@ pub struct ModelCard {
     pub size: Size,
     /// Scheduler where a request names none; the model's own where this is none, too.
     pub scheduler: Option<String>,
-    /// Steps where a request says none.
+    /// Steps where a request says none; the model's own where this is none, too.
     pub steps: Option<usize>,
+    /// Steps that a request comes to that says none.
+    pub usual_steps: usize,
+    /// Weight of the prompt where a request says none.
+    pub guidance_scale: f32,
+    /// Names of the schedulers that can draw with it.
+    pub schedulers: Vec<String>,
     /// Names of the LoRAs that requests may use.
     pub loras: Vec<String>,
     /// Names of its ControlNets, which take a control picture each, or none of them.
@@ -39,6 +47,8 @@ pub struct ModelCard {
     pub preload: bool,
     /// Whether it stays loaded.
     pub keep: bool,
+    /// Since when it is served.
+    pub since: SystemTime,
 }
 
 /// A model: its card, and what pipelines are made from.
@@ -78,13 +88,17 @@ impl Model {
             sealed(builder, runtime.seal_key.as_ref(), runtime.kernels.as_ref()).memory(runtime.memory)
         };
         let front = builder(&Pool::new()).build()?;
-        let size = front.resolve(&Request::new(""))?.picture_size();
+        let plain = Request::new("").steps(config.steps);
+        let usual = front.resolve(&plain)?;
         let manifest = bundle.manifest();
         let info = bundle.pipeline()?;
         let card = ModelCard {
             name: config.name.clone(),
             title: config.title.clone().unwrap_or_else(|| config.name.clone()),
-            size,
+            size: usual.picture_size(),
+            usual_steps: usual.first.steps,
+            guidance_scale: usual.guidance.scale,
+            schedulers: schedulers(&front),
             scheduler: config.scheduler.clone(),
             steps: config.steps,
             loras: config.loras.keys().cloned().collect(),
@@ -94,6 +108,7 @@ impl Model {
             class: info.class.clone(),
             preload: config.preload,
             keep: config.keep,
+            since: SystemTime::now(),
         };
         Ok(Model {
             card,
@@ -139,8 +154,13 @@ impl Model {
             ));
         }
         let texts = request.prompts.iter().chain(&request.negative_prompts);
-        if let Some(text) = texts.into_iter().find(|text| text.len() > limits.prompt_bytes) {
-            return refuse(format!("prompt: {} bytes, the limit is {}", text.len(), limits.prompt_bytes));
+        for text in texts {
+            if text.len() > limits.prompt_bytes {
+                return refuse(format!("prompt: {} bytes, the limit is {}", text.len(), limits.prompt_bytes));
+            }
+            if text.contains('\0') {
+                return refuse("prompt: holds a NUL character".into());
+            }
         }
         request.scheduler = request.scheduler.take().or_else(|| card.scheduler.clone());
         request.steps = request.steps.or(card.steps);
@@ -172,6 +192,12 @@ fn sealed(builder: PipelineBuilder, key: Option<&SealKey>, kernels: Option<&Path
         (Some(key), None) => builder.seal_key(key.clone()),
         (None, _) => builder,
     }
+}
+
+/// The schedulers that a pipeline can draw with.
+fn schedulers(front: &Pipeline) -> Vec<String> {
+    let draws = |name: &String| front.resolve(&Request::new("").scheduler(name)).is_ok();
+    SchedulerClass::spellings().filter(draws).collect()
 }
 
 /// A name as messages show it.

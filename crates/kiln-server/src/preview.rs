@@ -11,42 +11,40 @@ use kiln_runtime::ndarray::{ArrayD, Ix4};
 /// A map from latents to colours from 0 to 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentColours {
+    sums: Sums,
     /// For red, green and blue: a factor per channel, and a constant.
     factors: [Vec<f64>; 3],
+}
+
+/// The normal equations of least squares.
+#[derive(Clone, Debug, PartialEq)]
+struct Sums {
+    left: Vec<Vec<f64>>,
+    right: [Vec<f64>; 3],
 }
 
 /// What is added to the diagonal, in shares of its mean: keeps the fit of nearly flat pictures small.
 const RIDGE: f64 = 1e-3;
 
+/// Weight of all earlier pictures beside a new one of the same size.
+const MEMORY: f64 = 0.5;
+
 impl LatentColours {
     /// Fits the map to latents `[1, C, H, W]` and the picture that was decoded from them; none where sizes do not fit.
     pub fn fit(latents: &ArrayD<f32>, picture: &RgbImage) -> Option<LatentColours> {
-        let latents = latents.view().into_dimensionality::<Ix4>().ok()?;
-        let (_, channels, height, width) = latents.dim();
-        if height == 0 || width == 0 {
-            return None;
+        let sums = Sums::of(latents, picture)?;
+        Some(LatentColours { factors: sums.solve()?, sums })
+    }
+
+    /// Fits the map to one more picture; it stays as it is where that one does not fit.
+    pub fn learn(&mut self, latents: &ArrayD<f32>, picture: &RgbImage) {
+        let Some(new) = Sums::of(latents, picture).filter(|new| new.left.len() == self.sums.left.len()) else {
+            return;
+        };
+        let sums = self.sums.clone().faded_into(new);
+        if let Some(factors) = sums.solve() {
+            (self.sums, self.factors) = (sums, factors);
         }
-        let colours = picture.resized(Size::new(width as u32, height as u32));
-        let n = channels + 1;
-        let mut normal = vec![vec![0.0; n]; n];
-        let mut right = [vec![0.0; n], vec![0.0; n], vec![0.0; n]];
-        for y in 0..height {
-            for x in 0..width {
-                let row: Vec<f64> =
-                    (0..channels).map(|c| f64::from(latents[[0, c, y, x]])).chain([1.0]).collect();
-                for i in 0..n {
-                    (0..n).for_each(|j| normal[i][j] += row[i] * row[j]);
-                    for (colour, right) in right.iter_mut().enumerate() {
-                        let value = colours.data()[3 * (y * width + x) + colour];
-                        right[i] += row[i] * f64::from(value) / 255.0;
-                    }
-                }
-            }
-        }
-        let trace: f64 = (0..channels).map(|i| normal[i][i]).sum();
-        (0..channels).for_each(|i| normal[i][i] += RIDGE * trace / channels.max(1) as f64);
-        let [r, g, b] = right.map(|right| solve(normal.clone(), right));
-        Some(LatentColours { factors: [r?, g?, b?] })
     }
 
     /// The first picture of latents `[B, C, H, W]`, one pixel per latent; none where the channels are others.
@@ -66,6 +64,55 @@ impl LatentColours {
             }
         }
         RgbImage::from_raw(width as u32, height as u32, data).ok()
+    }
+}
+
+impl Sums {
+    fn of(latents: &ArrayD<f32>, picture: &RgbImage) -> Option<Sums> {
+        let latents = latents.view().into_dimensionality::<Ix4>().ok()?;
+        let (_, channels, height, width) = latents.dim();
+        if height == 0 || width == 0 {
+            return None;
+        }
+        let colours = picture.resized(Size::new(width as u32, height as u32));
+        let n = channels + 1;
+        let mut sums = Sums { left: vec![vec![0.0; n]; n], right: [vec![0.0; n], vec![0.0; n], vec![0.0; n]] };
+        for (i, colour) in colours.data().as_chunks::<3>().0.iter().enumerate() {
+            let at = |channel| f64::from(latents[[0, channel, i / width, i % width]]);
+            let row: Vec<f64> = (0..channels).map(at).chain([1.0]).collect();
+            sums.add(&row, *colour);
+        }
+        Some(sums)
+    }
+
+    fn add(&mut self, row: &[f64], colour: [u8; 3]) {
+        for (i, factor) in row.iter().enumerate() {
+            self.left[i].iter_mut().zip(row).for_each(|(sum, value)| *sum += factor * value);
+            for (right, value) in self.right.iter_mut().zip(colour) {
+                right[i] += factor * f64::from(value) / 255.0;
+            }
+        }
+    }
+
+    /// The sums of earlier pictures, which count less, with those of a new one.
+    fn faded_into(mut self, new: Sums) -> Sums {
+        let fade = |old: &mut Vec<f64>, new: &Vec<f64>| {
+            old.iter_mut().zip(new).for_each(|(old, new)| *old = MEMORY * *old + new);
+        };
+        self.left.iter_mut().zip(&new.left).for_each(|(old, new)| fade(old, new));
+        self.right.iter_mut().zip(&new.right).for_each(|(old, new)| fade(old, new));
+        self
+    }
+
+    /// The factors of red, green and blue.
+    fn solve(&self) -> Option<[Vec<f64>; 3]> {
+        let mut left = self.left.clone();
+        let channels = left.len() - 1;
+        let trace: f64 = (0..channels).map(|i| left[i][i]).sum();
+        (0..channels).for_each(|i| left[i][i] += RIDGE * trace / channels.max(1) as f64);
+        let [r, g, b] = &self.right;
+        let solve = |right: &Vec<f64>| solve(left.clone(), right.clone());
+        Some([solve(r)?, solve(g)?, solve(b)?])
     }
 }
 
@@ -112,6 +159,34 @@ mod tests {
         let found = colours.picture(&latents).expect("a picture");
         let worst = found.data().iter().zip(picture.data()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(worst.expect("pixels") <= 2, "{worst:?}");
+    }
+
+    #[test]
+    fn what_was_learned_first_fades() {
+        let latents = |phase: f32| {
+            ArrayD::from_shape_fn(vec![1, 2, 8, 8], |i| ((i[1] * 7 + i[2] * 3 + i[3]) as f32 + phase).sin())
+        };
+        let picture = |latents: &ArrayD<f32>, sign: f32| {
+            let grey =
+                (0..64).map(|i| ((0.5 + 0.3 * sign * latents[[0, 0, i / 8, i % 8]]) * 255.0).round() as u8);
+            RgbImage::from_raw(8, 8, grey.flat_map(|grey| [grey; 3]).collect()).expect("a picture")
+        };
+        let first = latents(0.0);
+        let mut colours = LatentColours::fit(&first, &picture(&first, -1.0)).expect("a map");
+        for i in 1..8 {
+            let latents = latents(i as f32);
+            colours.learn(&latents, &picture(&latents, 1.0));
+        }
+        let found = colours.picture(&first).expect("a picture");
+        let expected = picture(&first, 1.0);
+        let worst = found.data().iter().zip(expected.data()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(worst.expect("pixels") <= 8, "{worst:?}");
+        let before = colours.clone();
+        colours.learn(
+            &ArrayD::zeros(vec![1, 16, 2, 2]),
+            &RgbImage::from_raw(2, 2, vec![9; 12]).expect("a picture"),
+        );
+        assert_eq!(colours, before);
     }
 
     #[test]

@@ -123,6 +123,8 @@ impl Server {
             service: service.clone(),
             keeper: keeper.clone(),
             keys: options.keys,
+            files: http::Files::default(),
+            scheme: if options.tls.is_some() { "https" } else { "http" },
             rates: http::Rates::default(),
             pool: runtime.pool.clone(),
             max_body: options.max_body,

@@ -88,6 +88,16 @@ pub struct Record {
     pub ending: Ending,
 }
 
+impl Record {
+    /// Pictures on disk.
+    fn n_pictures(&self) -> usize {
+        match self.ending {
+            Ending::Done { pictures, .. } => pictures,
+            _ => 0,
+        }
+    }
+}
+
 /// How much is kept of jobs that have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -206,6 +216,12 @@ impl Store {
         self.forget(record, 0)
     }
 
+    /// Forgets a job and its pictures.
+    pub fn delete(&self, id: &JobId) -> Result<(), StoreError> {
+        let Some(record) = self.get(id)? else { return Ok(()) };
+        self.forget(&record, record.n_pictures())
+    }
+
     fn change(&self, id: &JobId, change: impl FnOnce(&mut Record)) -> Result<(), StoreError> {
         let Some(mut record) = self.get(id)? else { return Ok(()) };
         change(&mut record);
@@ -263,10 +279,7 @@ impl Store {
         let mut bytes = 0u64;
         let mut n_gone = 0;
         for record in &ended {
-            let n = match record.ending {
-                Ending::Done { pictures, .. } => pictures,
-                _ => 0,
-            };
+            let n = record.n_pictures();
             let sizes = (0..n).filter_map(|i| fs::metadata(self.picture_path(&record.id, i)).ok());
             bytes += sizes.map(|file| file.len()).sum::<u64>();
             if bytes > retention.bytes || record.ended.is_some_and(|ended| ended < oldest) {

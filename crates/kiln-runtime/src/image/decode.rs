@@ -38,6 +38,18 @@ struct Stored {
 ///
 /// The size that its header states is checked first, and bounds what is read.
 pub(super) fn decode(file: &mut (impl BufRead + Seek)) -> Result<Rgb, String> {
+    Ok(upright(read(file)?))
+}
+
+/// The alpha channel of a file, as grey and turned as its EXIF data says; none where it has none.
+pub(super) fn decode_alpha(file: &mut (impl BufRead + Seek)) -> Result<Option<Rgb>, String> {
+    let stored = read(file)?;
+    let n_channels = stored.n_channels;
+    let data = stored.data.chunks_exact(n_channels).flat_map(|pixel| [pixel[n_channels - 1]; 3]).collect();
+    Ok(matches!(n_channels, 2 | 4).then(|| upright(Stored { data, n_channels: 3, ..stored })))
+}
+
+fn read(file: &mut (impl BufRead + Seek)) -> Result<Stored, String> {
     let mut start = header::Start::default();
     read_into(file, &mut start)?;
     let format = Format::of(&start)?;
@@ -46,7 +58,7 @@ pub(super) fn decode(file: &mut (impl BufRead + Seek)) -> Result<Rgb, String> {
     check_size(width, height, 1)?;
     let most = 4 * MAX_INPUT_METADATA + 16 * u64::from(width) * u64::from(height);
     let bytes = read_at_most(file, most, format)?;
-    Ok(upright(stored(format, &bytes)?))
+    stored(format, &bytes)
 }
 
 fn stored(format: Format, bytes: &[u8]) -> Result<Stored, String> {
@@ -228,6 +240,22 @@ mod tests {
         writer.finish().expect("a file");
         let found = decode(&mut Cursor::new(file)).expect("a picture");
         assert_eq!((found.width, found.height, &found.data[..]), (2, 1, expected));
+    }
+
+    #[test]
+    fn alpha_is_read_where_there_is_some() {
+        let file = |color, stored: &[u8]| {
+            let mut file = Vec::new();
+            let mut encoder = png::Encoder::new(&mut file, 2, 1);
+            encoder.set_color(color);
+            let mut writer = encoder.write_header().expect("a header");
+            writer.write_image_data(stored).expect("pixels");
+            writer.finish().expect("a file");
+            decode_alpha(&mut Cursor::new(file)).expect("a picture").map(|alpha| alpha.data)
+        };
+        assert_eq!(file(png::ColorType::Rgba, &[1, 2, 3, 0, 4, 5, 6, 9]), Some(vec![0, 0, 0, 9, 9, 9]));
+        assert_eq!(file(png::ColorType::GrayscaleAlpha, &[7, 255, 8, 1]), Some(vec![255, 255, 255, 1, 1, 1]));
+        assert_eq!(file(png::ColorType::Rgb, &[1, 2, 3, 4, 5, 6]), None);
     }
 
     #[test]

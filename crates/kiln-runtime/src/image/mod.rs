@@ -163,6 +163,13 @@ impl RgbImage {
         decode::decode(&mut Cursor::new(bytes)).and_then(RgbImage::from_rgb).map_err(ImageError::Decode)
     }
 
+    /// The alpha channel of a file that [`RgbImage::from_bytes`] reads, as a grey picture: white where the file's is opaque.
+    /// None where the file has no alpha channel.
+    pub fn alpha_from_bytes(bytes: &[u8]) -> Result<Option<RgbImage>, ImageError> {
+        let alpha = decode::decode_alpha(&mut Cursor::new(bytes)).map_err(ImageError::Decode)?;
+        alpha.map(RgbImage::from_rgb).transpose().map_err(ImageError::Decode)
+    }
+
     fn from_rgb(rgb: decode::Rgb) -> Result<RgbImage, String> {
         let decode::Rgb { width, height, data, alpha_varies } = rgb;
         let image = RgbImage::from_raw(width, height, data).map_err(|e| e.to_string())?;

@@ -4,6 +4,9 @@
 /// Factor of one pair of brackets.
 const STEP: f32 = 1.1;
 
+/// Most brackets that are open at once.
+const MAX_DEPTH: usize = 1000;
+
 /// Part of a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Piece {
@@ -17,7 +20,11 @@ pub(super) enum Piece {
 ///
 /// `(a)` multiplies by 1.1, `[a]` divides by it, `(a:1.5)` multiplies by 1.5; brackets nest. A bracket that is not closed
 /// holds until the end; one that was not opened is text. A backslash takes a bracket or backslash as it is.
-pub(super) fn parse(prompt: &str) -> Vec<Piece> {
+///
+/// # Errors
+///
+/// Where so many brackets are open at once that each of them would weigh all words again.
+pub(super) fn parse(prompt: &str) -> Result<Vec<Piece>, String> {
     let mut parser = Parser::default();
     let mut rest = prompt;
     while let Some(c) = rest.chars().next() {
@@ -43,9 +50,12 @@ pub(super) fn parse(prompt: &str) -> Vec<Piece> {
             },
             _ => parser.text.push(c),
         }
+        if parser.round.len() + parser.square.len() > MAX_DEPTH {
+            return Err(format!("opens more than {MAX_DEPTH} brackets inside each other"));
+        }
         rest = &rest[taken..];
     }
-    parser.finish()
+    Ok(parser.finish())
 }
 
 #[derive(Default)]
@@ -135,10 +145,9 @@ fn split_at_breaks(text: &str) -> Vec<&str> {
 
 /// `1.2)` as a weight and its length in bytes, the bracket included.
 fn weight(rest: &str) -> Option<(f32, usize)> {
-    let end = rest.find(')')?;
-    let number = rest[..end].trim();
-    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b"+-.".contains(&b));
-    let weight = number.parse().ok().filter(|weight: &f32| is_number && weight.is_finite())?;
+    let is_of_number = |c: char| c.is_ascii_digit() || "+-.".contains(c) || c.is_whitespace();
+    let end = rest.find(|c| !is_of_number(c)).filter(|&end| rest[end..].starts_with(')'))?;
+    let weight = rest[..end].trim().parse().ok().filter(|weight: &f32| weight.is_finite())?;
     Some((weight, end + 1))
 }
 
@@ -149,6 +158,7 @@ mod tests {
     #[track_caller]
     fn check(prompt: &str, expected: &[(&str, f32)]) {
         let found: Vec<(String, f32)> = parse(prompt)
+            .expect("pieces")
             .into_iter()
             .map(|piece| match piece {
                 Piece::Text(text, weight) => (text, (weight * 1000.0).round() / 1000.0),
@@ -185,6 +195,15 @@ mod tests {
         check("(time 12:30)", &[("time 12", 30.0)]);
         check("(a:b)", &[("a:b", 1.1)]);
         check("", &[]);
+    }
+
+    #[test]
+    fn brackets_are_inside_each_other_up_to_a_depth() {
+        let nested = |n: usize| parse(&("(a".repeat(n) + &"b)".repeat(n)));
+        assert!(nested(MAX_DEPTH).is_ok());
+        let error = nested(1 << 20).expect_err("refused");
+        assert_eq!(error, "opens more than 1000 brackets inside each other");
+        check(&"(a)".repeat(1 << 18), &[(&"a".repeat(1 << 18), 1.1)]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Blocks {
                 Ok(Blocks { ids: vec![encoding.ids], weights: Vec::new(), n_truncated: encoding.n_truncated })
             }
             PromptSyntax::Weighted => {
-                let pieces = parse(prompt);
+                let pieces = parse(prompt).or_else(|reason| refuse("prompt", reason))?;
                 check_weights(&pieces)?;
                 let blocks = weighted(tokenizer, pieces)?;
                 match blocks.ids.len() {

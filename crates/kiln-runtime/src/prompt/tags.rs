@@ -21,10 +21,22 @@ pub(crate) fn unread(prompt: &str, syntax: PromptSyntax) -> Vec<String> {
 /// `<lora:name:0.8>` and its kin.
 fn networks(prompt: &str) -> impl Iterator<Item = &str> {
     const KINDS: [&str; 5] = ["lora:", "lyco:", "loha:", "hypernet:", "hypernetwork:"];
-    let starts = prompt.match_indices('<').map(|(start, _)| &prompt[start..]);
-    starts.filter_map(|rest| {
-        let tag = &rest[..=rest.find('>')?];
+    enclosed(prompt, ['<', '>']).filter_map(|(start, end)| {
+        let tag = &prompt[start..=end];
         KINDS.iter().any(|kind| tag[1..].starts_with(kind)).then_some(tag)
+    })
+}
+
+/// Where two brackets enclose text without either of them: the first byte of each.
+fn enclosed(prompt: &str, brackets: [char; 2]) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = None;
+    prompt.match_indices(brackets).filter_map(move |(at, bracket)| {
+        let before = start.take();
+        if bracket.starts_with(brackets[0]) {
+            start = Some(at);
+            return None;
+        }
+        Some((before?, at))
     })
 }
 
@@ -38,12 +50,10 @@ fn instead(tag: &str) -> &'static str {
 /// `[from:to:0.5]`, `[word:0.5]`, `[word::0.5]` and `[a|b]`, without brackets inside.
 fn alternations(prompt: &str) -> impl Iterator<Item = &str> {
     let is_escaped = |at: usize| prompt[..at].ends_with('\\');
-    let starts = prompt.match_indices('[').map(|(start, _)| start).filter(move |&start| !is_escaped(start));
-    starts.filter_map(|start| {
-        let end = start + prompt[start..].find(']')?;
+    enclosed(prompt, ['[', ']']).filter(move |(start, _)| !is_escaped(*start)).filter_map(|(start, end)| {
         let inner = &prompt[start + 1..end];
         let is_switch = inner.rsplit_once(':').is_some_and(|(_, when)| when.trim().parse::<f32>().is_ok());
-        (!inner.contains('[') && (is_switch || inner.contains('|'))).then_some(&prompt[start..=end])
+        (is_switch || inner.contains('|')).then_some(&prompt[start..=end])
     })
 }
 
@@ -63,6 +73,16 @@ mod tests {
         check("a <lora:style:0.8> b <hypernet:x:1>", &["'<lora:style:0.8>'", "'<hypernet:x:1>'"]);
         check("[red:blue:0.5] and [cat::10]", &["'[red:blue:0.5]'", "'[cat::10]'"]);
         check("a [red|blue] ball AND a cube", &["'[red|blue]'", "'AND'"]);
+        check("<lora:<lora:x:1>> [a[b|c]] ]>", &["'<lora:x:1>'", "'[b|c]'"]);
+    }
+
+    /// Each start does not look for its end by itself, nor is told with all that follows.
+    #[test]
+    fn long_texts_are_read_in_one_pass() {
+        let n = 1 << 20;
+        for (open, close) in [("<lora:", ">"), ("[a|", "]")] {
+            assert_eq!(unread(&(open.repeat(n) + close), PromptSyntax::Weighted).len(), 1);
+        }
     }
 
     #[test]

@@ -128,6 +128,15 @@ impl SchedulerClass {
         SHORT_NAMES.iter().map(|(name, ..)| *name)
     }
 
+    /// All short names, by themselves and with each choice of sigmas that the class has, such as `dpm++2m:karras`.
+    pub fn spellings() -> impl Iterator<Item = String> {
+        SHORT_NAMES.iter().flat_map(|(name, class, _)| {
+            let spacings = SIGMA_SPACINGS.iter().filter(|(_, key)| class.uses(key));
+            let spaced = spacings.map(move |(spacing, _)| format!("{name}:{spacing}"));
+            std::iter::once((*name).to_owned()).chain(spaced)
+        })
+    }
+
     /// The class that a name stands for, as [`SchedulerConfig::with_scheduler`](super::SchedulerConfig::with_scheduler) reads
     /// it.
     pub fn named(name: &str) -> Result<SchedulerClass, SchedulerError> {

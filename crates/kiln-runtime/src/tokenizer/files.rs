@@ -54,9 +54,11 @@ impl Files {
         let refuse = |reason: String| TokenizerError { path: path.clone(), reason };
         let tokens = AddedTokens::read(folder, listed)?;
         let vocabulary = without_gaps(model.vocabulary).map_err(refuse)?;
+        let listed: BTreeSet<&str> = tokens.by_id.values().map(|token| token.content.as_str()).collect();
         for (key, token) in &tokens.special {
             let is_needed = !matches!(key.as_str(), "sep_token" | "cls_token" | "mask_token");
-            if is_needed && !tokens.knows(&token.content) && !vocabulary.contains_key(&token.content) {
+            if is_needed && !listed.contains(token.content.as_str()) && !vocabulary.contains_key(&token.content)
+            {
                 return Err(refuse(format!("has no token '{}', the {key}", token.content)));
             }
         }
@@ -179,8 +181,10 @@ impl AddedTokens {
         let (map, map_path) = optional("special_tokens_map.json")?;
         tokens.name(&map, &map_path, &config, &config_path)?;
         let (added, added_path) = optional("added_tokens.json")?;
+        let named = tokens.special.iter().map(|(_, token)| token).chain(&tokens.extra);
+        let named: BTreeSet<String> = named.map(|token| token.content.clone()).collect();
         for (content, id) in &added {
-            let is_special = tokens.names(content);
+            let is_special = named.contains(content);
             let wrong = || refuse(&added_path, format!("'{content}': {id} is not an id"));
             tokens.by_id.insert(id.as_u64().ok_or_else(wrong)?, AddedToken::from(content, is_special));
         }
@@ -237,25 +241,13 @@ impl AddedTokens {
         found.map(|(_, token)| token.content.clone()).unwrap_or_default()
     }
 
-    /// Whether one of the special tokens is written so.
-    fn names(&self, content: &str) -> bool {
-        let special = self.special.iter().map(|(_, token)| token);
-        special.chain(&self.extra).any(|token| token.content == content)
-    }
-
-    fn knows(&self, content: &str) -> bool {
-        self.by_id.values().any(|token| token.content == content)
-    }
-
     /// Those with ids, and special ones that are not among them.
     fn in_order(self) -> Vec<AddedToken> {
         let named: BTreeSet<String> = self.special.iter().map(|(_, token)| token.content.clone()).collect();
         let mut tokens: Vec<AddedToken> = self.by_id.into_values().collect();
-        for token in self.special.into_iter().map(|(_, token)| token).chain(self.extra) {
-            if tokens.iter().all(|other| other.content != token.content) {
-                tokens.push(token);
-            }
-        }
+        let mut known: BTreeSet<String> = tokens.iter().map(|token| token.content.clone()).collect();
+        let unnumbered = self.special.into_iter().map(|(_, token)| token).chain(self.extra);
+        tokens.extend(unnumbered.filter(|token| known.insert(token.content.clone())));
         tokens.iter_mut().for_each(|token| token.special |= named.contains(&token.content));
         tokens
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
@@ -15,6 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::error::ApiError;
+use super::page;
+use crate::grpc;
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
@@ -24,19 +26,29 @@ const TIME: Duration = Duration::from_secs(120);
 
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
-    let is_open = is_open(request.method(), request.uri().path());
+    let path = request.uri().path().to_owned();
+    let is_open = is_open(&app, request.method(), &path);
     let Some(client) = app.keys.client(request.headers()).or_else(|| is_open.then(Default::default)) else {
         drain(request.into_body()).await;
-        let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
-        return error.into_response();
+        return stranger(&path);
     };
     let changes = matches!(*request.method(), Method::POST | Method::DELETE | Method::PUT);
+    if changes && is_foreign(&app.origins, &request) {
+        drain(request.into_body()).await;
+        let message = "pages of other origins may change nothing here, unless --allow-origin names theirs";
+        return ApiError::new(StatusCode::FORBIDDEN, "origin_not_allowed", message).into_response();
+    }
     if changes && let Err(wait) = app.rates.take(&app.keys, &client) {
         drain(request.into_body()).await;
         let message = "this key has sent all the requests that a minute allows";
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
         let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
         return ApiError { retry_after: Some(Duration::from_secs_f64(wait)), ..error }.into_response();
+    }
+    if grpc::is_stream(&path) {
+        let mut request = request;
+        request.extensions_mut().insert(client);
+        return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
     match read(body, app.max_body).await {
@@ -49,9 +61,41 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
     }
 }
 
-/// Paths that need no key: the state of the server, and what a browser asks for on its own before it sends one.
-fn is_open(method: &Method, path: &str) -> bool {
-    matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready") || method == Method::OPTIONS
+/// Whether a page of another origin sends this. Browsers let such requests through, with the key that they remember, and
+/// keep nothing but the answer from the page.
+fn is_foreign(allowed: &[HeaderValue], request: &Request) -> bool {
+    let headers = request.headers();
+    let Some(origin) = headers.get(header::ORIGIN).filter(|origin| !allowed.contains(origin)) else {
+        return false;
+    };
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return !(site == "same-origin" || site == "none");
+    }
+    // Browsers say no more than the origin to addresses without TLS.
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or(request.uri().authority().map(|authority| authority.as_str()));
+    let of_origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    of_origin.map(|(_, host)| host) != host
+}
+
+/// Asks for a key. For the page a browser does so by itself, where the answer says how.
+fn stranger(path: &str) -> Response {
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
+    let mut response = error.into_response();
+    if page::is_at(path) {
+        let basic = HeaderValue::from_static("Basic realm=\"kiln\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, basic);
+    }
+    response
+}
+
+/// Paths that need no key: the state of the server, what a browser asks for on its own before it sends one, and pictures
+/// whose names are secret.
+fn is_open(app: &App, method: &Method, path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
+        || grpc::is_health(path)
+        || method == Method::OPTIONS
+        || app.files.holds(path)
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes, StatusCode> {

@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::{Fault, FaultKind, Refusal};
+use crate::{Fault, FaultKind, Refusal, grpc};
 
 /// Why a request is not answered with what it asks for; [`in_dialect`] puts it into words.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,12 +108,13 @@ impl Dialect {
         };
         match () {
             () if is_below("/sdapi") || is_below("/controlnet") => Dialect::WebUi,
-            () if is_below("/v2") => Dialect::Inference,
+            () if is_below("/v2") || is_below("/hf") || path == "/v1" => Dialect::Inference,
             () => Dialect::OpenAi,
         }
     }
 
-    fn body(self, error: &ApiError) -> Value {
+    /// The body that tells of an error.
+    pub(crate) fn body(self, error: &ApiError) -> Value {
         let ApiError { status, code, message, param, .. } = error;
         match self {
             Dialect::OpenAi => {
@@ -134,6 +135,8 @@ impl Dialect {
 /// Gives every refusal, the router's own among them, a body in the dialect of the path.
 pub(crate) async fn in_dialect(request: Request, next: Next) -> Response {
     let dialect = Dialect::of(request.uri().path());
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let is_grpc = content_type.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
     let is_head = request.method() == axum::http::Method::HEAD;
     let response = next.run(request).await;
     if !(response.status().is_client_error() || response.status().is_server_error()) {
@@ -141,6 +144,9 @@ pub(crate) async fn in_dialect(request: Request, next: Next) -> Response {
     }
     let error = response.extensions().get::<ApiError>().cloned();
     let error = error.unwrap_or_else(|| of_router(response.status()));
+    if is_grpc {
+        return grpc::Status::from(&error).into_response();
+    }
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     parts.headers.remove(header::CONTENT_TYPE);

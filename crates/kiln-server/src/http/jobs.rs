@@ -20,6 +20,7 @@ use tokio::task::spawn_blocking;
 use super::App;
 use super::encode::png;
 use super::error::ApiError;
+use super::settings::Settings;
 use super::wait::event;
 use crate::keeper::KeeperError;
 use crate::store::{Ending, Record, StoreError};
@@ -112,11 +113,11 @@ pub(crate) fn new_seed() -> u64 {
 
 /// A picture in base64, with or without `data:` before it.
 pub(crate) fn picture(param: &str, text: &str) -> Result<RgbImage, ApiError> {
-    decode(param, &bytes(param, text)?)
+    decode(param, &of_base64(param, text)?)
 }
 
-/// The bytes of a file in base64, with or without `data:` before it.
-pub(crate) fn bytes(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+/// A file in base64, with or without `data:` before it.
+pub(crate) fn of_base64(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     let text =
         text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")).map_or(text, |(_, rest)| rest);
     let bytes = BASE64_STANDARD.decode(text.trim());
@@ -202,6 +203,9 @@ struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<usize>,
     seeds: Vec<u64>,
+    /// Not in events, which repeat the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settings: Option<Settings>,
     pictures: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     infotexts: Vec<String>,
@@ -211,6 +215,7 @@ struct View {
 
 impl View {
     fn of(app: &App, record: Record, job: Option<&Job>) -> View {
+        let settings = Settings::of(&record.id, &record.spec);
         let mut view = View {
             id: record.id,
             status: "queued",
@@ -222,6 +227,7 @@ impl View {
             step: None,
             steps: None,
             seeds: record.spec.request.seeds,
+            settings: Some(settings),
             pictures: Vec::new(),
             infotexts: Vec::new(),
             error: None,
@@ -258,7 +264,7 @@ impl View {
     }
 }
 
-async fn record(app: &App, id: &JobId) -> Result<Option<Record>, ApiError> {
+pub(super) async fn record(app: &App, id: &JobId) -> Result<Option<Record>, ApiError> {
     let (store, id) = (app.keeper.store().clone(), id.clone());
     Ok(spawn_blocking(move || store.get(&id)).await.map_err(|_| internal())??)
 }
@@ -270,7 +276,7 @@ async fn view(app: &App, id: &JobId) -> Result<Option<View>, ApiError> {
 }
 
 /// The name of a job of this client.
-async fn owned(app: &App, client: &ClientId, id: &str) -> Result<JobId, ApiError> {
+pub(super) async fn owned(app: &App, client: &ClientId, id: &str) -> Result<JobId, ApiError> {
     let id = JobId::parse(id).ok_or_else(|| ApiError::not_found("job"))?;
     match record(app, &id).await? {
         Some(record) if record.client == *client => Ok(id),
@@ -321,6 +327,17 @@ pub(super) async fn cancel(
     }
 }
 
+/// `DELETE /v1/jobs/{id}`
+pub(super) async fn delete(
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let id = owned(&app, &client, &id).await?;
+    app.keeper.delete(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// `GET /v1/jobs/{id}/pictures/{index}`
 pub(super) async fn show_picture(
     State(app): State<App>,
@@ -354,7 +371,8 @@ fn follow(app: App, id: JobId) -> impl Stream<Item = Result<Bytes, Infallible>> 
         let mut watcher = app.service.job(&id).map(|job| job.watch());
         loop {
             let status = watcher.as_mut().map(|watcher| watcher.borrow_and_update().clone());
-            let Ok(Some(view)) = view(&app, &id).await else { return };
+            let Ok(Some(mut view)) = view(&app, &id).await else { return };
+            view.settings = None;
             let is_last = view.ended.is_some();
             let mut texts = Vec::new();
             if let Some((step, preview)) = status.and_then(|status| status.preview)

@@ -7,7 +7,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::App;
+use super::{App, files};
 use crate::JobId;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -24,7 +24,7 @@ pub(crate) async fn tell(State(app): State<App>, request: Request, next: Next) -
     let status = response.status().as_u16();
     app.service.metrics().answered(&method, status);
     let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
-    let path: String = path.chars().take(200).flat_map(char::escape_debug).collect();
+    let path: String = files::without_name(&path).chars().take(200).flat_map(char::escape_debug).collect();
     tracing::info!(id, method, path, status, milliseconds, "request");
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);

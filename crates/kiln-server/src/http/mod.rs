@@ -2,13 +2,23 @@
 
 pub mod auth;
 mod body;
+mod drawing;
 mod encode;
-mod error;
+pub(crate) mod error;
+mod fields;
+mod files;
+mod form;
 mod health;
+mod hf;
 mod jobs;
 mod listen;
 mod log;
+mod oip;
+mod openai;
+mod options;
+mod page;
 mod sdapi;
+mod settings;
 mod wait;
 
 use std::ops::Deref;
@@ -22,10 +32,13 @@ use tower_http::decompression::RequestDecompressionLayer;
 
 use kiln_runtime::Pool;
 
-use crate::Service;
+use crate::inference::Inference;
 use crate::keeper::Keeper;
+use crate::{Service, grpc};
 pub use auth::{Keys, Rates};
 pub(crate) use encode::png;
+pub use files::Files;
+pub(crate) use jobs::{internal, new_seed};
 pub use listen::{Listening, listen};
 
 /// What handlers share. Cheap to clone.
@@ -40,6 +53,10 @@ pub struct Shared {
     pub keeper: Arc<Keeper>,
     /// Who may come in.
     pub keys: Keys,
+    /// Pictures behind links.
+    pub files: Files,
+    /// `http`, or `https` where connections are encrypted.
+    pub scheme: &'static str,
     /// How often each key's requests came lately.
     pub rates: Rates,
     /// Holds the weights that are loaded.
@@ -79,18 +96,27 @@ pub fn router(app: App) -> Router {
         .allow_origin(AllowOrigin::list(app.origins.clone()))
         .allow_methods(tower_http::cors::Any)
         .allow_headers(tower_http::cors::Any);
+    let inference = Inference::new(app.clone());
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
         .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
-        .route("/v1/jobs/{id}", routing::get(jobs::show))
+        .route("/v1/jobs/{id}", routing::get(jobs::show).delete(jobs::delete))
         .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
         .route("/v1/jobs/{id}/events", routing::get(jobs::events))
         .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
+        .route("/v1/files/{name}", routing::get(files::show))
+        .merge(openai::routes())
+        .merge(hf::routes())
         .merge(sdapi::routes())
+        .route("/v1/jobs/{id}/init_image", routing::get(settings::init_image))
+        .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
+        .route("/v1/options", routing::get(options::show))
+        .merge(page::routes())
+        .merge(oip::routes(inference.clone()))
+        .merge(grpc::routes(inference))
         .with_state(app.clone())
-        // Bodies are read, within their own bound, before handlers take them.
         .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(app.clone(), body::admit))
         .layer(RequestDecompressionLayer::new())

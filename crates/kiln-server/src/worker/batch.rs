@@ -130,8 +130,9 @@ impl<'a> Batch<'a> {
         let output = output.and_then(|output| Ok((texts(session, &job, names)?, output)));
         match output {
             Ok((infotexts, Output { images, latents, timings, .. })) => {
-                if colours.is_none() {
-                    *colours = LatentColours::fit(&latents, &images[0]);
+                match colours {
+                    Some(colours) => colours.learn(&latents, &images[0]),
+                    None => *colours = LatentColours::fit(&latents, &images[0]),
                 }
                 self.shared.metrics.took(&self.model, timings);
                 self.shared.metrics.ended(&self.model, End::Done);

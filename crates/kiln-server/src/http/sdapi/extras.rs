@@ -15,7 +15,7 @@ use super::fields::{Fields, invalid, shown};
 use super::paint::{Fit, fitted};
 use crate::http::encode::png;
 use crate::http::error::ApiError;
-use crate::http::jobs::{bytes, internal, picture};
+use crate::http::jobs::{internal, of_base64, picture};
 
 /// Most pictures of `extra-batch-images`.
 const MAX_PICTURES: usize = 64;
@@ -92,7 +92,7 @@ pub(super) async fn read(body: Bytes) -> Result<Json<Value>, ApiError> {
     let read = spawn_blocking(move || {
         let fields = Fields::of(&body)?;
         let text = fields.text("image")?.ok_or_else(|| invalid("image", "is missing"))?;
-        let texts = png_texts(&bytes("image", text)?).map_err(|e| invalid("image", e.to_string()))?;
+        let texts = png_texts(&of_base64("image", text)?).map_err(|e| invalid("image", e.to_string()))?;
         let items: Map<String, Value> = texts.into_iter().map(|(key, text)| (key, text.into())).collect();
         let info = items.get("parameters").and_then(Value::as_str).unwrap_or_default().to_owned();
         Ok(json!({ "info": info, "items": items, "parameters": parameters(&info) }))

@@ -1,0 +1,147 @@
+//! gRPC: `inference.GRPCInferenceService` of the Open Inference Protocol, on the port of HTTP.
+
+mod fields;
+mod frame;
+mod infer;
+pub(crate) mod messages;
+mod status;
+
+use std::future::{Future, ready};
+
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router, routing};
+use futures_util::{StreamExt, stream};
+use prost::Message;
+
+use crate::ClientId;
+use crate::http::App;
+use crate::http::error::ApiError;
+use crate::inference::{EXTENSIONS, INPUTS, Inference, OUTPUTS, SERVER, VERSION};
+use frame::Messages;
+use messages::{
+    Empty, ModelInferRequest, ModelMetadataResponse, ModelReadyResponse, ModelRequest, ServerLiveResponse,
+    ServerMetadataResponse, ServerReadyResponse, TensorMetadata,
+};
+pub(crate) use status::{Code, Status};
+
+/// The service's path.
+const SERVICE: &str = "/inference.GRPCInferenceService";
+
+/// Requests of one stream that are drawn at once.
+const AT_ONCE: usize = 8;
+
+/// The service's methods.
+pub(crate) fn routes(inference: Inference) -> Router<App> {
+    Router::new().route(&format!("{SERVICE}/{{method}}"), routing::post(call)).with_state(inference)
+}
+
+/// Whether a path's bodies are streams, which end when their clients like.
+pub(crate) fn is_stream(path: &str) -> bool {
+    path.strip_prefix(SERVICE) == Some("/ModelStreamInfer")
+}
+
+/// Whether a path tells the state of the server, for which no key is needed.
+pub(crate) fn is_health(path: &str) -> bool {
+    matches!(path.strip_prefix(SERVICE), Some("/ServerLive" | "/ServerReady"))
+}
+
+async fn call(
+    State(inference): State<Inference>,
+    Extension(client): Extension<ClientId>,
+    Path(method): Path<String>,
+    request: Request,
+) -> Response {
+    let limit = inference.app.max_body;
+    match method.as_str() {
+        "ServerLive" => unary(request, limit, |_: Empty| ready(Ok(ServerLiveResponse { live: true }))).await,
+        "ServerReady" => unary(request, limit, |_: Empty| ready(Ok(server_ready(&inference)))).await,
+        "ServerMetadata" => unary(request, limit, |_: Empty| ready(Ok(server_metadata()))).await,
+        "ModelReady" => unary(request, limit, |asked| ready(Ok(model_ready(&inference, &asked)))).await,
+        "ModelMetadata" => unary(request, limit, |asked| ready(model_metadata(&inference, &asked))).await,
+        "ModelInfer" => infer(inference, client, request).await,
+        "ModelStreamInfer" => infer_stream(inference, client, request).await,
+        _ => Status::new(Code::Unimplemented, "the service has no such method here").into_response(),
+    }
+}
+
+fn server_ready(inference: &Inference) -> ServerReadyResponse {
+    ServerReadyResponse { ready: inference.check_ready().is_ok() }
+}
+
+fn server_metadata() -> ServerMetadataResponse {
+    ServerMetadataResponse {
+        name: SERVER.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        extensions: EXTENSIONS.map(String::from).into(),
+    }
+}
+
+fn model_ready(inference: &Inference, asked: &ModelRequest) -> ModelReadyResponse {
+    ModelReadyResponse { ready: inference.model(&asked.name, &asked.version).is_ok() }
+}
+
+fn model_metadata(inference: &Inference, asked: &ModelRequest) -> Result<ModelMetadataResponse, ApiError> {
+    let card = inference.model(&asked.name, &asked.version)?;
+    let tensor = |name: &str, datatype: &str, shape: &[i64]| TensorMetadata {
+        name: name.into(),
+        datatype: datatype.into(),
+        shape: shape.into(),
+    };
+    Ok(ModelMetadataResponse {
+        name: card.name,
+        versions: vec![VERSION.into()],
+        platform: SERVER.into(),
+        inputs: INPUTS.iter().map(|input| tensor(input.name, input.datatype().name(), input.shape)).collect(),
+        outputs: OUTPUTS.iter().map(|given| tensor(given.name, given.datatype, given.shape)).collect(),
+    })
+}
+
+async fn infer(inference: Inference, client: ClientId, request: Request) -> Response {
+    let limit = inference.app.max_body;
+    let time =
+        request.headers().get("grpc-timeout").map(|time| infer::timeout(time.to_str().unwrap_or_default()));
+    match time.transpose() {
+        Ok(time) => unary(request, limit, |asked| infer::infer(&inference, client, asked, time)).await,
+        Err(status) => status.into_response(),
+    }
+}
+
+async fn infer_stream(inference: Inference, client: ClientId, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let messages = match Messages::new(&parts.headers, body, inference.app.max_body) {
+        Ok(messages) => messages,
+        Err(status) => return status.into_response(),
+    };
+    let requests = stream::unfold(Some(messages), async |messages| {
+        let mut messages = messages?;
+        let next = messages.next::<ModelInferRequest>().await.transpose()?;
+        let is_last = next.is_err();
+        Some((next, (!is_last).then_some(messages)))
+    });
+    let answers = requests.map(move |request| {
+        let (inference, client) = (inference.clone(), client.clone());
+        async move { Ok(infer::answer(&inference, client, request?).await) }
+    });
+    frame::answer(answers.buffered(AT_ONCE))
+}
+
+async fn unary<Q, A, F>(request: Request, limit: usize, answer: impl FnOnce(Q) -> F) -> Response
+where
+    Q: Message + Default,
+    A: Message + 'static,
+    F: Future<Output = Result<A, ApiError>>,
+{
+    let (parts, body) = request.into_parts();
+    let message = match Messages::new(&parts.headers, body, limit) {
+        Ok(messages) => messages.only().await,
+        Err(status) => Err(status),
+    };
+    match message {
+        Ok(message) => match answer(message).await {
+            Ok(answer) => frame::answer(stream::iter([Ok(answer)])),
+            Err(error) => Status::from(&error).into_response(),
+        },
+        Err(status) => status.into_response(),
+    }
+}

@@ -1,0 +1,56 @@
+//! How to draw, as the image APIs say it beside their own fields.
+
+use kiln_runtime::{Init, Picture, Request, Size};
+
+use super::App;
+use super::error::ApiError;
+use super::fields::Fields;
+use super::jobs::new_seed;
+use crate::{LoraChoice, Spec};
+
+/// Takes the fields that say how to draw; `steps` is the name of the one for the number of steps.
+pub(crate) fn settings(fields: &mut Fields, steps: &str) -> Result<(Request, Vec<LoraChoice>), ApiError> {
+    let count = |value: Option<u64>| value.map(|value| usize::try_from(value).unwrap_or(usize::MAX));
+    let narrow = |value: Option<f64>| value.map(|value| value as f32);
+    let mut request = Request::new("")
+        .steps(count(fields.whole(steps, 1..=u64::from(u32::MAX))?))
+        .guidance_scale(narrow(fields.number("guidance_scale")?))
+        .guidance_rescale(narrow(fields.number("guidance_rescale")?).unwrap_or_default())
+        .eta(narrow(fields.number("eta")?).unwrap_or_default())
+        .clip_skip(count(fields.whole("clip_skip", 0..=64)?).unwrap_or_default());
+    request.scheduler = fields.text("scheduler")?;
+    request.negative_prompts.extend(fields.text("negative_prompt")?.filter(|text| !text.is_empty()));
+    request.seeds = vec![fields.whole("seed", 0..=u64::MAX)?.unwrap_or_else(new_seed)];
+    let loras = fields.factors("loras")?.into_iter().map(|(name, weight)| LoraChoice { name, weight });
+    Ok((request, loras.collect()))
+}
+
+/// The request for `n` pictures of a prompt, whose seeds follow the first one's.
+pub(crate) fn pictures(request: Request, prompt: String, n: usize) -> Request {
+    let first = request.seeds[0];
+    let seeds: Vec<u64> = (0..n as u64).map(|i| first.wrapping_add(i)).collect();
+    request.prompts(vec![prompt; n]).seeds(seeds)
+}
+
+/// The job's description, for the first model where the client names none.
+pub(crate) fn spec(
+    app: &App,
+    model: Option<String>,
+    loras: Vec<LoraChoice>,
+    request: Request,
+) -> Result<Spec, ApiError> {
+    let model = model.filter(|name| !name.is_empty()).map_or_else(|| app.first_model(), Ok)?;
+    Ok(Spec { model, loras, request })
+}
+
+/// A picture to start from that takes no more memory than the request's size needs, as it is resized to that anyway.
+pub(crate) fn no_larger(init: Init, size: Size) -> Init {
+    let shrink = |picture: Picture| match picture {
+        Picture::Rgb(image) if size.area() < image.size().area() => image.resized(size).into(),
+        picture => picture,
+    };
+    let mut init = init;
+    init.mask = init.mask.map(shrink);
+    init.image = shrink(init.image);
+    init
+}

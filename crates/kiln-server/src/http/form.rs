@@ -1,0 +1,91 @@
+//! Bodies that are JSON or a form, told by what they hold.
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::{StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::{Fields, unknown};
+use super::jobs::of_base64;
+
+/// Most parts of a form.
+const MAX_PARTS: usize = 64;
+
+/// A body: its fields, and its pictures in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Form {
+    pub(crate) fields: Fields,
+    files: Vec<(String, Bytes)>,
+}
+
+impl Form {
+    /// Reads a JSON object or a form; the parts of these names, with or without `[]`, are files.
+    pub(crate) async fn read(request: Request, files: &[&str]) -> Result<Form, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = body.collect().await.map_err(|_| refuse("body: broke off"))?.to_bytes();
+        let is_json = bytes.trim_ascii_start().first() == Some(&b'{');
+        let is_form = parts.headers.get(header::CONTENT_TYPE).is_some_and(|kind| {
+            kind.to_str().is_ok_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/form-data"))
+        });
+        match is_form && !is_json {
+            false => Ok(Form { fields: Fields::of_json(&bytes)?, files: Vec::new() }),
+            true => {
+                let request = Request::from_parts(parts, Body::from(bytes));
+                let parts = Multipart::from_request(request, &()).await.map_err(|e| refuse(e.body_text()))?;
+                Form::of_parts(parts, files).await
+            }
+        }
+    }
+
+    async fn of_parts(mut parts: Multipart, names: &[&str]) -> Result<Form, ApiError> {
+        let (mut values, mut files, mut n_parts) = (Map::new(), Vec::new(), 0);
+        let broken = |e: axum::extract::multipart::MultipartError| refuse(e.body_text());
+        while let Some(part) = parts.next_field().await.map_err(broken)? {
+            n_parts += 1;
+            if n_parts > MAX_PARTS {
+                return Err(refuse(format!("form: more than {MAX_PARTS} parts")));
+            }
+            let name = part.name().unwrap_or_default().to_owned();
+            let plain = name.strip_suffix("[]").unwrap_or(&name);
+            let bytes = part.bytes().await.map_err(broken)?;
+            match names.contains(&plain) {
+                true => files.push((plain.to_owned(), bytes)),
+                false => {
+                    let text = String::from_utf8(bytes.into());
+                    let text = text.map_err(|_| ApiError::invalid(&name, format!("{name}: is not UTF-8")))?;
+                    values.insert(name, Value::String(text));
+                }
+            }
+        }
+        Ok(Form { fields: Fields::of_form(values), files })
+    }
+
+    /// The files of a name: parts of the form, or base64 in JSON.
+    pub(crate) fn files(&mut self, name: &str) -> Result<Vec<Bytes>, ApiError> {
+        let mut found: Vec<Bytes> =
+            self.files.extract_if(.., |(own, _)| own == name).map(|(_, file)| file).collect();
+        let given = match self.fields.value(name) {
+            None => Vec::new(),
+            Some(Value::Array(list)) => list,
+            Some(one) => vec![one],
+        };
+        for value in given {
+            found.push(of_base64(name, value.as_str().unwrap_or_default())?.into());
+        }
+        Ok(found)
+    }
+
+    /// Refuses what nobody has taken.
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
+        match self.files.first() {
+            Some((name, _)) => Err(unknown(name)),
+            None => self.fields.finish(),
+        }
+    }
+}
+
+fn refuse(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "invalid_form", message)
+}

@@ -1,0 +1,106 @@
+//! OpenAI's images API and its list of models, as their clients speak it.
+
+mod answer;
+mod asked;
+mod models;
+mod stream;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::{Extension, Router, routing};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+
+use super::App;
+use super::error::ApiError;
+use super::files::origin;
+use super::form::Form;
+use super::jobs::internal;
+use super::wait::patiently;
+use crate::service::Ticket;
+use crate::{ClientId, Spec};
+use asked::{Kind, ask};
+
+/// Requests whose pictures are decoded at the same time.
+static READERS: Semaphore = Semaphore::const_new(4);
+
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/models", routing::get(models::list))
+        .route("/v1/models/{id}", routing::get(models::show))
+        .route("/v1/images/generations", routing::post(generate))
+        .route("/v1/images/edits", routing::post(edit))
+        .route("/v1/images/variations", routing::post(vary))
+}
+
+type Answered = Result<Response, ApiError>;
+
+async fn generate(app: State<App>, client: Extension<ClientId>, request: Request) -> Answered {
+    serve(Kind::Generation, app, client, request).await
+}
+
+async fn edit(app: State<App>, client: Extension<ClientId>, request: Request) -> Answered {
+    serve(Kind::Edit, app, client, request).await
+}
+
+async fn vary(app: State<App>, client: Extension<ClientId>, request: Request) -> Answered {
+    serve(Kind::Variation, app, client, request).await
+}
+
+async fn serve(
+    kind: Kind,
+    State(app): State<App>,
+    Extension(client): Extension<ClientId>,
+    request: Request,
+) -> Answered {
+    let origin = origin(&app, request.headers(), request.uri());
+    let form = Form::read(request, &["image", "mask"]).await?;
+    let (spec, answer) = {
+        let _place = READERS.acquire().await.map_err(|_| internal())?;
+        let app = app.clone();
+        spawn_blocking(move || ask(kind, form, origin, &app)).await.map_err(|_| internal())??
+    };
+    let ticket = submit(&app, spec, client).await?;
+    match answer.is_stream {
+        true => Ok(stream::follow(ticket, answer)),
+        false => Ok(patiently(async move { answer.whole(&app, &ticket).await }).await),
+    }
+}
+
+/// Takes the job. A client who leaves meanwhile drops the ticket.
+async fn submit(app: &App, spec: Spec, client: ClientId) -> Result<Ticket, ApiError> {
+    let service = app.service.clone();
+    let taken = spawn_blocking(move || {
+        let job = service.submit(spec, client)?;
+        Ok(Ticket::new(&service, job))
+    });
+    let taken = taken.await.map_err(|_| internal())?;
+    taken.map_err(|refusal: crate::Refusal| named(refusal.into()))
+}
+
+/// Words that begin messages about a request, and the parameters that they are about.
+const PARAMETERS: [(&str, &str); 15] = [
+    ("batch size", "n"),
+    ("clip skip", "clip_skip"),
+    ("eta", "eta"),
+    ("guidance rescale", "guidance_rescale"),
+    ("guidance scale", "guidance_scale"),
+    ("height", "size"),
+    ("lora", "loras"),
+    ("mask", "mask"),
+    ("negative prompt", "negative_prompt"),
+    ("prompt", "prompt"),
+    ("scheduler", "scheduler"),
+    ("size", "size"),
+    ("steps", "steps"),
+    ("strength", "strength"),
+    ("width", "size"),
+];
+
+/// The error with the parameter that it is about.
+fn named(error: ApiError) -> ApiError {
+    let begin = error.message.split(':').next().unwrap_or_default();
+    let found = PARAMETERS.iter().find(|(words, _)| *words == begin);
+    let param = error.param.clone().or_else(|| found.map(|(_, param)| (*param).to_owned()));
+    ApiError { param, ..error }
+}

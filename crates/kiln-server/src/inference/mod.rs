@@ -1,0 +1,89 @@
+//! Tensors in, pictures out: what the Open Inference Protocol's two transports, HTTP and gRPC, have in common.
+//!
+//! Source: <https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol> and Triton's extensions of it.
+
+mod asked;
+mod describe;
+mod flat;
+mod picture;
+mod raw;
+mod results;
+mod statistics;
+mod tensor;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+
+use crate::http::App;
+use crate::http::error::ApiError;
+use crate::{ClientId, ModelCard, Refusal, Spec, Ticket};
+pub(crate) use asked::{Asked, Parameter, Reader};
+pub(crate) use describe::{EXTENSIONS, INPUTS, OUTPUTS, SERVER, VERSION};
+pub(crate) use results::{Elements, Output, OutputKind, Results};
+use statistics::Statistics;
+pub(crate) use statistics::{Count, Span};
+pub(crate) use tensor::{Source, shown, unknown};
+
+/// Draws for the protocol's handlers. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Inference {
+    pub(crate) app: App,
+    statistics: Arc<Statistics>,
+}
+
+impl Inference {
+    pub(crate) fn new(app: App) -> Inference {
+        Inference { app, statistics: Arc::default() }
+    }
+
+    /// A served model; `version` is empty where any will do.
+    pub(crate) fn model(&self, name: &str, version: &str) -> Result<ModelCard, ApiError> {
+        let Some(card) = self.app.service.models().card(name) else {
+            return Err(Refusal::NoModel(name.chars().take(64).collect()).into());
+        };
+        match version {
+            "" | VERSION => Ok(card),
+            _ => {
+                let message = format!("model: '{}' has no version '{}'", card.name, tensor::shown(version));
+                Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message))
+            }
+        }
+    }
+
+    /// Refuses while the server ends.
+    pub(crate) fn check_ready(&self) -> Result<(), ApiError> {
+        match self.app.service.is_closed() {
+            true => Err(Refusal::Ending.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// What was drawn with a model so far.
+    pub(crate) fn count(&self, model: &str) -> Count {
+        self.statistics.count(model)
+    }
+
+    /// Draws within a time, and stops the drawing when nobody waits for it any more.
+    pub(crate) async fn draw(
+        &self,
+        spec: Spec,
+        client: ClientId,
+        time: Option<Duration>,
+    ) -> Result<Results, ApiError> {
+        let start = Instant::now();
+        let (model, seeds) = (spec.model.clone(), spec.request.seeds.clone());
+        let ticket = Ticket::new(&self.app.service, self.app.service.submit(spec, client)?);
+        let drawn = tokio::time::timeout(time.unwrap_or(Duration::MAX), ticket.pictures()).await;
+        let drawn = match drawn {
+            Ok(drawn) => drawn.map_err(ApiError::from),
+            Err(_) => {
+                let message = "timeout: the time was over before the pictures were done";
+                Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message))
+            }
+        };
+        self.statistics.add(&model, start.elapsed(), drawn.as_deref().ok());
+        Ok(Results::new(drawn?, seeds))
+    }
+}
