@@ -5,20 +5,21 @@ use serde_json::{Value, json};
 use super::{infotext, read, sent};
 use crate::server::Server;
 
-/// The keys that webuiapi 0.9.17 always sends.
+/// What webuiapi 0.9.17 always sends.
+const WEBUIAPI: &str = r#"{
+    "enable_hr": false, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "hr_resize_x": 0,
+    "hr_resize_y": 0, "hr_checkpoint_name": null, "hr_sampler_name": null, "hr_scheduler": null, "hr_prompt": "",
+    "hr_negative_prompt": "", "denoising_strength": 0.7, "firstphase_width": 0, "firstphase_height": 0,
+    "prompt": "a red circle", "styles": [], "seed": 5, "subseed": -1, "subseed_strength": 0.0,
+    "seed_resize_from_h": 0, "seed_resize_from_w": 0, "batch_size": 1, "n_iter": 1, "steps": 3, "cfg_scale": 7.0,
+    "width": 64, "height": 64, "restore_faces": false, "tiling": false, "do_not_save_samples": false,
+    "do_not_save_grid": false, "negative_prompt": "", "eta": 1.0, "s_churn": 0, "s_tmax": 0, "s_tmin": 0,
+    "s_noise": 1, "override_settings": {}, "override_settings_restore_afterwards": true, "sampler_name": "Euler a",
+    "scheduler": "automatic", "sampler_index": "Euler a", "script_name": null, "script_args": [],
+    "send_images": true, "save_images": false, "alwayson_scripts": {} }"#;
+
 fn webuiapi() -> Value {
-    json!({
-        "enable_hr": false, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 0, "hr_resize_x": 0,
-        "hr_resize_y": 0, "hr_checkpoint_name": null, "hr_sampler_name": null, "hr_scheduler": null, "hr_prompt": "",
-        "hr_negative_prompt": "", "denoising_strength": 0.7, "firstphase_width": 0, "firstphase_height": 0,
-        "prompt": "a red circle", "styles": [], "seed": 5, "subseed": -1, "subseed_strength": 0.0,
-        "seed_resize_from_h": 0, "seed_resize_from_w": 0, "batch_size": 1, "n_iter": 1, "steps": 3, "cfg_scale": 7.0,
-        "width": 64, "height": 64, "restore_faces": false, "tiling": false, "do_not_save_samples": false,
-        "do_not_save_grid": false, "negative_prompt": "", "eta": 1.0, "s_churn": 0, "s_tmax": 0, "s_tmin": 0,
-        "s_noise": 1, "override_settings": {}, "override_settings_restore_afterwards": true, "sampler_name": "Euler a",
-        "scheduler": "automatic", "sampler_index": "Euler a", "script_name": null, "script_args": [],
-        "send_images": true, "save_images": false, "alwayson_scripts": {},
-    })
+    serde_json::from_str(WEBUIAPI).expect("JSON")
 }
 
 #[test]
