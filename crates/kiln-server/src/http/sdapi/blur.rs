@@ -19,7 +19,7 @@ impl Plane {
     }
 }
 
-/// Half of one of three boxes, beside its middle: whole pixels, and the share of the one behind them (Gwosdek et al. 2011).
+/// Half of one of three boxes: whole pixels, and the share of the one behind them (Gwosdek et al. 2011).
 fn half(sigma: f32) -> (isize, f64) {
     let variance = f64::from(sigma).powi(2) / 3.0;
     let whole = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
