@@ -1,6 +1,7 @@
-"""Drives a server with webuiapi 0.9.17, as its users do: python tests/clients/webuiapi.py HOST PORT [KEY]
+"""Drives a running `kiln serve` of the small model models/shapes with webuiapi.
 
-Needs webuiapi==0.9.17 and the small model models/shapes: kiln serve --listen 127.0.0.1:7860
+    pip install webuiapi==0.9.17
+    python tests/clients/webuiapi.py 127.0.0.1 7860 [KEY]
 """
 
 import sys

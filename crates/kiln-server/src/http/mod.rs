@@ -110,6 +110,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/files/{name}", routing::get(files::show))
         .merge(openai::routes())
         .merge(hf::routes())
+        .merge(sdapi::routes())
         .route("/v1/jobs/{id}/init_image", routing::get(settings::init_image))
         .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
         .route("/v1/options", routing::get(options::show))

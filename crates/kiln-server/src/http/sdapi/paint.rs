@@ -6,7 +6,7 @@ use kiln_runtime::{Init, Size};
 use super::blur::{Plane, fill};
 use super::fields::{Fields, invalid};
 use crate::http::error::ApiError;
-use crate::http::jobs::picture;
+use crate::http::jobs::{bytes, decode, picture};
 
 /// An initial picture with its mask and strength, and the picture alone in the size of the drawing.
 pub(super) struct Ready(pub(super) Init, pub(super) RgbImage);
@@ -81,10 +81,12 @@ pub(super) fn task(fields: &Fields, size: Size, strength: f64) -> Result<Task, A
 
 /// The mask in the initial picture's size, blurred; 1 where to paint.
 fn read_mask(fields: &Fields, text: &str, size: Size) -> Result<Plane, ApiError> {
-    let mask = picture("mask", text)?;
-    if mask.drops_alpha() {
-        return Err(invalid("mask", "has an alpha channel; black and white are read"));
-    }
+    let file = bytes("mask", text)?;
+    let alpha = RgbImage::alpha_from_bytes(&file).map_err(|e| invalid("mask", e.to_string()))?;
+    let mask = match alpha.filter(|alpha| alpha.data().iter().any(|x| *x < 255)) {
+        Some(alpha) => opaque(&alpha),
+        None => decode("mask", &file)?,
+    };
     let mut mask = plane(&mask.resized(size));
     if fields.flag("inpainting_mask_invert")? == Some(true) {
         mask.data.iter_mut().for_each(|x| *x = 1.0 - *x);
@@ -97,6 +99,11 @@ fn read_mask(fields: &Fields, text: &str, size: Size) -> Result<Plane, ApiError>
         true => Ok(mask),
         false => Err(invalid("mask", "is dark all over: nothing would be painted")),
     }
+}
+
+/// White where a file is more opaque than not, which is how web UIs read masks with transparency.
+fn opaque(alpha: &RgbImage) -> RgbImage {
+    rgb(alpha.size(), alpha.data().iter().map(|x| if *x > 128 { 255 } else { 0 }).collect())
 }
 
 fn masked(
