@@ -12,7 +12,7 @@ use std::time::Duration;
 pub use spoilt::Spoilt;
 
 use kiln_bundle::{Bundle, BundleError};
-use kiln_compile::{Architecture, BuildOptions, Checkpoint, EngineCache, TraceOptions, synthesize};
+use kiln_compile::{Architecture, synthesize};
 use kiln_engine::{Backend, Engine, EngineError, LoadOptions, Port, Tensor, TensorView};
 use kiln_graph::ElementType;
 use kiln_runtime::Pipeline;
@@ -132,14 +132,6 @@ pub fn checkpoint() -> PathBuf {
     synthesize(Architecture::Tiny, ElementType::F16, 1, &path, &mut |_, _| {}).expect("a checkpoint")
 }
 
-/// The small checkpoint's bundle.
-pub fn bundle() -> Bundle {
-    let checkpoint = Checkpoint::open(&checkpoint()).expect("a checkpoint");
-    let options = BuildOptions::cpu(TraceOptions::default());
-    let compiled = EngineCache::new(folder().join("engines")).compile(&checkpoint, &options, &mut |_| {});
-    compiled.expect("a bundle").bundle
-}
-
 /// A bundle with this manifest, whose digest is put behind it, beside files that it may list.
 pub fn bundle_of(manifest: &str) -> Result<Bundle, BundleError> {
     static WRITTEN: Once = Once::new();
@@ -159,6 +151,12 @@ pub fn bundle_of(manifest: &str) -> Result<Bundle, BundleError> {
 /// A pipeline that reads requests, and whose engines make nothing.
 pub fn pipeline(bundle: Bundle) -> Result<Pipeline, kiln_runtime::Error> {
     Pipeline::builder(bundle).backend(Arc::new(Nothing)).build()
+}
+
+/// A pipeline with a small vocabulary.
+pub fn small_pipeline() -> Pipeline {
+    let bundle = bundle_of(include_str!("corpus/manifest/dynamic")).expect("a bundle");
+    pipeline(bundle).expect("a pipeline")
 }
 
 /// A backend and each of its engines.

@@ -282,7 +282,7 @@ impl Manifest {
         if let Some(found) = format.filter(|format| *format != FORMAT) {
             return Err(BundleError::Format { path: path.into(), found, expected: FORMAT });
         }
-        let manifest: Manifest = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+        let manifest: Manifest = read::yaml(&text).map_err(refuse)?;
         manifest.check().map_err(refuse)?;
         let (yaml, digest) = text.trim_end_matches('\n').rsplit_once(DIGEST).unwrap_or((&text, ""));
         match digest == blake3::hash(yaml.as_bytes()).to_hex().as_str() {

@@ -94,6 +94,30 @@ pub fn json<T: DeserializeOwned>(path: &Path, most: u64, what: &str) -> Result<T
     })
 }
 
+/// Most directives of a YAML text, each of which the reader compares with all before.
+const MAX_DIRECTIVES: usize = 16;
+
+/// Most bytes of a YAML text, times the brackets in it: at each byte, the reader looks at all brackets that are open.
+const MAX_NESTED: usize = 1 << 28;
+
+/// What YAML text says.
+///
+/// # Errors
+///
+/// The reason, also where the text would take long to be read.
+pub fn yaml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let lines = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']);
+    let n_directives = lines.filter(|line| line.starts_with('%')).count();
+    if n_directives > MAX_DIRECTIVES {
+        return Err(format!("has {n_directives} directives, more than {MAX_DIRECTIVES}"));
+    }
+    let n_brackets = text.bytes().filter(|byte| b"[{".contains(byte)).count();
+    if n_brackets.saturating_mul(text.len()) > MAX_NESTED {
+        return Err(format!("has {n_brackets} brackets in {} bytes, too many to be read", text.len()));
+    }
+    serde_yaml::from_str(text).map_err(|e| e.to_string())
+}
+
 /// How files begin that lie in place of others, or are of other formats.
 const STAND_INS: [(&[u8], &str); 16] = [
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself, which `git lfs pull` fetches"),
@@ -180,6 +204,18 @@ mod tests {
         assert_eq!(text(file("\u{feff}{}".as_bytes()).path(), 9, "note").expect("text"), "{}");
         refuses(text(file(b"\xff\xfe{\0}\0").path(), 9, "note"), "UTF-16");
         refuses(text(file(b"\xc3(").path(), 9, "note"), "is not UTF-8 text");
+    }
+
+    #[test]
+    fn yaml_that_would_take_long_is_refused() {
+        let read = |text: &str| yaml::<serde_json::Value>(text).expect_err("refused");
+        assert!(read(&"[".repeat(1 << 20)).starts_with("has 1048576 brackets in 1048576 bytes, "));
+        assert!(read(&format!("{}{}", "{".repeat(1 << 10), "a,".repeat(1 << 20))).contains(" brackets in "));
+        let tags: String = (0..1 << 17).map(|i| format!("%TAG !{i}! x\u{85}")).collect();
+        assert_eq!(read(&tags), "has 131072 directives, more than 16");
+        let rows = "- [1, 2]\n".repeat(1 << 10);
+        let found: Vec<[u8; 2]> = yaml(&format!("%YAML 1.2\n---\n{rows}")).expect("lists");
+        assert_eq!(found, [[1, 2]; 1 << 10]);
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl ModelsFile {
         let refuse = |reason: String| ConfigError { path: path.into(), reason };
         let text = read::text(path, MAX_BYTES, "models file");
         let text = text.map_err(|e| e.map(|e| refuse(e.to_string()), refuse))?;
-        let mut file: ModelsFile = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+        let mut file: ModelsFile = read::yaml(&text).map_err(refuse)?;
         file.check().map_err(refuse)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for model in &mut file.models {

@@ -3,17 +3,12 @@
 
 use std::cell::RefCell;
 
-use kiln_fuzz::within_a_second;
+use kiln_fuzz::{small_pipeline, within_a_second};
 use kiln_runtime::{Pipeline, Request};
 use libfuzzer_sys::fuzz_target;
 
-fn pipeline() -> Pipeline {
-    let bundle = kiln_fuzz::bundle_of(include_str!("../corpus/manifest/dynamic")).expect("a bundle");
-    kiln_fuzz::pipeline(bundle).expect("a pipeline")
-}
-
 thread_local! {
-    static PIPELINE: RefCell<Pipeline> = pipeline().into();
+    static PIPELINE: RefCell<Pipeline> = small_pipeline().into();
 }
 
 fuzz_target!(|bytes: &[u8]| within_a_second(|| PIPELINE.with_borrow_mut(|known| {
@@ -21,5 +16,5 @@ fuzz_target!(|bytes: &[u8]| within_a_second(|| PIPELINE.with_borrow_mut(|known| 
     let Ok(word) = known.add_embedding(path, None) else { return };
     let request = Request::new(format!("a {word} in {word}_1")).steps(1);
     assert!(known.generate(&request).is_err());
-    *known = pipeline();
+    *known = small_pipeline();
 })));

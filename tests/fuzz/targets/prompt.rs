@@ -8,7 +8,7 @@ use kiln_runtime::{Pipeline, PromptSyntax, Request};
 use libfuzzer_sys::fuzz_target;
 
 thread_local! {
-    static PIPELINE: RefCell<Pipeline> = kiln_fuzz::pipeline(kiln_fuzz::bundle()).expect("a pipeline").into();
+    static PIPELINE: RefCell<Pipeline> = kiln_fuzz::small_pipeline().into();
 }
 
 fuzz_target!(|prompts: &str| within_a_second(|| PIPELINE.with_borrow_mut(|pipeline| {

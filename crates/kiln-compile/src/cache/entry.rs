@@ -147,7 +147,8 @@ pub(super) fn read_record(root: &Path, key: Option<&SealKey>) -> Result<Record, 
     if let Some(key) = key {
         key.check(&path, &text, &root.join(SEAL))?;
     }
-    let record: Record = serde_yaml::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+    let text = std::str::from_utf8(&text).map_err(|e| refuse(e.to_string()))?;
+    let record: Record = read::yaml(text).map_err(refuse)?;
     match record.format {
         FORMAT => Ok(record),
         other => Err(refuse(format!("format {other} is not supported; this kiln reads format {FORMAT}"))),

@@ -80,7 +80,7 @@ impl Specification {
         let refuse = |reason: String| CompileError::Specification { path: path.into(), reason };
         let text = read::text(path, MAX_BYTES, "specification");
         let text = text.map_err(|e| e.map(|e| CompileError::io(path, e), refuse))?;
-        let mut spec: Specification = serde_yaml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+        let mut spec: Specification = read::yaml(&text).map_err(refuse)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         spec.checkpoint = folder.join(&spec.checkpoint);
         spec.components = spec.components.below(folder);

@@ -117,7 +117,6 @@ pub fn router(app: App) -> Router {
         .merge(page::routes())
         .merge(oip::routes(inference.clone()))
         .merge(grpc::routes(inference))
-        .merge(sdapi::routes())
         .with_state(app.clone())
         // Bodies are read, within their own bound, before handlers take them.
         .layer(DefaultBodyLimit::disable())
