@@ -182,11 +182,8 @@ pub(crate) fn head(stream: &mut impl BufRead) -> Answer {
     let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.unwrap_or_else(|| panic!("no answer but '{first}'"));
     let mut headers = Vec::new();
-    loop {
-        match line().split_once(": ") {
-            Some((name, value)) => headers.push((name.to_lowercase(), value.to_owned())),
-            None => break,
-        }
+    while let Some((name, value)) = line().split_once(": ") {
+        headers.push((name.to_lowercase(), value.to_owned()));
     }
     Answer { status, headers, body: Vec::new() }
 }

@@ -89,11 +89,9 @@ mod tests {
 
     use super::*;
 
-    fn after(seconds: u64, answer: Result<Value, ApiError>) -> impl Future<Output = Result<Value, ApiError>> {
-        async move {
-            sleep(Duration::from_secs(seconds)).await;
-            answer
-        }
+    async fn after(seconds: u64, answer: Result<Value, ApiError>) -> Result<Value, ApiError> {
+        sleep(Duration::from_secs(seconds)).await;
+        answer
     }
 
     #[tokio::test(start_paused = true)]
