@@ -13,8 +13,13 @@ use serde_json::Value;
 fn graphs(class: &str, json: &Value) -> Result<Vec<Graph>, TraceError> {
     let catalog = WeightCatalog::inventing(ElementType::F16);
     let (w, sizes) = (catalog.root(), Sizes::Dynamic);
-    let ports =
-        UnetPorts { sizes, tokens: None, pooled: Some(24), controlled: class == "UNet2DConditionModel" };
+    let ports = UnetPorts {
+        sizes,
+        tokens: None,
+        pooled: Some(24),
+        controlled: class == "UNet2DConditionModel",
+        timestep_rows: true,
+    };
     Ok(match class {
         "UNet2DConditionModel" => {
             let config = UNet2DConditionConfig::from_json("c.json", json)?;
