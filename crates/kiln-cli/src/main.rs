@@ -1,5 +1,6 @@
 //! The `kiln` command: arguments to validated requests, progress, pictures and JSON.
 #![allow(
+    rustdoc::bare_urls,
     rustdoc::broken_intra_doc_links,
     reason = "doc comments of arguments are help texts, in which brackets are brackets"
 )]
