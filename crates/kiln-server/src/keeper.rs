@@ -49,7 +49,7 @@ impl Keeper {
         client: ClientId,
         idempotency_key: Option<String>,
     ) -> Result<JobId, KeeperError> {
-        self.service.check(&mut spec).map_err(KeeperError::Refused)?;
+        let cost = self.service.check(&mut spec).map_err(KeeperError::Refused)?;
         let record = Record {
             id: JobId::random(),
             client: client.clone(),
@@ -66,7 +66,7 @@ impl Keeper {
         if let Some(known) = known {
             return Ok(known);
         }
-        match self.service.submit_as(id.clone(), spec, client) {
+        match self.service.submit_checked(Job::new(id.clone(), spec, client, cost)) {
             Ok(job) => {
                 self.keep(job);
                 Ok(id)

@@ -74,21 +74,22 @@ impl Service {
     }
 
     /// Takes a job.
-    pub fn submit(&self, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
-        self.submit_as(JobId::random(), spec, client)
+    pub fn submit(&self, mut spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+        let cost = self.check(&mut spec)?;
+        self.submit_checked(Job::new(JobId::random(), spec, client, cost))
     }
 
     /// Fills in what the model's configuration says, and refuses what will not be taken; what it costs.
-    pub fn check(&self, spec: &mut Spec) -> Result<f64, Refusal> {
+    pub(crate) fn check(&self, spec: &mut Spec) -> Result<f64, Refusal> {
         let Some(model) = self.0.models.get(&spec.model) else {
             return Err(self.counted(Refusal::NoModel(spec.model.chars().take(64).collect())));
         };
         model.accept(spec).map_err(|fault| self.counted(Refusal::Invalid(fault)))
     }
 
-    /// Takes a job under a name that it got before.
-    pub fn submit_as(&self, id: JobId, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
-        let job = self.enter(id, spec, client)?;
+    /// Takes a job that was checked.
+    pub(crate) fn submit_checked(&self, job: Job) -> Result<Arc<Job>, Refusal> {
+        let job = self.enter(job);
         let refusal = match self.0.queue.is_closed() {
             true => Refusal::Ending,
             false if self.0.queue.push(job.clone(), self.0.share) => return Ok(job),
@@ -109,17 +110,17 @@ impl Service {
     }
 
     /// Takes a job that was taken before the last end, whatever waits.
-    pub(crate) fn restore(&self, id: JobId, spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
-        let job = self.enter(id, spec, client)?;
+    pub(crate) fn restore(&self, id: JobId, mut spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+        let cost = self.check(&mut spec)?;
+        let job = self.enter(Job::new(id, spec, client, cost));
         self.0.queue.restore([job.clone()]);
         Ok(job)
     }
 
-    fn enter(&self, id: JobId, mut spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
-        let cost = self.check(&mut spec)?;
-        let job = Arc::new(Job::new(id, spec, client, cost));
+    fn enter(&self, job: Job) -> Arc<Job> {
+        let job = Arc::new(job);
         self.jobs().insert(job.id.clone(), job.clone());
-        Ok(job)
+        job
     }
 
     /// Whether no more jobs are taken.
