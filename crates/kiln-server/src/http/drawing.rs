@@ -5,7 +5,6 @@ use kiln_runtime::{Init, Picture, Request, Size};
 use super::App;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::jobs::new_seed;
 use crate::{LoraChoice, Spec};
 
 /// Takes the fields that say how to draw; `steps` is the name of the one for the number of steps.
@@ -53,4 +52,11 @@ pub(crate) fn no_larger(init: Init, size: Size) -> Init {
     init.mask = init.mask.map(shrink);
     init.image = shrink(init.image);
     init
+}
+
+/// A seed that nobody has chosen.
+pub(crate) fn new_seed() -> u64 {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+    u32::from_le_bytes(bytes).into()
 }

@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{Fault, FaultKind, Refusal, grpc};
@@ -38,6 +39,23 @@ impl ApiError {
     pub(crate) fn not_found(what: &str) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}"))
     }
+}
+
+/// What is none of the client's faults; the log has more.
+pub(crate) fn internal() -> ApiError {
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "something went wrong; the server's log says what",
+    )
+}
+
+/// A JSON body.
+pub(crate) fn read<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|e| {
+        let message: String = e.to_string().chars().take(200).collect();
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("body: {message}"))
+    })
 }
 
 impl From<Refusal> for ApiError {

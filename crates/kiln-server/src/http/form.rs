@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::{Fields, unknown};
-use super::jobs::bytes;
+use super::upload::bytes;
 
 /// Most parts of a form.
 const MAX_PARTS: usize = 64;

@@ -18,9 +18,11 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::App;
+use super::drawing::{new_seed, pictures};
 use super::encode::png;
-use super::error::ApiError;
+use super::error::{ApiError, internal, read};
 use super::settings::Settings;
+use super::upload::picture;
 use super::wait::event;
 use crate::keeper::KeeperError;
 use crate::store::{Ending, Record, StoreError};
@@ -79,8 +81,7 @@ impl Drawing {
         let n = self.n.min(kiln_runtime::limits::MAX_BATCH + 1);
         let first = self.seed.unwrap_or_else(new_seed);
         let mut request = Request::new("")
-            .prompts(vec![self.prompt; n])
-            .seeds((0..n as u64).map(|i| first.wrapping_add(i)).collect::<Vec<_>>())
+            .seeds(vec![first])
             .steps(self.steps)
             .guidance_scale(self.guidance_scale)
             .guidance_rescale(self.guidance_rescale)
@@ -100,33 +101,8 @@ impl Drawing {
             (None, None) => None,
         };
         let loras = self.loras.into_iter().map(|(name, weight)| LoraChoice { name, weight });
-        Ok(Spec { model, loras: loras.collect(), request })
+        Ok(Spec { model, loras: loras.collect(), request: pictures(request, self.prompt, n) })
     }
-}
-
-/// A seed that nobody has chosen.
-pub(crate) fn new_seed() -> u64 {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).expect("the operating system has random numbers");
-    u32::from_le_bytes(bytes).into()
-}
-
-/// A picture in base64, with or without `data:` before it.
-pub(crate) fn picture(param: &str, text: &str) -> Result<RgbImage, ApiError> {
-    decode(param, &bytes(param, text)?)
-}
-
-/// The bytes of a file in base64, with or without `data:` before it.
-pub(crate) fn bytes(param: &str, text: &str) -> Result<Vec<u8>, ApiError> {
-    let text =
-        text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")).map_or(text, |(_, rest)| rest);
-    let bytes = BASE64_STANDARD.decode(text.trim());
-    bytes.map_err(|_| ApiError::invalid(param, format!("{param}: is not base64")))
-}
-
-/// A picture of any of the formats that are read, told by its bytes.
-pub(crate) fn decode(param: &str, bytes: &[u8]) -> Result<RgbImage, ApiError> {
-    RgbImage::from_bytes(bytes).map_err(|e| ApiError::invalid(param, format!("{param}: {e}")))
 }
 
 /// `POST /v1/jobs`
@@ -150,22 +126,6 @@ pub(super) async fn create(
     let view = view(&app, &id).await?.ok_or_else(internal)?;
     let location = [(header::LOCATION, format!("/v1/jobs/{id}"))];
     Ok((StatusCode::ACCEPTED, location, Json(view)).into_response())
-}
-
-/// A JSON body.
-pub(crate) fn read<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|e| {
-        let message: String = e.to_string().chars().take(200).collect();
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("body: {message}"))
-    })
-}
-
-pub(crate) fn internal() -> ApiError {
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal_error",
-        "something went wrong; the server's log says what",
-    )
 }
 
 impl From<KeeperError> for ApiError {

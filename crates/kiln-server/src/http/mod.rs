@@ -19,6 +19,7 @@ mod options;
 mod page;
 mod sdapi;
 mod settings;
+mod upload;
 mod wait;
 
 use std::ops::Deref;
@@ -37,9 +38,10 @@ use crate::keeper::Keeper;
 use crate::{Service, grpc};
 pub use auth::{Keys, Rates};
 pub(crate) use body::check_rate;
+pub(crate) use drawing::new_seed;
 pub(crate) use encode::png;
+pub(crate) use error::internal;
 pub use files::Files;
-pub(crate) use jobs::{internal, new_seed};
 pub use listen::{Listening, listen};
 
 /// What handlers share. Cheap to clone.

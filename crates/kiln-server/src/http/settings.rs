@@ -14,7 +14,8 @@ use tokio::task::spawn_blocking;
 use super::App;
 use super::encode::png;
 use super::error::ApiError;
-use super::jobs::{internal, owned, record};
+use super::error::internal;
+use super::jobs::{owned, record};
 use crate::{ClientId, JobId, Spec};
 
 /// What `POST /v1/jobs` takes; what is missing is the model's default. Pictures are paths to ask for.

@@ -12,9 +12,10 @@ use super::App;
 use super::drawing::{pictures, settings, spec};
 use super::encode::{Format, encode_elsewhere};
 use super::error::ApiError;
+use super::error::internal;
 use super::fields::Fields;
 use super::form::Form;
-use super::jobs::{internal, picture};
+use super::upload::picture;
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
 

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use super::HEADER_LENGTH;
 use crate::ClientId;
 use crate::http::error::ApiError;
-use crate::http::jobs::internal;
+use crate::http::error::internal;
 use crate::http::wait::patiently_as;
 use crate::inference::{Asked, Elements, Inference, Output, OutputKind, Results, VERSION};
 

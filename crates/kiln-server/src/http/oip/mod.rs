@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::error::ApiError;
-use super::jobs::internal;
+use super::error::internal;
 use super::{App, health};
 use crate::ClientId;
 use crate::inference::{EXTENSIONS, Inference, SERVER};

@@ -13,7 +13,7 @@ use super::asked::Kind;
 use crate::http::App;
 use crate::http::encode::{Format, encode_elsewhere};
 use crate::http::error::ApiError;
-use crate::http::jobs::internal;
+use crate::http::error::internal;
 use crate::service::Ticket;
 
 /// How to answer.

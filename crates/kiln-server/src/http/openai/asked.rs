@@ -12,7 +12,7 @@ use crate::http::encode::Format;
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, shown};
 use crate::http::form::Form;
-use crate::http::jobs::decode;
+use crate::http::upload::decode;
 
 /// Most pictures of a request.
 const MAX_PICTURES: u64 = 10;

@@ -13,9 +13,9 @@ use tokio::task::spawn_blocking;
 
 use super::App;
 use super::error::ApiError;
+use super::error::internal;
 use super::files::origin;
 use super::form::Form;
-use super::jobs::internal;
 use super::wait::patiently;
 use crate::service::Ticket;
 use crate::{ClientId, Spec};

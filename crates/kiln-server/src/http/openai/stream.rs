@@ -20,8 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::answer::{Answer, now, usage};
 use super::asked::Kind;
+use crate::http::error::internal;
 use crate::http::error::{ApiError, Dialect};
-use crate::http::jobs::internal;
 use crate::http::wait::event;
 use crate::service::Ticket;
 use crate::{Phase, Status};

@@ -14,7 +14,7 @@ use super::paint::Paste;
 use super::progress::timestamp;
 use crate::http::encode::{Format, encode};
 use crate::http::error::ApiError;
-use crate::http::jobs::internal;
+use crate::http::error::internal;
 use crate::{Fault, FaultKind, Finished, Ticket};
 
 /// Quality of JPEG files.

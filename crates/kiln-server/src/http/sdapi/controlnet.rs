@@ -11,7 +11,7 @@ use super::{Caller, Shared};
 use crate::ModelCard;
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::jobs::picture;
+use crate::http::upload::picture;
 
 /// The control pictures of units that are switched on, in the order of the model's ControlNets.
 pub(super) fn units(

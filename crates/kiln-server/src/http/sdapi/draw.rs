@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::{Caller, Shared};
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::jobs::internal;
+use crate::http::error::internal;
 use crate::http::wait::patiently;
 use crate::{ClientId, Ticket};
 

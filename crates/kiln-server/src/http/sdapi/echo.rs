@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::fields::Fields;
 use crate::http::error::ApiError;
-use crate::http::jobs::internal;
+use crate::http::error::internal;
 
 const BOTH: &str = r#"{
     "prompt": "", "negative_prompt": "", "styles": null, "seed": -1, "subseed": -1, "subseed_strength": 0,

@@ -15,7 +15,8 @@ use super::fields::{Fields, invalid, shown};
 use super::paint::{Fit, fitted};
 use crate::http::encode::png;
 use crate::http::error::ApiError;
-use crate::http::jobs::{bytes, internal, picture};
+use crate::http::error::internal;
+use crate::http::upload::{bytes, picture};
 
 /// Most pictures of `extra-batch-images`.
 const MAX_PICTURES: usize = 64;

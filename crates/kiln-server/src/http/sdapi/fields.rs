@@ -4,7 +4,7 @@ use axum::body::Bytes;
 use serde_json::{Map, Value};
 
 use crate::http::error::ApiError;
-use crate::http::jobs::read;
+use crate::http::error::read;
 
 /// Most characters of a value that a message shows.
 const SHOWN: usize = 64;

@@ -6,7 +6,7 @@ use kiln_runtime::{Init, Size};
 use super::blur::{Plane, fill};
 use super::fields::{Fields, invalid};
 use crate::http::error::ApiError;
-use crate::http::jobs::{bytes, decode, picture};
+use crate::http::upload::{bytes, decode, picture};
 
 /// An initial picture with its mask and strength, and the picture alone in the size of the drawing.
 pub(super) struct Ready(pub(super) Init, pub(super) RgbImage);

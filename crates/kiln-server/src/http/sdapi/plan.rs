@@ -11,8 +11,8 @@ use super::fields::{Fields, invalid, shown};
 use super::options::{self, Settings};
 use super::paint::{self, Task};
 use super::{controlnet, echo, prompt};
+use crate::http::drawing::new_seed;
 use crate::http::error::ApiError;
-use crate::http::jobs::new_seed;
 use crate::{ModelCard, Spec};
 
 /// What to draw for a call, and what to answer.
