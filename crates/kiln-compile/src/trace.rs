@@ -31,7 +31,8 @@ pub struct TraceOptions {
     pub sizes: Sizes,
     /// Whether there is also a UNet that adds the residuals of ControlNets.
     pub controlled: bool,
-    /// Whether text encoders read the rows of tokens beyond their vocabulary (textual inversion).
+    /// Whether networks read what kiln's pipelines give them: text encoders the rows of tokens beyond their vocabulary (textual
+    /// inversion), denoisers a timestep per row.
     pub runtime_ports: bool,
     /// LoRAs that are added to the weights.
     pub loras: Vec<Lora>,

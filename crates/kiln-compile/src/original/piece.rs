@@ -6,7 +6,7 @@ use kiln_bundle::TensorFile;
 
 use super::detect::{CLIP, OPEN_CLIP, REFINER_OPEN_CLIP, UNET, VAE, XL_CLIP, XL_OPEN_CLIP, foreign};
 use super::keys::{Keys, Piece};
-use super::text::{Projection, clip, open_clip};
+use super::text::{Projection, clip, first_clip, first_open_clip, second_open_clip};
 use super::{refuse_pickle, unet, vae};
 use crate::CompileError;
 
@@ -44,25 +44,20 @@ const FORMS: [Form; 13] = [
     Form::new("unet", "", DENOISER, unet::unet),
     Form::new("vae", VAE, AUTOENCODER, vae::read),
     Form::new("vae", "", AUTOENCODER, vae::read),
-    Form::new("text_encoder", CLIP, TRANSFORMERS, first_clip),
-    Form::new("text_encoder", XL_CLIP, TRANSFORMERS, first_clip),
-    Form::new("text_encoder", "", TRANSFORMERS, first_clip),
-    Form::new("text_encoder", OPEN_CLIP, RESBLOCKS, |keys, prefix| {
-        open_clip(keys, prefix, Projection::Dropped)
-    }),
-    Form::new("text_encoder", "", RESBLOCKS, |keys, prefix| open_clip(keys, prefix, Projection::Dropped)),
-    Form::new("text_encoder_2", XL_OPEN_CLIP, RESBLOCKS, |keys, prefix| {
-        open_clip(keys, prefix, Projection::Kept)
-    }),
-    Form::new("text_encoder_2", REFINER_OPEN_CLIP, RESBLOCKS, |keys, prefix| {
-        open_clip(keys, prefix, Projection::Kept)
-    }),
-    Form::new("text_encoder_2", "", RESBLOCKS, |keys, prefix| open_clip(keys, prefix, Projection::Kept)),
+    Form::new("text_encoder", CLIP, TRANSFORMERS, any_first_clip),
+    Form::new("text_encoder", XL_CLIP, TRANSFORMERS, any_first_clip),
+    Form::new("text_encoder", "", TRANSFORMERS, any_first_clip),
+    Form::new("text_encoder", OPEN_CLIP, RESBLOCKS, first_open_clip),
+    Form::new("text_encoder", "", RESBLOCKS, first_open_clip),
+    Form::new("text_encoder_2", XL_OPEN_CLIP, RESBLOCKS, second_open_clip),
+    Form::new("text_encoder_2", REFINER_OPEN_CLIP, RESBLOCKS, second_open_clip),
+    Form::new("text_encoder_2", "", RESBLOCKS, second_open_clip),
     Form::new("text_encoder_2", "", TRANSFORMERS, |keys, prefix| clip(keys, prefix, Projection::Kept)),
 ];
 
-fn first_clip(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
-    let mut piece = clip(keys, prefix, Projection::Dropped)?;
+/// OpenAI's CLIP, or OpenCLIP under transformers' keys: what a file with nothing else holds, its width tells.
+fn any_first_clip(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
+    let mut piece = first_clip(keys, prefix)?;
     if piece.config["hidden_size"] == SD2_WIDTH {
         piece.config["hidden_act"] = "gelu".into();
     }

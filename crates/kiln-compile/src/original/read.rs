@@ -11,10 +11,12 @@ use super::given::{Given, GivenPart};
 use super::index::model_index;
 use super::keys::{Keys, Piece};
 use super::scheduler;
-use super::text::{Projection, clip, open_clip};
+use super::text::{first_clip, first_open_clip, second_open_clip};
 use super::tokenizer::Padding;
 use super::{Original, Published, refuse_pickle, unet, vae};
 use crate::{CheckpointOptions, CompileError, Family, PredictionType};
+
+type Read = fn(&mut Keys<'_>, &str) -> Result<Piece, CompileError>;
 
 /// A text encoder of a family.
 struct Slot {
@@ -22,7 +24,7 @@ struct Slot {
     prefix: &'static str,
     tokenizer: &'static str,
     padding: Padding,
-    read: fn(&mut Keys<'_>, &str) -> Result<Piece, CompileError>,
+    read: Read,
 }
 
 fn slots(family: Family) -> Vec<Slot> {
@@ -38,16 +40,12 @@ fn slots(family: Family) -> Vec<Slot> {
         prefix,
         tokenizer: "tokenizer_2",
         padding: Padding::Zero,
-        read: |keys, prefix| open_clip(keys, prefix, Projection::Kept),
+        read: second_open_clip,
     };
-    let without_projection: fn(&mut Keys<'_>, &str) -> _ =
-        |keys, prefix| clip(keys, prefix, Projection::Dropped);
     match family {
-        Family::Sd1 => vec![first(CLIP, Padding::End, without_projection)],
-        Family::Sd2 => {
-            vec![first(OPEN_CLIP, Padding::Zero, |keys, prefix| open_clip(keys, prefix, Projection::Dropped))]
-        }
-        Family::SdxlBase => vec![first(XL_CLIP, Padding::End, without_projection), second(XL_OPEN_CLIP)],
+        Family::Sd1 => vec![first(CLIP, Padding::End, first_clip)],
+        Family::Sd2 => vec![first(OPEN_CLIP, Padding::Zero, first_open_clip)],
+        Family::SdxlBase => vec![first(XL_CLIP, Padding::End, first_clip), second(XL_OPEN_CLIP)],
         Family::SdxlRefiner => vec![second(REFINER_OPEN_CLIP)],
         Family::ControlNet => vec![],
     }

@@ -62,6 +62,21 @@ pub(super) fn clip(keys: &mut Keys<'_>, prefix: &str, projection: Projection) ->
     Ok(c.finish(config))
 }
 
+/// OpenAI's CLIP.
+pub(super) fn first_clip(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
+    clip(keys, prefix, Projection::Dropped)
+}
+
+/// Stable Diffusion 2.x's OpenCLIP.
+pub(super) fn first_open_clip(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
+    open_clip(keys, prefix, Projection::Dropped)
+}
+
+/// Stable Diffusion XL's OpenCLIP.
+pub(super) fn second_open_clip(keys: &mut Keys<'_>, prefix: &str) -> Result<Piece, CompileError> {
+    open_clip(keys, prefix, Projection::Kept)
+}
+
 /// OpenCLIP; without its projection it is Stable Diffusion 2.x's and loses the layers that nothing reads.
 pub(super) fn open_clip(
     keys: &mut Keys<'_>,
