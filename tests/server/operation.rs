@@ -1,25 +1,30 @@
 //! What an operator sees: keys, limits, health, signals.
 
 use std::io::{BufReader, Read, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::{Server, answer, eventually, send};
-use crate::cli::{fail, kiln, succeed};
+use crate::cli::{fail, kiln};
 use crate::fixtures::{scratch, sd15};
 
 const TERM: i32 = 15;
 const HUP: i32 = 1;
 
+/// A new API key, and its line for the file of keys.
+fn new_key(name: &str, folder: &Path) -> (String, String) {
+    let output = kiln(&["serve", "--new-key", name], folder).output().expect("kiln runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let key = said.trim().rsplit(' ').next().expect("a key").to_owned();
+    (key, String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 #[test]
 fn every_path_but_health_asks_for_the_key() {
     let work = scratch();
-    let line = succeed(&mut kiln(&["serve", "--new-key", "ann"], work.path()));
-    let output = kiln(&["serve", "--new-key", "bob"], work.path()).output().expect("kiln runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let key = said.trim().rsplit(' ').next().expect("a key").to_owned();
-    let bob = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ((_, line), (key, bob)) = (new_key("ann", work.path()), new_key("bob", work.path()));
     let keys = work.path().join("keys");
     std::fs::write(&keys, format!("# who may come in\n{line}{bob}")).expect("a file");
     let server = Server::start(&["--keys", &keys.display().to_string()]);
@@ -47,13 +52,7 @@ fn every_path_but_health_asks_for_the_key() {
 #[test]
 fn jobs_belong_to_their_key() {
     let work = scratch();
-    let new = |name: &str| {
-        let output = kiln(&["serve", "--new-key", name], work.path()).output().expect("kiln runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let key = said.trim().rsplit(' ').next().expect("a key").to_owned();
-        (key, String::from_utf8_lossy(&output.stdout).into_owned())
-    };
-    let ((ann, line_of_ann), (bob, line_of_bob)) = (new("ann"), new("bob"));
+    let ((ann, line_of_ann), (bob, line_of_bob)) = (new_key("ann", work.path()), new_key("bob", work.path()));
     let keys = work.path().join("keys");
     std::fs::write(&keys, line_of_ann + &line_of_bob).expect("a file");
     let server = Server::start(&["--keys", &keys.display().to_string(), "--queue-share", "2", "--batch", "1"]);
@@ -82,11 +81,9 @@ fn jobs_belong_to_their_key() {
 #[test]
 fn a_key_has_its_rate() {
     let work = scratch();
-    let output = kiln(&["serve", "--new-key", "ann"], work.path()).output().expect("kiln runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let key = said.trim().rsplit(' ').next().expect("a key").to_owned();
+    let (key, line) = new_key("ann", work.path());
     let keys = work.path().join("keys");
-    let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let line = line.trim();
     std::fs::write(&keys, format!("{line}:3\n")).expect("a file");
     let server = Server::start(&["--keys", &keys.display().to_string()]);
     let bearer = format!("Bearer {key}");
@@ -118,8 +115,7 @@ fn models_are_read_anew_and_jobs_go_on() {
     let work = scratch();
     let models = work.path().join("models.yaml");
     let shapes = crate::support::references().join("../../models/shapes");
-    let model =
-        |name: &str, path: &std::path::Path| format!("- {{name: {name}, bundle: '{}'}}\n", path.display());
+    let model = |name: &str, path: &Path| format!("- {{name: {name}, bundle: '{}'}}\n", path.display());
     std::fs::write(&models, format!("models:\n{}", model("shapes", &shapes))).expect("a file");
     let server = Server::start(&[&models.display().to_string()]);
     let job = server.post("/v1/jobs", &json!({ "prompt": "a cat", "steps": 60 })).expect(202).json();

@@ -33,7 +33,7 @@ pub trait Denoiser: fmt::Debug + Send + Sync {
         "sample"
     }
 
-    /// Name of the input for the timestep, `[1]`.
+    /// Name of the input for the timestep, `[rows]`, or `[1]` where one serves all rows.
     fn timestep_input(&self) -> &str {
         "timestep"
     }
