@@ -106,8 +106,36 @@ fn a_server_that_others_reach_needs_a_key() {
     fail(&mut kiln(&["serve", "missing.yaml"], work.path()), 3, "missing.yaml");
     std::fs::write(work.path().join("models.yaml"), "models: [{name: ../x, bundle: x}]").expect("a file");
     fail(&mut kiln(&["serve", "models.yaml"], work.path()), 3, "name: '../x' is not up to 64 letters");
+    std::fs::write(work.path().join("models.yaml"), "models: [{name: a, bundle: nowhere}]").expect("a file");
+    fail(&mut kiln(&["serve", "models.yaml"], work.path()), 3, "model a: nowhere: no such folder");
     std::fs::write(work.path().join("keys"), "nonsense").expect("a file");
     fail(&mut kiln(&["serve", "--keys", "keys"], work.path()), 3, "line 1 is not NAME:HASH");
+}
+
+#[test]
+fn starts_that_fail_take_no_attempt_from_open_jobs() {
+    let mut server = Server::start(&["--batch", "1"]);
+    let ids: Vec<String> = (0..2)
+        .map(|_| server.post("/v1/jobs", &json!({ "prompt": "a cat", "steps": 60 })).expect(202).json())
+        .map(|job| job["id"].as_str().expect("a name").to_owned())
+        .collect();
+    server.child.kill().expect("a process");
+    server.wait();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let state = server.state.path().join("state").display().to_string();
+    let shapes = crate::support::references().join("../../models/shapes").display().to_string();
+    for _ in 0..4 {
+        let args = ["serve", &shapes, "--listen", &address, "--state", &state];
+        fail(&mut kiln(&args, server.state.path()), 5, "in use");
+    }
+    server.restart();
+    for id in ids {
+        let ended = eventually(|| {
+            Some(server.get(&format!("/v1/jobs/{id}")).json()).filter(|job| job["ended"].is_u64())
+        });
+        assert_eq!(ended["status"], "done", "{ended}");
+    }
 }
 
 #[test]

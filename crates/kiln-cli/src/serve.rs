@@ -164,7 +164,11 @@ fn bundles(args: &ServeArgs, configs: Vec<ModelConfig>) -> Result<Vec<(ModelConf
         let bundle = models::bundle(model, &args.checkpoint, &args.cache, &place, scheduler)?;
         Ok((config, bundle))
     };
-    configs.into_iter().map(bundle).collect()
+    let named = |config: ModelConfig| {
+        let name = config.name.clone();
+        bundle(config).map_err(|failure| failure.while_doing(&format!("model {name}")))
+    };
+    configs.into_iter().map(named).collect()
 }
 
 fn runtime(args: &ServeArgs) -> Result<Runtime, Failure> {

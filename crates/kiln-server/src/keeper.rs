@@ -180,6 +180,10 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     match spawn_blocking(work).await {
         Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

@@ -107,12 +107,15 @@ impl Server {
         if options.keys.is_empty() && !options.listen.ip().is_loopback() && !options.allows_strangers {
             return Err(ServerError::Unguarded(options.listen));
         }
+        let refuse = |source| ServerError::Listen { address: options.listen, source };
         let tls = options.tls.as_ref().map(|(chain, key)| acceptor(chain, key)).transpose()?;
         let service = Service::new(options.queue, options.share);
         service.models().set(opened(&models, &runtime, &service)?);
         let store = Arc::new(Store::open(&options.state)?);
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let tokio = tokio.map_err(ServerError::System)?;
+        // Before jobs are begun again: a start that fails here is none of their attempts.
+        let listener = tokio.block_on(TcpListener::bind(options.listen)).map_err(refuse)?;
         let keeper = Arc::new(Keeper::new(service.clone(), store, options.retention));
         {
             let _inside = tokio.enter();
@@ -130,12 +133,7 @@ impl Server {
             max_body: options.max_body,
             origins: options.origins,
         });
-        let listening = tokio.block_on(async {
-            let address = options.listen;
-            let refuse = |source| ServerError::Listen { address, source };
-            let listener = TcpListener::bind(address).await.map_err(refuse)?;
-            http::listen(listener, tls, http::router(app)).await.map_err(refuse)
-        })?;
+        let listening = tokio.block_on(http::listen(listener, tls, http::router(app))).map_err(refuse)?;
         let worker = Worker::start(&service, runtime.pool.clone(), options.worker);
         Ok(Server { tokio, service, worker, listening, keeper, runtime })
     }
