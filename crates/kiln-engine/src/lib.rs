@@ -87,6 +87,11 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// How many parts of a batch its engines compute side by side in [`Engine::run_each`].
+    fn lanes(&self) -> usize {
+        1
+    }
+
     /// Gives back memory of the device in which no engine computes now.
     fn trim(&self) {}
 
@@ -172,6 +177,13 @@ pub trait Engine: Send {
 
     /// Runs once; `inputs` in any order, the results in the order of [`Engine::outputs`].
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError>;
+
+    /// Runs once for each part of a batch, as many side by side as the backend has [lanes](Backend::lanes).
+    ///
+    /// Each lane holds the weights once more, from the first time that it is needed.
+    fn run_each(&mut self, parts: &[Vec<(&str, TensorView<'_>)>]) -> Result<Vec<Vec<Tensor>>, EngineError> {
+        parts.iter().map(|inputs| self.run(inputs)).collect()
+    }
 
     /// Frees the device's memory of its weights, which [`Engine::prefetch`] or the next run loads again; false for an
     /// engine that has to be dropped for that.

@@ -52,8 +52,8 @@ pub(crate) struct ServeArgs {
     /// Most jobs of one API key that wait [default: all of the queue].
     #[arg(long, value_name = "N")]
     pub(crate) queue_share: Option<usize>,
-    /// Most pictures that are drawn at once.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    /// Most pictures that are drawn at once, by models that gain from it.
+    #[arg(long, value_name = "N", default_value_t = 16)]
     pub(crate) batch: usize,
     /// Largest body of a request.
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]

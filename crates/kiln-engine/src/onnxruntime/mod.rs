@@ -4,9 +4,11 @@
 mod allocator;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod lanes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
+use std::thread;
 
 use ndarray::{ArrayViewD, IxDyn};
 use ort::environment::{Environment, GlobalThreadPoolOptions};
@@ -26,8 +28,13 @@ use crate::{
 
 #[cfg(feature = "cuda")]
 pub use cuda::OnnxRuntimeCuda;
+use lanes::Lanes;
+
+/// Most lanes: each holds the weights once more.
+const MAX_LANES: usize = 4;
 
 /// ONNX Runtime, opened from a shared library, with its CPU provider.
+#[derive(Clone)]
 pub struct OnnxRuntime {
     environment: Environment,
     version: String,
@@ -157,40 +164,69 @@ impl Backend for OnnxRuntime {
         Some(self.name().into())
     }
 
+    fn lanes(&self) -> usize {
+        let threads = self.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+        threads.filter(|&threads| threads <= MAX_LANES).unwrap_or(1)
+    }
+
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let builder = builder(&self.environment, options.placement).map_err(|e| refuse(e.to_string()))?;
         let session = self.session(builder, model, options.overrides.as_deref()).map_err(refuse)?;
         let [inputs, outputs] = [session.inputs(), session.outputs()]
             .map(|outlets| outlets.iter().map(port).collect::<Result<Vec<Port>, _>>().map_err(refuse));
-        let (inputs, outputs) = (inputs?, outputs?);
-        Ok(Box::new(OrtEngine { model: model.into(), session, inputs, outputs }))
+        let (model, ports) = (model.to_owned(), Ports { inputs: inputs?, outputs: outputs? });
+        let lanes = Lanes::new(self.clone(), options);
+        Ok(Box::new(OrtEngine { model, session, ports, lanes }))
     }
 }
 
 struct OrtEngine {
     model: PathBuf,
     session: Session,
+    ports: Ports,
+    lanes: Lanes,
+}
+
+struct Ports {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
 
 impl Engine for OrtEngine {
     fn inputs(&self) -> &[Port] {
-        &self.inputs
+        &self.ports.inputs
     }
 
     fn outputs(&self) -> &[Port] {
-        &self.outputs
+        &self.ports.outputs
     }
 
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, EngineError> {
-        let bound = bind_on_host(&self.model, &self.inputs, inputs)?;
-        let refuse = |e: ort::Error| EngineError::new(Run, &self.model, e.to_string());
+        self.ports.run(&self.model, &mut self.session, inputs)
+    }
+
+    fn run_each(&mut self, parts: &[Vec<(&str, TensorView<'_>)>]) -> Result<Vec<Vec<Tensor>>, EngineError> {
+        match parts {
+            [inputs] => Ok(vec![self.run(inputs)?]),
+            parts => self.lanes.run(&self.model, &self.ports, parts),
+        }
+    }
+}
+
+impl Ports {
+    fn run(
+        &self,
+        model: &Path,
+        session: &mut Session,
+        inputs: &[(&str, TensorView<'_>)],
+    ) -> Result<Vec<Tensor>, EngineError> {
+        let bound = bind_on_host(model, &self.inputs, inputs)?;
+        let refuse = |e: ort::Error| EngineError::new(Run, model, e.to_string());
         let contiguous: Vec<Contiguous<'_>> = bound.iter().map(Contiguous::new).collect();
         let values = contiguous.iter().map(Contiguous::value).collect::<Result<Vec<_>, _>>().map_err(refuse)?;
         let named: Vec<_> = self.inputs.iter().map(|port| port.name.clone()).zip(values).collect();
-        let mut results = self.session.run(named).map_err(refuse)?;
+        let mut results = session.run(named).map_err(refuse)?;
         self.outputs
             .iter()
             .map(|port| match results.remove(&port.name) {

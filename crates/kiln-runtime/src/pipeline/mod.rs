@@ -91,6 +91,12 @@ impl Pipeline {
         &**self.engines.backend()
     }
 
+    /// Whether requests of one [session](Pipeline::session) take less time together than one after the other. Large models on a
+    /// processor, whose rows run one by one, gain nothing unless their weights are streamed for all.
+    pub fn gains_from_batches(&self) -> bool {
+        self.engines.gains_from_batches()
+    }
+
     /// What is not as it was preferred to be where the builder opened the backend.
     pub fn notices(&self) -> &[Notice] {
         &self.notices

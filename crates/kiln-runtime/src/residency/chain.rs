@@ -1,6 +1,7 @@
 //! A component as one network, whatever segments it is made of.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
 
@@ -10,6 +11,9 @@ use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
 use super::Residency;
 use crate::{Error, MemoryOptions, Offload};
+
+/// Least rows of a batch for each lane: fewer do not gain.
+const ROWS_PER_LANE: usize = 2;
 
 /// A component as the chain of its segments, which are loaded when they run, if they are not loaded yet.
 pub(crate) struct Chain<'a> {
@@ -115,13 +119,13 @@ impl<'a> Chain<'a> {
         }
         let parts = self.parts(inputs);
         let mut made = Vec::new();
-        match self.residency.memory.offload {
-            Offload::None | Offload::Model => {
+        match self.residency.placement() {
+            Placement::Mapped if self.residency.memory.offload != Offload::Sequential => {
                 for part in &parts {
                     made.extend(self.run_together(slice::from_ref(part))?);
                 }
             }
-            Offload::Sequential => made = self.run_together(&parts)?,
+            Placement::Mapped | Placement::Packed => made = self.run_together(&parts)?,
         }
         let component = self.component.clone();
         component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
@@ -147,13 +151,20 @@ impl<'a> Chain<'a> {
     fn run_together(&mut self, parts: &[Given<'_>]) -> Result<Vec<Made>, Error> {
         let (name, component) = (self.name, self.component.clone());
         let mut made: Vec<Made> = parts.iter().map(|_| BTreeMap::new()).collect();
+        let side_by_side = match self.residency.placement() {
+            Placement::Packed => parts.len(),
+            Placement::Mapped => 1,
+        };
         for (i, segment) in component.segments.iter().enumerate() {
             self.residency.prefetch(self.weights.as_ref(), name, i)?;
             self.residency.with_engine(name, i, |engine| {
-                for (given, made) in parts.iter().zip(&mut made) {
-                    let outputs = engine.run(&reads(segment, given, made))?;
-                    made.extend(segment.makes.iter().cloned().zip(outputs));
-                    made.retain(|name, _| component.is_read_after(name, i));
+                for (given, made) in parts.chunks(side_by_side).zip(made.chunks_mut(side_by_side)) {
+                    let each = given.iter().zip(&*made).map(|(given, made)| reads(segment, given, made));
+                    let outputs = engine.run_each(&each.collect::<Vec<_>>())?;
+                    for (made, outputs) in made.iter_mut().zip(outputs) {
+                        made.extend(segment.makes.iter().cloned().zip(outputs));
+                        made.retain(|name, _| component.is_read_after(name, i));
+                    }
                 }
                 Ok(())
             })?;
@@ -162,7 +173,8 @@ impl<'a> Chain<'a> {
         Ok(made)
     }
 
-    /// The inputs row by row where weights are mapped, else all as they are.
+    /// The inputs row by row where weights are mapped, in parts for the backend's lanes where there are rows enough, else
+    /// all as they are.
     ///
     /// Packed weights are few, and small products gain from more rows, as all do on a device. Large ones do not, and a row
     /// alone gives the same bits whatever is offloaded.
@@ -171,19 +183,26 @@ impl<'a> Chain<'a> {
             let port = self.inputs().iter().find(|port| port.name == name);
             port.is_some_and(has_batch)
         };
-        let rows = inputs.iter().find(|(name, _)| is_batched(name)).map(|(_, view)| view.shape()[0]);
-        let is_on_device = self.residency.backend.format().is_for_device();
-        match (rows, self.residency.placement()) {
-            (Some(rows), Placement::Mapped) if rows > 1 && !is_on_device => (0..rows)
-                .map(|row| {
-                    let of_row = inputs.iter().map(|(name, view)| match is_batched(name) {
-                        true => (*name, row_of(view, row)),
-                        false => (*name, view.reborrow()),
-                    });
-                    of_row.collect()
-                })
-                .collect(),
-            _ => vec![inputs.iter().map(|(name, view)| (*name, view.reborrow())).collect()],
+        let rows = inputs.iter().find(|(name, _)| is_batched(name)).map_or(1, |(_, view)| view.shape()[0]);
+        let n_parts = self.n_parts(rows);
+        let part = |i: usize| {
+            let rows = rows * i / n_parts..rows * (i + 1) / n_parts;
+            let of_part = inputs.iter().map(|(name, view)| match n_parts > 1 && is_batched(name) {
+                true => (*name, rows_of(view, rows.clone())),
+                false => (*name, view.reborrow()),
+            });
+            of_part.collect()
+        };
+        (0..n_parts).map(part).collect()
+    }
+
+    fn n_parts(&self, rows: usize) -> usize {
+        let lanes = self.residency.lanes();
+        match self.residency.placement() {
+            _ if self.residency.backend.format().is_for_device() => 1,
+            Placement::Mapped => rows.max(1),
+            Placement::Packed if rows >= ROWS_PER_LANE * lanes => lanes,
+            Placement::Packed => 1,
         }
     }
 
@@ -220,9 +239,9 @@ fn has_batch(port: &PortInfo) -> bool {
     matches!(port.shape.first(), Some(AxisSize::Dynamic(symbol)) if symbol == "batch")
 }
 
-/// A row of a batch in memory of the host.
-fn row_of<'v>(view: &'v TensorView<'_>, row: usize) -> TensorView<'v> {
-    let at = Slice::from(row..=row);
+/// Rows of a batch in memory of the host.
+fn rows_of<'v>(view: &'v TensorView<'_>, rows: Range<usize>) -> TensorView<'v> {
+    let at = Slice::from(rows);
     match view {
         TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),
         TensorView::I64(view) => TensorView::I64(view.slice_axis(Axis(0), at)),

@@ -366,6 +366,19 @@ impl Residency {
         }
     }
 
+    pub(crate) fn gains_from_batches(&self) -> bool {
+        let runs_row_by_row = self.placement() == Placement::Mapped && !self.backend.format().is_for_device();
+        !runs_row_by_row || self.memory.offload == Offload::Sequential
+    }
+
+    /// Parts of a batch that run side by side; what that takes is not within a budget.
+    fn lanes(&self) -> usize {
+        match self.all_stay() {
+            true => self.backend.lanes(),
+            false => 1,
+        }
+    }
+
     fn placement(&self) -> Placement {
         let components = self.bundle.manifest().components.values();
         let own = components.filter(|component| component.shares_weights_with.is_none());

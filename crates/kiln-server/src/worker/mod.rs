@@ -22,7 +22,7 @@ use batch::Batch;
 /// How a worker works.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerOptions {
-    /// Most pictures that are drawn at once.
+    /// Most pictures that are drawn at once, by models that gain from it.
     pub batch: usize,
     /// How long a model that nobody asks for stays loaded.
     pub idle: Duration,
@@ -137,7 +137,8 @@ impl Desk {
         let (shared, options) = (self.shared.clone(), self.options);
         let loaded = self.load(&model)?;
         loaded.wear(&job.spec.loras)?;
-        let done = Batch::new(&shared, options.batch, &job.spec).run(loaded, job.clone());
+        let capacity = if loaded.pipeline.gains_from_batches() { options.batch } else { 1 };
+        let done = Batch::new(&shared, capacity, &job.spec).run(loaded, job.clone());
         loaded.used = Instant::now();
         loaded.is_idle = false;
         done
