@@ -279,7 +279,7 @@ fn an_engine_names_inputs_that_do_not_fit() {
             assert!(error.ends_with(message), "{error}");
         };
         let t = TensorView::F32(timestep.view());
-        refuse(&[("noise", t.clone())], "has no input 'noise'; it has sample, timestep, encoder_hidden_states");
+        refuse(&[("noise", t.clone())], "has no input 'noise'; it has sample, timestep");
         refuse(&[("timestep", t.clone())], "input 'sample' (f32 [?, 4, ?, ?]) is missing");
         refuse(&[("sample", t)], "input 'sample' (f32 [?, 4, ?, ?]) got f32 [1]");
     }

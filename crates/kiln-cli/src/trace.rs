@@ -73,6 +73,7 @@ fn policy(args: &TraceArgs, form: Option<&Form>) -> Result<EmitPolicy, Failure> 
         flavor,
         cuts: if args.cut.is_empty() { Cuts::None } else { Cuts::At(args.cut.clone()) },
         opset: args.opset,
+        prompts: Vec::new(),
         finite_masks: form.is_some_and(|form| form.finite_masks),
     })
 }

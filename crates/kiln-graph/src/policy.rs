@@ -134,6 +134,9 @@ pub struct EmitPolicy {
     pub flavor: Flavor,
     /// Where the network is split into segments.
     pub cuts: Cuts,
+    /// Inputs in which the halves of a guided batch differ. What reads none of them is a segment of its own up to the last cut
+    /// point, so that one half computes it for both.
+    pub prompts: Vec<String>,
     /// The `ai.onnx` opset to write, from 17 to 24; by default the least that tools are sure to read.
     pub opset: Option<i64>,
     /// Whether causal masks hold [`LEAST_SCORE`] instead of minus infinity, which spoils the ranges that quantizers measure.

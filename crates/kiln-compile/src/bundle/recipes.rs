@@ -159,6 +159,7 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
                 Cuts::Every(bytes) => format!("up to {bytes} bytes of weights"),
             },
         ),
+        ("apart from".into(), policy.prompts.join(", ")),
         ("controlled".into(), controlled.to_string()),
         ("runtime ports".into(), runtime_ports.to_string()),
     ])

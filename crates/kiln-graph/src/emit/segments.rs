@@ -23,7 +23,7 @@ struct Segment {
 impl Plan {
     pub(super) fn new(graph: &Graph, policy: &EmitPolicy) -> Result<Plan, TraceError> {
         let order = post_order(graph.outputs.iter().map(|(_, t)| t));
-        let cuts = cut_points(&order, policy)?;
+        let cuts = with_prefix(&order, cut_points(&order, policy)?, policy);
         let segment_of = assign(&order, &cuts);
         let mut segments: Vec<Segment> = (0..=cuts.len()).map(|_| Segment::default()).collect();
 
@@ -158,6 +158,31 @@ fn cut_points(order: &[Tensor], policy: &EmitPolicy) -> Result<Vec<Tensor>, Trac
     }
     let is_chosen = |t: &Tensor| cut_name(t).is_some_and(|name| names.iter().any(|cut| cut == name));
     Ok(distinct(all.into_iter().filter(is_chosen).collect()))
+}
+
+/// The cut points, and among them the last one before the network reads what [`EmitPolicy::prompts`] names.
+fn with_prefix(order: &[Tensor], mut cuts: Vec<Tensor>, policy: &EmitPolicy) -> Vec<Tensor> {
+    let is_prompt = |tensor: &Tensor| match &tensor.0.op {
+        Op::Input { name } => policy.prompts.contains(name),
+        _ => false,
+    };
+    let mut of_prompt: HashSet<u64> = HashSet::new();
+    for node in order {
+        if is_prompt(node) || node.0.inputs.iter().any(|input| of_prompt.contains(&input.0.id)) {
+            of_prompt.insert(node.0.id);
+        }
+    }
+    let all = distinct(order.iter().filter(|node| cut_name(node).is_some()).cloned().collect());
+    let is_before = |cut: &&Tensor| !of_prompt.contains(&cut.0.id);
+    let Some(end) = all.iter().filter(|_| !of_prompt.is_empty()).take_while(is_before).last() else {
+        return cuts;
+    };
+    let place = |cut: &Tensor| order.iter().position(|node| node.0.id == cut.resolved().0.id);
+    let at = cuts.partition_point(|cut| place(cut) < place(end));
+    if cuts.get(at).is_none_or(|cut| place(cut) != place(end)) {
+        cuts.insert(at, end.clone());
+    }
+    cuts
 }
 
 /// One cut point of each place in the network.

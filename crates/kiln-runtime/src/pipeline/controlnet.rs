@@ -8,7 +8,7 @@ use kiln_types::Size;
 use ndarray::{Array4, ArrayBase, ArrayD, Axis, arr1, concatenate};
 
 use super::facts::Facts;
-use crate::residency::Residency;
+use crate::residency::{Residency, Sources};
 use crate::{Control, Error};
 
 /// A ControlNet of a pipeline.
@@ -59,7 +59,7 @@ pub(super) type Residuals = Vec<(String, Tensor)>;
 
 /// What a ControlNet does in a pass.
 pub(super) struct ActiveControl {
-    /// One row per row of the UNet's batch.
+    /// One row per picture that is drawn.
     picture: ArrayD<f32>,
     scale: f32,
     /// Shares of the steps between which it acts.
@@ -68,9 +68,14 @@ pub(super) struct ActiveControl {
 }
 
 impl ActiveControl {
-    /// Prepares a control picture for so many rows.
-    pub(super) fn new(control: &Control, scale: f32, size: Size, rows: usize) -> Result<ActiveControl, Error> {
-        let picture = repeated(control.image.planes("control image", size)?, rows)?;
+    /// Prepares a control picture for so many pictures.
+    pub(super) fn new(
+        control: &Control,
+        scale: f32,
+        size: Size,
+        n_pictures: usize,
+    ) -> Result<ActiveControl, Error> {
+        let picture = repeated(control.image.planes("control image", size)?, n_pictures)?;
         Ok(ActiveControl { picture, scale, start: control.start, end: control.end })
     }
 
@@ -80,35 +85,44 @@ impl ActiveControl {
     }
 }
 
+/// The call that is due.
+pub(super) struct ControlPass {
+    pub(super) timestep: f32,
+    /// Shares of the steps between which it lies.
+    pub(super) share: [f64; 2],
+    /// Which sample each row of the batch has.
+    pub(super) sources: Sources,
+}
+
 /// What the UNet adds to its skip connections, by the name of its inputs: the sum over the ControlNets.
 pub(super) fn residuals(
     nets: &mut [ControlNet],
     controls: &[ActiveControl],
     sample: &ArrayD<f32>,
-    timestep: f32,
     conditions: &[(String, ArrayD<f32>)],
-    share: [f64; 2],
+    due: &ControlPass,
 ) -> Result<Residuals, Error> {
-    let any_acts = controls.iter().any(|control| control.scale(share) != 0.0);
+    let ControlPass { timestep, share, sources } = due;
+    let any_acts = controls.iter().any(|control| control.scale(*share) != 0.0);
     let mut sum: Residuals = Vec::new();
     for (net, control) in nets.iter_mut().zip(controls) {
-        let scale = control.scale(share);
+        let scale = control.scale(*share);
         // A ControlNet that does nothing still runs where the others do not say the residuals' shapes.
         if scale == 0.0 && (any_acts || !sum.is_empty()) {
             continue;
         }
         let scale = arr1(&[scale]).into_dyn();
         let mut chain = net.engines.chain(net.component)?;
-        let timestep = arr1(&timesteps(chain.inputs(), "timestep", timestep, sample.shape()[0])).into_dyn();
-        let mut inputs = vec![
+        let timestep = arr1(&timesteps(chain.inputs(), "timestep", *timestep, sample.shape()[0])).into_dyn();
+        let shared = [
             ("sample", TensorView::F32(sample.view())),
             ("timestep", TensorView::F32(timestep.view())),
             ("controlnet_cond", TensorView::F32(control.picture.view())),
             ("conditioning_scale", TensorView::F32(scale.view())),
         ];
-        let shared = conditions.iter().filter(|(name, _)| chain.inputs().iter().any(|port| port.name == *name));
-        inputs.extend(shared.map(|(name, value)| (name.as_str(), TensorView::F32(value.view()))));
-        let outputs = chain.run(&inputs)?;
+        let own = conditions.iter().filter(|(name, _)| chain.inputs().iter().any(|port| port.name == *name));
+        let own = own.map(|(name, value)| (name.as_str(), TensorView::F32(value.view())));
+        let outputs = chain.run_sharing(&shared, &own.collect::<Vec<_>>(), sources)?;
         match sum.is_empty() {
             true => sum = chain.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
             false => add(&mut sum, outputs),

@@ -97,7 +97,7 @@ impl Run<'_, '_> {
         let rows = guidance.rows(job.batch());
         let info = PassInfo { request, size, guidance, rows };
         let controls = request.controls.iter().zip(&job.control_scales);
-        let controls = controls.map(|(control, &scale)| ActiveControl::new(control, scale, size, rows));
+        let controls = controls.map(|(control, &scale)| ActiveControl::new(control, scale, size, job.batch()));
         Ok(PassInputs {
             conditions: self.model.denoiser.conditions(&info, conditioning),
             controls: controls.collect::<Result<_, Error>>()?,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::slice;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use kiln_bundle::{AxisSize, Component, ComponentName, PortInfo, Segment, TensorFile};
@@ -17,17 +17,18 @@ const ROWS_PER_LANE: usize = 2;
 
 /// A component as the chain of its segments, which are loaded when they run, if they are not loaded yet.
 pub(crate) struct Chain<'a> {
-    residency: &'a mut Residency,
+    pub(super) residency: &'a mut Residency,
     name: ComponentName,
-    component: Arc<Component>,
+    pub(super) component: Arc<Component>,
     /// Its weight file, where weights are prefetched.
     weights: Option<TensorFile>,
 }
 
-type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
+/// What a part of the batch reads of a component's inputs.
+pub(super) type Given<'a> = Vec<(&'a str, TensorView<'a>)>;
 
 /// What the segments made for one part of the batch, as long as it is needed.
-type Made = BTreeMap<String, Tensor>;
+pub(super) type Made = BTreeMap<String, Rc<Tensor>>;
 
 impl<'a> Chain<'a> {
     pub(super) fn new(residency: &'a mut Residency, name: ComponentName) -> Result<Chain<'a>, Error> {
@@ -79,8 +80,13 @@ impl<'a> Chain<'a> {
 
     /// Runs once; `inputs` in any order, the results in the order of [`Chain::outputs`], in memory of the host.
     pub(crate) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<Vec<Tensor>, Error> {
-        let made = self.run_where_it_is(inputs)?.into_iter().map(Tensor::into_host);
-        let made = made.collect::<Result<Vec<_>, _>>()?;
+        let made = self.run_where_it_is(inputs)?;
+        self.finished(made)
+    }
+
+    /// What was made, in memory of the host.
+    pub(super) fn finished(&self, made: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        let made = made.into_iter().map(Tensor::into_host).collect::<Result<Vec<_>, _>>()?;
         let is_finite =
             |tensor: &Tensor| tensor.f32().is_none_or(|floats| floats.iter().all(|x| x.is_finite()));
         match made.iter().all(is_finite) {
@@ -117,18 +123,34 @@ impl<'a> Chain<'a> {
         {
             return Err(self.refuse(format!("has no input '{name}'")));
         }
-        let parts = self.parts(inputs);
-        let mut made = Vec::new();
-        match self.residency.placement() {
-            Placement::Mapped if self.residency.memory.offload != Offload::Sequential => {
-                for part in &parts {
-                    made.extend(self.run_together(slice::from_ref(part))?);
-                }
-            }
-            Placement::Mapped | Placement::Packed => made = self.run_together(&parts)?,
+        let parts: Vec<Given<'_>> =
+            self.ranges(self.rows(inputs)).into_iter().map(|rows| self.part(inputs, rows)).collect();
+        let made = parts.iter().map(|_| Made::new()).collect();
+        let mut made = self.run_segments(&parts, made, 0..self.component.segments.len())?;
+        self.take_outputs(&mut made)
+    }
+
+    /// What the last segments made for each part of the batch, as the component's outputs.
+    pub(super) fn take_outputs(&self, made: &mut [Made]) -> Result<Vec<Tensor>, Error> {
+        let outputs = self.component.outputs.iter();
+        outputs.map(|port| self.joined(&port.name, has_batch(port), made)).collect()
+    }
+
+    /// Runs segments for each part of the batch, for which those before made `made`; what is made then and read later.
+    pub(super) fn run_segments(
+        &mut self,
+        parts: &[Given<'_>],
+        mut made: Vec<Made>,
+        segments: Range<usize>,
+    ) -> Result<Vec<Made>, Error> {
+        let together = match self.residency.placement() {
+            Placement::Mapped if self.residency.memory.offload != Offload::Sequential => 1,
+            Placement::Mapped | Placement::Packed => parts.len(),
+        };
+        for (parts, made) in parts.chunks(together).zip(made.chunks_mut(together)) {
+            self.run_together(parts, made, segments.clone())?;
         }
-        let component = self.component.clone();
-        component.outputs.iter().map(|port| self.joined(&port.name, port, &mut made)).collect()
+        Ok(made)
     }
 
     /// Under offload, asks for the weights of the component that runs next while this one finishes.
@@ -148,21 +170,26 @@ impl<'a> Chain<'a> {
     /// Runs each segment for all parts before the next segment.
     ///
     /// What segments make for each other is dropped when its last reader has run.
-    fn run_together(&mut self, parts: &[Given<'_>]) -> Result<Vec<Made>, Error> {
+    fn run_together(
+        &mut self,
+        parts: &[Given<'_>],
+        made: &mut [Made],
+        segments: Range<usize>,
+    ) -> Result<(), Error> {
         let (name, component) = (self.name, self.component.clone());
-        let mut made: Vec<Made> = parts.iter().map(|_| BTreeMap::new()).collect();
         let side_by_side = match self.residency.placement() {
             Placement::Packed => parts.len(),
             Placement::Mapped => 1,
         };
-        for (i, segment) in component.segments.iter().enumerate() {
+        for i in segments {
+            let segment = &component.segments[i];
             self.residency.prefetch(self.weights.as_ref(), name, i)?;
             self.residency.with_engine(name, i, |engine| {
                 for (given, made) in parts.chunks(side_by_side).zip(made.chunks_mut(side_by_side)) {
                     let each = given.iter().zip(&*made).map(|(given, made)| reads(segment, given, made));
                     let outputs = engine.run_each(&each.collect::<Vec<_>>())?;
                     for (made, outputs) in made.iter_mut().zip(outputs) {
-                        made.extend(segment.makes.iter().cloned().zip(outputs));
+                        made.extend(segment.makes.iter().cloned().zip(outputs.into_iter().map(Rc::new)));
                         made.retain(|name, _| component.is_read_after(name, i));
                     }
                 }
@@ -170,30 +197,36 @@ impl<'a> Chain<'a> {
             })?;
             self.residency.has_run(name, &component, i);
         }
-        Ok(made)
+        Ok(())
     }
 
-    /// The inputs row by row where weights are mapped, in parts for the backend's lanes where there are rows enough, else
-    /// all as they are.
+    /// Rows of the batch.
+    fn rows(&self, inputs: &[(&str, TensorView<'_>)]) -> usize {
+        let batched = inputs.iter().find(|(name, _)| self.port(name).is_some_and(has_batch));
+        batched.map_or(1, |(_, view)| view.shape()[0])
+    }
+
+    /// The rows of each part of a batch: row by row where weights are mapped, in parts for the backend's lanes where there are
+    /// rows enough, else all together.
     ///
     /// Packed weights are few, and small products gain from more rows, as all do on a device. Large ones do not, and a row
     /// alone gives the same bits whatever is offloaded.
-    fn parts<'v>(&self, inputs: &'v [(&'v str, TensorView<'_>)]) -> Vec<Given<'v>> {
-        let is_batched = |name: &str| {
-            let port = self.inputs().iter().find(|port| port.name == name);
-            port.is_some_and(has_batch)
-        };
-        let rows = inputs.iter().find(|(name, _)| is_batched(name)).map_or(1, |(_, view)| view.shape()[0]);
+    pub(super) fn ranges(&self, rows: usize) -> Vec<Range<usize>> {
         let n_parts = self.n_parts(rows);
-        let part = |i: usize| {
-            let rows = rows * i / n_parts..rows * (i + 1) / n_parts;
-            let of_part = inputs.iter().map(|(name, view)| match n_parts > 1 && is_batched(name) {
-                true => (*name, rows_of(view, rows.clone())),
-                false => (*name, view.reborrow()),
-            });
-            of_part.collect()
-        };
-        (0..n_parts).map(part).collect()
+        (0..n_parts).map(|i| rows * i / n_parts..rows * (i + 1) / n_parts).collect()
+    }
+
+    /// Rows of the inputs.
+    pub(super) fn part<'v>(&self, inputs: &'v [(&'v str, TensorView<'_>)], rows: Range<usize>) -> Given<'v> {
+        let of_part = inputs.iter().map(|(name, view)| match self.port(name).is_some_and(has_batch) {
+            true => (*name, rows_of(view, rows.clone())),
+            false => (*name, view.reborrow()),
+        });
+        of_part.collect()
+    }
+
+    pub(super) fn port(&self, name: &str) -> Option<&PortInfo> {
+        self.inputs().iter().find(|port| port.name == name)
     }
 
     fn n_parts(&self, rows: usize) -> usize {
@@ -206,13 +239,15 @@ impl<'a> Chain<'a> {
         }
     }
 
-    fn joined(&self, name: &str, port: &PortInfo, made: &mut [Made]) -> Result<Tensor, Error> {
-        let rows: Option<Vec<Tensor>> = made.iter_mut().map(|made| made.remove(name)).collect();
+    /// What was made of this name for all parts of the batch.
+    pub(super) fn joined(&self, name: &str, has_batch: bool, made: &mut [Made]) -> Result<Tensor, Error> {
+        let rows: Option<Vec<Rc<Tensor>>> = made.iter_mut().map(|made| made.remove(name)).collect();
         let mut rows = rows.ok_or_else(|| self.refuse(format!("made no '{name}'")))?;
-        if rows.len() == 1 || !has_batch(port) {
-            return Ok(rows.swap_remove(0));
+        if rows.len() == 1 || !has_batch {
+            let last = Rc::try_unwrap(rows.swap_remove(0));
+            return last.map_err(|_| self.refuse(format!("'{name}' is read elsewhere")));
         }
-        let views: Option<Vec<ArrayViewD<'_, f32>>> = rows.iter().map(Tensor::f32).collect();
+        let views: Option<Vec<ArrayViewD<'_, f32>>> = rows.iter().map(|row| row.f32()).collect();
         let views = views.ok_or_else(|| self.refuse(format!("'{name}' holds no floats")))?;
         Ok(concatenate(Axis(0), &views).map_err(|e| self.refuse(e.to_string()))?.into())
     }
@@ -230,17 +265,17 @@ fn reads<'v>(
 ) -> Vec<(&'v str, TensorView<'v>)> {
     let find = |name: &'v String| {
         let given = || given.iter().find(|(given, _)| given == name).map(|(_, view)| view.reborrow());
-        made.get(name.as_str()).map(Tensor::view).or_else(given).map(|view| (name.as_str(), view))
+        made.get(name.as_str()).map(|made| made.view()).or_else(given).map(|view| (name.as_str(), view))
     };
     segment.reads.iter().filter_map(find).collect()
 }
 
-fn has_batch(port: &PortInfo) -> bool {
+pub(super) fn has_batch(port: &PortInfo) -> bool {
     matches!(port.shape.first(), Some(AxisSize::Dynamic(symbol)) if symbol == "batch")
 }
 
 /// Rows of a batch in memory of the host.
-fn rows_of<'v>(view: &'v TensorView<'_>, rows: Range<usize>) -> TensorView<'v> {
+pub(super) fn rows_of<'v>(view: &'v TensorView<'_>, rows: Range<usize>) -> TensorView<'v> {
     let at = Slice::from(rows);
     match view {
         TensorView::F32(view) => TensorView::F32(view.slice_axis(Axis(0), at)),

@@ -5,6 +5,7 @@ mod encodings;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod pool;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
@@ -25,6 +26,7 @@ pub(crate) use encodings::EncodingKey;
 pub(crate) use pool::Active;
 pub use pool::Pool;
 use pool::{EngineKey, Slot};
+pub(crate) use sharing::Sources;
 
 /// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.
 const PACKED_BYTES: u64 = 256 << 20;

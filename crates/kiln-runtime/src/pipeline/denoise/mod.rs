@@ -11,13 +11,13 @@ use ndarray::{ArrayD, Axis, Slice, arr1};
 
 #[cfg(feature = "cuda")]
 use super::controlnet::timesteps;
-use super::controlnet::{ControlNet, Residuals, is_shared, residuals};
+use super::controlnet::{ControlNet, ControlPass, Residuals, is_shared, residuals};
 use super::drawing::Drawing;
 use super::facts::Facts;
 use super::state::joined;
 use crate::Error;
 use crate::architecture::Denoiser;
-use crate::residency::Chain;
+use crate::residency::{Chain, Sources};
 
 /// What evaluates the denoiser.
 pub(super) struct Evaluation<'a> {
@@ -27,15 +27,23 @@ pub(super) struct Evaluation<'a> {
     pub(super) controlnets: &'a mut [ControlNet],
 }
 
-/// What one drawing adds to an evaluation.
+/// What one drawing adds to an evaluation: a sample for each picture, which both halves of a guided batch have.
 struct Rows<'a> {
-    n: usize,
-    /// `[rows, C, H, W]`, with the channels of the masked picture where the denoiser reads it.
+    is_guided: bool,
+    /// `[B, C, H, W]`, with the channels of the masked picture where the denoiser reads it.
     sample: ArrayD<f32>,
     /// As the network reads it.
     timestep: f32,
+    /// For each row of the batch, as the residuals are.
     conditions: &'a [(String, ArrayD<f32>)],
     residuals: Residuals,
+}
+
+impl Rows<'_> {
+    /// Rows of the batch.
+    fn n(&self) -> usize {
+        self.sample.shape()[0] * if self.is_guided { 2 } else { 1 }
+    }
 }
 
 /// What drawings must have in common to be evaluated at once.
@@ -80,7 +88,7 @@ impl Evaluation<'_> {
             first += n;
             own
         };
-        let predictions = rows.iter().map(|rows| rows.n).map(own).zip(drawings);
+        let predictions = rows.iter().map(Rows::n).map(own).zip(drawings);
         Ok(predictions
             .map(|(prediction, drawing)| match drawing.guidance.is_guided() {
                 true => drawing.guidance.combine(&prediction),
@@ -91,34 +99,35 @@ impl Evaluation<'_> {
 
     fn rows<'d>(&mut self, drawing: &'d Drawing) -> Result<Rows<'d>, Error> {
         let pass = &drawing.pass;
-        let doubled = |array: &ArrayD<f32>| match drawing.guidance.is_guided() {
-            true => joined(Axis(0), &[array, array]),
-            false => Ok(array.clone()),
-        };
-        let sample = doubled(&pass.sampler.scale_model_input(pass.call, &pass.latents))?;
+        let sample = pass.sampler.scale_model_input(pass.call, &pass.latents);
         let timestep = self.denoiser.timestep(pass.timestep());
-        let inputs = &pass.inputs;
+        let (inputs, is_guided) = (&pass.inputs, drawing.guidance.is_guided());
         let residuals = match inputs.controls.as_slice() {
             [] => Vec::new(),
             controls => {
-                residuals(self.controlnets, controls, &sample, timestep, &inputs.conditions, pass.share())?
+                let mut sources = Sources::default();
+                sources.add(sample.shape()[0], is_guided);
+                let due = ControlPass { timestep, share: pass.share(), sources };
+                residuals(self.controlnets, controls, &sample, &inputs.conditions, &due)?
             }
         };
         let channels = pass.inpainting.as_ref().and_then(|inpainting| inpainting.channels.as_ref());
         let sample = match channels {
-            Some(channels) => joined(Axis(1), &[&sample, &doubled(channels)?])?,
-            None => sample,
+            Some(channels) => joined(Axis(1), &[&sample, channels])?,
+            None => sample.into_owned(),
         };
-        Ok(Rows { n: drawing.n_rows(), sample, timestep, conditions: &inputs.conditions, residuals })
+        Ok(Rows { is_guided, sample, timestep, conditions: &inputs.conditions, residuals })
     }
 
     /// What the denoiser makes of all rows.
     fn run(&mut self, parts: &[Rows<'_>]) -> Result<ArrayD<f32>, Error> {
+        let mut sources = Sources::default();
+        parts.iter().for_each(|rows| sources.add(rows.sample.shape()[0], rows.is_guided));
         let samples: Vec<&ArrayD<f32>> = parts.iter().map(|rows| &rows.sample).collect();
         let sample = together(&samples)?;
         let timestep: Vec<f32> = match self.shares_timestep() {
             true => vec![parts[0].timestep],
-            false => parts.iter().flat_map(|rows| vec![rows.timestep; rows.n]).collect(),
+            false => parts.iter().flat_map(|rows| vec![rows.timestep; rows.sample.shape()[0]]).collect(),
         };
         let timestep = arr1(&timestep).into_dyn();
         let conditions = (0..parts[0].conditions.len()).map(|i| {
@@ -138,16 +147,20 @@ impl Evaluation<'_> {
             Some(packing) => packing.pack(&sample)?,
             None => Cow::Borrowed(&*sample),
         };
-        let mut inputs = vec![
+        let shared = [
             (self.denoiser.latents_input(), TensorView::F32(packed.view())),
             (self.denoiser.timestep_input(), TensorView::F32(timestep.view())),
         ];
-        inputs.extend(conditions.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
-        inputs.extend(residuals.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
-        let made = self.chain.run(&inputs)?.into_iter().next().and_then(Tensor::into_f32);
+        let own = conditions.iter().map(|(name, value)| (*name, TensorView::F32(value.view())));
+        let own = own.chain(residuals.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
+        let made = self.chain.run_sharing(&shared, &own.collect::<Vec<_>>(), &sources)?;
+        let made = made.into_iter().next().and_then(Tensor::into_f32);
         let made = made.ok_or_else(|| self.chain.no_output())?;
         match packing {
-            Some(packing) => packing.unpack(made, sample.shape()),
+            Some(packing) => {
+                let shape = [&[made.shape()[0]], &sample.shape()[1..]].concat();
+                packing.unpack(made, &shape)
+            }
             None => Ok(made),
         }
     }

@@ -1,0 +1,171 @@
+//! Batches whose rows share inputs, as the halves of a guided batch do: they differ in the prompt alone, which the first layers
+//! of a denoiser do not read (classifier-free guidance, Ho and Salimans 2022).
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use kiln_bundle::{AxisSize, PortInfo, Segment};
+use kiln_engine::{Tensor, TensorView};
+use ndarray::Axis;
+
+use super::chain::{Chain, Given, Made, has_batch, rows_of};
+use crate::Error;
+
+/// Which row of the shared inputs each row of a batch has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sources(Vec<usize>);
+
+impl Sources {
+    /// Adds the rows of `n` samples, once or, under guidance, twice.
+    pub(crate) fn add(&mut self, n: usize, is_guided: bool) {
+        let first = self.n_shared();
+        for _ in 0..if is_guided { 2 } else { 1 } {
+            self.0.extend(first..first + n);
+        }
+    }
+
+    /// Rows of the shared inputs.
+    fn n_shared(&self) -> usize {
+        self.0.iter().max().map_or(0, |last| last + 1)
+    }
+
+    fn are_distinct(&self) -> bool {
+        self.0.len() == self.n_shared()
+    }
+
+    /// The shared rows of rows of the batch, where they lie one behind the other.
+    fn run(&self, rows: &Range<usize>) -> Option<Range<usize>> {
+        let own = &self.0[rows.clone()];
+        let first = *own.first()?;
+        own.iter().copied().eq(first..first + own.len()).then_some(first..first + own.len())
+    }
+
+    /// Rows of the batch of what has a row for each shared one; none of what has not.
+    fn select(&self, view: &TensorView<'_>, rows: &Range<usize>) -> Option<Tensor> {
+        match view {
+            _ if view.shape().first() != Some(&self.n_shared()) => None,
+            TensorView::F32(view) => Some(Tensor::F32(view.select(Axis(0), &self.0[rows.clone()]))),
+            TensorView::I64(view) => Some(Tensor::I64(view.select(Axis(0), &self.0[rows.clone()]))),
+            _ => None,
+        }
+    }
+
+    /// Whether an input has a row for each of the batch.
+    fn are_rows_of(&self, port: &PortInfo) -> bool {
+        has_batch(port) || port.shape.first() == Some(&AxisSize::Fixed(self.0.len() as u64))
+    }
+}
+
+impl Chain<'_> {
+    /// Runs once; like [`Chain::run`], but that `shared` has only the rows that `sources` names, and `own` all rows. Segments at
+    /// the beginning that read nothing of `own` run for the rows of `shared` alone.
+    pub(crate) fn run_sharing(
+        &mut self,
+        shared: &[(&str, TensorView<'_>)],
+        own: &[(&str, TensorView<'_>)],
+        sources: &Sources,
+    ) -> Result<Vec<Tensor>, Error> {
+        let n_sharing = if sources.are_distinct() { 0 } else { self.n_sharing(shared) };
+        let ranges = self.ranges(sources.0.len());
+        let made = match n_sharing {
+            0 => ranges.iter().map(|_| Made::new()).collect(),
+            n => {
+                let parts = self.ranges(sources.n_shared());
+                let parts: Vec<Given<'_>> = parts.into_iter().map(|rows| self.part(shared, rows)).collect();
+                let made = parts.iter().map(|_| Made::new()).collect();
+                let made = self.run_segments(&parts, made, 0..n)?;
+                self.distributed(made, sources, &ranges)?
+            }
+        };
+        let read: Vec<_> = shared.iter().filter(|(name, _)| self.is_read_from(n_sharing, name)).collect();
+        let copies: Vec<Vec<Option<Tensor>>> = ranges
+            .iter()
+            .map(|rows| read.iter().map(|(name, view)| self.copied(name, view, sources, rows)).collect())
+            .collect();
+        let parts = ranges.iter().zip(&copies).map(|(rows, copies)| {
+            let mut part = self.part(own, rows.clone());
+            for ((name, view), copy) in read.iter().zip(copies) {
+                part.push((
+                    *name,
+                    copy.as_ref().map_or_else(|| self.lent(name, view, sources, rows), Tensor::view),
+                ));
+            }
+            part
+        });
+        let parts: Vec<Given<'_>> = parts.collect();
+        let mut made = self.run_segments(&parts, made, n_sharing..self.component.segments.len())?;
+        let outputs = self.take_outputs(&mut made)?;
+        self.finished(outputs)
+    }
+
+    /// Segments at the beginning that read nothing but `shared`; none where an engine was built for so many rows.
+    fn n_sharing(&self, shared: &[(&str, TensorView<'_>)]) -> usize {
+        let is_fixed = |name: &str| {
+            let axis = self.port(name).and_then(|port| port.shape.first());
+            matches!(axis, Some(AxisSize::Fixed(n)) if *n > 1)
+        };
+        if self.residency.backend().format().is_for_device() || shared.iter().any(|(name, _)| is_fixed(name)) {
+            return 0;
+        }
+        let segments = &self.component.segments;
+        let is_known = |name: &String, before: &[Segment]| {
+            shared.iter().any(|(shared, _)| shared == name)
+                || before.iter().any(|segment| segment.makes.contains(name))
+        };
+        let shares = |i: &usize| segments[*i].reads.iter().all(|name| is_known(name, &segments[..*i]));
+        (0..segments.len() - 1).take_while(shares).count()
+    }
+
+    fn is_read_from(&self, segment: usize, name: &str) -> bool {
+        self.component.segments[segment..].iter().any(|segment| segment.reads.iter().any(|read| read == name))
+    }
+
+    /// A part's rows of a shared input, where they do not lie one behind the other in it.
+    fn copied(
+        &self,
+        name: &str,
+        view: &TensorView<'_>,
+        sources: &Sources,
+        rows: &Range<usize>,
+    ) -> Option<Tensor> {
+        let port = self.port(name).filter(|port| sources.are_rows_of(port));
+        port.filter(|_| sources.run(rows).is_none()).and_then(|_| sources.select(view, rows))
+    }
+
+    /// A part's rows of a shared input where they do, or an input that has none.
+    fn lent<'v>(
+        &self,
+        name: &str,
+        view: &'v TensorView<'_>,
+        sources: &Sources,
+        rows: &Range<usize>,
+    ) -> TensorView<'v> {
+        let port = self.port(name).filter(|port| sources.are_rows_of(port));
+        match port.and_then(|_| sources.run(rows)) {
+            Some(run) => rows_of(view, run),
+            None => view.reborrow(),
+        }
+    }
+
+    /// What was made for the shared rows, for each part of the batch.
+    fn distributed(
+        &self,
+        mut made: Vec<Made>,
+        sources: &Sources,
+        ranges: &[Range<usize>],
+    ) -> Result<Vec<Made>, Error> {
+        if made.len() == sources.n_shared() && ranges.len() == sources.0.len() {
+            return Ok(sources.0.iter().map(|&row| made[row].clone()).collect());
+        }
+        let names: Vec<String> = made.first().into_iter().flat_map(Made::keys).cloned().collect();
+        let mut parts: Vec<Made> = ranges.iter().map(|_| Made::new()).collect();
+        for name in names {
+            let all = Rc::new(self.joined(&name, true, &mut made)?);
+            for (part, rows) in parts.iter_mut().zip(ranges) {
+                let own = sources.select(&all.view(), rows).map_or_else(|| all.clone(), Rc::new);
+                part.insert(name.clone(), own);
+            }
+        }
+        Ok(parts)
+    }
+}
