@@ -36,6 +36,12 @@ pub(crate) fn watch(is_server: bool) -> Result<(), Failure> {
     start(is_server).map_err(|e| Failure::unexpected(format!("cannot watch for signals: {e}")))
 }
 
+/// Ends the process, whose work is done, without the exit handlers of native libraries whose threads still compute.
+pub(crate) fn end_now() {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(0);
+}
+
 /// Waits for the end where there is one coming: what fails because of it is not worth telling.
 pub(crate) fn wait_if_ending() {
     while ENDING.load(Ordering::SeqCst) {

@@ -38,7 +38,10 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     watch_over(args, &server, &requests);
     output::say("ending: no more jobs are taken");
     supervisor::stopping();
-    server.stop(Duration::from_secs(args.drain));
+    if !server.stop(Duration::from_secs(args.drain)) {
+        output::say("a step still runs and is left: its jobs are drawn after the next start, or were told");
+        interrupt::end_now();
+    }
     Ok(())
 }
 
@@ -222,6 +225,7 @@ fn print_config(args: &ServeArgs, configs: &[ModelConfig]) -> Result<(), Failure
                 "limits": {
                     "side": config.limits.side,
                     "pixels": config.limits.pixels,
+                    "pixels_together": config.limits.pixels_together,
                     "steps": config.limits.steps,
                     "pictures": config.limits.pictures,
                     "prompt_bytes": config.limits.prompt_bytes,

@@ -81,6 +81,8 @@ pub struct Limits {
     pub side: u32,
     /// Pixels of a picture.
     pub pixels: u64,
+    /// Pixels of all pictures of a request.
+    pub pixels_together: u64,
     /// Denoising steps.
     pub steps: usize,
     /// Pictures of a request.
@@ -91,7 +93,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { side: 2048, pixels: 2048 * 2048, steps: 150, pictures: 10, prompt_bytes: 16 << 10 }
+        Limits {
+            side: 2048,
+            pixels: 2048 * 2048,
+            pixels_together: 2048 * 2048,
+            steps: 150,
+            pictures: 10,
+            prompt_bytes: 16 << 10,
+        }
     }
 }
 
@@ -143,8 +152,14 @@ impl ModelsFile {
             if let Some(scheduler) = &model.scheduler {
                 SchedulerClass::named(scheduler).map_err(|e| in_model(e.to_string()))?;
             }
-            let Limits { side, pixels, steps, pictures, prompt_bytes } = model.limits;
-            if side == 0 || pixels == 0 || steps == 0 || pictures == 0 || prompt_bytes == 0 {
+            let Limits { side, pixels, pixels_together, steps, pictures, prompt_bytes } = model.limits;
+            if side == 0
+                || pixels == 0
+                || pixels_together == 0
+                || steps == 0
+                || pictures == 0
+                || prompt_bytes == 0
+            {
                 return Err(in_model("limits: 0 allows nothing".into()));
             }
             if model.steps.is_some_and(|asked| asked == 0 || asked > steps) {

@@ -51,11 +51,14 @@ impl Fault {
                 Error::NotFinite { .. } | Error::Overflow { .. } => {
                     Fault::new(FaultKind::Internal, "the model made numbers that are not finite")
                 }
-                _ => {
-                    Fault::new(FaultKind::Internal, "the picture could not be drawn; the server's log says why")
-                }
+                _ => Fault::unknown(),
             },
         }
+    }
+
+    /// What nobody but the log can explain.
+    pub fn unknown() -> Fault {
+        Fault::new(FaultKind::Internal, "the picture could not be drawn; the server's log says why")
     }
 }
 

@@ -181,6 +181,14 @@ impl Model {
                 limits.pixels, limits.side
             ));
         }
+        let together = size.area().saturating_mul(job.batch() as u64);
+        if together > limits.pixels_together {
+            return refuse(format!(
+                "batch size: {} pictures of {size}, the limit is {} pixels together",
+                job.batch(),
+                limits.pixels_together
+            ));
+        }
         let rows = job.guidance.rows(job.batch());
         Ok(job.n_evaluations() as f64 * rows as f64 * size.area() as f64)
     }

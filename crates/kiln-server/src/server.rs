@@ -87,6 +87,9 @@ pub struct ServerOptions {
     pub worker: WorkerOptions,
 }
 
+/// How long the evaluation may take that runs when all jobs are told to stop.
+const LAST_STEP: Duration = Duration::from_secs(5);
+
 /// A running server.
 pub struct Server {
     tokio: tokio::runtime::Runtime,
@@ -161,20 +164,24 @@ impl Server {
 
     /// Takes no more jobs, draws those that have begun for at most so long, and ends. Jobs of the native API that wait are
     /// drawn after the next start.
-    pub fn stop(self, patience: Duration) {
+    ///
+    /// Whether the worker has ended. Where a long evaluation keeps it, its jobs are drawn after the next start too, and the
+    /// process should end without waiting for it.
+    pub fn stop(self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         self.service.close();
         while self.service.depth().1 > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.service.all().iter().for_each(|job| job.cancel());
-        self.worker.join(&self.service);
+        let has_ended = self.worker.join(&self.service, LAST_STEP);
         self.service.let_go();
         self.tokio.block_on(async {
             self.keeper.settle().await;
             self.listening.stop().await;
         });
         self.tokio.shutdown_timeout(Duration::from_secs(5));
+        has_ended
     }
 }
 

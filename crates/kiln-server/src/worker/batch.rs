@@ -1,5 +1,6 @@
 //! Jobs of one model that share evaluations of the denoiser; they join and leave between steps.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,8 +23,25 @@ pub(super) struct Batch<'a> {
 
 /// A job that is being drawn.
 struct Member {
-    job: Arc<Job>,
+    job: Begun,
     drawing: Drawing,
+}
+
+/// A job that has begun: it ends, even where what draws it panics.
+struct Begun(Arc<Job>);
+
+impl Deref for Begun {
+    type Target = Job;
+
+    fn deref(&self) -> &Job {
+        &self.0
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.enter(Phase::Failed(Fault::unknown()));
+    }
 }
 
 impl<'a> Batch<'a> {
@@ -68,6 +86,7 @@ impl<'a> Batch<'a> {
     }
 
     fn begin(&self, session: &mut Session<'_>, members: &mut Vec<Member>, job: Arc<Job>) {
+        let job = Begun(job);
         job.enter(Phase::Loading);
         self.shared.metrics.waited(&self.model, job.age());
         let watch = Watch::new().cancel(&job.cancel);
@@ -158,4 +177,36 @@ fn texts(session: &Session<'_>, job: &Job, names: &Names) -> Result<Vec<String>,
     let request = &job.spec.request;
     let text = Infotext::new(&session.pipeline().resolve(request)?, names);
     Ok((0..request.prompts.len()).map(|i| text.of(i)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use kiln_runtime::Request;
+
+    use super::*;
+    use crate::{ClientId, FaultKind, JobId};
+
+    fn job() -> Arc<Job> {
+        let spec = Spec { model: "shapes".into(), request: Request::new("a star"), loras: Vec::new() };
+        Arc::new(Job::new(JobId::random(), spec, ClientId::default(), 1.0))
+    }
+
+    #[test]
+    fn all_jobs_of_a_batch_end_where_it_panics() {
+        let jobs = [job(), job(), job()];
+        jobs[2].enter(Phase::Cancelled);
+        let drawn = jobs.clone();
+        let outcome = catch_unwind(AssertUnwindSafe(move || {
+            let _members = drawn.map(Begun);
+            panic!("as an engine might");
+        }));
+        assert!(outcome.is_err());
+        let is_failed = |job: &Arc<Job>| {
+            matches!(job.status().phase, Phase::Failed(Fault { kind: FaultKind::Internal, .. }))
+        };
+        assert!(is_failed(&jobs[0]) && is_failed(&jobs[1]));
+        assert_eq!(jobs[2].status().phase, Phase::Cancelled);
+    }
 }

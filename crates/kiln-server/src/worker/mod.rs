@@ -57,11 +57,16 @@ impl Worker {
         !self.thread.is_finished()
     }
 
-    /// Finishes what is being drawn and ends; `service` gives out no jobs any more.
-    pub fn join(self, service: &Service) {
+    /// Finishes what is being drawn and ends; `service` gives out no jobs any more. Whether it has ended within `patience`:
+    /// an evaluation that runs cannot be stopped.
+    pub fn join(self, service: &Service, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
         self.is_ending.store(true, Ordering::Relaxed);
         service.close();
-        let _ = self.thread.join();
+        while !self.thread.is_finished() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.thread.is_finished() && self.thread.join().is_ok()
     }
 }
 
@@ -117,7 +122,7 @@ impl Desk {
             Err(_) => {
                 tracing::error!(job = %job.id, "the worker panicked");
                 self.loaded.remove(&name);
-                Fault::new(FaultKind::Internal, "the picture could not be drawn; the server's log says why")
+                Fault::unknown()
             }
         };
         if fault.kind == FaultKind::Device {
@@ -133,6 +138,11 @@ impl Desk {
             job.enter(Phase::Failed(Fault::new(FaultKind::Model, "the model is no longer served")));
             return Ok(());
         };
+        if let Some(gone) = job.spec.loras.iter().find(|lora| !model.loras.contains_key(&lora.name)) {
+            let message = format!("the LoRA '{}' is no longer served", gone.name);
+            job.enter(Phase::Failed(Fault::new(FaultKind::Model, message)));
+            return Ok(());
+        }
         job.enter(Phase::Loading);
         let (shared, options) = (self.shared.clone(), self.options);
         let loaded = self.load(&model)?;
