@@ -3,6 +3,7 @@
 mod edits;
 mod grpc;
 mod hf;
+mod hosts;
 mod jobs;
 mod links;
 mod oip;
@@ -161,7 +162,7 @@ fn launch(state: &Path, flags: &[String]) -> (Child, SocketAddr) {
 }
 
 pub(crate) fn send(stream: &mut TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: kiln.test\r\nconnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: kiln.localhost\r\nconnection: close\r\n");
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     if !body.is_empty() || method == "POST" {
         head += &format!("content-length: {}\r\n", body.len());
