@@ -115,7 +115,9 @@ impl Keeper {
             let (store, id) = (keeper.store.clone(), job.id.clone());
             // What waits when the server ends is drawn after the next start.
             let is_left = keeper.service.is_closed() && phase == Phase::Cancelled && !job.was_stopped();
-            if !is_left && let Err(error) = blocking(move || write(&store, &id, phase)).await {
+            let saving = job.saving();
+            let save = move || saving.in_scope(|| write(&store, &id, phase));
+            if !is_left && let Err(error) = blocking(save).await {
                 tracing::error!(job = %job.id, "{error}");
             }
             keeper.service.forget(&job.id);

@@ -20,11 +20,14 @@ mod job;
 pub mod keeper;
 mod metrics;
 mod models;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod preview;
 mod queue;
 mod readiness;
 mod server;
 mod service;
+mod spans;
 pub mod store;
 mod worker;
 

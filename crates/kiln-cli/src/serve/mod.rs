@@ -2,8 +2,8 @@
 
 mod config;
 mod hosts;
+mod log;
 
-use std::io::stderr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use kiln_server::http::Keys;
 use kiln_server::store::Retention;
 use kiln_server::{Runtime, Server, ServerOptions, WorkerOptions};
 
-use crate::args::{LogFormat, ServeArgs};
+use crate::args::ServeArgs;
 use crate::failure::Failure;
 use crate::interrupt::{self, Request};
 use crate::model::Model;
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     if args.print_config {
         return config::print(&options, &configs);
     }
-    start_log(args.log_format);
+    let spans = log::start(args.log_format)?;
     raise_file_limit();
     let (sender, requests) = mpsc::channel();
     interrupt::serve(sender);
@@ -41,6 +41,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     output::say("ending: no more jobs are taken");
     supervisor::stopping();
     server.stop(Duration::from_secs(args.drain));
+    spans.finish();
     Ok(())
 }
 
@@ -200,16 +201,4 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         max_body: usize::try_from(args.max_body.0).unwrap_or(usize::MAX),
         worker: WorkerOptions { batch: args.batch.max(1), idle: Duration::from_secs(args.idle) },
     })
-}
-
-/// Log lines of the server; those of `KILN_LOG` are shown instead where it is set.
-fn start_log(format: LogFormat) {
-    if crate::log::is_on() {
-        return;
-    }
-    let lines = tracing_subscriber::fmt().with_writer(stderr).with_ansi(false).with_target(false);
-    match format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
-    }
 }
