@@ -125,7 +125,7 @@ impl Collector {
 fn a_job_is_traced_from_its_request_to_its_pictures() {
     let collector = Collector::start();
     let endpoint = format!("http://{}", collector.address);
-    let mut server = Server::start_with(&[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
+    let mut server = Server::start_with(&[], &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())]);
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body = json!({ "prompt": "a secret cat", "steps": 3 }).to_string();
     let sent = server.request("POST", "/v1/jobs?key=hidden", &[("traceparent", parent)], body.as_bytes());
@@ -136,7 +136,7 @@ fn a_job_is_traced_from_its_request_to_its_pictures() {
     assert!(server.wait().success());
 
     let spans = collector.spans();
-    let named = |name: &str| spans.iter().filter(move |span| span.name == name);
+    let named = |name: &'static str| spans.iter().filter(move |span| span.name == name);
     let is_post = |span: &&Span| attribute(&span.attributes, "http.request.method").as_deref() == Some("POST");
     let request = named("request").find(is_post).expect("the request's span");
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -149,6 +149,8 @@ fn a_job_is_traced_from_its_request_to_its_pictures() {
     assert_eq!(attribute(&job.attributes, "job"), Some(id));
     assert_eq!(attribute(&job.attributes, "outcome").as_deref(), Some("done"));
     assert_eq!(attribute(&job.attributes, "model").as_deref(), Some("shapes"));
+    // The request's span ends with its answer, long before the job.
+    assert!(request.start <= job.start && request.end < job.end);
     let mut last = job.start;
     for phase in ["queued", "loading", "drawing", "decoding", "saving"] {
         let spans: Vec<&Span> = named(phase).collect();
@@ -178,8 +180,8 @@ fn a_job_is_traced_from_its_request_to_its_pictures() {
 #[test]
 fn a_collector_that_is_away_holds_nothing_up() {
     let nobody = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-    let mut server =
-        Server::start_with(&[], &[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &format!("http://{nobody}/x"))]);
+    let endpoint = format!("http://{nobody}/x");
+    let mut server = Server::start_with(&[], &[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str())]);
     server.get("/healthz").expect(200);
     server.signal(TERM);
     assert!(server.wait().success());

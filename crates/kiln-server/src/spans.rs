@@ -17,7 +17,11 @@ impl Spans {
     /// Those of a job that is queued, within the span of the request that sends it.
     pub(crate) fn new(id: &JobId, spec: &Spec) -> Spans {
         let pictures = spec.request.prompts.len();
-        let job = debug_span!("job", job = %id, model = spec.model, pictures, outcome = field::Empty);
+        // A child, in the sense of `tracing`, would hold its request's span open until its own end.
+        let job =
+            debug_span!(parent: None, "job", job = %id, model = spec.model, pictures, outcome = field::Empty);
+        #[cfg(feature = "otel")]
+        crate::otel::put_within(&job, &Span::current());
         let phase = Mutex::new(debug_span!(parent: &job, "queued"));
         Spans { job, phase }
     }
