@@ -10,7 +10,7 @@ use kiln_graph::EmitPolicy;
 use kiln_nets::Sizes;
 use kiln_runtime::generator::TorchCpuGenerator;
 use kiln_runtime::{
-    Bundle, Control, Hires, Init, MicroConditioning, Picture, Request, Size, Upscaler, Variation,
+    Bundle, Control, Hires, Init, MaskFill, MicroConditioning, Picture, Request, Size, Upscaler, Variation,
 };
 use ndarray::{ArrayD, Axis};
 use safetensors::Dtype;
@@ -22,6 +22,15 @@ use crate::fixtures::{backends, bundle, copy_folder, pipeline, scratch};
 use crate::support::{References, assert_close, references};
 
 const LATENTS: f32 = 1e-3;
+
+/// What a call says of what lies under the mask.
+fn fill(text: &Value) -> MaskFill {
+    match text.as_str() {
+        Some("noise") => MaskFill::Noise,
+        Some("zeros") => MaskFill::Zeros,
+        _ => MaskFill::Picture,
+    }
+}
 
 /// A case: its description, the checkpoint made from it, and the references.
 pub(crate) struct Family {
@@ -103,7 +112,9 @@ impl Family {
             .init((task.contains("Img2Img") || task.contains("Inpaint")).then(|| {
                 let init = Init::new(planar(image.clone())).strength(number("strength"));
                 match task.contains("Inpaint") {
-                    true => init.mask(planar(self.references.f32(&format!("mask.{size}")))),
+                    true => init
+                        .mask(planar(self.references.f32(&format!("mask.{size}"))))
+                        .fill(fill(&call["fill"])),
                     false => init,
                 }
             }))

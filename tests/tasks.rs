@@ -40,6 +40,15 @@ fn pictures_are_made_from_pictures() {
     draw("wide.png", &["--init-image", "in.png", "--width", "64", "--height", "48"]);
     assert_eq!(size(&work.path().join("wide.png")), [64, 48]);
     draw("masked.png", &["--init-image", "in.png", "--mask", "in.png", "--width", "32", "--height", "32"]);
+    let light = RgbImage::from_raw(40, 32, [[255; 60], [0; 60]].concat().repeat(32)).expect("a picture");
+    light.save_png(work.path().join("left.png"), &[]).expect("a file");
+    let filled = |out: &str, fill: &str| {
+        draw(out, &["--init-image", "in.png", "--mask", "left.png", "--strength", "0.5", "--mask-fill", fill])
+    };
+    let fills =
+        [("p.png", "picture"), ("n.png", "noise"), ("z.png", "zeros")].map(|(out, fill)| filled(out, fill));
+    assert!(fills[0] != fills[1] && fills[1] != fills[2] && fills[0] != fills[2]);
+    assert_eq!(picture_settings(&work.path().join("z.png"))["mask_fill"], "zeros");
     draw("large.png", &["--width", "32", "--height", "32", "--hires", "1.5", "--hires-upscaler", "pixels"]);
     assert_eq!(size(&work.path().join("large.png")), [48, 48]);
     let settings = picture_settings(&work.path().join("large.png"));
@@ -64,6 +73,7 @@ fn pictures_are_made_from_pictures() {
         drop(fail(&mut kiln(&[&args[..], extra].concat(), work.path()), code, message));
     };
     refuse(&["--mask", "in.png"], 2, "--init-image");
+    refuse(&["--init-image", "in.png", "--mask-fill", "noise"], 2, "--mask");
     refuse(&["--init-image", "none.png"], 3, "none.png: no such file");
     refuse(&["--init-image", "in.png", "--strength", "0.1"], 2, "strength: 0.1 leaves none of 4 steps");
     refuse(&["--init-image", "in.png", "--strength", "1.5"], 2, "strength: 1.5 is not a number from 0 to 1");

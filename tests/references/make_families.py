@@ -126,6 +126,8 @@ def cases():
         "img2img_each": dict(task="Img2Img", strength=0.4, num_inference_steps=5, batch=2, seed=[1, 2], eta=1.0),
         "inpaint": dict(task="Inpaint", eta=0.3),
         "inpaint_partly": dict(task="Inpaint", strength=0.5, batch=2, seed=[3, 4], eta=0.3),
+        "inpaint_noise": dict(task="Inpaint", strength=0.5, batch=2, seed=[3, 4], fill="noise"),
+        "inpaint_zeros": dict(task="Inpaint", strength=0.6, fill="zeros"),
         "weighted": dict(prompt=WEIGHTED, blocks=WEIGHTED_BLOCKS),
         "long": dict(prompt=LONG, blocks=[[[LONG, 1.0]]]),
         "learned": dict(prompt="a <toy> above a blue square", learned=True),
@@ -197,6 +199,7 @@ def cases():
         text_encoder=text_encoder(), unet=unet(in_channels=9), vae=vae()), {}, {
         "whole": dict(task="Inpaint", eta=1.0),
         "partly": dict(task="Inpaint", strength=0.6, batch=2),
+        "noise": dict(task="Inpaint", strength=0.6, fill="noise"),
     }
     yield "lcm", "StableDiffusionPipeline", DDIMScheduler(**DDIM), dict(
         text_encoder=text_encoder(), unet=unet(time_cond_proj_dim=21), vae=vae()), {}, {
@@ -289,7 +292,7 @@ def pipeline_class(base, task):
 
 
 # Parts of a call that are no arguments of diffusers' pipelines.
-OWN = ("prompt", "blocks", "learned", "variation", "hires", "tolerance", "open_size")
+OWN = ("prompt", "blocks", "learned", "variation", "hires", "tolerance", "open_size", "fill")
 
 
 def embeds(pipe, blocks):
@@ -332,6 +335,19 @@ def refine(pipe, latents, call, options):
     options = {key: value for key, value in options.items() if key in keep}
     return second(PROMPT, negative_prompt=NEGATIVE, image=image, strength=call["hires_strength"], output_type="latent",
                   **options).images
+
+
+def filled(prepare, scheduler, mask, fill):
+    """What inpainting starts from where the web UIs fill latents under the mask with noise or zeros (`inpainting_fill`)."""
+
+    def prepare_latents(*args, timestep, return_image_latents, **kwargs):
+        latents, noise, kept = prepare(*args, timestep=timestep, return_image_latents=True, **kwargs)
+        at = F.interpolate(mask, size=latents.shape[2:])
+        kept = kept * (1 - at) + (noise * at if fill == "noise" else 0)
+        made = scheduler.add_noise(kept, noise, timestep), noise
+        return (*made, kept) if return_image_latents else made
+
+    return prepare_latents
 
 
 def make(base, scheduler, components, extra, call, inputs):
@@ -395,6 +411,8 @@ def make(base, scheduler, components, extra, call, inputs):
             shape = (1, LATENTS, *(side // pipe.vae_scale_factor for side in size))
             noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (seed, own["variation_seed"])]
             options["latents"] = slerp(*noise, own["variation_strength"])
+        if "fill" in own:
+            pipe.prepare_latents = filled(pipe.prepare_latents, pipe.scheduler, mask, own["fill"])
         images = pipe(**prompts, output_type="pt" if decoded else "latent", **options).images
         return refine(pipe, images, own, options) if "hires" in own else images
 

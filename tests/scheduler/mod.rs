@@ -153,6 +153,38 @@ fn every_option_of_every_sampler_means_what_it_means_in_diffusers() {
 }
 
 #[test]
+fn plms_is_pndm_without_a_runge_kutta_start() {
+    let references = References::open("samplers.safetensors");
+    let cases = references.metadata("cases");
+    let skips = |case: &&Value| {
+        let config = &case["config"];
+        case["scheduler"].is_null()
+            && config["_class_name"] == "PNDMScheduler"
+            && config["skip_prk_steps"] == true
+    };
+    let mut n_cases = 0;
+    for case in cases.as_array().expect("a list").iter().filter(skips) {
+        let mut named = case.clone();
+        named["config"].as_object_mut().expect("a map").remove("skip_prk_steps");
+        named["scheduler"] = "plms".into();
+        // What the first of the two draws is what diffusers does, see above.
+        let [expected, found] = [case, &named].map(|case| {
+            let Case { mut sampler, start, shape } = Case::new(case);
+            trajectory(&mut sampler, start, randn(&shape, 0), 1)
+        });
+        assert_eq!(found, expected, "{case}");
+        n_cases += 1;
+    }
+    assert_eq!(n_cases, 9);
+    let own = config(&json!({ "_class_name": "PNDMScheduler" }));
+    let calls = |name: &str| {
+        let config = own.with_scheduler(name).expect("a scheduler");
+        config.sampler(10, &SamplerOptions::default()).expect("a run").timesteps().len()
+    };
+    assert_eq!((calls("plms"), calls("pndm")), (11, 19));
+}
+
+#[test]
 fn every_option_of_ddim_means_what_it_means_in_diffusers() {
     let references = References::open("ddim.safetensors");
     let names = references.names();

@@ -57,10 +57,14 @@ fn framed(message: &[u8]) -> Bytes {
 }
 
 async fn begin(server: &Server, method: &str, headers: &[(&str, &str)]) -> Call {
+    begin_at(server, &server.address.to_string(), method, headers).await
+}
+
+async fn begin_at(server: &Server, authority: &str, method: &str, headers: &[(&str, &str)]) -> Call {
     let stream = TcpStream::connect(server.address).await.expect("a connection");
     let (send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
     tokio::spawn(connection);
-    let mut request = Request::post(format!("http://{}{method}", server.address))
+    let mut request = Request::post(format!("http://{authority}{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");
     for (name, value) in headers {
@@ -114,6 +118,24 @@ fn sent(server: &Server, method: &str, headers: &[(&str, &str)], body: Bytes) ->
 
 fn call(server: &Server, method: &str, message: &impl Message) -> Ended {
     sent(server, method, &[], framed(&message.encode_to_vec()))
+}
+
+#[test]
+fn servers_are_called_by_their_own_names() {
+    let server = Server::start(&[]);
+    let called = |authority: &str, headers: &[(&str, &str)]| {
+        on_runtime(async {
+            let mut call = begin_at(&server, authority, &format!("{SERVICE}/ServerLive"), headers).await;
+            call.send.send_data(framed(&[]), true).expect("a stream");
+            end(call).await
+        })
+    };
+    for own in ["localhost:1", "127.0.0.1", "[::1]:8001"] {
+        assert!(called(own, &[]).only::<ServerLiveResponse>().live, "{own}");
+    }
+    let message = "host: 'evil.example:80' is no name of this server, unless --allow-host gives it";
+    called("evil.example:80", &[]).check(7, message);
+    called("localhost", &[("host", "evil.example")]).check(7, "--allow-host");
 }
 
 fn on_runtime<T>(future: impl Future<Output = T>) -> T {

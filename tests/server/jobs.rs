@@ -142,6 +142,43 @@ fn pictures_are_changed_and_masked() {
 }
 
 #[test]
+fn pictures_that_a_job_starts_from_outlive_the_process_and_go_with_the_job() {
+    use base64::Engine;
+    let mut server = Server::start(&["--batch", "1"]);
+    let source = create(&server, &json!({ "prompt": "a red circle", "seed": 1, "steps": 4 }));
+    ended(&server, &source);
+    let png = base64::prelude::BASE64_STANDARD.encode(picture(&server, &source, 0));
+    let busy = create(&server, &json!({ "prompt": "a cat", "steps": 150 }));
+    let changed = json!({ "prompt": "a blue circle", "seed": 2, "steps": 4, "strength": 0.5, "init_image": png,
+                          "mask": png });
+    let ids: Vec<String> = (0..2).map(|_| create(&server, &changed)).collect();
+    let pictures = server.state.path().join("state/pictures");
+    let of = |id: &str| {
+        let names = std::fs::read_dir(&pictures).expect("a folder").flatten().map(|entry| entry.file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(id)).count()
+    };
+    assert_eq!(of(&ids[0]), 2);
+    server.restart();
+    server.request("POST", &format!("/v1/jobs/{busy}/cancel"), &[], b"");
+    assert_eq!(ended(&server, &ids[0])["status"], "done");
+    assert_eq!(of(&ids[0]), 3);
+    let sent = server.get(&format!("/v1/jobs/{}/init_image", ids[0])).expect(200).body;
+    let pixels = |png: &[u8]| kiln_runtime::image::RgbImage::from_bytes(png).expect("a picture");
+    assert_eq!(pixels(&sent), pixels(&picture(&server, &source, 0)));
+    server.request("DELETE", &format!("/v1/jobs/{}", ids[0]), &[], b"").expect(204);
+    assert_eq!(of(&ids[0]), 0);
+    ended(&server, &ids[1]);
+    // A picture that is lost fails its job, and no other.
+    let busy = create(&server, &json!({ "prompt": "a cat", "steps": 150 }));
+    let without = create(&server, &changed);
+    std::fs::remove_file(pictures.join(format!("{without}-mask"))).expect("a file");
+    server.restart();
+    let job = ended(&server, &without);
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("internal")), "{job}");
+    assert_eq!(ended(&server, &busy)["status"], "done");
+}
+
+#[test]
 fn what_cannot_be_drawn_is_refused_by_name() {
     let server = Server::start(&[]);
     let refuse = |body: Value, message: &str| {

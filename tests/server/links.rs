@@ -25,7 +25,7 @@ fn sent(server: &Server, request: &[u8]) -> Answer {
 
 #[test]
 fn links_begin_as_the_client_knows_the_server() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--allow-host", "inner"]);
     for (headers, origin) in [
         ("Host: 127.0.0.1:99\r\n", "http://127.0.0.1:99/v1/files/"),
         ("Host: localhost:7860\r\n", "http://localhost:7860/v1/files/"),

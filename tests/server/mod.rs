@@ -3,11 +3,14 @@
 mod edits;
 mod grpc;
 mod hf;
+mod hosts;
 mod jobs;
 mod links;
 mod oip;
 mod openai;
 mod operation;
+#[cfg(feature = "otel")]
+mod otel;
 mod page;
 mod sdapi;
 mod stream;
@@ -32,6 +35,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) state: TempDir,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 /// What a server answers.
@@ -67,18 +71,25 @@ impl Answer {
 impl Server {
     /// A server of the small model.
     pub(crate) fn start(flags: &[&str]) -> Server {
+        Server::start_with(flags, &[])
+    }
+
+    /// The same with environment variables.
+    pub(crate) fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Server {
         onnxruntime();
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let variables: Vec<(String, String)> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let state = scratch();
-        let (child, address) = launch(state.path(), &flags);
-        Server { child, address, state, flags }
+        let (child, address) = launch(state.path(), &flags, &variables);
+        Server { child, address, state, flags, variables }
     }
 
     /// Kills the process and starts another one over the same folder.
     pub(crate) fn restart(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        (self.child, self.address) = launch(self.state.path(), &self.flags);
+        (self.child, self.address) = launch(self.state.path(), &self.flags, &self.variables);
     }
 
     pub(crate) fn signal(&self, signal: i32) {
@@ -133,13 +144,14 @@ impl Drop for Server {
     }
 }
 
-fn launch(state: &Path, flags: &[String]) -> (Child, SocketAddr) {
+fn launch(state: &Path, flags: &[String], variables: &[(String, String)]) -> (Child, SocketAddr) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kiln"))
         .arg("serve")
         .args(["--listen", "127.0.0.1:0", "--log-format", "json", "--state"])
         .arg(state.join("state"))
         .args(flags)
         .env("KILN_ENGINE_CACHE", state.join("engines"))
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stderr(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
@@ -161,7 +173,7 @@ fn launch(state: &Path, flags: &[String]) -> (Child, SocketAddr) {
 }
 
 pub(crate) fn send(stream: &mut TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: kiln.test\r\nconnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: kiln.localhost\r\nconnection: close\r\n");
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     if !body.is_empty() || method == "POST" {
         head += &format!("content-length: {}\r\n", body.len());

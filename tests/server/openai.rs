@@ -80,7 +80,7 @@ fn answers_hold_links_and_base64_unless_one_is_asked_for() {
     assert_eq!(both["data"].as_array().map(Vec::len), Some(2));
     for i in 0..2 {
         let link = both["data"][i]["url"].as_str().expect("a link");
-        let path = link.strip_prefix("http://kiln.test").expect("this server's");
+        let path = link.strip_prefix("http://kiln.localhost").expect("this server's");
         let answer = server.get(path);
         assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")));
         assert!(answer.body == file(&both, i) && answer.body.starts_with(b"\x89PNG"));

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{Server, answer, eventually, send};
-use crate::cli::{fail, kiln};
-use crate::fixtures::{scratch, sd15};
+use crate::cli::{fail, kiln, succeed};
+use crate::fixtures::{scratch, sd15, tiny};
 
 const TERM: i32 = 15;
 const HUP: i32 = 1;
@@ -113,6 +113,51 @@ fn a_server_that_others_reach_needs_a_key() {
 }
 
 #[test]
+fn every_flag_is_printed_with_what_it_comes_to() {
+    let work = scratch();
+    let shapes = crate::support::references().join("../../models/shapes").display().to_string();
+    let help = succeed(&mut kiln(&["serve", "--help"], work.path()));
+    let flags =
+        help.lines().filter_map(|line| line.trim_start_matches("  -h, ").trim_start().strip_prefix("--"));
+    let flags = flags.filter_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').next());
+    let flags: Vec<String> = flags.map(|flag| flag.replace('-', "_")).collect();
+    assert!(flags.len() > 25, "{flags:?}");
+    let printed = |extra: &[&str]| {
+        let args = [&["serve", &shapes, "--print-config"], extra].concat();
+        let text = succeed(kiln(&args, work.path()).env("KILN_SERVE_LISTEN", "[::1]:81"));
+        serde_yaml::from_str::<serde_json::Value>(&text).expect("YAML")
+    };
+    let config = printed(&[]);
+    for flag in flags.iter().filter(|flag| !["new_key", "print_config", "help"].contains(&flag.as_str())) {
+        assert!(config.get(flag).is_some(), "--{flag} is not printed");
+    }
+    let expected = [
+        ("listen", json!("[::1]:81")),
+        ("queue", json!(64)),
+        ("queue_share", json!(64)),
+        ("max_body", json!("64MiB")),
+        ("allow_strangers", json!(false)),
+        ("allow_origin", json!([])),
+        ("keys", json!(null)),
+        ("offload", json!("none")),
+    ];
+    for (key, value) in expected {
+        assert_eq!(config[key], value, "{key}");
+    }
+    let model = &config["models"][0];
+    assert_eq!(
+        (&model["name"], &model["preload"], &model["limits"]["side"]),
+        (&json!("shapes"), &json!(true), &json!(2048))
+    );
+    assert!(config["state"].as_str().is_some_and(|state| state.ends_with("serve")));
+    let origins =
+        ["--allow-origin", "https://a.example", "--allow-origin", "https://b.example", "--queue", "7"];
+    let config = printed(&origins);
+    assert_eq!(config["allow_origin"], json!(["https://a.example", "https://b.example"]));
+    assert_eq!((&config["queue"], &config["queue_share"]), (&json!(7), &json!(7)));
+}
+
+#[test]
 fn starts_that_fail_take_no_attempt_from_open_jobs() {
     let mut server = Server::start(&["--batch", "1"]);
     let ids: Vec<String> = (0..2)
@@ -152,7 +197,12 @@ fn models_are_read_anew_and_jobs_go_on() {
     std::fs::write(&models, format!("models:\n{}{}", model("shapes", &shapes), model("small", &sd15())))
         .expect("a file");
     server.signal(HUP);
-    eventually(|| Some(()).filter(|()| server.get("/readyz").json()["models"] == json!(["shapes", "small"])));
+    let names = || {
+        let models = server.get("/readyz").json()["models"].clone();
+        let names = models.as_array().expect("models").iter().map(|model| model["name"].clone());
+        serde_json::Value::from_iter(names)
+    };
+    eventually(|| Some(()).filter(|()| names() == json!(["shapes", "small"])));
     let second = server.post("/v1/jobs", &wide).expect(202).json();
     for job in [job, second] {
         let path = format!("/v1/jobs/{}", job["id"].as_str().expect("a name"));
@@ -162,7 +212,66 @@ fn models_are_read_anew_and_jobs_go_on() {
     std::fs::write(&models, "models: nonsense").expect("a file");
     server.signal(HUP);
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(server.get("/readyz").json()["models"], json!(["shapes", "small"]));
+    assert_eq!(names(), json!(["shapes", "small"]));
+}
+
+/// A checkpoint's bundle.
+fn bundle(checkpoint: &Path, folder: &Path) -> String {
+    succeed(&mut kiln(&["compile", &checkpoint.display().to_string()], folder)).trim().to_owned()
+}
+
+#[test]
+fn a_server_is_ready_when_what_it_preloads_is_loaded() {
+    let (work, other) = (scratch(), scratch());
+    let shapes = crate::support::references().join("../../models/shapes");
+    let (good, spoilt) = (bundle(&shapes, work.path()), bundle(tiny().path(), other.path()));
+    let file = |name: &str, models: &[(&str, &str, bool)]| {
+        let model = |(name, bundle, preload): &(&str, &str, bool)| {
+            format!("- {{name: {name}, bundle: '{bundle}', preload: {preload}}}\n")
+        };
+        let path = work.path().join(name);
+        let text: String = models.iter().map(model).collect();
+        std::fs::write(&path, format!("models:\n{text}")).expect("a file");
+        path.display().to_string()
+    };
+    let models = file("models.yaml", &[("first", &good, true), ("later", &good, false)]);
+    let server = Server::start(&[&models]);
+    let ready = eventually(|| Some(server.get("/readyz")).filter(|answer| answer.status == 200)).json();
+    let expected = json!([{ "name": "first", "status": "loaded", "preload": true },
+                          { "name": "later", "status": "unloaded", "preload": false }]);
+    assert_eq!((&ready["ready"], &ready["models"]), (&json!(true), &expected));
+    let later = server.get("/readyz/later").expect(200).json();
+    assert_eq!((&later["ready"], &later["status"]), (&json!(true), &json!("unloaded")));
+    assert_eq!(server.get("/readyz/none").expect(404).json()["error"]["code"], "model_not_found");
+    let drawn = json!({ "prompt": "a cat", "steps": 1, "model": "later" });
+    server.post("/v1/jobs", &drawn).expect(202);
+    eventually(|| Some(()).filter(|()| server.get("/readyz/later").json()["status"] == "loaded"));
+
+    // One that is preloaded from now on cannot be loaded: the server says which, and not where it is.
+    let busy = json!({ "prompt": "a cat", "steps": 150, "n": 8, "model": "first" });
+    let busy = server.post("/v1/jobs", &busy).expect(202).json()["id"].as_str().expect("a name").to_owned();
+    eventually(|| Some(()).filter(|()| server.get(&format!("/v1/jobs/{busy}")).json()["status"] == "drawing"));
+    file("models.yaml", &[("first", &good, true), ("bad", &spoilt, true), ("later", &good, false)]);
+    server.signal(HUP);
+    let bad = eventually(|| Some(server.get("/readyz/bad")).filter(|answer| answer.status != 404)).expect(503);
+    assert_eq!((&bad.json()["status"], &bad.json()["ready"]), (&json!("unloaded"), &json!(false)));
+    server.get("/readyz").expect(503);
+    std::fs::remove_file(Path::new(&spoilt).join("unet.0.onnx")).expect("a file");
+    server.request("POST", &format!("/v1/jobs/{busy}/cancel"), &[], b"").expect(202);
+    let bad = eventually(|| Some(server.get("/readyz/bad")).filter(|answer| answer.text().contains("failed")));
+    assert_eq!(bad.expect(503).json()["error"], "the model cannot be used; the server's log says why");
+    let whole = server.get("/readyz").expect(503);
+    assert_eq!(
+        (&whole.json()["ready"], &whole.json()["models"][1]["status"]),
+        (&json!(false), &json!("failed"))
+    );
+    assert!(!whole.text().contains(&*other.path().to_string_lossy()), "{}", whole.text());
+    server.get("/readyz/first").expect(200);
+    server.get("/readyz/later").expect(200);
+    // It is good when it is mended.
+    file("models.yaml", &[("first", &good, true), ("bad", &good, true), ("later", &good, false)]);
+    server.signal(HUP);
+    eventually(|| Some(()).filter(|()| server.get("/readyz").status == 200));
 }
 
 #[test]
@@ -195,7 +304,7 @@ fn bodies_and_heads_have_bounds() {
     // A length that is never sent holds nobody up.
     let mut stalled = server.connect();
     stalled
-        .write_all(b"POST /v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{")
+        .write_all(b"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n{")
         .expect("a head");
     let begun = Instant::now();
     server.get("/healthz").expect(200);
@@ -216,11 +325,13 @@ fn one_connection_takes_several_requests() {
     let server = Server::start(&[]);
     let mut stream = server.connect();
     stream
-        .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+        .write_all(
+            b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        )
         .expect("two heads");
     let mut stream = BufReader::new(stream);
     assert_eq!(answer(&mut stream).expect(200).json(), json!({ "live": true }));
-    assert_eq!(answer(&mut stream).expect(200).json()["ready"], true);
+    assert!(answer(&mut stream).json()["ready"].is_boolean());
     let mut asked = server.connect();
     send(&mut asked, "HEAD", "/healthz", &[], b"");
     let head = super::head(&mut BufReader::new(asked)).expect(200);

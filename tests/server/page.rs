@@ -236,9 +236,9 @@ fn pages_of_others_change_nothing() {
     let foreign: [&[(&str, &str)]; 5] = [
         &[("origin", "https://elsewhere.example")],
         &[("origin", "null")],
-        &[("origin", "http://kiln.test:8080")],
+        &[("origin", "http://kiln.localhost:8080")],
         &[("origin", "https://elsewhere.example"), ("sec-fetch-site", "cross-site")],
-        &[("origin", "http://other.kiln.test"), ("sec-fetch-site", "same-site")],
+        &[("origin", "http://other.kiln.localhost"), ("sec-fetch-site", "same-site")],
     ];
     for headers in foreign {
         for (method, path) in [("POST", "/v1/jobs"), ("POST", "/v1/jobs/x/cancel"), ("DELETE", "/v1/jobs/x")] {
@@ -249,8 +249,8 @@ fn pages_of_others_change_nothing() {
     assert_eq!(server.get("/v1/jobs").expect(200).json(), json!({ "jobs": [] }));
     let own: [&[(&str, &str)]; 4] = [
         &[],
-        &[("origin", "http://kiln.test")],
-        &[("origin", "https://kiln.test"), ("sec-fetch-site", "same-origin")],
+        &[("origin", "http://kiln.localhost")],
+        &[("origin", "https://kiln.localhost"), ("sec-fetch-site", "same-origin")],
         &[("origin", "https://friend.example"), ("sec-fetch-site", "cross-site")],
     ];
     for headers in own {

@@ -14,13 +14,19 @@ pub(crate) const KILN_ENGINE_CACHE_LIMIT: Variable = Variable {
     meaning: "how large the engine cache may grow, as 20GiB (default: no limit)",
 };
 
-/// Where the server listens; read by the command line's parser, like the two below.
+/// Where the server listens; read by the command line's parser, like the three below.
 pub(crate) const KILN_SERVE_LISTEN: Variable =
     Variable { name: "KILN_SERVE_LISTEN", meaning: "address and port of kiln serve (default: 127.0.0.1:7860)" };
 
 /// The server's keys.
 pub(crate) const KILN_SERVE_KEYS: Variable =
     Variable { name: "KILN_SERVE_KEYS", meaning: "file of API keys of kiln serve (default: no key is needed)" };
+
+/// The server's names.
+pub(crate) const KILN_SERVE_ALLOW_HOSTS: Variable = Variable {
+    name: "KILN_SERVE_ALLOW_HOSTS",
+    meaning: "names by which kiln serve without keys may be called, separated by commas (default: the machine's own)",
+};
 
 /// The server's folder.
 pub(crate) const KILN_SERVE_STATE: Variable = Variable {
@@ -44,6 +50,7 @@ pub(crate) fn all() -> impl Iterator<Item = Variable> {
         KILN_ENGINE_CACHE_LIMIT,
         KILN_SERVE_LISTEN,
         KILN_SERVE_KEYS,
+        KILN_SERVE_ALLOW_HOSTS,
         KILN_SERVE_STATE,
         KILN_LOG,
         NO_COLOR,

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use kiln_runtime::{Control, Error, Job, Pipeline, VaeTiling};
 use serde_json::{Map, Value, json};
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, MaskFillChoice};
 
 /// All that is needed to draw the picture again; defaults as what they came to.
 pub(crate) fn settings(pipeline: &Pipeline, job: &Job<'_>, args: &GenerateArgs) -> Result<Value, Error> {
@@ -52,6 +52,7 @@ fn tasks(settings: &mut Settings, job: &Job<'_>, args: &GenerateArgs) {
     settings.put_if(tasks.init_image.is_some(), "init_image", &tasks.init_image);
     settings.put_if(job.strength.is_some(), "strength", job.strength);
     settings.put_if(tasks.mask.is_some(), "mask", &tasks.mask);
+    settings.put_if(tasks.mask_fill != MaskFillChoice::Picture, "mask_fill", name(tasks.mask_fill));
     settings.put_if(!tasks.controlnet.is_empty(), "controlnet", &tasks.controlnet);
     if job.task.controlled {
         let shares = |of: fn(&Control) -> f64| controls.iter().map(of).collect::<Vec<_>>();

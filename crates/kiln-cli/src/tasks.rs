@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use kiln_lora::{Lora, LoraFile};
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Control, Hires, Init, MicroConditioning, Picture, Upscaler};
+use kiln_runtime::{Control, Hires, Init, MaskFill, MicroConditioning, Picture, Upscaler};
 
-use crate::args::{TaskArgs, UpscalerChoice};
+use crate::args::{MaskFillChoice, TaskArgs, UpscalerChoice};
 use crate::failure::Failure;
 
 impl TaskArgs {
@@ -15,7 +15,11 @@ impl TaskArgs {
         let Some(image) = &self.init_image else { return Ok(None) };
         let init = Init::new(picture(image)?).strength(self.strength);
         Ok(Some(match &self.mask {
-            Some(mask) => init.mask(picture(mask)?),
+            Some(mask) => init.mask(picture(mask)?).fill(match self.mask_fill {
+                MaskFillChoice::Picture => MaskFill::Picture,
+                MaskFillChoice::Noise => MaskFill::Noise,
+                MaskFillChoice::Zeros => MaskFill::Zeros,
+            }),
             None => init,
         }))
     }

@@ -27,7 +27,7 @@ pub use bundle::{BuildOptions, Plan, Step};
 pub use cache::{
     CacheItem, Checked, Compiled, Difference, EngineCache, Entry, ItemKind, Pruned, Recipe, Record,
 };
-pub use checkpoint::{Checkpoint, ControlNetCheckpoint, TokenizerFolder};
+pub use checkpoint::{Checkpoint, ControlNetCheckpoint, TokenizerFolder, file_name};
 pub use error::CompileError;
 pub use family::Family;
 pub use inspect::{

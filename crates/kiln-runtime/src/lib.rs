@@ -85,6 +85,8 @@ pub use pipeline::{
     Drawing, Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Session, Timings, Verification,
 };
 pub use plan::{MemoryChoice, MemoryPlan};
-pub use request::{Control, Hires, Init, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
+pub use request::{
+    Control, Hires, Init, MaskFill, MicroConditioning, PromptSyntax, Request, Upscaler, Variation,
+};
 pub use residency::Pool;
 pub use watch::{CancelToken, Event, OnEvent, Watch};

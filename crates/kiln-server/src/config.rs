@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_bundle::read;
 use kiln_runtime::scheduler::SchedulerClass;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Largest models file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -42,7 +42,7 @@ pub struct ModelsFile {
 }
 
 /// One model.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// What clients call it: letters, digits, `-`, `_` and `.`.
@@ -74,7 +74,7 @@ pub struct ModelConfig {
 }
 
 /// What a request may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Longest side of a picture, in pixels.

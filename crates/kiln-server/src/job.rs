@@ -9,8 +9,10 @@ use kiln_runtime::image::RgbImage;
 use kiln_runtime::{CancelToken, Request, Timings};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::Span;
 
 use crate::Fault;
+use crate::spans::Spans;
 
 /// Names a job; cannot be guessed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -152,12 +154,14 @@ pub struct Job {
     pub(crate) queued: Instant,
     pub(crate) cancel: CancelToken,
     is_stopped: AtomicBool,
+    spans: Spans,
     status: watch::Sender<Status>,
 }
 
 impl Job {
     pub(crate) fn new(id: JobId, spec: Spec, client: ClientId, cost: f64) -> Job {
         Job {
+            spans: Spans::new(&id, &spec),
             id,
             spec,
             client,
@@ -211,6 +215,7 @@ impl Job {
         self.status.send_if_modified(|status| {
             let changes = !status.phase.is_final() && status.phase != phase;
             if changes {
+                self.spans.enter(&status.phase, &phase);
                 status.phase = phase;
             }
             changes
@@ -219,6 +224,11 @@ impl Job {
 
     pub(crate) fn show(&self, step: usize, preview: RgbImage) {
         self.status.send_modify(|status| status.preview = Some((step, Arc::new(preview))));
+    }
+
+    /// The span in which its pictures are written down.
+    pub(crate) fn saving(&self) -> Span {
+        self.spans.saving()
     }
 
     /// Waits for its end.

@@ -61,8 +61,8 @@ impl Keeper {
             ending: Ending::Open,
         };
         let id = record.id.clone();
-        let (store, written) = (self.store.clone(), record.clone());
-        let known = blocking(move || store.add(&written)).await.map_err(KeeperError::Store)?;
+        let store = self.store.clone();
+        let known = blocking(move || store.add(record)).await.map_err(KeeperError::Store)?;
         if let Some(known) = known {
             return Ok(known);
         }
@@ -73,7 +73,7 @@ impl Keeper {
             }
             Err(refusal) => {
                 let store = self.store.clone();
-                blocking(move || store.withdraw(&record)).await.map_err(KeeperError::Store)?;
+                blocking(move || store.delete(&id)).await.map_err(KeeperError::Store)?;
                 Err(KeeperError::Refused(refusal))
             }
         }
@@ -95,10 +95,12 @@ impl Keeper {
     /// Puts the jobs of the last run back into the queue. Inside a runtime.
     pub(crate) fn reopen(self: &Arc<Self>) -> Result<(), StoreError> {
         for record in self.store.reopen()? {
-            let Record { id, spec, client, .. } = record;
-            match self.service.restore(id.clone(), spec, client) {
+            let (id, client) = (record.id.clone(), record.client.clone());
+            let spec = self.store.spec(record).map_err(|error| lost(&id, &error));
+            let job = spec.and_then(|spec| self.service.restore(id.clone(), spec, client).map_err(gone));
+            match job {
                 Ok(job) => self.keep(job),
-                Err(refusal) => self.store.end(&id, Ending::Failed { fault: gone(refusal) })?,
+                Err(fault) => self.store.end(&id, Ending::Failed { fault })?,
             }
         }
         Ok(())
@@ -113,7 +115,9 @@ impl Keeper {
             let (store, id) = (keeper.store.clone(), job.id.clone());
             // What waits when the server ends is drawn after the next start.
             let is_left = keeper.service.is_closed() && phase == Phase::Cancelled && !job.was_stopped();
-            if !is_left && let Err(error) = blocking(move || write(&store, &id, phase)).await {
+            let saving = job.saving();
+            let save = move || saving.in_scope(|| write(&store, &id, phase));
+            if !is_left && let Err(error) = blocking(save).await {
                 tracing::error!(job = %job.id, "{error}");
             }
             keeper.service.forget(&job.id);
@@ -163,6 +167,11 @@ fn write(store: &Store, id: &JobId, phase: Phase) -> Result<(), StoreError> {
         _ => Ending::Cancelled,
     };
     store.end(id, ending)
+}
+
+fn lost(id: &JobId, error: &StoreError) -> Fault {
+    tracing::error!(job = %id, "{error}");
+    Fault::new(FaultKind::Internal, "the pictures that the job starts from cannot be read")
 }
 
 fn gone(refusal: Refusal) -> Fault {

@@ -20,10 +20,14 @@ mod job;
 pub mod keeper;
 mod metrics;
 mod models;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod preview;
 mod queue;
+mod readiness;
 mod server;
 mod service;
+mod spans;
 pub mod store;
 mod worker;
 
@@ -31,6 +35,7 @@ pub use fault::{Fault, FaultKind};
 pub use job::{ClientId, Finished, Job, JobId, LoraChoice, Phase, Spec, Status};
 pub use models::{ModelCard, Models, Runtime};
 pub use preview::LatentColours;
+pub use readiness::Load;
 pub use server::{Server, ServerError, ServerOptions};
 pub use service::{Refusal, Service, Ticket};
 pub use worker::{Worker, WorkerOptions};

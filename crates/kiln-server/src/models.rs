@@ -12,6 +12,7 @@ use kiln_runtime::{
 };
 
 use crate::config::{Limits, ModelConfig};
+use crate::readiness::Readiness;
 use crate::{Fault, FaultKind, Spec};
 
 /// What handlers know of a model.
@@ -55,6 +56,7 @@ pub struct ModelCard {
 pub(crate) struct Model {
     pub(crate) card: ModelCard,
     pub(crate) loras: BTreeMap<String, PathBuf>,
+    pub(crate) readiness: Readiness,
     config: ModelConfig,
     bundle: Bundle,
     backend: Arc<dyn Backend>,
@@ -113,6 +115,7 @@ impl Model {
         Ok(Model {
             card,
             loras: config.loras.clone(),
+            readiness: Readiness::default(),
             config: config.clone(),
             backend,
             memory: runtime.memory,

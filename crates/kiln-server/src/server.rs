@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, Uri};
 use kiln_runtime::bundle::Bundle;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -16,7 +16,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::ModelConfig;
-use crate::http::{self, App, Keys, Listening};
+use crate::http::{self, App, Hosts, Keys, Listening};
 use crate::keeper::Keeper;
 use crate::models::{Model, Runtime};
 use crate::store::{Retention, Store, StoreError};
@@ -73,6 +73,9 @@ pub struct ServerOptions {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Origins whose pages may call.
     pub origins: Vec<HeaderValue>,
+    /// Names by which the server may be called where no key guards it, besides addresses, `localhost` and the hosts of
+    /// `origins`.
+    pub hosts: Vec<String>,
     /// Folder for jobs and their pictures.
     pub state: PathBuf,
     /// What is kept of jobs that have ended.
@@ -128,6 +131,7 @@ impl Server {
         let app = App::new(http::Shared {
             service: service.clone(),
             keeper: keeper.clone(),
+            hosts: hosts(&options),
             keys: options.keys,
             files: http::Files::default(),
             scheme: if options.tls.is_some() { "https" } else { "http" },
@@ -183,6 +187,16 @@ impl Server {
         self.tokio.shutdown_timeout(Duration::from_secs(5));
         has_ended
     }
+}
+
+/// The names by which the server may be called.
+fn hosts(options: &ServerOptions) -> Hosts {
+    if !options.keys.is_empty() {
+        return Hosts::all();
+    }
+    let origins = options.origins.iter().filter_map(|origin| Uri::try_from(origin.as_bytes()).ok());
+    let of_origins: Vec<String> = origins.filter_map(|origin| origin.host().map(str::to_owned)).collect();
+    Hosts::named(options.hosts.iter().chain(&of_origins).map(String::as_str))
 }
 
 /// The models, those that are served already as they are.

@@ -40,6 +40,22 @@ fn a_mask_keeps_the_rest_to_the_bit() {
     let changed = differs(&around.images[0], &original);
     assert!(changed.iter().enumerate().all(|(i, changed)| !changed || !inside(i)));
     assert!(changed.iter().filter(|changed| **changed).count() > 2000);
+    // Noise or nothing in the latents under the mask: what lay there before is all the same.
+    let over = |fill: u32, image: &str| {
+        draw(json!({ "inpainting_fill": fill, "init_images": [image], "denoising_strength": 0.5,
+                     "inpaint_full_res": false, "width": 96, "height": 64 }))
+    };
+    let fills: Vec<_> = (0..4).map(|fill| over(fill, &image).images[0].clone()).collect();
+    for (i, fill) in fills.iter().enumerate() {
+        assert!(fills[..i].iter().all(|other| other != fill), "{i}");
+        assert!(differs(fill, &original).iter().enumerate().all(|(i, changed)| !changed || inside(i)));
+    }
+    let (_, other) =
+        sent(96, 64, |x, y| if in_hole(x, y) { [255, 0, 0] } else { [x as u8 * 2, y as u8 * 3, 40] });
+    assert!(over(1, &other).images[0] != fills[1]);
+    for fill in [2, 3] {
+        assert!(over(fill, &other).images[0] == fills[fill as usize], "{fill}");
+    }
     // A blur mixes around the border, and nothing far away.
     let blurred = draw(json!({ "mask_blur": 2 }));
     let changed = differs(&blurred.images[0], &original);

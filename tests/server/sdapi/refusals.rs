@@ -60,7 +60,7 @@ fn what_would_change_the_picture_and_is_not_done_is_named() {
     let karras = call(json!({ "sampler_name": "Euler a", "scheduler": "Karras" }));
     refused(server.post("/sdapi/v1/txt2img", &karras), 400, "scheduler");
     for (key, value) in [
-        ("inpainting_fill", json!(2)),
+        ("inpainting_fill", json!(4)),
         ("resize_mode", json!(3)),
         ("mask_round", json!(false)),
         ("initial_noise_multiplier", json!(1.1)),

@@ -78,6 +78,16 @@ pub(crate) enum SyntaxChoice {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MaskFillChoice {
+    /// The picture's latents.
+    Picture,
+    /// The noise of the seed.
+    Noise,
+    /// Latents of zeros.
+    Zeros,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum UpscalerChoice {
     /// The latents, bilinearly.
     Latents,

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 
 pub(crate) use choices::{
-    ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, PredictionChoice, SyntaxChoice,
-    UpscalerChoice, WeightsChoice, Work,
+    ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, MaskFillChoice, PredictionChoice,
+    SyntaxChoice, UpscalerChoice, WeightsChoice, Work,
 };
 pub(crate) use compile::{
     CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,
@@ -236,6 +236,9 @@ pub(crate) struct TaskArgs {
     /// Mask picture: light areas are repainted, dark areas are kept.
     #[arg(long, value_name = "FILE", requires = "init_image")]
     pub(crate) mask: Option<PathBuf>,
+    /// What lies in light areas before noise is added; with a strength of 1 it is all the same.
+    #[arg(long, value_enum, default_value_t = MaskFillChoice::Picture, requires = "mask")]
+    pub(crate) mask_fill: MaskFillChoice,
     /// ControlNet's folder, single file or bundle, besides those of the model; may be given several times.
     #[arg(long, value_name = "PATH", requires = "control_image")]
     pub(crate) controlnet: Vec<PathBuf>,

@@ -37,6 +37,15 @@ pub(crate) struct ServeArgs {
     /// Origin whose pages may call, such as https://example.org; repeatable.
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     pub(crate) allow_origins: Vec<String>,
+    /// Name by which a server without keys may be called, besides addresses, localhost and the machine's own; repeatable.
+    #[arg(
+        long = "allow-host",
+        value_name = "NAME",
+        value_delimiter = ',',
+        env = "KILN_SERVE_ALLOW_HOSTS",
+        hide_env = true
+    )]
+    pub(crate) allow_hosts: Vec<String>,
     /// Folder for jobs and their pictures [default: serve/ in kiln's cache folder].
     #[arg(long, value_name = "DIR", env = "KILN_SERVE_STATE", hide_env = true)]
     pub(crate) state: Option<PathBuf>,

@@ -187,8 +187,8 @@ pub(super) fn tokenizer_files(root: &Path, name: &str) -> Result<Vec<(String, So
     Ok(found.map(|file| (format!("{name}/{file}"), Source::File(folder.join(file)))).collect())
 }
 
-/// The last part of a path, as far as it is fit for a file name.
-pub(super) fn file_name(path: &Path) -> String {
+/// What is called after a path: its last part without a file's ending, as far as it is fit for a file name.
+pub fn file_name(path: &Path) -> String {
     // A file's own name is kept where it is a link, as in the Hugging Face cache, whose blobs are named by digests.
     let name = match path.is_file() {
         true => path.file_stem().map(ToOwned::to_owned),

@@ -17,7 +17,8 @@ use serde_json::Value;
 pub use controlnet::ControlNetCheckpoint;
 use controlnet::controlnets;
 use index::{Pipelines, UNSUPPORTED, flag, library_class, pipelines, require, scheduler_class};
-use layout::{Layout, file_name, tokenizer_files};
+pub use layout::file_name;
+use layout::{Layout, tokenizer_files};
 pub(crate) use layout::{Part, Source};
 
 use crate::error::listed;

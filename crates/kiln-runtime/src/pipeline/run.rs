@@ -33,7 +33,7 @@ pub(super) struct Run<'a, 'w> {
     pub(super) progress: Progress<'w>,
 }
 
-impl Run<'_, '_> {
+impl<'w> Run<'_, 'w> {
     pub(super) fn draw(&mut self, job: Job<'_>) -> Result<Output, Error> {
         let mut drawing = self.begin(job)?;
         while !drawing.is_denoised() {
@@ -104,18 +104,21 @@ impl Run<'_, '_> {
         })
     }
 
-    fn evaluation(&mut self, component: ComponentName) -> Result<Evaluation<'_>, Error> {
-        Ok(Evaluation {
+    /// What evaluates the denoiser, and what is told of it.
+    fn evaluation(&mut self, component: ComponentName) -> Result<(Evaluation<'_>, &mut Progress<'w>), Error> {
+        let evaluation = Evaluation {
             facts: self.facts,
             denoiser: &*self.model.denoiser,
             chain: self.engines.chain(component)?,
             controlnets: self.controlnets,
-        })
+        };
+        Ok((evaluation, &mut self.progress))
     }
 
     /// Takes a drawing over the call that is due.
     fn step(&mut self, drawing: &mut Drawing) -> Result<(), Error> {
-        let predictions = self.evaluation(drawing.component)?.predict(&[drawing])?;
+        let (mut evaluation, _) = self.evaluation(drawing.component)?;
+        let predictions = evaluation.predict(&[drawing])?;
         predictions.iter().try_for_each(|prediction| drawing.take(prediction))
     }
 
@@ -156,7 +159,7 @@ impl Run<'_, '_> {
         drawings: &[&mut Drawing],
     ) -> Result<Vec<usize>, Error> {
         let is_fixed = self.facts.fixed.is_some();
-        let evaluation = self.evaluation(drawings[first].component)?;
+        let (evaluation, _) = self.evaluation(drawings[first].component)?;
         let kind = evaluation.kind(drawings[first]);
         let fits = |&&i: &&usize| i == first || !is_fixed && evaluation.kind(drawings[i]) == kind;
         Ok(left.iter().filter(fits).copied().collect())
@@ -165,7 +168,7 @@ impl Run<'_, '_> {
     /// One evaluation for drawings of one kind; where it fails, one for each.
     fn advance_together(&mut self, group: &mut [&mut Drawing]) -> Vec<Result<(), Error>> {
         let component = group[0].component;
-        let predicted = self.evaluation(component).and_then(|mut evaluation| evaluation.predict(group));
+        let predicted = self.evaluation(component).and_then(|(mut evaluation, _)| evaluation.predict(group));
         let results: Vec<Result<(), Error>> = match predicted {
             Ok(predictions) => {
                 group.iter_mut().zip(predictions).map(|(drawing, made)| drawing.take(&made)).collect()
@@ -183,16 +186,9 @@ impl Run<'_, '_> {
         if self.progress.watch.wants_previews() {
             return Ok(false);
         }
-        let Some((device, linear)) = self.evaluation(drawing.component)?.on_device(drawing)? else {
-            return Ok(false);
-        };
-        let mut evaluation = Evaluation {
-            facts: self.facts,
-            denoiser: &*self.model.denoiser,
-            chain: self.engines.chain(drawing.component)?,
-            controlnets: self.controlnets,
-        };
-        evaluation.run_on_device(&device, &linear, drawing, &mut self.progress)?;
+        let (mut evaluation, progress) = self.evaluation(drawing.component)?;
+        let Some((device, linear)) = evaluation.on_device(drawing)? else { return Ok(false) };
+        evaluation.run_on_device(&device, &linear, drawing, progress)?;
         self.pass_on(drawing)?;
         Ok(true)
     }

@@ -10,7 +10,7 @@ use super::noise::{Noise, initial_noise};
 use super::run::Run;
 use super::state::{Blend, Inpainting, Start, joined};
 use crate::scheduler::Sampler;
-use crate::{Error, Event, Init, Picture};
+use crate::{Error, Event, Init, MaskFill, Picture};
 
 impl Run<'_, '_> {
     /// Latents of a job's first pass, drawing random numbers in the order in which diffusers' pipelines do.
@@ -52,16 +52,17 @@ impl Run<'_, '_> {
             false => None,
         };
         let fresh = initial_noise(job.request, noise, &shape)?;
+        let latent_mask = nearest(&mask, shape[2], shape[3]);
+        let kept = kept.map(|kept| filled(kept, init.fill, &latent_mask, &fresh));
         let latents = start_from(sampler, begin, kept.as_ref().filter(|_| !from_pure_noise), &fresh)?;
         let masked = Zip::from(&picture)
             .and_broadcast(&mask)
             .map_collect(|&x, &mask| if mask < 0.5 { x } else { x * 0.0 });
         let masked = self.encode_once(masked, batch, noise)?;
-        let mask = nearest(&mask, shape[2], shape[3]);
-        if let Some(paints) = uniform(&mask) {
+        if let Some(paints) = uniform(&latent_mask) {
             self.progress.tell(Event::UniformMask { paints, drops_alpha })?;
         }
-        let mask = repeated(mask, batch)?;
+        let mask = repeated(latent_mask, batch)?;
         let channels = match reads_masked_picture {
             true => Some(joined(Axis(1), &[&mask, &masked])?),
             false => None,
@@ -182,6 +183,22 @@ fn start_from(
     }
 }
 
+/// A picture's latents `[B, C, H, W]` with something else where a mask `[1, 1, H, W]` is 1.
+fn filled(mut kept: ArrayD<f32>, fill: MaskFill, mask: &Array4<f32>, noise: &ArrayD<f32>) -> ArrayD<f32> {
+    let value = |kept: f32, noise: f32| match fill {
+        MaskFill::Picture => kept,
+        MaskFill::Noise => noise,
+        MaskFill::Zeros => 0.0,
+    };
+    let mask = mask.view().into_dyn();
+    Zip::from(&mut kept).and(noise).and_broadcast(&mask).for_each(|kept, &noise, &mask| {
+        if mask > 0.5 {
+            *kept = value(*kept, noise);
+        }
+    });
+    kept
+}
+
 /// The initial picture `[1, 3, H, W]` in `[-1, 1]`.
 fn signed(image: &Picture, size: Size) -> Result<Array4<f32>, Error> {
     Ok(image.planes("init image", size)?.mapv(|x| 2.0 * x - 1.0))
@@ -202,4 +219,24 @@ fn nearest(mask: &Array4<f32>, height: usize, width: usize) -> Array4<f32> {
     Array4::from_shape_fn((1, 1, height, width), |(_, _, y, x)| {
         mask[[0, 0, source(y, from_height, height), source(x, from_width, width)]]
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_mask_keeps_is_the_pictures_whatever_fills_the_rest() {
+        let kept = ArrayD::from_shape_fn(vec![2, 2, 1, 2], |at| 1.0 + at[0] as f32);
+        let noise = ArrayD::from_elem(vec![2, 2, 1, 2], 7.0);
+        let mask = Array4::from_shape_vec((1, 1, 1, 2), vec![0.0, 1.0]).expect("a mask");
+        for (fill, expected) in
+            [(MaskFill::Picture, [1.0, 2.0]), (MaskFill::Noise, [7.0; 2]), (MaskFill::Zeros, [0.0; 2])]
+        {
+            let found = filled(kept.clone(), fill, &mask, &noise);
+            for (i, value) in found.indexed_iter() {
+                assert_eq!(*value, if i[3] == 0 { 1.0 + i[0] as f32 } else { expected[i[0]] }, "{fill:?}");
+            }
+        }
+    }
 }

@@ -83,6 +83,23 @@ pub struct Init {
     pub strength: Option<f64>,
     /// Where to paint: what is lighter than half is painted anew, the rest is kept.
     pub mask: Option<Picture>,
+    /// What lies there before noise is added.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub fill: MaskFill,
+}
+
+/// What lies where a mask says to paint, before noise is added. With a strength of 1, which leaves noise alone, it is all the
+/// same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum MaskFill {
+    /// The initial picture's latents.
+    #[default]
+    Picture,
+    /// The noise of the seed, the same that is added after.
+    Noise,
+    /// Latents of zeros.
+    Zeros,
 }
 
 /// One ControlNet's share of a request.

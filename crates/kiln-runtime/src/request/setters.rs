@@ -2,7 +2,7 @@
 
 use kiln_types::Size;
 
-use super::{Control, Hires, Init, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
+use super::{Control, Hires, Init, MaskFill, MicroConditioning, PromptSyntax, Request, Upscaler, Variation};
 use crate::generator::GeneratorKind;
 use crate::picture::Picture;
 
@@ -137,7 +137,7 @@ impl Request {
 impl Init {
     /// A picture to change, with the default strength.
     pub fn new(image: impl Into<Picture>) -> Init {
-        Init { image: image.into(), strength: None, mask: None }
+        Init { image: image.into(), strength: None, mask: None, fill: MaskFill::default() }
     }
 
     /// Sets how much of the way from pure noise is gone, from 0 to 1.
@@ -150,6 +150,12 @@ impl Init {
     #[must_use]
     pub fn mask(self, mask: impl Into<Picture>) -> Init {
         Init { mask: Some(mask.into()), ..self }
+    }
+
+    /// Sets what lies where the mask says to paint.
+    #[must_use]
+    pub fn fill(self, fill: MaskFill) -> Init {
+        Init { fill, ..self }
     }
 }
 

@@ -81,27 +81,40 @@ const NAMES: [(SchedulerClass, &str); 22] = [
     (EdmDpmMultistep, "EDMDPMSolverMultistepScheduler"),
 ];
 
-/// Short names, and the `algorithm_type` that those of solvers stand for.
-const SHORT_NAMES: [(&str, SchedulerClass, Option<&str>); 19] = [
-    ("ddim", Ddim, None),
-    ("ddpm", Ddpm, None),
-    ("pndm", Pndm, None),
-    ("euler", Euler, None),
-    ("euler-a", EulerAncestral, None),
-    ("heun", Heun, None),
-    ("lms", Lms, None),
-    ("kdpm2", Kdpm2, None),
-    ("kdpm2-a", Kdpm2Ancestral, None),
-    ("dpm++2m", DpmMultistep, Some("dpmsolver++")),
-    ("dpm++2m-sde", DpmMultistep, Some("sde-dpmsolver++")),
-    ("dpm++2s", DpmSinglestep, Some("dpmsolver++")),
-    ("deis", Deis, Some("deis")),
-    ("unipc", UniPc, None),
-    ("sa-solver", SaSolver, Some("data_prediction")),
-    ("lcm", Lcm, None),
-    ("tcd", Tcd, None),
-    ("edm-euler", EdmEuler, None),
-    ("edm-dpm++2m", EdmDpmMultistep, Some("dpmsolver++")),
+/// What a short name sets beside the class.
+#[derive(Clone, Copy)]
+enum Variant {
+    /// Nothing.
+    Own,
+    /// A solver of the second order with this `algorithm_type`.
+    Algorithm(&'static str),
+    /// No Runge-Kutta start.
+    SkipPrkSteps,
+}
+
+use Variant::{Algorithm, Own, SkipPrkSteps};
+
+const SHORT_NAMES: [(&str, SchedulerClass, Variant); 20] = [
+    ("ddim", Ddim, Own),
+    ("ddpm", Ddpm, Own),
+    ("pndm", Pndm, Own),
+    ("plms", Pndm, SkipPrkSteps),
+    ("euler", Euler, Own),
+    ("euler-a", EulerAncestral, Own),
+    ("heun", Heun, Own),
+    ("lms", Lms, Own),
+    ("kdpm2", Kdpm2, Own),
+    ("kdpm2-a", Kdpm2Ancestral, Own),
+    ("dpm++2m", DpmMultistep, Algorithm("dpmsolver++")),
+    ("dpm++2m-sde", DpmMultistep, Algorithm("sde-dpmsolver++")),
+    ("dpm++2s", DpmSinglestep, Algorithm("dpmsolver++")),
+    ("deis", Deis, Algorithm("deis")),
+    ("unipc", UniPc, Own),
+    ("sa-solver", SaSolver, Algorithm("data_prediction")),
+    ("lcm", Lcm, Own),
+    ("tcd", Tcd, Own),
+    ("edm-euler", EdmEuler, Own),
+    ("edm-dpm++2m", EdmDpmMultistep, Algorithm("dpmsolver++")),
 ];
 
 const SIGMA_SPACINGS: [(&str, &str); 3] =
@@ -214,19 +227,31 @@ impl fmt::Display for SchedulerClass {
     }
 }
 
+impl Variant {
+    /// The keys of a configuration that it sets.
+    fn keys(self) -> Map<String, Value> {
+        let mut keys = Map::new();
+        match self {
+            Own => {}
+            Algorithm(name) => {
+                keys.insert("algorithm_type".into(), name.into());
+                keys.insert("solver_order".into(), 2.into());
+            }
+            SkipPrkSteps => drop(keys.insert("skip_prk_steps".into(), true.into())),
+        }
+        keys
+    }
+}
+
 /// The class that a name such as `dpm++2m:karras` stands for, and the keys that it sets.
 pub(super) fn by_name(name: &str) -> Result<(SchedulerClass, Map<String, Value>), SchedulerError> {
     let (base, suffix) = name.split_once(':').map_or((name, None), |(base, suffix)| (base, Some(suffix)));
     let short = SHORT_NAMES.iter().find(|(short, ..)| *short == base);
     let found = short
-        .map(|&(_, class, algorithm)| (class, algorithm))
-        .or_else(|| SchedulerClass::from_name(base).map(|class| (class, None)));
-    let (class, algorithm) = found.ok_or_else(|| elsewhere::unknown(base))?;
-    let mut keys = Map::new();
-    if let Some(algorithm) = algorithm {
-        keys.insert("algorithm_type".into(), algorithm.into());
-        keys.insert("solver_order".into(), 2.into());
-    }
+        .map(|&(_, class, variant)| (class, variant))
+        .or_else(|| SchedulerClass::from_name(base).map(|class| (class, Own)));
+    let (class, variant) = found.ok_or_else(|| elsewhere::unknown(base))?;
+    let mut keys = variant.keys();
     if let Some(suffix) = suffix {
         let known = SIGMA_SPACINGS.iter().any(|(spacing, _)| *spacing == suffix);
         if !known || !class.uses("use_karras_sigmas") {

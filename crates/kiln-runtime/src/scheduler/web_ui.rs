@@ -40,7 +40,7 @@ const fn sampler(
 }
 
 /// The samplers; those for networks with EDM's preconditioning are not among them.
-pub const WEB_UI_SAMPLERS: [WebUiSampler; 17] = [
+pub const WEB_UI_SAMPLERS: [WebUiSampler; 18] = [
     sampler("DPM++ 2M", "dpm++2m", Some("karras"), &["k_dpmpp_2m"]),
     sampler("DPM++ 2M SDE", "dpm++2m-sde", Some("exponential"), &["k_dpmpp_2m_sde"]),
     sampler("DPM++ 2S", "dpm++2s", None, &[]),
@@ -51,7 +51,8 @@ pub const WEB_UI_SAMPLERS: [WebUiSampler; 17] = [
     sampler("DPM2", "kdpm2", Some("karras"), &["k_dpm_2"]),
     sampler("DPM2 a", "kdpm2-a", Some("karras"), &["k_dpm_2_a", "k_dpm_2_ancestral"]),
     sampler("DDIM", "ddim", None, &[]),
-    sampler("PLMS", "pndm", None, &[]),
+    sampler("PLMS", "plms", None, &[]),
+    sampler("PNDM", "pndm", None, &[]),
     sampler("UniPC", "unipc", None, &[]),
     sampler("LCM", "lcm", None, &["k_lcm"]),
     sampler("DDPM", "ddpm", None, &[]),
@@ -89,14 +90,14 @@ impl WebUiSampler {
         Some((WebUiSampler::named(sampler)?, Some(WebUiSchedule::named(schedule)?)))
     }
 
-    /// The scheduler's name with a schedule type, such as `dpm++2m:karras`. Like the web UIs, DDIM and PLMS take no notice of
-    /// the type.
+    /// The scheduler's name with a schedule type, such as `dpm++2m:karras`. DDIM and PLMS take no notice of the type, as
+    /// in the web UIs, and PNDM does not either.
     ///
     /// # Errors
     ///
     /// Where the sampler has no choice of sigmas.
     pub fn scheduler(self, schedule: Option<WebUiSchedule>) -> Result<String, SchedulerError> {
-        let schedule = schedule.filter(|_| !matches!(self.scheduler, "ddim" | "pndm"));
+        let schedule = schedule.filter(|_| !matches!(self.scheduler, "ddim" | "plms" | "pndm"));
         let schedule = schedule.filter(|schedule| schedule.name != "automatic");
         let schedule = schedule.or_else(|| self.automatic.and_then(WebUiSchedule::named));
         let name = match schedule.and_then(|schedule| schedule.suffix) {
@@ -180,6 +181,7 @@ mod tests {
             ("ddim", "DDIM", None),
             ("ddpm", "DDPM", None),
             ("pndm", "PNDM", None),
+            ("plms", "PLMS", None),
             ("euler", "Euler", Some("Uniform")),
             ("euler:karras", "Euler", Some("Karras")),
             ("euler-a", "Euler a", None),
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn every_sampler_is_read_as_it_is_written() {
-        let own = SchedulerConfig::from_json(r#"{ "skip_prk_steps": true }"#).expect("a configuration");
+        let own = SchedulerConfig::from_json("{}").expect("a configuration");
         for sampler in WEB_UI_SAMPLERS {
             let config = own.with_scheduler(sampler.scheduler).expect("a scheduler");
             assert_eq!(config.web_ui_sampler(), sampler.name);
@@ -232,6 +234,8 @@ mod tests {
         is("Euler", "automatic", "euler");
         is("k_euler_a", "", "euler-a");
         is("DDIM", "Karras", "ddim");
+        is("PLMS", "Karras", "plms");
+        is("PNDM", "Karras", "pndm");
         assert!(scheduler("Euler a", "Karras").is_err());
         assert_eq!(WebUiSampler::with_schedule("DPM++ SDE"), None);
         assert_eq!(WebUiSchedule::named("Align Your Steps"), None);

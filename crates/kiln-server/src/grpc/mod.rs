@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router, routing};
 use futures_util::{StreamExt, stream};
 use prost::Message;
+use tracing::{Instrument, Span};
 
 use crate::ClientId;
 use crate::http::App;
@@ -119,9 +120,11 @@ async fn infer_stream(inference: Inference, client: ClientId, request: Request) 
         let is_last = next.is_err();
         Some((next, (!is_last).then_some(messages)))
     });
+    // Jobs of later messages begin when this function has ended, and are part of its call all the same.
+    let span = Span::current();
     let answers = requests.map(move |request| {
         let (inference, client) = (inference.clone(), client.clone());
-        async move { Ok(infer::answer(&inference, client, request?).await) }
+        async move { Ok(infer::answer(&inference, client, request?).await) }.instrument(span.clone())
     });
     frame::answer(answers.buffered(AT_ONCE))
 }

@@ -27,6 +27,10 @@ const TIME: Duration = Duration::from_secs(120);
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
+    if let Err(error) = app.hosts.check(&request) {
+        drain(request.into_body()).await;
+        return error.into_response();
+    }
     let is_open = is_open(&app, request.method(), &path);
     let Some(client) = app.keys.client(request.headers()).or_else(|| is_open.then(Default::default)) else {
         drain(request.into_body()).await;
@@ -103,6 +107,7 @@ fn stranger(path: &str) -> Response {
 /// whose names are secret.
 fn is_open(app: &App, method: &Method, path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz" | "/v2/health/live" | "/v2/health/ready")
+        || path.starts_with("/readyz/")
         || grpc::is_health(path)
         || method == Method::OPTIONS
         || app.files.holds(path)

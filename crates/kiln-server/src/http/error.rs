@@ -108,6 +108,10 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// Marks an answer that has its own body, whatever its status.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AsItIs;
+
 /// Whose words errors take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -157,7 +161,8 @@ pub(crate) async fn in_dialect(request: Request, next: Next) -> Response {
     let is_grpc = content_type.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
     let is_head = request.method() == axum::http::Method::HEAD;
     let response = next.run(request).await;
-    if !(response.status().is_client_error() || response.status().is_server_error()) {
+    let is_error = response.status().is_client_error() || response.status().is_server_error();
+    if !is_error || response.extensions().get::<AsItIs>().is_some() {
         return response;
     }
     let error = response.extensions().get::<ApiError>().cloned();

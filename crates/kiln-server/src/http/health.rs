@@ -1,23 +1,63 @@
 //! Whether the server lives, and which models it can draw with.
 
+use axum::Extension;
 use axum::Json;
-use axum::extract::State;
-use axum::http::header;
-use axum::response::IntoResponse;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::App;
+use super::error::{ApiError, AsItIs};
+use crate::models::Model;
+use crate::{Load, Refusal};
 
 /// The process answers.
 pub(super) async fn live() -> Json<Value> {
     Json(json!({ "live": true }))
 }
 
-/// The models, and how much waits for them.
-pub(super) async fn ready(State(app): State<App>) -> Json<Value> {
+/// The models, and how much waits for them; 503 until those that are loaded with the server are, and while one of them cannot
+/// be.
+pub(super) async fn ready(State(app): State<App>) -> Response {
     let (waiting, drawn) = app.service.depth();
-    let models: Vec<String> = app.service.models().cards().into_iter().map(|card| card.name).collect();
-    Json(json!({ "ready": !models.is_empty(), "models": models, "queued": waiting, "drawing": drawn }))
+    let models = app.service.models().list();
+    let mut preloaded = models.iter().filter(|model| model.card.preload);
+    let is_ready = !app.service.is_closed() && !models.is_empty() && preloaded.all(|model| is_ready(model));
+    let models: Vec<Value> = models.iter().map(|model| describe(model)).collect();
+    let body = json!({ "ready": is_ready, "models": models, "queued": waiting, "drawing": drawn });
+    answer(is_ready, body)
+}
+
+/// One model; 503 until it is loaded, where it is loaded with the server, and where it cannot be.
+pub(super) async fn model_ready(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let refuse = || Refusal::NoModel(name.chars().take(64).collect());
+    let model = app.service.models().get(&name).ok_or_else(refuse)?;
+    let is_ready = !app.service.is_closed() && is_ready(&model);
+    let mut body = describe(&model);
+    body["ready"] = is_ready.into();
+    Ok(answer(is_ready, body))
+}
+
+fn is_ready(model: &Model) -> bool {
+    model.readiness.is_ready(model.card.preload)
+}
+
+fn answer(is_ready: bool, body: Value) -> Response {
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Extension(AsItIs), Json(body)).into_response()
+}
+
+fn describe(model: &Model) -> Value {
+    let load = model.readiness.load();
+    let mut body = json!({ "name": model.card.name, "status": load.name(), "preload": model.card.preload });
+    if let Load::Failed(fault) = load {
+        body["error"] = fault.message.into();
+    }
+    body
 }
 
 /// What Prometheus reads.

@@ -329,9 +329,17 @@ fn follow(app: App, id: JobId) -> impl Stream<Item = Result<Bytes, Infallible>> 
     tokio::spawn(async move {
         let mut last = None;
         let mut watcher = app.service.job(&id).map(|job| job.watch());
+        // Nothing changes on disk before the job is gone.
+        let mut known = None;
         loop {
             let status = watcher.as_mut().map(|watcher| watcher.borrow_and_update().clone());
-            let Ok(Some(mut view)) = view(&app, &id).await else { return };
+            let job = app.service.job(&id);
+            if known.is_none() || job.is_none() {
+                known = record(&app, &id).await.ok().flatten();
+            }
+            let Some(record) = known.clone() else { return };
+            let mut view = View::of(&app, record, job.as_deref());
+            drop(job);
             view.settings = None;
             let is_last = view.ended.is_some();
             let mut texts = Vec::new();

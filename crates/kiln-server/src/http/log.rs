@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::{Instrument, Span, debug_span, field};
 
 use super::{App, files};
 use crate::JobId;
@@ -20,11 +21,15 @@ pub(crate) async fn tell(State(app): State<App>, request: Request, next: Next) -
     let begun = Instant::now();
     let id = id(&request);
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
-    let mut response = next.run(request).await;
+    let path: String = files::without_name(&path).chars().take(200).flat_map(char::escape_debug).collect();
+    let span = span(&id, &method, &path);
+    #[cfg(feature = "otel")]
+    crate::otel::adopt(&span, request.headers());
+    let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
+    span.record("http.response.status_code", status);
     app.service.metrics().answered(known(&method), status);
     let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
-    let path: String = files::without_name(&path).chars().take(200).flat_map(char::escape_debug).collect();
     tracing::info!(id, method, path, status, milliseconds, "request");
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
@@ -36,6 +41,18 @@ pub(crate) async fn tell(State(app): State<App>, request: Request, next: Next) -
 fn known(method: &str) -> &str {
     const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     if KNOWN.contains(&method) { method } else { "other" }
+}
+
+/// The span of a request, with OpenTelemetry's names of its attributes.
+fn span(id: &str, method: &str, path: &str) -> Span {
+    debug_span!(
+        "request",
+        otel.kind = "server",
+        http.request.method = method,
+        url.path = path,
+        http.response.status_code = field::Empty,
+        request_id = id,
+    )
 }
 
 /// The client's own name for the request where it is a plain one, or a new one.

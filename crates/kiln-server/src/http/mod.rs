@@ -10,6 +10,7 @@ mod files;
 mod form;
 mod health;
 mod hf;
+mod hosts;
 mod jobs;
 mod listen;
 mod log;
@@ -42,6 +43,7 @@ pub(crate) use drawing::new_seed;
 pub(crate) use encode::png;
 pub(crate) use error::internal;
 pub use files::Files;
+pub use hosts::Hosts;
 pub use listen::{Listening, listen};
 
 /// What handlers share. Cheap to clone.
@@ -66,6 +68,8 @@ pub struct Shared {
     pub pool: Pool,
     /// Largest body, in bytes.
     pub max_body: usize,
+    /// By which names the server may be called.
+    pub hosts: Hosts,
     /// Origins whose pages may call.
     pub origins: Vec<axum::http::HeaderValue>,
 }
@@ -103,6 +107,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/healthz", routing::get(health::live))
         .route("/readyz", routing::get(health::ready))
+        .route("/readyz/{model}", routing::get(health::model_ready))
         .route("/metrics", routing::get(health::metrics))
         .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
         .route("/v1/jobs/{id}", routing::get(jobs::show).delete(jobs::delete))

@@ -6,16 +6,16 @@ use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use kiln_runtime::{Hires, Init, Picture};
+use kiln_runtime::Hires;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::App;
-use super::encode::png;
 use super::error::ApiError;
 use super::error::internal;
-use super::jobs::{owned, record};
+use super::jobs::owned;
+use crate::store::Source;
 use crate::{ClientId, JobId, Spec};
 
 /// What `POST /v1/jobs` takes; what is missing is the model's default. Pictures are paths to ask for.
@@ -94,7 +94,7 @@ pub(super) async fn init_image(
     Extension(client): Extension<ClientId>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    source(&app, &client, &id, "init_image", |init| Some(init.image)).await
+    source(&app, &client, &id, "init_image", Source::Init).await
 }
 
 /// `GET /v1/jobs/{id}/mask`: where a job painted, as PNG.
@@ -103,7 +103,7 @@ pub(super) async fn mask(
     Extension(client): Extension<ClientId>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    source(&app, &client, &id, "mask", |init| init.mask).await
+    source(&app, &client, &id, "mask", Source::Mask).await
 }
 
 async fn source(
@@ -111,13 +111,12 @@ async fn source(
     client: &ClientId,
     id: &str,
     what: &str,
-    picture: fn(Init) -> Option<Picture>,
+    source: Source,
 ) -> Result<Response, ApiError> {
     let id = owned(app, client, id).await?;
-    let init = record(app, &id).await?.and_then(|record| record.spec.request.init);
-    let Some(Picture::Rgb(image)) = init.and_then(picture) else { return Err(ApiError::not_found(what)) };
-    let file = spawn_blocking(move || png(&image, "")).await.map_err(|_| internal())?;
-    let file = file.map_err(|_| internal())?;
+    let store = app.keeper.store().clone();
+    let file = spawn_blocking(move || store.source(&id, source)).await.map_err(|_| internal())?;
+    let file = file.ok_or_else(|| ApiError::not_found(what))?;
     let headers = [(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=3600")];
     Ok((headers, file).into_response())
 }

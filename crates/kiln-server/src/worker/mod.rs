@@ -10,13 +10,13 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kiln_runtime::infotext::{NamedLora, Names, lora_hash};
-use kiln_runtime::{Error, LoraFile, Pipeline, Pool};
+use kiln_runtime::{Error, LoraFile, Pipeline, Pool, Request};
 
 use crate::metrics::End;
 use crate::models::Model;
 use crate::preview::LatentColours;
 use crate::service::{Service, Shared};
-use crate::{Fault, FaultKind, Job, LoraChoice, Phase};
+use crate::{Fault, FaultKind, Job, Load, LoraChoice, Phase};
 use batch::Batch;
 
 /// How a worker works.
@@ -30,6 +30,9 @@ pub struct WorkerOptions {
 
 /// How long the worker waits for a job before it looks after idle models.
 const TICK: Duration = Duration::from_millis(500);
+
+/// Steps that every scheduler can draw.
+const FEW_STEPS: usize = 8;
 
 /// The running thread.
 pub struct Worker {
@@ -97,8 +100,8 @@ struct Desk {
 
 impl Desk {
     fn work(&mut self) {
-        self.preload();
         while !self.is_ending.load(Ordering::Relaxed) {
+            self.preload();
             match self.shared.queue.next(TICK) {
                 Some(job) => self.draw(job),
                 None => self.tidy(),
@@ -122,12 +125,13 @@ impl Desk {
             Err(_) => {
                 tracing::error!(job = %job.id, "the worker panicked");
                 self.loaded.remove(&name);
+                self.shared.models.get(&name).inspect(|model| model.readiness.set(Load::Unloaded));
                 Fault::unknown()
             }
         };
         if fault.kind == FaultKind::Device {
             // A device that is lost takes its engines with it; the next job opens them anew.
-            self.loaded.clear();
+            self.loaded.drain().for_each(|(_, loaded)| loaded.model.readiness.set(Load::Unloaded));
         }
         self.shared.metrics.ended(&name, End::Failed);
         job.enter(Phase::Failed(fault));
@@ -145,20 +149,26 @@ impl Desk {
         }
         job.enter(Phase::Loading);
         let (shared, options) = (self.shared.clone(), self.options);
+        let before = model.readiness.load();
         let loaded = self.load(&model)?;
-        loaded.wear(&job.spec.loras)?;
+        loaded.wear(&job.spec.loras).inspect_err(|_| model.readiness.set(before.clone()))?;
         let capacity = if loaded.pipeline.gains_from_batches() { options.batch } else { 1 };
         let done = Batch::new(&shared, capacity, &job.spec).run(loaded, job.clone());
         loaded.used = Instant::now();
         loaded.is_idle = false;
+        model.readiness.learn(&job.status().phase, before);
         done
     }
 
     /// The model's pipeline, made anew where the model was exchanged.
     fn load(&mut self, model: &Arc<Model>) -> Result<&mut Loaded, Error> {
         let name = &model.card.name;
+        if model.readiness.load() != Load::Loaded {
+            model.readiness.set(Load::Loading);
+        }
         if !self.loaded.get(name).is_some_and(|loaded| Arc::ptr_eq(&loaded.model, model)) {
-            let pipeline = model.pipeline(&self.pool)?;
+            let failed = |error: &Error| model.readiness.set(Load::Failed(Fault::of(error)));
+            let pipeline = model.pipeline(&self.pool).inspect_err(failed)?;
             self.shared.metrics.loaded(name);
             let loaded = Loaded {
                 model: model.clone(),
@@ -174,12 +184,17 @@ impl Desk {
         Ok(self.loaded.get_mut(name).expect("it was loaded just now"))
     }
 
+    /// Loads the models that are loaded with the server, and have not been yet.
     fn preload(&mut self) {
-        for model in self.shared.models.list().into_iter().filter(|model| model.card.preload) {
-            let warmed = self.load(&model).and_then(Loaded::warm);
-            if let Err(error) = warmed {
-                tracing::error!(model = model.card.name, "cannot be loaded: {error}");
-            }
+        let is_due = |model: &Arc<Model>| model.card.preload && model.readiness.is_new();
+        for model in self.shared.models.list().into_iter().filter(is_due) {
+            model.readiness.set(match self.load(&model).and_then(Loaded::warm) {
+                Ok(()) => Load::Loaded,
+                Err(error) => {
+                    tracing::error!(model = model.card.name, "cannot be loaded: {error}");
+                    Load::Failed(Fault::of(&error))
+                }
+            });
         }
     }
 
@@ -193,6 +208,7 @@ impl Desk {
             if !loaded.is_idle && !loaded.model.card.keep && loaded.used.elapsed() > self.options.idle {
                 loaded.pipeline.release();
                 loaded.is_idle = true;
+                loaded.model.readiness.set(Load::Unloaded);
             }
         }
     }
@@ -236,9 +252,11 @@ impl Loaded {
         Names { model: self.model.card.name.clone(), vae: None, loras }
     }
 
-    /// Loads all engines by drawing one step.
+    /// Loads all engines by drawing the fewest steps that the model's scheduler can.
     fn warm(&mut self) -> Result<(), Error> {
-        let request = kiln_runtime::Request::new("").steps(1);
+        let requests = (1..FEW_STEPS).map(|steps| Request::new("").steps(steps));
+        let mut possible = requests.filter(|request| self.pipeline.resolve(request).is_ok());
+        let request = possible.next().unwrap_or_default();
         let output = self.pipeline.generate(&request)?;
         self.colours = LatentColours::fit(&output.latents, &output.images[0]);
         Ok(())

@@ -1,7 +1,7 @@
 //! What `img2img` starts from, as the web UIs prepare it: resized, masked, cut out; and what its pictures are laid on.
 
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Init, Size};
+use kiln_runtime::{Init, MaskFill, Size};
 
 use super::blur::{Plane, fill};
 use super::fields::{Fields, invalid};
@@ -114,10 +114,11 @@ fn masked(
     fit: Fit,
     strength: f64,
 ) -> Result<Task, ApiError> {
-    let fills = match fields.whole("inpainting_fill", 0, 3)?.unwrap_or(0) {
-        0 => true,
-        1 => false,
-        _ => return Err(invalid("inpainting_fill", "kiln fills with colours (0) or with the original (1)")),
+    let (fills, latents) = match fields.whole("inpainting_fill", 0, 3)?.unwrap_or(0) {
+        1 => (false, MaskFill::Picture),
+        2 => (true, MaskFill::Noise),
+        3 => (true, MaskFill::Zeros),
+        _ => (true, MaskFill::Picture),
     };
     let padding = fields.within("inpaint_full_res_padding", 0.0, MAX_PIXELS)?.unwrap_or(0.0) as i64;
     let paste = match fields.flag("inpaint_full_res")?.unwrap_or(true) {
@@ -138,7 +139,7 @@ fn masked(
         true => rgb(size, fill(part.data(), &plane(&hole))),
         false => part,
     };
-    let init = Init::new(part.clone()).strength(strength).mask(hole);
+    let init = Init::new(part.clone()).strength(strength).mask(hole).fill(latents);
     Ok(Task { init: Ready(init, part), paste: Some(paste) })
 }
 

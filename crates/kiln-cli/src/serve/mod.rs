@@ -1,19 +1,21 @@
 //! `kiln serve`: flags, models and signals; the rest is kiln-server's.
 
-use std::io::stderr;
-use std::path::Path;
+mod config;
+mod hosts;
+mod log;
+
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use kiln_bundle::Bundle;
+use kiln_compile::file_name;
 use kiln_runtime::{MemoryOptions, Pool};
 use kiln_server::config::{ModelConfig, ModelsFile};
 use kiln_server::http::Keys;
 use kiln_server::store::Retention;
 use kiln_server::{Runtime, Server, ServerOptions, WorkerOptions};
-use serde_json::json;
 
-use crate::args::{LogFormat, ServeArgs};
+use crate::args::ServeArgs;
 use crate::failure::Failure;
 use crate::interrupt::{self, Request};
 use crate::model::Model;
@@ -26,9 +28,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let configs = configs(args)?;
     let options = options(args)?;
     if args.print_config {
-        return print_config(args, &configs);
+        return config::print(&options, &configs);
     }
-    start_log(args.log_format);
+    let spans = log::start(args.log_format)?;
     raise_file_limit();
     let (sender, requests) = mpsc::channel();
     interrupt::serve(sender);
@@ -38,7 +40,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     watch_over(args, &server, &requests);
     output::say("ending: no more jobs are taken");
     supervisor::stopping();
-    if !server.stop(Duration::from_secs(args.drain)) {
+    let has_ended = server.stop(Duration::from_secs(args.drain));
+    spans.finish();
+    if !has_ended {
         output::say("a step still runs and is left: its jobs are drawn after the next start, or were told");
         interrupt::end_now();
     }
@@ -142,18 +146,9 @@ fn configs(args: &ServeArgs) -> Result<Vec<ModelConfig>, Failure> {
     let is_file = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
     match is_file && !Bundle::is_bundle(&path) {
         true => Ok(ModelsFile::read(&path)?.models),
-        false => Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(name(&path), path) }]),
-    }
-}
-
-/// What a single model is called: its file or folder.
-fn name(path: &Path) -> String {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let name: String = name.chars().map(|c| if is_plain(c) { c } else { '-' }).take(64).collect();
-    match name.trim_start_matches('.') {
-        "" => "model".into(),
-        name => name.into(),
+        false => {
+            Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(file_name(&path), path) }])
+        }
     }
 }
 
@@ -199,6 +194,7 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         keys: args.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default(),
         tls: args.tls_certificate.clone().zip(args.tls_key.clone()),
         origins: origins.collect::<Result<_, _>>()?,
+        hosts: hosts::named(&args.allow_hosts)?,
         state,
         retention: Retention {
             age: Duration::from_secs(args.keep_hours.saturating_mul(3600)),
@@ -209,63 +205,4 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         max_body: usize::try_from(args.max_body.0).unwrap_or(usize::MAX),
         worker: WorkerOptions { batch: args.batch.max(1), idle: Duration::from_secs(args.idle) },
     })
-}
-
-fn print_config(args: &ServeArgs, configs: &[ModelConfig]) -> Result<(), Failure> {
-    let options = options(args)?;
-    let models: Vec<_> = configs
-        .iter()
-        .map(|config| {
-            json!({
-                "name": config.name,
-                "bundle": config.bundle,
-                "loras": config.loras,
-                "scheduler": config.scheduler,
-                "steps": config.steps,
-                "limits": {
-                    "side": config.limits.side,
-                    "pixels": config.limits.pixels,
-                    "pixels_together": config.limits.pixels_together,
-                    "steps": config.limits.steps,
-                    "pictures": config.limits.pictures,
-                    "prompt_bytes": config.limits.prompt_bytes,
-                },
-                "preload": config.preload,
-                "keep": config.keep,
-            })
-        })
-        .collect();
-    let config = json!({
-        "listen": options.listen.to_string(),
-        "keys": args.keys,
-        "allow_strangers": options.allows_strangers,
-        "tls": args.tls_certificate.is_some(),
-        "allow_origins": args.allow_origins,
-        "state": options.state,
-        "keep_hours": args.keep_hours,
-        "keep_bytes": options.retention.bytes,
-        "queue": options.queue,
-        "queue_share": options.share,
-        "batch": options.worker.batch,
-        "max_body": options.max_body,
-        "memory_budget": args.memory_budget.map(|bytes| bytes.0),
-        "idle_seconds": args.idle,
-        "drain_seconds": args.drain,
-        "models": models,
-    });
-    let text = serde_yaml::to_string(&config).map_err(Failure::unexpected)?;
-    output::data(text.trim_end());
-    Ok(())
-}
-
-/// Log lines of the server; those of `KILN_LOG` are shown instead where it is set.
-fn start_log(format: LogFormat) {
-    if crate::log::is_on() {
-        return;
-    }
-    let lines = tracing_subscriber::fmt().with_writer(stderr).with_ansi(false).with_target(false);
-    match format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().init(),
-    }
 }

@@ -1,18 +1,26 @@
 //! Jobs that outlive the process: what was asked for, how it ended, and the pictures.
 //!
-//! A record per job lies in a database, pictures in files beside it. A job is on disk before its sender is told that it was
-//! taken, and its pictures are before it is called done. What had not ended when the process did is drawn anew.
+//! A record per job lies in a database, pictures in files beside it: those that it starts from and those that it comes to. A
+//! job is on disk, its pictures first, before its sender is told that it was taken, and what it comes to is before it is
+//! called done. What had not ended when the process did is drawn anew. Files that a crash has left without a record are
+//! removed at the next start.
 
-use std::fs;
+mod files;
+mod record;
+
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_runtime::image::RgbImage;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, Fault, FaultKind, JobId, Spec};
+use crate::{Fault, FaultKind, JobId, Spec};
+use files::Files;
+pub use files::Source;
+use record::picture_file;
+pub use record::{Ending, Record, Retention};
 
 const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
 /// Job by client and idempotency key.
@@ -42,76 +50,11 @@ pub enum StoreError {
     },
 }
 
-/// How a stored job ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "phase")]
-pub enum Ending {
-    /// It has not.
-    Open,
-    /// With pictures.
-    Done {
-        /// Number of them.
-        pictures: usize,
-        /// How each was made.
-        infotexts: Vec<String>,
-    },
-    /// Without.
-    Failed {
-        /// Why.
-        fault: Fault,
-    },
-    /// Somebody stopped it.
-    Cancelled,
-}
-
-/// What is known of a job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// Its name.
-    pub id: JobId,
-    /// Who sent it.
-    pub client: ClientId,
-    /// What to draw.
-    pub spec: Spec,
-    /// The sender's own name for it.
-    #[serde(default)]
-    pub idempotency_key: Option<String>,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Seconds since 1970.
-    #[serde(default)]
-    pub ended: Option<u64>,
-    /// How often it was begun.
-    #[serde(default)]
-    pub attempts: u32,
-    /// How it ended.
-    pub ending: Ending,
-}
-
-impl Record {
-    /// Pictures on disk.
-    fn n_pictures(&self) -> usize {
-        match self.ending {
-            Ending::Done { pictures, .. } => pictures,
-            _ => 0,
-        }
-    }
-}
-
-/// How much is kept of jobs that have ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// How long.
-    pub age: Duration,
-    /// How many bytes of pictures.
-    pub bytes: u64,
-}
-
 /// Jobs on disk.
 pub struct Store {
     database: Database,
     path: PathBuf,
-    pictures: PathBuf,
+    files: Files,
 }
 
 /// Seconds since 1970.
@@ -122,8 +65,7 @@ pub fn now() -> u64 {
 impl Store {
     /// Opens or makes the store in a folder, which one process at a time can have.
     pub fn open(folder: &Path) -> Result<Store, StoreError> {
-        let pictures = folder.join("pictures");
-        fs::create_dir_all(&pictures).map_err(|source| StoreError::File { path: pictures.clone(), source })?;
+        let files = Files::open(folder.join("pictures"))?;
         let path = folder.join("jobs.redb");
         let database = Database::create(&path).map_err(|e| StoreError::Database {
             path: path.clone(),
@@ -132,13 +74,64 @@ impl Store {
                 other => other.to_string(),
             },
         })?;
-        let store = Store { database, path, pictures };
+        let mut store = Store { database, path, files };
         store.write(|transaction| {
             transaction.open_table(JOBS)?;
             transaction.open_table(KEYS)?;
             Ok(())
         })?;
+        store.tidy()?;
         Ok(store)
+    }
+
+    /// Moves pictures out of records that hold them, as they once did, and removes files that belong to no job. Says which
+    /// records cannot be read; they stay, with their files.
+    fn tidy(&mut self) -> Result<(), StoreError> {
+        let (mut known, mut spared, mut n_moved) = (HashSet::new(), HashSet::new(), 0);
+        for id in self.ids()? {
+            match self.read_record(&id)? {
+                Some(Ok(mut record)) => {
+                    if record.holds_pictures() {
+                        self.files.put_away(&record.id, &mut record.spec.request)?;
+                        self.write(|transaction| put(transaction, &record))?;
+                        n_moved += 1;
+                    }
+                    known.extend(record.files());
+                }
+                Some(Err(reason)) => {
+                    tracing::warn!(job = id, "its record cannot be read, and stays as it is: {reason}");
+                    spared.insert(id);
+                }
+                None => {}
+            }
+        }
+        if n_moved > 0 {
+            tracing::info!("the pictures of {n_moved} jobs lie in files now");
+            self.database.compact().map_err(|e| self.error(&e.into()))?;
+        }
+        let n_left = self.files.sweep(&known, &spared)?;
+        if n_left > 0 {
+            tracing::info!("{n_left} files of jobs that are not known are removed");
+        }
+        Ok(())
+    }
+
+    fn ids(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|transaction| {
+            let jobs = transaction.open_table(JOBS)?;
+            let mut ids = Vec::new();
+            for entry in jobs.iter()? {
+                ids.push(entry?.0.value().to_owned());
+            }
+            Ok(ids)
+        })
+    }
+
+    fn read_record(&self, id: &str) -> Result<Option<Result<Record, serde_json::Error>>, StoreError> {
+        self.read(|transaction| {
+            let jobs = transaction.open_table(JOBS)?;
+            Ok(jobs.get(id)?.map(|bytes| serde_json::from_slice(bytes.value())))
+        })
     }
 
     fn error(&self, error: &redb::Error) -> StoreError {
@@ -167,26 +160,47 @@ impl Store {
     }
 
     /// Writes a new job down, unless its sender has sent one under the same key before; that one then.
-    pub fn add(&self, record: &Record) -> Result<Option<JobId>, StoreError> {
-        self.write(|transaction| {
+    pub fn add(&self, mut record: Record) -> Result<Option<JobId>, StoreError> {
+        if let Some(known) = self.known(&record)? {
+            return Ok(Some(known));
+        }
+        self.files.put_away(&record.id, &mut record.spec.request)?;
+        let added = self.write(|transaction| {
             let mut keys = transaction.open_table(KEYS)?;
-            if let Some(key) = key_of(record) {
+            if let Some(key) = record.key() {
                 if let Some(known) = keys.get(&*key)?.and_then(|id| JobId::parse(id.value())) {
                     return Ok(Some(known));
                 }
                 keys.insert(&*key, record.id.as_str())?;
             }
-            put(transaction, record)?;
+            put(transaction, &record)?;
             Ok(None)
+        });
+        if !matches!(added, Ok(None)) {
+            self.files.remove(&record.files());
+        }
+        added
+    }
+
+    /// The job that its sender has sent under the same key.
+    fn known(&self, record: &Record) -> Result<Option<JobId>, StoreError> {
+        let Some(key) = record.key() else { return Ok(None) };
+        self.read(|transaction| {
+            let known = transaction.open_table(KEYS)?.get(&*key)?;
+            Ok(known.and_then(|id| JobId::parse(id.value())))
         })
     }
 
     /// A job by its name.
     pub fn get(&self, id: &JobId) -> Result<Option<Record>, StoreError> {
-        self.read(|transaction| {
-            let jobs = transaction.open_table(JOBS)?;
-            Ok(jobs.get(id.as_str())?.and_then(|bytes| serde_json::from_slice(bytes.value()).ok()))
-        })
+        Ok(self.read_record(id.as_str())?.and_then(Result::ok))
+    }
+
+    /// What a job is to draw, with its pictures.
+    pub fn spec(&self, record: Record) -> Result<Spec, StoreError> {
+        let Record { id, mut spec, .. } = record;
+        self.files.bring_back(&id, &mut spec.request)?;
+        Ok(spec)
     }
 
     /// All jobs, the oldest first.
@@ -211,15 +225,10 @@ impl Store {
         })
     }
 
-    /// Takes a job back that was not taken after all.
-    pub fn withdraw(&self, record: &Record) -> Result<(), StoreError> {
-        self.forget(record, 0)
-    }
-
     /// Forgets a job and its pictures.
     pub fn delete(&self, id: &JobId) -> Result<(), StoreError> {
         let Some(record) = self.get(id)? else { return Ok(()) };
-        self.forget(&record, record.n_pictures())
+        self.forget(&record)
     }
 
     fn change(&self, id: &JobId, change: impl FnOnce(&mut Record)) -> Result<(), StoreError> {
@@ -251,24 +260,19 @@ impl Store {
 
     /// Writes a picture of a job, whole or not at all.
     pub fn save(&self, id: &JobId, index: usize, image: &RgbImage, infotext: &str) -> Result<(), StoreError> {
-        let path = self.picture_path(id, index);
-        let refuse = |source| StoreError::File { path: path.clone(), source };
-        let file = crate::http::png(image, infotext).map_err(refuse)?;
-        let half = path.with_extension("part");
-        let written = write_synced(&half, &file).and_then(|()| fs::rename(&half, &path));
-        written.map_err(|source| {
-            let _ = fs::remove_file(&half);
-            StoreError::File { path, source }
-        })
+        let name = picture_file(id, index);
+        let file = crate::http::png(image, infotext).map_err(|e| self.files.error(&name, e))?;
+        self.files.write(&name, &file)
     }
 
     /// The PNG file of a picture.
     pub fn picture(&self, id: &JobId, index: usize) -> Option<Vec<u8>> {
-        fs::read(self.picture_path(id, index)).ok()
+        self.files.read(&picture_file(id, index))
     }
 
-    fn picture_path(&self, id: &JobId, index: usize) -> PathBuf {
-        self.pictures.join(format!("{id}-{index}.png"))
+    /// The PNG file of a picture that a job starts from.
+    pub fn source(&self, id: &JobId, source: Source) -> Option<Vec<u8>> {
+        self.files.read(&source.file(id)).filter(|bytes| bytes.starts_with(b"\x89PNG"))
     }
 
     /// Forgets jobs that have ended and are too old, and the oldest beyond the bytes that are kept.
@@ -279,33 +283,26 @@ impl Store {
         let mut bytes = 0u64;
         let mut n_gone = 0;
         for record in &ended {
-            let n = record.n_pictures();
-            let sizes = (0..n).filter_map(|i| fs::metadata(self.picture_path(&record.id, i)).ok());
-            bytes += sizes.map(|file| file.len()).sum::<u64>();
+            bytes += record.files().iter().map(|name| self.files.size(name)).sum::<u64>();
             if bytes > retention.bytes || record.ended.is_some_and(|ended| ended < oldest) {
-                self.forget(record, n)?;
+                self.forget(record)?;
                 n_gone += 1;
             }
         }
         Ok(n_gone)
     }
 
-    fn forget(&self, record: &Record, n_pictures: usize) -> Result<(), StoreError> {
+    fn forget(&self, record: &Record) -> Result<(), StoreError> {
         self.write(|transaction| {
             transaction.open_table(JOBS)?.remove(record.id.as_str())?;
-            if let Some(key) = key_of(record) {
+            if let Some(key) = record.key() {
                 transaction.open_table(KEYS)?.remove(&*key)?;
             }
             Ok(())
         })?;
-        (0..n_pictures).for_each(|i| drop(fs::remove_file(self.picture_path(&record.id, i))));
+        self.files.remove(&record.files());
         Ok(())
     }
-}
-
-fn key_of(record: &Record) -> Option<String> {
-    let key = record.idempotency_key.as_ref()?;
-    Some(format!("{}\n{key}", record.client.0))
 }
 
 fn put(transaction: &redb::WriteTransaction, record: &Record) -> Result<(), redb::Error> {
@@ -314,8 +311,5 @@ fn put(transaction: &redb::WriteTransaction, record: &Record) -> Result<(), redb
     Ok(())
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::File::create(path)?;
-    io::Write::write_all(&mut file, bytes)?;
-    file.sync_all()
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+//! What flags, environment and models file come to.
+
+use clap::{Arg, ArgAction, ArgMatches, CommandFactory};
+use kiln_server::ServerOptions;
+use kiln_server::config::ModelConfig;
+use serde_json::{Map, Value, json};
+
+use crate::args::Cli;
+use crate::failure::Failure;
+use crate::output;
+
+/// Flags that are no settings.
+const ACTIONS: [&str; 3] = ["help", "new-key", "print-config"];
+
+/// Prints every flag under its name, with `_` for `-`, and the models, as YAML.
+pub(super) fn print(options: &ServerOptions, models: &[ModelConfig]) -> Result<(), Failure> {
+    let mut config = flags()?;
+    config.insert("state".into(), json!(options.state));
+    config.insert("allow_host".into(), json!(options.hosts));
+    config.insert("queue_share".into(), json!(options.share));
+    config.insert("models".into(), serde_json::to_value(models).map_err(Failure::unexpected)?);
+    let text = serde_yaml::to_string(&config).map_err(Failure::unexpected)?;
+    output::data(text.trim_end());
+    Ok(())
+}
+
+/// The flags as they stand on the command line, in the environment, or by default.
+fn flags() -> Result<Map<String, Value>, Failure> {
+    let command = Cli::command();
+    let matches = command.clone().try_get_matches().map_err(Failure::unexpected)?;
+    let given = matches.subcommand().and_then(|(name, given)| Some((command.find_subcommand(name)?, given)));
+    let Some((serve, given)) = given else { return Ok(Map::new()) };
+    let named = serve.get_arguments().filter_map(|flag| Some((flag.get_long()?, flag)));
+    let settings = named.filter(|(name, _)| !ACTIONS.contains(name));
+    Ok(settings.map(|(name, flag)| (name.replace('-', "_"), value(flag, given))).collect())
+}
+
+fn value(flag: &Arg, given: &ArgMatches) -> Value {
+    let id = flag.get_id().as_str();
+    let texts = given.get_raw(id).into_iter().flatten().map(|text| scalar(&text.to_string_lossy()));
+    match flag.get_action() {
+        ArgAction::SetTrue => given.get_flag(id).into(),
+        ArgAction::Append => texts.collect(),
+        _ => texts.next_back().unwrap_or_default(),
+    }
+}
+
+/// A number where the text is one.
+fn scalar(text: &str) -> Value {
+    text.parse::<u64>().map_or_else(|_| text.into(), Value::from)
+}
