@@ -17,6 +17,7 @@ mod oip;
 mod openai;
 mod options;
 mod page;
+mod schema;
 mod sdapi;
 mod settings;
 mod upload;

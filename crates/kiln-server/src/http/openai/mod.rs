@@ -54,7 +54,7 @@ async fn serve(
     request: Request,
 ) -> Answered {
     let origin = origin(&app, request.headers(), request.uri());
-    let form = Form::read(request, &["image", "mask"]).await?;
+    let form = Form::read(request, kind.table()).await?;
     let (spec, answer) = {
         let _place = READERS.acquire().await.map_err(|_| internal())?;
         let app = app.clone();

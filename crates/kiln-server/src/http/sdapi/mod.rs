@@ -14,6 +14,7 @@ mod panel;
 mod plan;
 mod progress;
 mod prompt;
+mod tables;
 
 use std::sync::Arc;
 
