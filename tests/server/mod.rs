@@ -7,6 +7,7 @@ mod jobs;
 mod links;
 mod oip;
 mod openai;
+mod openapi;
 mod operation;
 mod page;
 mod sdapi;

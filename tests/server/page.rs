@@ -8,7 +8,10 @@ use super::{Answer, Server, eventually};
 use crate::cli::kiln;
 use crate::fixtures::scratch;
 
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 12] = [
+    ("/docs", "text/html; charset=utf-8"),
+    ("/page/docs.css", "text/css; charset=utf-8"),
+    ("/page/docs.js", "text/javascript; charset=utf-8"),
     ("/", "text/html; charset=utf-8"),
     ("/page/page.css", "text/css; charset=utf-8"),
     ("/page/page.js", "text/javascript; charset=utf-8"),

@@ -83,6 +83,16 @@ pub struct Runtime {
 impl Model {
     pub(crate) fn open(config: &ModelConfig, bundle: Bundle, runtime: &Runtime) -> Result<Model, Error> {
         let backend = runtime.backends.open_for(&bundle)?.backend;
+        Model::over(config, bundle, backend, runtime)
+    }
+
+    /// Opens it over a backend.
+    pub(crate) fn over(
+        config: &ModelConfig,
+        bundle: Bundle,
+        backend: Arc<dyn Backend>,
+        runtime: &Runtime,
+    ) -> Result<Model, Error> {
         let builder = |pool: &Pool| {
             let builder = Pipeline::builder(bundle.clone()).backend(backend.clone()).pool(pool);
             sealed(builder, runtime.seal_key.as_ref(), runtime.kernels.as_ref()).memory(runtime.memory)

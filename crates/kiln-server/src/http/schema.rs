@@ -45,7 +45,8 @@ pub(crate) enum Kind {
     Object(&'static Table),
     /// A list whose objects have these fields; what is no object is passed over.
     Objects(&'static Table),
-    Texts,
+    /// A list of empty texts, for what cannot be chosen.
+    Empties,
     Any,
 }
 
@@ -150,7 +151,7 @@ impl Kind {
                 Value::Array(list) => list.len() == 1 && list[0].is_string(),
                 value => value.is_string(),
             },
-            Kind::Texts => value.as_array().is_some_and(|list| list.iter().all(Value::is_string)),
+            Kind::Empties => value.as_array().is_some_and(|list| list.iter().all(|value| *value == "")),
             Kind::Object(_) | Kind::Objects(_) => false,
             Kind::Any => true,
         }
@@ -180,7 +181,7 @@ impl Kind {
             Kind::OnePicture => "one picture in base64".into(),
             Kind::Object(_) => "an object".into(),
             Kind::Objects(_) => "a list".into(),
-            Kind::Texts => "a list of texts".into(),
+            Kind::Empties => "a list of empty texts: there are none to choose from".into(),
             Kind::Any => "anything".into(),
         }
     }

@@ -1,10 +1,10 @@
 //! Hugging Face's Inference API for text to image: clients post to the very URL that they are given, and want the bytes of a
 //! picture.
 
+use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router, routing};
 use kiln_runtime::Init;
 use tokio::task::spawn_blocking;
 
@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::error::internal;
 use super::fields::Fields;
 use super::form::Form;
+use super::openapi::{Routes, binary, op};
 use super::schema::{COUNT, Field, Kind, NUMBER, Table, field, needed};
 use super::upload::picture;
 use crate::service::Ticket;
@@ -42,12 +43,18 @@ const SIZE: &[Field] = &[
     field("height", COUNT, "in pixels; the model's own by default"),
 ];
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/hf", routing::post(draw_with_first))
-        .route("/hf/{model}", routing::post(draw_with))
+pub(super) fn routes() -> Routes<App> {
+    let draws = |summary| {
+        let formats = [Format::Png, Format::Jpeg, Format::Webp].into_iter();
+        let about =
+            formats.fold(op(summary), |about, format| about.answers(200, format.media_type(), binary()));
+        about.form(&BODY).draws()
+    };
+    Routes::new("Hugging Face")
+        .post("/hf", draw_with_first, draws("Draws with the first model"))
+        .post("/hf/{model}", draw_with, draws("Draws with a model"))
         // Where a client was given the address of OpenAI's API.
-        .route("/v1", routing::post(draw_with_first))
+        .post("/v1", draw_with_first, draws("Draws with the first model, as /hf does"))
 }
 
 async fn draw_with_first(

@@ -1,6 +1,7 @@
 //! kiln's own API: jobs that outlive connections and the process.
 
 mod asked;
+mod routes;
 
 use std::convert::Infallible;
 
@@ -29,6 +30,8 @@ use crate::{ClientId, Job, JobId, Phase};
 
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 256;
+
+pub(super) use routes::routes;
 
 /// `POST /v1/jobs`
 pub(crate) async fn create(

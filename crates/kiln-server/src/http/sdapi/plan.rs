@@ -48,11 +48,6 @@ impl Plan {
             Some(name) => options::find(models, name)?,
             None => settings.model(models)?,
         };
-        if let Some(style) =
-            fields.list("styles").iter().filter_map(Value::as_str).find(|style| !style.is_empty())
-        {
-            return Err(invalid("styles", format!("'{}' is not known here", shown(style))));
-        }
         let reader = Reader { fields: &fields, model, settings: &settings };
         let mut plan = reader.plan(task, comments)?;
         plan.settings = changes.then(|| settings.clone());

@@ -43,7 +43,7 @@ const CALL: &[Field] = &[
     field("override_settings", Kind::Object(&OPTIONS), "options of this call"),
     field("override_settings_restore_afterwards", Kind::Flag, "false keeps these options for later calls"),
     field("alwayson_scripts", Kind::Object(&SCRIPTS), "ControlNets"),
-    field("styles", Kind::Texts, "empty texts: there are no styles"),
+    field("styles", Kind::Empties, "empty texts: there are no styles"),
     field("restore_faces", Kind::Off, "off"),
     field("tiling", Kind::Off, "off"),
     field("mask_round", Kind::On, "on"),
