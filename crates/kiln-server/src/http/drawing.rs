@@ -5,14 +5,14 @@ use kiln_runtime::{Init, Picture, Request, Size};
 use super::App;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::schema::{Field, Kind, NUMBER, SEED, field};
+use super::schema::{Field, Kind, NUMBER, SEED, SHARE, field};
 use crate::{LoraChoice, Spec};
 
 /// The fields that say how to draw, without the number of steps, which each API calls as it likes.
 pub(crate) const DRAWING: &[Field] = &[
     field("guidance_scale", NUMBER, "weight of the prompt; the model's own by default"),
-    field("guidance_rescale", NUMBER, "from 0 to 1; 0 by default"),
-    field("eta", NUMBER, "noise of DDIM, from 0 to 1; 0 by default"),
+    field("guidance_rescale", SHARE, "0 by default"),
+    field("eta", SHARE, "noise of DDIM; 0 by default"),
     field("clip_skip", Kind::Whole(0, 64), "layers of the text encoder to skip; 0 by default"),
     field("scheduler", Kind::Text, "one of /v1/options; the model's own by default"),
     field("negative_prompt", Kind::Text, "what not to draw"),

@@ -123,7 +123,7 @@ pub fn router(app: App) -> Router {
     let inference = of_inference().with_state(inference);
     of_app()
         .merge(inference)
-        .into_router()
+        .into_router(!app.keys.is_empty())
         .with_state(app.clone())
         // Bodies are read, within their own bound, before handlers take them.
         .layer(DefaultBodyLimit::disable())

@@ -66,8 +66,14 @@ pub(crate) enum Manner {
     Loose,
 }
 
+/// Largest number that 32 bits hold, rounded down so that it is read the same whatever reads it.
+pub(crate) const MAX_NUMBER: f64 = 3.4e38;
+
 /// All numbers that 32 bits hold.
-pub(crate) const NUMBER: Kind = Kind::Number(f32::MIN as f64, f32::MAX as f64);
+pub(crate) const NUMBER: Kind = Kind::Number(-MAX_NUMBER, MAX_NUMBER);
+
+/// A part of the whole.
+pub(crate) const SHARE: Kind = Kind::Number(0.0, 1.0);
 
 /// All numbers that are no less than none.
 pub(crate) const SEED: Kind = Kind::Whole(0, u64::MAX as i128);
@@ -165,10 +171,8 @@ impl Kind {
             Kind::Word(words) => format!("one of {}", words.join(", ")),
             Kind::Whole(least, most) if most >= u64::MAX.into() => format!("a whole number from {least}"),
             Kind::Whole(least, most) => format!("a whole number from {least} to {most}"),
-            Kind::Number(least, most) if most >= f32::MAX.into() && least <= f32::MIN.into() => {
-                "a number".into()
-            }
-            Kind::Number(least, most) if least <= f32::MIN.into() => format!("a number up to {most}"),
+            Kind::Number(least, most) if most >= MAX_NUMBER && least <= -MAX_NUMBER => "a number".into(),
+            Kind::Number(least, most) if least <= -MAX_NUMBER => format!("a number up to {most}"),
             Kind::Number(least, most) if least == most => format!("{least}, with which alone kiln draws"),
             Kind::Number(least, most) => format!("a number from {least} to {most}"),
             Kind::Flag => "true or false".into(),
@@ -243,7 +247,7 @@ pub(crate) fn flag(value: &Value, manner: Manner) -> Option<bool> {
 
 /// Factors by name.
 pub(crate) fn factors(value: &Value) -> Option<Vec<(String, f32)>> {
-    let number = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+    let number = |value: &Value| value.as_f64().filter(|x| x.abs() <= MAX_NUMBER).map(|x| x as f32);
     let named = |entry: &Value| {
         let fields = entry.as_object()?;
         let is_known = fields.keys().all(|key| key == "name" || key == "weight");

@@ -16,7 +16,7 @@ use super::error::internal;
 use super::fields::Fields;
 use super::form::Form;
 use super::openapi::{Routes, binary, op};
-use super::schema::{COUNT, Field, Kind, NUMBER, Table, field, needed};
+use super::schema::{COUNT, Field, Kind, SHARE, Table, field, needed};
 use super::upload::picture;
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
@@ -33,7 +33,7 @@ const STEPS: &[Field] = &[
     field("num_inference_steps", COUNT, "denoising steps; the model's own by default"),
     field("target_size", Kind::Object(&TARGET), "the picture's size"),
     field("prompt", Kind::Text, "what to make of the picture in inputs"),
-    field("strength", NUMBER, "how much of the picture is changed, from 0 to 1"),
+    field("strength", SHARE, "how much of the picture is changed"),
 ];
 
 static TARGET: Table = Table::strict(&[SIZE]);

@@ -7,7 +7,7 @@ use crate::http::App;
 use crate::http::drawing::{DRAWING, pictures, settings, spec};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
-use crate::http::schema::{COUNT, Field, Kind, NUMBER, Table, field, needed};
+use crate::http::schema::{COUNT, Field, Kind, SHARE, Table, field, needed};
 use crate::http::upload::picture;
 
 /// The body of `POST /v1/jobs`.
@@ -22,13 +22,13 @@ const JOB: &[Field] = &[
     field("steps", COUNT, "denoising steps; the model's own by default"),
     field("init_image", Kind::Picture, "a picture to start from"),
     field("mask", Kind::Picture, "where to paint: light; needs init_image"),
-    field("strength", NUMBER, "how much of the picture is changed, from 0 to 1; needs init_image"),
+    field("strength", SHARE, "how much of the picture is changed; needs init_image"),
     field("hires", Kind::Object(&HIRES), "a second pass over larger pictures"),
 ];
 
 static HIRES: Table = Table::strict(&[&[
-    needed("scale", NUMBER, "factor on height and width"),
-    field("strength", NUMBER, "how much of the way is gone again, from 0 to 1"),
+    needed("scale", Kind::Number(1.0, 8.0), "factor on height and width"),
+    field("strength", SHARE, "how much of the way is gone again"),
     field("steps", COUNT, "denoising steps of the second pass, before strength; the first one's by default"),
     field("upscaler", Kind::Word(&["latents", "pixels"]), "what is enlarged; latents by default"),
 ]]);

@@ -33,6 +33,17 @@ const MAX_KEY: usize = 256;
 
 pub(super) use routes::routes;
 
+/// The text of a key.
+fn plain(key: &[u8]) -> Option<String> {
+    let is_plain = (1..=MAX_KEY).contains(&key.len()) && key.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    is_plain.then(|| String::from_utf8_lossy(key).into_owned())
+}
+
+fn no_key() -> ApiError {
+    let message = format!("Idempotency-Key: is not 1 to {MAX_KEY} plain characters");
+    ApiError::invalid("Idempotency-Key", message)
+}
+
 /// `POST /v1/jobs`
 pub(crate) async fn create(
     State(app): State<App>,
@@ -40,11 +51,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let key = headers.get("idempotency-key").map(|key| key.to_str().map(str::to_owned));
-    let key = key.transpose().ok().filter(|key| key.as_ref().is_none_or(|key| key.len() <= MAX_KEY));
-    let key = key.ok_or_else(|| {
-        ApiError::invalid("Idempotency-Key", format!("Idempotency-Key: more than {MAX_KEY} plain characters"))
-    })?;
+    let key = headers.get("idempotency-key").map(|key| plain(key.as_bytes()).ok_or_else(no_key)).transpose()?;
     let spec = {
         let app = app.clone();
         let spec = spawn_blocking(move || asked::read(&body, &app));

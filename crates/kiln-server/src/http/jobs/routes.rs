@@ -4,7 +4,7 @@ use super::asked::BODY;
 use super::{cancel, create, delete, events, list as list_jobs, show, show_picture};
 use crate::http::App;
 use crate::http::openapi::shape::{
-    Shape, any_object, list, map, number, object, one_of, or_null, partly, text, whole,
+    Shape, any_object, event, list, map, number, object, one_of, or_null, partly, text, whole,
 };
 use crate::http::openapi::{Routes, binary, op};
 use crate::http::{options, settings};
@@ -17,7 +17,7 @@ pub(in crate::http) fn routes() -> Routes<App> {
     let create_op = create_op.header("Idempotency-Key", "who sends one twice gets the same job", key());
     let listed = object([("jobs", list(job()))]);
     let cancelled = object([("id", text()), ("status", one_of(&["cancelled"]))]);
-    let events_op = op("Follows a job by server-sent events").answers(200, "text/event-stream", text());
+    let events_op = op("Follows a job by server-sent events").answers(200, "text/event-stream", event());
     Routes::new("kiln")
         .post("/v1/jobs", create, create_op.draws())
         .get("/v1/jobs", list_jobs, op("The newest jobs").ok(listed))
@@ -46,7 +46,7 @@ pub(in crate::http) fn routes() -> Routes<App> {
 fn key() -> Shape {
     use utoipa::openapi::schema::{ObjectBuilder, Type};
     let plain = ObjectBuilder::new().schema_type(Type::String).max_length(Some(super::MAX_KEY));
-    plain.pattern(Some("^[!-~]+$")).into()
+    plain.pattern(Some("^[!-~]([ -~]*[!-~])?$")).into()
 }
 
 /// What clients see of a job.

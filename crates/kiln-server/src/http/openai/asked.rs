@@ -12,7 +12,7 @@ use crate::http::encode::Format;
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::form::Form;
-use crate::http::schema::{COUNT, Field, Kind as Of, NUMBER, Table, field, missing, needed, sides};
+use crate::http::schema::{COUNT, Field, Kind as Of, SHARE, Table, field, missing, needed, sides};
 use crate::http::upload::decode;
 
 /// Most pictures of a request.
@@ -53,7 +53,7 @@ const PROMPT: &[Field] = &[needed("prompt", Of::Text, "what to draw")];
 
 const IMAGE: &[Field] = &[
     needed("image", Of::OnePicture, "the picture to start from"),
-    field("strength", NUMBER, "how much is changed, from 0 to 1"),
+    field("strength", SHARE, "how much is changed"),
 ];
 
 const MASK: &[Field] =

@@ -16,7 +16,7 @@ use super::error::ApiError;
 use super::error::internal;
 use super::files::origin;
 use super::form::Form;
-use super::openapi::shape::{list, object, one_of, text};
+use super::openapi::shape::{event, list, object, one_of};
 use super::openapi::{Routes, op};
 use super::wait::patiently;
 use crate::service::Ticket;
@@ -28,7 +28,7 @@ static READERS: Semaphore = Semaphore::const_new(4);
 
 pub(super) fn routes() -> Routes<App> {
     let draws = |summary, kind: Kind| {
-        let answers = op(summary).ok(answer::shape()).answers(200, "text/event-stream", text());
+        let answers = op(summary).ok(answer::shape()).answers(200, "text/event-stream", event());
         answers.form(kind.table()).draws()
     };
     let listed = object([("object", one_of(&["list"])), ("data", list(models::shape()))]);

@@ -9,7 +9,7 @@ use utoipa::openapi::schema::{
 use utoipa::openapi::{RefOr, Schema};
 
 use super::shape;
-use crate::http::schema::{Field, Kind, Manner, Table};
+use crate::http::schema::{Field, Kind, MAX_NUMBER, Manner, Table};
 
 /// How bodies are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,8 +19,6 @@ pub(super) enum Writing {
 }
 
 const SIZE: &str = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$";
-const WHOLE: &str = "^-?[0-9]{1,18}$";
-const DECIMAL: &str = "^-?[0-9]{1,9}(\\.[0-9]{1,9})?$";
 const TRUTH: &str = "^([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee])$";
 const OPEN: &str = "^( *|[Nn][Oo][Nn][Ee])$";
 const SEED: &str = "^(-1|[0-9]{0,18})$";
@@ -66,12 +64,14 @@ fn value(field: &Field, manner: Manner, writing: Writing) -> Schema {
         Kind::Text => plain(Type::String).into(),
         Kind::Size => plain(Type::String).pattern(Some(SIZE)).into(),
         Kind::Word(all) => words(all.iter().map(|word| json!(word)).collect()).into(),
-        Kind::Whole(least, most) => {
-            or_text(Type::Integer, WHOLE).minimum(Some(integer(least))).maximum(Some(integer(most))).into()
-        }
-        Kind::Number(least, most) => {
-            or_text(Type::Number, DECIMAL).minimum(Some(least)).maximum(Some(most)).into()
-        }
+        Kind::Whole(least, most) => or_text(Type::Integer, &wholes(least, most))
+            .minimum(Some(integer(least)))
+            .maximum(Some(integer(most)))
+            .into(),
+        Kind::Number(least, most) => or_text(Type::Number, &wholes(least.ceil() as i128, most.floor() as i128))
+            .minimum(Some(least))
+            .maximum(Some(most))
+            .into(),
         Kind::Flag if is_loose => {
             let kinds = types([Type::Boolean, Type::Integer, Type::String], is_nullable);
             plain(Type::Boolean)
@@ -140,7 +140,7 @@ fn picture(text: ObjectBuilder) -> ObjectBuilder {
 fn factors(about: Option<&str>, is_nullable: bool, writing: Writing) -> Schema {
     let factor = || {
         let number = ObjectBuilder::new().schema_type(Type::Number);
-        number.minimum(Some(f64::from(f32::MIN))).maximum(Some(f64::from(f32::MAX)))
+        number.minimum(Some(-MAX_NUMBER)).maximum(Some(MAX_NUMBER))
     };
     let by_name = ObjectBuilder::new().schema_type(Type::Object).additional_properties(Some(factor()));
     let weight = factor().schema_type(types([Type::Number], true));
@@ -160,5 +160,43 @@ fn integer(x: i128) -> Number {
     match usize::try_from(x) {
         Ok(x) => Number::UInt(x),
         Err(_) => Number::Int(isize::try_from(x).unwrap_or(isize::MIN)),
+    }
+}
+
+/// Texts of whole numbers within bounds: not all, but none that is beyond them.
+fn wholes(least: i128, most: i128) -> String {
+    let mut all = Vec::new();
+    match least {
+        ..=-1_000_000_000 => all.push("-[1-9][0-9]{0,8}".to_owned()),
+        ..=-1 => all.push("-1".to_owned()),
+        _ => {}
+    }
+    if least <= 0 && most >= 0 {
+        all.push("0".to_owned());
+    }
+    match most {
+        ..1 => {}
+        1..10 => all.push(format!("[1-{most}]")),
+        _ => all.push(format!("[1-9][0-9]{{0,{}}}", most.ilog10().min(18) - 1)),
+    }
+    format!("^({})$", all.join("|"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_numbers_are_within_bounds() {
+        for (least, most, expected) in [
+            (1, 65536, "^([1-9][0-9]{0,3})$"),
+            (0, 1, "^(0|[1-1])$"),
+            (-1, 64, "^(-1|0|[1-9][0-9]{0,0})$"),
+            (1, 1, "^([1-1])$"),
+            (i128::MIN, 0, "^(-[1-9][0-9]{0,8}|0)$"),
+            (0, u64::MAX.into(), "^(0|[1-9][0-9]{0,17})$"),
+        ] {
+            assert_eq!(wholes(least, most), expected);
+        }
     }
 }

@@ -87,9 +87,9 @@ impl<S: Clone + Send + Sync + 'static> Routes<S> {
         Routes { router: self.router.with_state(state), described: self.described, tag: self.tag }
     }
 
-    /// The router, which serves the document of all.
-    pub(crate) fn into_router(self) -> Router<S> {
-        let document = Document(document(&self.described).to_json().unwrap_or_default().into());
+    /// The router, which serves the document of all; `has_keys` where paths need one.
+    pub(crate) fn into_router(self, has_keys: bool) -> Router<S> {
+        let document = Document(document(&self.described, has_keys).to_json().unwrap_or_default().into());
         self.router.layer(Extension(document))
     }
 }
@@ -104,7 +104,7 @@ async fn show(Extension(Document(text)): Extension<Document>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-fn document(described: &[Described]) -> OpenApi {
+fn document(described: &[Described], has_keys: bool) -> OpenApi {
     let mut paths = Paths::new();
     for Described { method, path, tag, op } in described {
         paths.add_path_operation(path, vec![method.clone()], op.operation(method, path, tag));
@@ -120,7 +120,7 @@ fn document(described: &[Described]) -> OpenApi {
     let mut document = OpenApi::new(info, paths);
     document.components = Some(components);
     let keys = ["key", "password"].map(|name| SecurityRequirement::new(name, [""; 0]));
-    document.security = Some(keys.into());
+    document.security = has_keys.then(|| keys.into());
     document
 }
 
@@ -163,7 +163,7 @@ mod tests {
     fn operations_have_names_of_their_own() {
         let (app, inference) = (of_app(), of_inference());
         let all: Vec<Described> = app.described.into_iter().chain(inference.described).collect();
-        let text = document(&all).to_json().expect("JSON");
+        let text = document(&all, true).to_json().expect("JSON");
         let ids: Vec<&str> =
             text.split("\"operationId\":\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
         assert_eq!(ids.len(), all.len());

@@ -64,6 +64,11 @@ pub(crate) fn closed(shape: Shape) -> Shape {
     }
 }
 
+/// An event that a server sends.
+pub(crate) fn event() -> Shape {
+    partly([("data", text())], [("event", text())])
+}
+
 /// A file in base64.
 pub(crate) fn base64() -> Shape {
     of(Type::String).content_encoding("base64").into()

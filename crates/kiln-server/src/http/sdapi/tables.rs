@@ -3,7 +3,7 @@
 use kiln_runtime::limits::MAX_SIDE;
 
 use super::options::{FIXED, MAX_CLIP_LAYERS, OFF};
-use crate::http::schema::{COUNT, Field, Kind, NUMBER, Table, field, needed};
+use crate::http::schema::{COUNT, Field, Kind, MAX_NUMBER, NUMBER, SHARE, Table, field, needed};
 
 /// Largest deviation of a mask's blur, and largest padding, in pixels.
 const MAX_PIXELS: f64 = 8192.0;
@@ -11,9 +11,8 @@ const MAX_PIXELS: f64 = 8192.0;
 /// Most pictures and iterations that are counted; fewer are allowed.
 const MAX_COUNT: i128 = 1 << 16;
 
-const SHARE: Kind = Kind::Number(0.0, 1.0);
 const PIXELS: Kind = Kind::Number(0.0, MAX_PIXELS);
-const NONE: Kind = Kind::Number(f32::MIN as f64, 0.0);
+const NONE: Kind = Kind::Number(-MAX_NUMBER, 0.0);
 const ONE: Kind = Kind::Number(1.0, 1.0);
 
 pub(super) static TXT2IMG: Table = Table::loose(&[CALL, HIRES]);
