@@ -57,6 +57,9 @@ fn place(unit: &Fields, model: &ModelCard, placed: &[Option<Control>]) -> Result
 }
 
 fn control(unit: &Fields, init: Option<&Ready>, size: Size) -> Result<Control, ApiError> {
+    if let Some(module) = unit.choice("module") {
+        return Err(refuse(format!("module '{}': kiln has no preprocessors", shown(module))));
+    }
     if unit.get("mask").is_some() || unit.get("mask_image").is_some() {
         return Err(refuse("mask: kiln's units have none"));
     }

@@ -107,7 +107,11 @@ fn masked(
     fit: Fit,
     strength: f64,
 ) -> Result<Task, ApiError> {
-    let fills = fields.whole("inpainting_fill") != Some(1);
+    let fills = match fields.whole("inpainting_fill").unwrap_or(0) {
+        0 => true,
+        1 => false,
+        _ => return Err(invalid("inpainting_fill", "kiln fills with colours (0) or with the original (1)")),
+    };
     let padding = fields.number("inpaint_full_res_padding").unwrap_or(0.0) as i64;
     let paste = match fields.flag("inpaint_full_res").unwrap_or(true) {
         true => {

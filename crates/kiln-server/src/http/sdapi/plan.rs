@@ -263,7 +263,10 @@ impl Reader<'_> {
         let (x, y) = (side("hr_resize_x"), side("hr_resize_y"));
         let (x, y) = (x.map(|x| x / f64::from(size.width)), y.map(|y| y / f64::from(size.height)));
         match (x, y) {
-            (None, None) => Ok(self.fields.number("hr_scale").unwrap_or(2.0) as f32),
+            (None, None) => match self.fields.number("hr_scale").unwrap_or(2.0) {
+                scale if (1.0..=8.0).contains(&scale) => Ok(scale as f32),
+                scale => Err(invalid("hr_scale", format!("{scale}; the second pass's factor is from 1 to 8"))),
+            },
             (Some(x), Some(y)) if (x / y - 1.0).abs() > 0.01 => {
                 Err(invalid("hr_resize_x", "the second pass has the first one's proportions"))
             }

@@ -60,7 +60,7 @@ const CALL: &[Field] = &[
 
 const HIRES: &[Field] = &[
     field("enable_hr", Kind::Flag, "whether a second pass over larger pictures follows"),
-    field("hr_scale", Kind::Number(1.0, 8.0), "the second pass's factor; 2 by default"),
+    field("hr_scale", NUMBER, "the second pass's factor, from 1 to 8; 2 by default"),
     field("hr_resize_x", Kind::Number(0.0, 1e6), "the second pass's width, instead of the factor"),
     field("hr_resize_y", Kind::Number(0.0, 1e6), "the second pass's height, instead of the factor"),
     field("hr_second_pass_steps", Kind::Whole(0, u32::MAX as i128), "0 for as many as in the first pass"),
@@ -81,7 +81,11 @@ const INIT: &[Field] = &[
     field("mask_blur", PIXELS, "deviation in pixels; 4 by default"),
     field("mask_blur_x", PIXELS, "deviation in pixels; 4 by default"),
     field("mask_blur_y", PIXELS, "deviation in pixels; 4 by default"),
-    field("inpainting_fill", Kind::Whole(0, 1), "what is painted over: colours around (0) or the picture (1)"),
+    field(
+        "inpainting_fill",
+        Kind::Whole(0, 3),
+        "what is painted over, with a mask: colours around (0) or the picture (1)",
+    ),
     field("inpaint_full_res", Kind::Flag, "whether only what is around the mask is drawn; true by default"),
     field("inpaint_full_res_padding", PIXELS, "pixels around the mask; 0 by default"),
     field("inpainting_mask_invert", Kind::Flag, "whether the mask is light where nothing is painted"),
@@ -97,7 +101,7 @@ static SCRIPT: Table = Table::loose(&[&[field("args", Kind::Objects(&UNIT), "uni
 pub(super) static UNIT: Table = Table::loose(&[&[
     field("enabled", Kind::Flag, "true by default"),
     field("model", Kind::Text, "one of /controlnet/model_list; the first that is free by default"),
-    field("module", Kind::Unset, "none"),
+    field("module", Kind::Text, "none where the unit is enabled"),
     field("weight", NUMBER, "1 by default"),
     field("guidance_start", SHARE, "0 by default"),
     field("guidance_end", SHARE, "1 by default"),
