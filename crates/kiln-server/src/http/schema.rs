@@ -276,12 +276,7 @@ pub(crate) fn missing(key: &str) -> ApiError {
 
 /// The refusal of a value.
 fn wrong(key: &str, value: &Value, expected: impl Display) -> ApiError {
-    let text = match value {
-        Value::Array(_) => "a list".into(),
-        Value::Object(_) => "an object".into(),
-        other => shown(&other.to_string()),
-    };
-    ApiError::invalid(key, format!("{key}: {text} is not {expected}"))
+    ApiError::invalid(key, format!("{key}: {} is not {expected}", shown(&value.to_string())))
 }
 
 /// A client's text as messages show it.
