@@ -5,6 +5,7 @@ use std::fmt::Display;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::models::MAX_FACTOR;
 
 /// A field of a request.
 #[derive(Debug)]
@@ -66,10 +67,10 @@ pub(crate) enum Manner {
     Loose,
 }
 
-/// Largest number that 32 bits hold, rounded down so that it is read the same whatever reads it.
-pub(crate) const MAX_NUMBER: f64 = 3.4e38;
+/// Largest number, as a factor.
+pub(crate) const MAX_NUMBER: f64 = MAX_FACTOR as f64;
 
-/// All numbers that 32 bits hold.
+/// A factor.
 pub(crate) const NUMBER: Kind = Kind::Number(-MAX_NUMBER, MAX_NUMBER);
 
 /// A part of the whole.
@@ -171,8 +172,6 @@ impl Kind {
             Kind::Word(words) => format!("one of {}", words.join(", ")),
             Kind::Whole(least, most) if most >= u64::MAX.into() => format!("a whole number from {least}"),
             Kind::Whole(least, most) => format!("a whole number from {least} to {most}"),
-            Kind::Number(least, most) if most >= MAX_NUMBER && least <= -MAX_NUMBER => "a number".into(),
-            Kind::Number(least, most) if least <= -MAX_NUMBER => format!("a number up to {most}"),
             Kind::Number(least, most) if least == most => format!("{least}, with which alone kiln draws"),
             Kind::Number(least, most) => format!("a number from {least} to {most}"),
             Kind::Flag => "true or false".into(),
