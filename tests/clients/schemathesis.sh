@@ -25,8 +25,8 @@ until address=$(grep -o 'http://127.0.0.1:[0-9]*' "$work/log"); do
     sleep 0.2
 done
 
-# What the document cannot say (a picture that is none, more pixels than the model draws) is refused though it is allowed:
-# the check `fields_as_documented` of the hooks tells that from what it can say. gRPC is none of Schemathesis' languages.
+# What the document cannot say (a picture that is none, more pixels than the model draws) is refused though it is
+# allowed: the check `fields_as_documented` of the hooks tells that from what it can say. Schemathesis speaks no gRPC.
 cd "$work"
 SCHEMATHESIS_HOOKS=$here/schemathesis_hooks.py schemathesis run "$address/openapi.json" --no-color \
     --phases examples,coverage,fuzzing --exclude-checks positive_data_acceptance \

@@ -1,4 +1,4 @@
-"""What `schemathesis.sh` tells Schemathesis of the server: what pictures are, and which refusals contradict the document."""
+"""What `schemathesis.sh` tells Schemathesis: what pictures are, and which refusals contradict the document."""
 
 import base64
 import re
@@ -24,8 +24,8 @@ schemathesis.openapi.format("picture", st.sampled_from([*FILES, f"data:image/png
 
 # How the tables that bodies are checked by refuse a field.
 REFUSED = re.compile(
-    r": .* is not (a text|auto or|one of (?!this)|a whole number|a number|true|false|empty|a seed|factors by|a picture|one picture"
-    r"|an object|a list|[0-9.]+, with)|is not a parameter of this path$|: is missing$"
+    r": .* is not (a text|auto or|one of (?!this)|a whole number|a number|true|false|empty|a seed|factors by|a picture"
+    r"|one picture|an object|a list|[0-9.]+, with)|is not a parameter of this path$|: is missing$"
 )
 
 

@@ -267,7 +267,7 @@ def png(text=""):
 INFOTEXT = """a red circle, "quoted" <lora:a:0.5>
 second line
 Negative prompt: blue
-Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, Size: 64x64, Model hash: 0123456789, Lora hashes: "a: 01, b: 02", \
+Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, Size: 64x64, Lora hashes: "a: 01, b: 02", \
 Denoising strength: 0.5, Hires upscale: 2, Version: kiln"""
 
 
@@ -312,14 +312,16 @@ def server():
     write("server_webui", "txt2img", "txt2img\n" + json.dumps({**call, **hr}))
     init = {"init_images": [picture], "mask": picture, "mask_blur": 1, "inpainting_fill": 0, "resize_mode": 1}
     write("server_webui", "img2img", "img2img\n" + json.dumps({**call, **init, "denoising_strength": 0.5}))
-    write("server_webui", "options", "options\n" + json.dumps({"sd_model_checkpoint": "m", "eta_ddim": 0.5, "tiling": False}))
+    options = {"sd_model_checkpoint": "m", "eta_ddim": 0.5, "tiling": False}
+    write("server_webui", "options", "options\n" + json.dumps(options))
     made = base64.b64encode(png(INFOTEXT)).decode()
     write("server_webui", "png-info", "png-info\n" + json.dumps({"image": made}))
     part = '--b\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n{}\r\n'
     form = part.format("prompt", "", "x") + part.format("n", "", "2") + part.format("loras[a]", "", "0.5")
     file = part.format("image[]", '; filename="a.png"\r\nContent-Type: image/png', "{}").encode().split(b"{}")
     write("server_forms", "edit", b"b\n" + form.encode() + file[0] + png() + file[1] + b"--b--\r\n")
-    write("server_forms", "hf", "b\n" + part.format("inputs", "", "x") + part.format("parameters", "", '{"seed": 1}') + "--b--\r\n")
+    hf = part.format("inputs", "", "x") + part.format("parameters", "", '{"seed": 1}')
+    write("server_forms", "hf", "b\n" + hf + "--b--\r\n")
     oip(picture)
 
 

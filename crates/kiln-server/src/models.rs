@@ -65,7 +65,7 @@ pub(crate) struct Model {
     front: Mutex<Pipeline>,
 }
 
-/// Largest guidance scale and factor of a LoRA or ControlNet: far beyond what draws anything, and far from what overflows.
+/// Largest guidance scale and factor of a LoRA or ControlNet: far beyond what draws anything, far from what overflows.
 pub(crate) const MAX_FACTOR: f32 = 1e4;
 
 /// What all models of a server have in common.

@@ -1,5 +1,5 @@
-//! Bodies of the web UIs' API, behind a line that names the path. Those that resize are not asked: a few bytes may want millions
-//! of pixels.
+//! Bodies of the web UIs' API, behind a line that names the path. Those that resize are not asked: a few bytes may want
+//! millions of pixels.
 #![no_main]
 
 use kiln_fuzz::server::post_to;

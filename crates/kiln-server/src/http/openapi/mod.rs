@@ -1,5 +1,5 @@
-//! The OpenAPI document: what it says of a path is said where the path is routed, and what it says of bodies comes from the
-//! tables that bodies are checked by.
+//! The OpenAPI document: what it says of a path is said where the path is routed, and what it says of bodies comes from
+//! the tables that bodies are checked by.
 //!
 //! Source: <https://spec.openapis.org/oas/v3.1.0>
 

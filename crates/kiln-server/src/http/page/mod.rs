@@ -1,4 +1,5 @@
-//! The pages at `/` and `/docs`: plain HTML, style and scripts inside the program, which speak to kiln's own API and to nobody else.
+//! The pages at `/` and `/docs`: plain HTML, style and scripts inside the program, which speak to kiln's own API and to
+//! nobody else.
 
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
