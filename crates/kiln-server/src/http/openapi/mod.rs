@@ -134,9 +134,10 @@ mod tests {
     /// Paths that a router says it has.
     fn routed<S>(router: &Router<S>) -> BTreeSet<String> {
         let text = format!("{router:?}");
+        // Behind them is what answers where nothing is.
+        let text = text.split("fallback_router").next().unwrap_or_default();
         let strings = text.split('"').skip(1).step_by(2);
-        // The last one is axum's own, for what is not there.
-        strings.filter(|text| text.starts_with('/') && !text.starts_with("/{*")).map(str::to_owned).collect()
+        strings.filter(|text| text.starts_with('/')).map(str::to_owned).collect()
     }
 
     fn described<S>(routes: &Routes<S>) -> BTreeSet<String> {
