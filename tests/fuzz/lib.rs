@@ -1,6 +1,7 @@
 //! What the fuzz targets share: a folder to write to, checkpoints to spoil, and a limit on what is allocated.
 
 pub mod adapter;
+pub mod server;
 mod spoilt;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -160,7 +161,7 @@ pub fn small_pipeline() -> Pipeline {
 }
 
 /// A backend and each of its engines.
-struct Nothing;
+pub(crate) struct Nothing;
 
 impl Backend for Nothing {
     fn name(&self) -> &'static str {

@@ -4,11 +4,13 @@
     python tests/fuzz/make.py
 """
 
+import base64
 import gzip
 import io
 import json
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import zstandard
@@ -249,8 +251,126 @@ def configurations():
         write("network", name, text)
 
 
+def png(text=""):
+    """A PNG file of four pixels, with what a web UI says of it."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    body = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0))
+    if text:
+        body += chunk(b"tEXt", b"parameters\0" + text.encode("latin-1"))
+        body += chunk(b"zTXt", b"parameters\0\0" + zlib.compress(text.encode("latin-1")))
+        body += chunk(b"iTXt", b"parameters\0\0\0\0\0" + text.encode())
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IDAT", zlib.compress((b"\0" + bytes(6)) * 2)) + chunk(b"IEND", b"")
+
+
+INFOTEXT = """a red circle, "quoted" <lora:a:0.5>
+second line
+Negative prompt: blue
+Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, Size: 64x64, Lora hashes: "a: 01, b: 02", \
+Denoising strength: 0.5, Hires upscale: 2, Version: kiln"""
+
+
+def field(number, data):
+    """A field of a gRPC message."""
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
+def server():
+    """Requests to `kiln serve`."""
+    picture = base64.b64encode(png()).decode()
+    drawing = {
+        "guidance_scale": 7.5, "guidance_rescale": 0.5, "eta": 0, "clip_skip": 1, "scheduler": "ddim",
+        "negative_prompt": "blue", "seed": 18446744073709551615, "loras": {"a": 0.5},
+    }
+    openai = {
+        "prompt": "a red circle", "model": "m", "n": 2, "size": "64x64", "steps": 3, "response_format": "url",
+        "output_format": "jpeg", "output_compression": 50, "stream": True, "partial_images": 2, "user": "u",
+        "quality": "hd", "style": "vivid", "moderation": "low", "background": "opaque", **drawing,
+    }
+    write("server_openai", "generation", "generations\n" + json.dumps(openai))
+    edit = {"image": [picture], "mask": f"data:image/png;base64,{picture}", "strength": 0.5, "input_fidelity": "low"}
+    write("server_openai", "edit", "edits\n" + json.dumps({**openai, **edit}))
+    write("server_openai", "variation", "variations\n" + json.dumps({"image": picture, "loras": [{"name": "a"}]}))
+    parameters = {"num_inference_steps": 3, "width": 64, "target_size": {"width": 64, "height": 64}, **drawing}
+    write("server_hf", "text", json.dumps({"inputs": "a circle", "parameters": parameters, "options": {}}))
+    changed = {"prompt": "a circle", "strength": 0.5}
+    write("server_hf", "picture", json.dumps({"inputs": picture, "parameters": changed}))
+    hires = {"scale": 2, "strength": 0.5, "steps": 3, "upscaler": "pixels"}
+    job = {"prompt": "x", "model": "m", "n": 2, "width": 64, "height": 64, "steps": 3, **drawing}
+    write("server_jobs", "text", json.dumps({**job, "hires": hires}))
+    write("server_jobs", "picture", json.dumps({**job, "init_image": picture, "mask": picture, "strength": 0.5}))
+    unit = {"enabled": True, "model": "c", "module": "none", "image": picture, "weight": 1, "guidance_end": "0.5"}
+    call = {
+        "prompt": "a <lora:a:0.5> cat", "negative_prompt": "", "seed": -1, "subseed": "7", "subseed_strength": 0.1,
+        "sampler_name": "DPM++ 2M Karras", "scheduler": "Automatic", "batch_size": 2, "n_iter": 1, "steps": "3",
+        "cfg_scale": 7, "width": 64, "height": 64, "eta": 1, "clip_skip": 2, "styles": [], "send_images": "true",
+        "override_settings": {"CLIP_stop_at_last_layers": 2, "samples_format": "jpg", "randn_source": "NV"},
+        "alwayson_scripts": {"ControlNet": {"args": [unit]}},
+    }
+    hr = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "hr_second_pass_steps": 2, "hr_resize_x": 0}
+    write("server_webui", "txt2img", "txt2img\n" + json.dumps({**call, **hr}))
+    init = {"init_images": [picture], "mask": picture, "mask_blur": 1, "inpainting_fill": 0, "resize_mode": 1}
+    write("server_webui", "img2img", "img2img\n" + json.dumps({**call, **init, "denoising_strength": 0.5}))
+    options = {"sd_model_checkpoint": "m", "eta_ddim": 0.5, "tiling": False}
+    write("server_webui", "options", "options\n" + json.dumps(options))
+    made = base64.b64encode(png(INFOTEXT)).decode()
+    write("server_webui", "png-info", "png-info\n" + json.dumps({"image": made}))
+    part = '--b\r\nContent-Disposition: form-data; name="{}"{}\r\n\r\n{}\r\n'
+    form = part.format("prompt", "", "x") + part.format("n", "", "2") + part.format("loras[a]", "", "0.5")
+    file = part.format("image[]", '; filename="a.png"\r\nContent-Type: image/png', "{}").encode().split(b"{}")
+    write("server_forms", "edit", b"b\n" + form.encode() + file[0] + png() + file[1] + b"--b--\r\n")
+    hf = part.format("inputs", "", "x") + part.format("parameters", "", '{"seed": 1}')
+    write("server_forms", "hf", "b\n" + hf + "--b--\r\n")
+    oip(picture)
+
+
+def oip(picture):
+    """Requests of the Open Inference Protocol, as JSON, with tensors behind it, and as messages."""
+    def tensor(name, datatype, shape, **more):
+        return {"name": name, "datatype": datatype, "shape": shape, **more}
+
+    inputs = [
+        tensor("prompt", "BYTES", [2], data=["a", "b"]), tensor("seed", "INT64", [2], data=[1, 2]),
+        tensor("guidance_scale", "FP32", [1], data=[7.5]), tensor("init_image", "BYTES", [1], data=[picture]),
+        tensor("mask", "UINT8", [1, 2, 3], data=[[[0, 0, 0], [255, 255, 255]]]),
+    ]
+    outputs = [{"name": "images", "parameters": {"binary_data": True}}, {"name": "png"}]
+    message = {"id": "1", "inputs": inputs, "outputs": outputs, "parameters": {"steps": 3, "timeout": 1000}}
+    write("server_oip", "json", "\n" + json.dumps(message))
+    raw = struct.pack("<I", 1) + b"x" + struct.pack("<q", 7)
+    binary = [
+        tensor("prompt", "BYTES", [1], parameters={"binary_data_size": 5}),
+        tensor("seed", "INT64", [1], parameters={"binary_data_size": 8}),
+    ]
+    text = json.dumps({"inputs": binary, "parameters": {"binary_data_output": True}})
+    write("server_oip", "binary", f"{len(text)}\n{text}".encode() + raw)
+    prompt = field(1, b"prompt") + field(2, b"BYTES") + field(3, b"\x01")
+    seed = field(1, b"seed") + field(2, b"INT64") + field(3, b"\x01")
+    steps = field(1, b"steps") + field(2, bytes([0x10, 3]))
+    head = field(1, b"m") + field(3, b"id") + field(4, steps)
+    packed = head + field(5, prompt) + field(5, seed) + field(6, field(1, b"images"))
+    packed += field(7, raw[:5]) + field(7, raw[5:])
+    typed = head + field(5, prompt + field(5, field(8, b"x"))) + field(5, seed + field(5, field(3, b"\x07")))
+    write("server_grpc", "raw", b"\0" + packed)
+    write("server_grpc", "typed", b"\0" + typed)
+    write("server_grpc", "ready", b"\1" + field(1, b"m") + field(2, b"1"))
+    framed = [struct.pack(">BI", 0, len(one)) + one for one in (packed, typed)]
+    small = gzip.compress(typed, mtime=0)
+    framed.append(struct.pack(">BI", 1, len(small)) + small)
+    write("server_grpc", "stream", b"\7" + b"".join(framed))
+
+
+def infotexts():
+    write("infotext", "text", INFOTEXT)
+    write("infotext", "file", png(INFOTEXT))
+
+
+
 originals()
 adapters()
 pictures()
 bundles()
 configurations()
+server()
+infotexts()

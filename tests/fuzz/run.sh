@@ -37,7 +37,10 @@ mkdir -p "$artifacts"
 fuzz() {
     local target=$1 log=$work/$1.log options=(-max_total_time="$seconds" -rss_limit_mb=512 -timeout=30)
     local most=4096
-    case $target in original | packed) most=32768 ;; picture | manifest | network | prompt) most=16384 ;; esac
+    case $target in
+        original | packed) most=32768 ;;
+        picture | manifest | network | prompt | server_*) most=16384 ;;
+    esac
     [ ! -f "dictionaries/$target" ] || options+=(-dict="dictionaries/$target")
     cp -r "corpus/$target" "$work/corpus-$target"
     options+=(-max_len="$most" -artifact_prefix="$artifacts/$target-" -print_final_stats=1)

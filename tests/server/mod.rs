@@ -8,6 +8,7 @@ mod jobs;
 mod links;
 mod oip;
 mod openai;
+mod openapi;
 mod operation;
 #[cfg(feature = "otel")]
 mod otel;

@@ -14,7 +14,7 @@ const TERM: i32 = 15;
 const HUP: i32 = 1;
 
 /// A new API key, and its line for the file of keys.
-fn new_key(name: &str, folder: &Path) -> (String, String) {
+pub(super) fn new_key(name: &str, folder: &Path) -> (String, String) {
     let output = kiln(&["serve", "--new-key", name], folder).output().expect("kiln runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let key = said.trim().rsplit(' ').next().expect("a key").to_owned();

@@ -8,7 +8,10 @@ use super::{Answer, Server, eventually};
 use crate::cli::kiln;
 use crate::fixtures::scratch;
 
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 12] = [
+    ("/docs", "text/html; charset=utf-8"),
+    ("/page/docs.css", "text/css; charset=utf-8"),
+    ("/page/docs.js", "text/javascript; charset=utf-8"),
     ("/", "text/html; charset=utf-8"),
     ("/page/page.css", "text/css; charset=utf-8"),
     ("/page/page.js", "text/javascript; charset=utf-8"),
@@ -54,11 +57,13 @@ fn the_page_is_sealed_and_asks_nobody_else() {
 #[test]
 fn all_that_the_page_names_is_there() {
     let server = Server::start(&[]);
-    let html = server.get("/").expect(200).text();
+    let pages = ["/", "/docs"].map(|page| server.get(page).expect(200).text());
     for inline in ["<script>", "<style", " style=", " onclick", " onload", "javascript:"] {
-        assert!(!html.contains(inline), "{inline}");
+        assert!(pages.iter().all(|html| !html.contains(inline)), "{inline}");
     }
-    let ids: Vec<&str> = html.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let ids = pages.each_ref().map(|html| {
+        html.split(" id=\"").skip(1).filter_map(|rest| rest.split('"').next()).collect::<Vec<&str>>()
+    });
     let mut n_files = 0;
     for (path, _) in FILES {
         let text = server.get(path).expect(200).text();
@@ -68,11 +73,12 @@ fn all_that_the_page_names_is_there() {
             n_files += 1;
         }
         for id in text.split("$('").skip(1).filter_map(|rest| rest.split_once("')")).map(|(id, _)| id) {
-            assert!(ids.contains(&id), "{path}: {id}");
+            let own = &ids[usize::from(path.contains("docs"))];
+            assert!(own.contains(&id), "{path}: {id}");
         }
     }
     assert!(n_files >= 8);
-    for id in &ids {
+    for (ids, id) in ids.iter().flat_map(|ids| ids.iter().map(move |id| (ids, id))) {
         assert_eq!(ids.iter().filter(|other| other == &id).count(), 1, "{id}");
     }
 }

@@ -11,6 +11,8 @@
 //! device and knows no protocol. [`Service`] stands between them.
 
 pub mod config;
+#[doc(hidden)]
+pub mod doorkeeper;
 mod estimate;
 mod fault;
 mod grpc;

@@ -67,6 +67,9 @@ pub(crate) struct Model {
     front: Mutex<Pipeline>,
 }
 
+/// Largest guidance scale and factor of a LoRA or ControlNet: far beyond what draws anything, far from what overflows.
+pub(crate) const MAX_FACTOR: f32 = 1e4;
+
 /// What all models of a server have in common.
 #[derive(Clone)]
 pub struct Runtime {
@@ -85,6 +88,16 @@ pub struct Runtime {
 impl Model {
     pub(crate) fn open(config: &ModelConfig, bundle: Bundle, runtime: &Runtime) -> Result<Model, Error> {
         let backend = runtime.backends.open_for(&bundle)?.backend;
+        Model::over(config, bundle, backend, runtime)
+    }
+
+    /// Opens it over a backend.
+    pub(crate) fn over(
+        config: &ModelConfig,
+        bundle: Bundle,
+        backend: Arc<dyn Backend>,
+        runtime: &Runtime,
+    ) -> Result<Model, Error> {
         let builder = |pool: &Pool| {
             let builder = Pipeline::builder(bundle.clone()).backend(backend.clone()).pool(pool);
             sealed(builder, runtime.seal_key.as_ref(), runtime.kernels.as_ref()).memory(runtime.memory)
@@ -146,8 +159,13 @@ impl Model {
         if let Some(lora) = spec.loras.iter().find(|lora| !self.loras.contains_key(&lora.name)) {
             return refuse(format!("lora: '{}' is not one of this model's", shown(&lora.name)));
         }
-        if let Some(lora) = spec.loras.iter().find(|lora| !lora.weight.is_finite()) {
-            return refuse(format!("lora: the weight of '{}' is not a finite number", lora.name));
+        let loras = spec.loras.iter().map(|lora| ("lora", Some(lora.weight)));
+        let controls = request.controls.iter().map(|control| ("controlnet scale", control.scale));
+        let factors = loras.chain(controls).chain([("guidance scale", request.guidance_scale)]);
+        for (name, factor) in factors.filter_map(|(name, factor)| Some((name, factor?))) {
+            if !(-MAX_FACTOR..=MAX_FACTOR).contains(&factor) {
+                return refuse(format!("{name}: {factor} is not a number from -{MAX_FACTOR} to {MAX_FACTOR}"));
+            }
         }
         if request.prompts.len() > limits.pictures {
             return refuse(format!(

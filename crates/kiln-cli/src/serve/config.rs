@@ -37,7 +37,7 @@ fn flags() -> Result<Map<String, Value>, Failure> {
 
 fn value(flag: &Arg, given: &ArgMatches) -> Value {
     let id = flag.get_id().as_str();
-    let texts = given.get_raw(id).into_iter().flatten().map(|text| scalar(&text.to_string_lossy()));
+    let mut texts = given.get_raw(id).into_iter().flatten().map(|text| scalar(&text.to_string_lossy()));
     match flag.get_action() {
         ArgAction::SetTrue => given.get_flag(id).into(),
         ArgAction::Append => texts.collect(),

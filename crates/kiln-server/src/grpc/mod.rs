@@ -8,16 +8,16 @@ mod status;
 
 use std::future::{Future, ready};
 
+use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Router, routing};
 use futures_util::{StreamExt, stream};
 use prost::Message;
 use tracing::{Instrument, Span};
 
 use crate::ClientId;
-use crate::http::App;
 use crate::http::error::ApiError;
+use crate::http::openapi::{Routes, binary, op};
 use crate::inference::{EXTENSIONS, INPUTS, Inference, OUTPUTS, SERVER, VERSION};
 use frame::Messages;
 use messages::{
@@ -29,12 +29,17 @@ pub(crate) use status::{Code, Status};
 /// The service's path.
 const SERVICE: &str = "/inference.GRPCInferenceService";
 
+/// The type of bodies.
+const MEDIA_TYPE: &str = "application/grpc";
+
 /// Requests of one stream that are drawn at once.
 const AT_ONCE: usize = 8;
 
 /// The service's methods.
-pub(crate) fn routes(inference: Inference) -> Router<App> {
-    Router::new().route(&format!("{SERVICE}/{{method}}"), routing::post(call)).with_state(inference)
+pub(crate) fn routes() -> Routes<Inference> {
+    let about =
+        op("A method of the gRPC service").body(MEDIA_TYPE, binary()).answers(200, MEDIA_TYPE, binary());
+    Routes::new("Open Inference Protocol").post(&format!("{SERVICE}/{{method}}"), call, about.by_link())
 }
 
 /// Whether a path's bodies are streams, which end when their clients like.

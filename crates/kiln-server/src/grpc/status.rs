@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use crate::http::error::ApiError;
 
 /// The content type of all answers.
-pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+pub(super) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static(super::MEDIA_TYPE);
 
 const CODE: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

@@ -5,23 +5,36 @@ use kiln_runtime::{Init, Picture, Request, Size};
 use super::App;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::schema::{Field, Kind, NUMBER, SEED, SHARE, field};
 use crate::{LoraChoice, Spec};
 
+/// The fields that say how to draw, without the number of steps, which each API calls as it likes.
+pub(crate) const DRAWING: &[Field] = &[
+    field("guidance_scale", NUMBER, "weight of the prompt; the model's own by default"),
+    field("guidance_rescale", SHARE, "0 by default"),
+    field("eta", SHARE, "noise of DDIM; 0 by default"),
+    field("clip_skip", Kind::Whole(0, 64), "layers of the text encoder to skip; 0 by default"),
+    field("scheduler", Kind::Text, "one of /v1/options; the model's own by default"),
+    field("negative_prompt", Kind::Text, "what not to draw"),
+    field("seed", SEED, "of the first picture, whose successors follow; a new one by default"),
+    field("loras", Kind::Factors, "LoRAs of the model, and their factors"),
+];
+
 /// Takes the fields that say how to draw; `steps` is the name of the one for the number of steps.
-pub(crate) fn settings(fields: &mut Fields, steps: &str) -> Result<(Request, Vec<LoraChoice>), ApiError> {
+pub(crate) fn settings(fields: &mut Fields, steps: &str) -> (Request, Vec<LoraChoice>) {
     let count = |value: Option<u64>| value.map(|value| usize::try_from(value).unwrap_or(usize::MAX));
     let narrow = |value: Option<f64>| value.map(|value| value as f32);
     let mut request = Request::new("")
-        .steps(count(fields.whole(steps, 1..=u64::from(u32::MAX))?))
-        .guidance_scale(narrow(fields.number("guidance_scale")?))
-        .guidance_rescale(narrow(fields.number("guidance_rescale")?).unwrap_or_default())
-        .eta(narrow(fields.number("eta")?).unwrap_or_default())
-        .clip_skip(count(fields.whole("clip_skip", 0..=64)?).unwrap_or_default());
-    request.scheduler = fields.text("scheduler")?;
-    request.negative_prompts.extend(fields.text("negative_prompt")?.filter(|text| !text.is_empty()));
-    request.seeds = vec![fields.whole("seed", 0..=u64::MAX)?.unwrap_or_else(new_seed)];
-    let loras = fields.factors("loras")?.into_iter().map(|(name, weight)| LoraChoice { name, weight });
-    Ok((request, loras.collect()))
+        .steps(count(fields.whole(steps)))
+        .guidance_scale(narrow(fields.number("guidance_scale")))
+        .guidance_rescale(narrow(fields.number("guidance_rescale")).unwrap_or_default())
+        .eta(narrow(fields.number("eta")).unwrap_or_default())
+        .clip_skip(count(fields.whole("clip_skip")).unwrap_or_default());
+    request.scheduler = fields.text("scheduler");
+    request.negative_prompts.extend(fields.text("negative_prompt").filter(|text| !text.is_empty()));
+    request.seeds = vec![fields.whole("seed").unwrap_or_else(new_seed)];
+    let loras = fields.factors("loras").into_iter().map(|(name, weight)| LoraChoice { name, weight });
+    (request, loras.collect())
 }
 
 /// The request for `n` pictures of a prompt, whose seeds follow the first one's.

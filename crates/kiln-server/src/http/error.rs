@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::openapi::shape::{Shape, object, or_null, text};
 use crate::{Fault, FaultKind, Refusal, grpc};
 
 /// Why a request is not answered with what it asks for; [`in_dialect`] puts it into words.
@@ -132,6 +133,29 @@ impl Dialect {
             () if is_below("/sdapi") || is_below("/controlnet") => Dialect::WebUi,
             () if is_below("/v2") || is_below("/hf") || path == "/v1" => Dialect::Inference,
             () => Dialect::OpenAi,
+        }
+    }
+
+    /// What the OpenAPI document calls its errors.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Dialect::OpenAi => "OpenAiError",
+            Dialect::WebUi => "WebUiError",
+            Dialect::Inference => "InferenceError",
+        }
+    }
+
+    /// The schema of [`Self::body`].
+    pub(crate) fn schema(self) -> Shape {
+        match self {
+            Dialect::OpenAi => object([(
+                "error",
+                object([("message", text()), ("type", text()), ("param", or_null(text())), ("code", text())]),
+            )]),
+            Dialect::WebUi => {
+                object([("error", text()), ("detail", text()), ("body", text()), ("errors", text())])
+            }
+            Dialect::Inference => object([("error", text())]),
         }
     }
 

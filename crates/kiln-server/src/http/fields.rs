@@ -1,177 +1,138 @@
 //! Fields of a request, taken one by one: wrong ones are named, and so are those that nobody takes.
 
-use std::fmt::Display;
-use std::ops::RangeInclusive;
-
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::schema::{self, Field, Kind, Manner, Table, unknown};
 
-/// What a client has sent, by name. `null` says as little as nothing.
+/// What a client has sent, by name, in agreement with a table. `null` says as little as nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Fields {
-    values: Map<String, Value>,
-    /// Whether numbers come as text, as in forms.
-    is_form: bool,
-}
+pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// The fields of a JSON object.
-    pub(crate) fn of_json(body: &[u8]) -> Result<Fields, ApiError> {
+    pub(crate) fn of_json(body: &[u8], table: &Table) -> Result<Fields, ApiError> {
         let refuse = |message: String| ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message);
         match serde_json::from_slice(body) {
-            Ok(Value::Object(values)) => Ok(Fields { values, is_form: false }),
+            Ok(Value::Object(values)) => Fields::checked(values, table),
             Ok(_) => Err(refuse("body: is not a JSON object".into())),
             Err(e) => Err(refuse(format!("body: {}", e.to_string().chars().take(200).collect::<String>()))),
         }
     }
 
-    /// The fields of a form.
-    pub(crate) fn of_form(values: Map<String, Value>) -> Fields {
-        Fields { values, is_form: true }
+    /// The fields of a form, whose values are texts; its files are not among them.
+    pub(crate) fn of_form(
+        values: Map<String, Value>,
+        files: &[&str],
+        table: &Table,
+    ) -> Result<Fields, ApiError> {
+        let whole = |name: &str| table.fields().find(|field| is_part(name, field));
+        let (parts, plain): (Vec<_>, Vec<_>) = values.into_iter().partition(|(name, _)| whole(name).is_some());
+        let read = |(name, value): (String, Value)| match table.field(&name) {
+            Some(field) => (name, of_text(field, value)),
+            None => (name, value),
+        };
+        let mut plain: Map<String, Value> = plain.into_iter().map(read).collect();
+        for (name, value) in parts {
+            whole(&name).map_or(Ok(()), |field| add_factor(&mut plain, field, &name, value))?;
+        }
+        let placeholder = |name: &&str| ((*name).to_owned(), Value::from(""));
+        let with_files: Map<_, _> = files.iter().map(placeholder).chain(plain.clone()).collect();
+        table.check(&with_files)?;
+        Ok(Fields(plain))
+    }
+
+    fn checked(values: Map<String, Value>, table: &Table) -> Result<Fields, ApiError> {
+        table.check(&values)?;
+        Ok(Fields(values))
     }
 
     /// The fields of an object within these.
-    pub(crate) fn object(&mut self, key: &str) -> Result<Fields, ApiError> {
+    pub(crate) fn object(&mut self, key: &str) -> Option<Fields> {
         match self.value(key) {
-            None => Ok(Fields { values: Map::new(), ..*self }),
-            Some(Value::Object(values)) => Ok(Fields { values, ..*self }),
-            Some(other) => Err(wrong(key, &other, "an object")),
+            Some(Value::Object(values)) => Some(Fields(values)),
+            _ => None,
         }
     }
 
     /// A value of any kind.
     pub(crate) fn value(&mut self, key: &str) -> Option<Value> {
-        self.values.remove(key).filter(|value| !value.is_null())
+        self.0.remove(key).filter(|value| !value.is_null())
     }
 
-    /// A value that is no text, also where it came as one.
-    fn plain(&mut self, key: &str) -> Option<Value> {
-        let value = self.value(key)?;
-        let parsed = value.as_str().filter(|_| self.is_form).and_then(|text| serde_json::from_str(text).ok());
-        Some(parsed.unwrap_or(value))
-    }
-
-    /// A text.
-    pub(crate) fn text(&mut self, key: &str) -> Result<Option<String>, ApiError> {
+    pub(crate) fn text(&mut self, key: &str) -> Option<String> {
         match self.value(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(key, &other, "a text")),
+            Some(Value::String(text)) => Some(text),
+            _ => None,
         }
     }
 
-    /// A text that has to be there.
-    pub(crate) fn needed_text(&mut self, key: &str) -> Result<String, ApiError> {
-        let missing = || ApiError {
-            code: "missing_required_parameter",
-            ..ApiError::invalid(key, format!("{key}: is missing"))
-        };
-        self.text(key)?.ok_or_else(missing)
+    pub(crate) fn whole(&mut self, key: &str) -> Option<u64> {
+        self.value(key).and_then(|value| schema::whole(&value, Manner::Strict)?.try_into().ok())
     }
 
-    /// One of a few words.
-    pub(crate) fn word(&mut self, key: &str, words: &[&'static str]) -> Result<Option<&'static str>, ApiError> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        let found = value.as_str().and_then(|text| words.iter().find(|word| **word == text));
-        found.map(|word| Some(*word)).ok_or_else(|| wrong(key, &value, format!("one of {}", words.join(", "))))
+    pub(crate) fn number(&mut self, key: &str) -> Option<f64> {
+        self.value(key).and_then(|value| schema::number(&value, Manner::Strict))
     }
 
-    /// A whole number.
-    pub(crate) fn whole(&mut self, key: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, ApiError> {
-        let Some(value) = self.plain(key) else { return Ok(None) };
-        let (least, most) = (range.start(), range.end());
-        let found = value.as_u64().filter(|number| range.contains(number));
-        let expected = || match *most == u64::MAX {
-            true => format!("a whole number from {least}"),
-            false => format!("a whole number from {least} to {most}"),
-        };
-        found.map(Some).ok_or_else(|| wrong(key, &value, expected()))
+    pub(crate) fn flag(&mut self, key: &str) -> Option<bool> {
+        self.value(key).and_then(|value| schema::flag(&value, Manner::Strict))
     }
 
-    /// A number in the range of those with 32 bits.
-    pub(crate) fn number(&mut self, key: &str) -> Result<Option<f64>, ApiError> {
-        let Some(value) = self.plain(key) else { return Ok(None) };
-        number(&value).map(Some).ok_or_else(|| wrong(key, &value, "a number"))
-    }
-
-    /// Yes or no.
-    pub(crate) fn flag(&mut self, key: &str) -> Result<Option<bool>, ApiError> {
-        let Some(value) = self.plain(key) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| wrong(key, &value, "true or false"))
-    }
-
-    /// Factors by name, as `{"a": 1}`, as `[{"name": "a", "weight": 1}]`, or as the fields `loras[a]` of a form.
-    pub(crate) fn factors(&mut self, key: &str) -> Result<Vec<(String, f32)>, ApiError> {
-        let mut found = match self.plain(key) {
-            None => Vec::new(),
-            Some(Value::Object(map)) => map.into_iter().collect(),
-            Some(Value::Array(list)) => {
-                list.into_iter().map(|entry| named(key, entry)).collect::<Result<_, _>>()?
-            }
-            Some(other) => return Err(wrong(key, &other, "factors by name")),
-        };
-        let prefix = format!("{key}[");
-        let names: Vec<String> = self.values.keys().filter(|name| name.starts_with(&prefix)).cloned().collect();
-        for name in names {
-            let inner = name[prefix.len()..].trim_end_matches(']').to_owned();
-            found.extend(self.plain(&name).map(|value| (inner, value)));
-        }
-        let factor = |(name, value): (String, Value)| match number(&value) {
-            Some(weight) => Ok((name, weight as f32)),
-            None => Err(wrong(key, &value, "a number")),
-        };
-        found.into_iter().map(factor).collect()
+    pub(crate) fn factors(&mut self, key: &str) -> Vec<(String, f32)> {
+        self.value(key).and_then(|value| schema::factors(&value)).unwrap_or_default()
     }
 
     /// Refuses what nobody has taken.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        match self.values.into_iter().find(|(_, value)| !value.is_null()) {
+        match self.0.into_iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),
             Some((key, _)) => Err(unknown(&key)),
         }
     }
 }
 
-/// The refusal of a field that means nothing here.
-pub(crate) fn unknown(key: &str) -> ApiError {
-    let key = shown(key);
-    let error = ApiError::invalid(&key, format!("{key}: is not a parameter of this path"));
-    ApiError { code: "unknown_parameter", ..error }
+/// A value that a form has as text.
+fn of_text(field: &Field, value: Value) -> Value {
+    let is_text = matches!(
+        field.kind,
+        Kind::Text | Kind::Size | Kind::Word(_) | Kind::Picture | Kind::OnePicture | Kind::Any
+    );
+    let parsed = value.as_str().filter(|_| !is_text).and_then(|text| serde_json::from_str(text).ok());
+    parsed.unwrap_or(value)
 }
 
-fn number(value: &Value) -> Option<f64> {
-    value.as_f64().filter(|number| (*number as f32).is_finite())
+/// Whether a form's field is the factor of one name, `loras[a]`.
+fn is_part(name: &str, field: &Field) -> bool {
+    let is_inner = |name: &str| name.strip_prefix(field.name).is_some_and(|rest| rest.starts_with('['));
+    matches!(field.kind, Kind::Factors) && is_inner(name)
 }
 
-fn named(key: &str, entry: Value) -> Result<(String, Value), ApiError> {
-    let name = entry.get("name").and_then(Value::as_str).map(str::to_owned);
-    match (name, entry.get("weight")) {
-        (Some(name), weight) => Ok((name, weight.cloned().unwrap_or(1.into()))),
-        (None, _) => Err(wrong(key, &entry, "a name and a weight")),
-    }
-}
-
-fn wrong(key: &str, value: &Value, expected: impl Display) -> ApiError {
-    ApiError::invalid(key, format!("{key}: {} is not {expected}", shown(&value.to_string())))
-}
-
-/// A value as messages show it.
-pub(crate) fn shown(text: &str) -> String {
-    text.chars().take(64).filter(|c| !c.is_control()).collect()
+/// Puts the factor of one name to the others.
+fn add_factor(plain: &mut Map<String, Value>, field: &Field, name: &str, value: Value) -> Result<(), ApiError> {
+    let inner = name[field.name.len() + 1..].trim_end_matches(']');
+    let factors = plain.entry(field.name).or_insert_with(|| Map::new().into());
+    let Value::Object(factors) = factors else { return Err(unknown(name)) };
+    factors.insert(inner.to_owned(), of_text(field, value));
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::schema::{NUMBER, field};
     use super::*;
 
-    fn json(text: &str) -> Fields {
-        Fields::of_json(text.as_bytes()).expect("an object")
-    }
+    const TABLE: Table = Table::strict(&[&[
+        field("n", Kind::Whole(1, 10), ""),
+        field("g", NUMBER, ""),
+        field("stream", Kind::Flag, ""),
+        field("prompt", Kind::Text, ""),
+        field("loras", Kind::Factors, ""),
+    ]]);
 
     #[track_caller]
-    fn check_refusal<T: std::fmt::Debug>(found: Result<T, ApiError>, param: &str, expected: &str) {
+    fn check_refusal(found: Result<Fields, ApiError>, param: &str, expected: &str) {
         let error = found.expect_err("a refusal");
         assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)));
         let message = &error.message;
@@ -180,33 +141,40 @@ mod tests {
 
     #[test]
     fn numbers_out_of_range_and_of_other_types_are_named() {
+        let json = |text: &str| Fields::of_json(text.as_bytes(), &TABLE);
         for value in ["0", "11", "-1", "4294967296", "18446744073709551616", "1.5", "\"2\"", "true", "[1]"] {
-            let found = json(&format!("{{\"n\": {value}}}")).whole("n", 1..=10);
-            check_refusal(found, "n", " is not a whole number from 1 to 10");
+            check_refusal(json(&format!("{{\"n\": {value}}}")), "n", " is not a whole number from 1 to 10");
         }
-        assert_eq!(json("{\"n\": null}").whole("n", 1..=10), Ok(None));
-        check_refusal(json("{\"g\": 1e300}").number("g"), "g", " is not a number");
-        assert!(Fields::of_json(b"{\"g\": 1e400}").is_err());
-        assert!(Fields::of_json(b"[1]").is_err());
-        check_refusal(json("{\"a\": null, \"b\": 1}").finish(), "b", " is not a parameter of this path");
+        assert_eq!(json("{\"n\": null}").expect("fields").whole("n"), None);
+        check_refusal(json("{\"g\": 1e300}"), "g", " is not a number from -10000 to 10000");
+        check_refusal(json("{\"a\": null, \"b\": 1}"), "b", " is not a parameter of this path");
+        assert!(json("{\"g\": 1e400}").is_err());
+        assert!(json("[1]").is_err());
+    }
+
+    #[test]
+    fn what_nobody_takes_is_refused() {
+        let mut fields = Fields::of_json(b"{\"n\": 2, \"g\": 1}", &TABLE).expect("fields");
+        assert_eq!(fields.whole("n"), Some(2));
+        check_refusal(fields.finish().map(|()| Fields::default()), "g", " is not a parameter of this path");
     }
 
     #[test]
     fn forms_have_numbers_as_text_and_json_has_not() {
-        let values = |text: &str| match serde_json::from_str(text) {
-            Ok(Value::Object(values)) => Fields::of_form(values),
+        let form = |text: &str| match serde_json::from_str(text) {
+            Ok(Value::Object(values)) => Fields::of_form(values, &[], &TABLE),
             other => panic!("{other:?}"),
         };
-        let mut form =
-            values(r#"{"n": "2", "stream": "true", "prompt": "7", "loras[a]": "0.5", "loras": "{\"b\": 1}"}"#);
-        assert_eq!(form.whole("n", 1..=10), Ok(Some(2)));
-        assert_eq!(form.flag("stream"), Ok(Some(true)));
-        assert_eq!(form.text("prompt"), Ok(Some("7".into())));
-        assert_eq!(form.factors("loras"), Ok(vec![("b".into(), 1.0), ("a".into(), 0.5)]));
-        assert_eq!(form.finish(), Ok(()));
-        assert_eq!(
-            json(r#"{"loras": [{"name": "a", "weight": 2}, {"name": "b"}]}"#).factors("loras"),
-            Ok(vec![("a".into(), 2.0), ("b".into(), 1.0)])
-        );
+        let text = r#"{"n": "2", "stream": "true", "prompt": "7", "loras": "{\"b\": 1}", "loras[a]": "0.5"}"#;
+        let mut fields = form(text).expect("fields");
+        assert_eq!(fields.whole("n"), Some(2));
+        assert_eq!(fields.flag("stream"), Some(true));
+        assert_eq!(fields.text("prompt"), Some("7".into()));
+        let mut factors = fields.factors("loras");
+        factors.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(factors, vec![("a".into(), 0.5), ("b".into(), 1.0)]);
+        assert_eq!(fields.finish(), Ok(()));
+        check_refusal(form(r#"{"n": "x"}"#), "n", " is not a whole number from 1 to 10");
+        check_refusal(form(r#"{"loras[a]": "x"}"#), "loras", " is not factors by name");
     }
 }

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use super::App;
 use super::encode::Format;
 use super::error::ApiError;
+use super::openapi::{Routes, binary, op};
 use crate::JobId;
 
 /// How long a picture is kept.
@@ -89,8 +90,16 @@ impl Kept {
     }
 }
 
+/// The path of pictures behind links.
+pub(super) fn routes() -> Routes<App> {
+    let about = [Format::Png, Format::Jpeg, Format::Webp].into_iter();
+    let about = about
+        .fold(op("A picture of an answer"), |about, format| about.answers(200, format.media_type(), binary()));
+    Routes::new("OpenAI").get("/v1/files/{name}", show, about.by_link())
+}
+
 /// `GET /v1/files/{name}`
-pub(super) async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
+async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let (file, format) = app.files.get(&name).ok_or_else(|| ApiError::not_found("file"))?;
     let headers = [
         (header::CONTENT_TYPE, format.media_type()),

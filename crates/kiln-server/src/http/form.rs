@@ -7,7 +7,8 @@ use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use super::fields::{Fields, unknown};
+use super::fields::Fields;
+use super::schema::{Field, Kind, Table, unknown};
 use super::upload::bytes;
 
 /// Most parts of a form.
@@ -21,8 +22,8 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// Reads a JSON object or a form; the parts of these names, with or without `[]`, are files.
-    pub(crate) async fn read(request: Request, files: &[&str]) -> Result<Form, ApiError> {
+    /// Reads a JSON object or a form; parts that are pictures, whose names may end in `[]`, are files.
+    pub(crate) async fn read(request: Request, table: &Table) -> Result<Form, ApiError> {
         let (parts, body) = request.into_parts();
         let bytes = body.collect().await.map_err(|_| refuse("body: broke off"))?.to_bytes();
         let is_json = bytes.trim_ascii_start().first() == Some(&b'{');
@@ -30,16 +31,16 @@ impl Form {
             kind.to_str().is_ok_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/form-data"))
         });
         match is_form && !is_json {
-            false => Ok(Form { fields: Fields::of_json(&bytes)?, files: Vec::new() }),
+            false => Ok(Form { fields: Fields::of_json(&bytes, table)?, files: Vec::new() }),
             true => {
                 let request = Request::from_parts(parts, Body::from(bytes));
                 let parts = Multipart::from_request(request, &()).await.map_err(|e| refuse(e.body_text()))?;
-                Form::of_parts(parts, files).await
+                Form::of_parts(parts, table).await
             }
         }
     }
 
-    async fn of_parts(mut parts: Multipart, names: &[&str]) -> Result<Form, ApiError> {
+    async fn of_parts(mut parts: Multipart, table: &Table) -> Result<Form, ApiError> {
         let (mut values, mut files, mut n_parts) = (Map::new(), Vec::new(), 0);
         let broken = |e: axum::extract::multipart::MultipartError| refuse(e.body_text());
         while let Some(part) = parts.next_field().await.map_err(broken)? {
@@ -50,7 +51,7 @@ impl Form {
             let name = part.name().unwrap_or_default().to_owned();
             let plain = name.strip_suffix("[]").unwrap_or(&name);
             let bytes = part.bytes().await.map_err(broken)?;
-            match names.contains(&plain) {
+            match table.field(plain).is_some_and(is_file) {
                 true => files.push((plain.to_owned(), bytes)),
                 false => {
                     let text = String::from_utf8(bytes.into());
@@ -59,7 +60,8 @@ impl Form {
                 }
             }
         }
-        Ok(Form { fields: Fields::of_form(values), files })
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        Ok(Form { fields: Fields::of_form(values, &names, table)?, files })
     }
 
     /// The files of a name: parts of the form, or base64 in JSON.
@@ -84,6 +86,10 @@ impl Form {
             None => self.fields.finish(),
         }
     }
+}
+
+fn is_file(field: &Field) -> bool {
+    matches!(field.kind, Kind::Picture | Kind::OnePicture)
 }
 
 fn refuse(message: impl Into<String>) -> ApiError {

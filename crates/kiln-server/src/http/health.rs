@@ -9,8 +9,33 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::{ApiError, AsItIs};
+use super::openapi::shape::{flag, list, object, one_of, partly, text, whole};
+use super::openapi::{Routes, op};
 use crate::models::Model;
 use crate::{Load, Refusal};
+
+/// The state of the server.
+pub(super) fn routes() -> Routes<App> {
+    let own = || [("name", text()), ("status", one_of(&Load::NAMES)), ("preload", flag())];
+    let models = list(partly(own(), [("error", text())]));
+    let state = object([("ready", flag()), ("models", models), ("queued", whole()), ("drawing", whole())]);
+    let [name, status, preload] = own();
+    let model = partly([name, status, preload, ("ready", flag())], [("error", text())]);
+    let metrics = op("What Prometheus reads").answers(200, METRICS, text());
+    let ready =
+        op("The models, and how much waits for them").ok(state.clone()).answers(503, JSON, state).open();
+    let model = op("Whether a model can draw").ok(model.clone()).answers(503, JSON, model).refuses(404).open();
+    Routes::new("server")
+        .get("/healthz", live, op("Whether the server lives").ok(object([("live", flag())])).open())
+        .get("/readyz", self::ready, ready)
+        .get("/readyz/{model}", model_ready, model)
+        .get("/metrics", metrics_text, metrics)
+}
+
+const JSON: &str = "application/json";
+
+/// The type of what Prometheus reads.
+const METRICS: &str = "application/openmetrics-text";
 
 /// The process answers.
 pub(super) async fn live() -> Json<Value> {
@@ -61,7 +86,7 @@ fn describe(model: &Model) -> Value {
 }
 
 /// What Prometheus reads.
-pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+async fn metrics_text(State(app): State<App>) -> impl IntoResponse {
     let text = app.service.metrics_text(app.pool.loaded_bytes());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

@@ -11,7 +11,7 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 
 use super::error::ApiError;
-use super::fields::shown;
+use super::schema::shown;
 
 /// Names by which the server may be called.
 #[derive(Clone, Debug, Default)]

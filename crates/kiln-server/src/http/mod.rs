@@ -16,8 +16,10 @@ mod listen;
 mod log;
 mod oip;
 mod openai;
+pub(crate) mod openapi;
 mod options;
 mod page;
+mod schema;
 mod sdapi;
 mod settings;
 mod upload;
@@ -26,9 +28,9 @@ mod wait;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::{Router, routing};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
@@ -45,6 +47,7 @@ pub(crate) use error::internal;
 pub use files::Files;
 pub use hosts::Hosts;
 pub use listen::{Listening, listen};
+use openapi::Routes;
 
 /// What handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -97,6 +100,23 @@ impl Deref for App {
     }
 }
 
+/// The paths that know the app.
+fn of_app() -> Routes<App> {
+    health::routes()
+        .merge(jobs::routes())
+        .merge(files::routes())
+        .merge(openai::routes())
+        .merge(hf::routes())
+        .merge(sdapi::routes())
+        .merge(page::routes())
+        .merge(openapi::routes())
+}
+
+/// The paths of the Open Inference Protocol.
+fn of_inference() -> Routes<Inference> {
+    oip::routes().merge(grpc::routes())
+}
+
 /// All paths.
 pub fn router(app: App) -> Router {
     let cors = CorsLayer::new()
@@ -104,26 +124,10 @@ pub fn router(app: App) -> Router {
         .allow_methods(tower_http::cors::Any)
         .allow_headers(tower_http::cors::Any);
     let inference = Inference::new(app.clone());
-    Router::new()
-        .route("/healthz", routing::get(health::live))
-        .route("/readyz", routing::get(health::ready))
-        .route("/readyz/{model}", routing::get(health::model_ready))
-        .route("/metrics", routing::get(health::metrics))
-        .route("/v1/jobs", routing::post(jobs::create).get(jobs::list))
-        .route("/v1/jobs/{id}", routing::get(jobs::show).delete(jobs::delete))
-        .route("/v1/jobs/{id}/cancel", routing::post(jobs::cancel))
-        .route("/v1/jobs/{id}/events", routing::get(jobs::events))
-        .route("/v1/jobs/{id}/pictures/{index}", routing::get(jobs::show_picture))
-        .route("/v1/files/{name}", routing::get(files::show))
-        .merge(openai::routes())
-        .merge(hf::routes())
-        .merge(sdapi::routes())
-        .route("/v1/jobs/{id}/init_image", routing::get(settings::init_image))
-        .route("/v1/jobs/{id}/mask", routing::get(settings::mask))
-        .route("/v1/options", routing::get(options::show))
-        .merge(page::routes())
-        .merge(oip::routes(inference.clone()))
-        .merge(grpc::routes(inference))
+    let inference = of_inference().with_state(inference);
+    of_app()
+        .merge(inference)
+        .into_router(!app.keys.is_empty())
         .with_state(app.clone())
         // Bodies are read, within their own bound, before handlers take them.
         .layer(DefaultBodyLimit::disable())

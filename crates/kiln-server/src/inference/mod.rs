@@ -21,7 +21,7 @@ use crate::http::error::ApiError;
 use crate::{ClientId, ModelCard, Refusal, Spec, Ticket};
 pub(crate) use asked::{Asked, Parameter, Reader};
 pub(crate) use describe::{EXTENSIONS, INPUTS, OUTPUTS, SERVER, VERSION};
-pub(crate) use results::{Elements, Output, OutputKind, Results};
+pub(crate) use results::{Elements, OUTPUT_NAMES, Output, OutputKind, Results};
 use statistics::Statistics;
 pub(crate) use statistics::{Count, Span};
 pub(crate) use tensor::{Source, shown, unknown};

@@ -13,6 +13,9 @@ use super::raw;
 use crate::Finished;
 use crate::http::png;
 
+/// Names of outputs; `png` is a short one.
+pub(crate) const OUTPUT_NAMES: [&str; 5] = ["images", "encoded_image", "png", "seed", "info"];
+
 /// An output that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Output {
@@ -39,13 +42,12 @@ pub(crate) enum OutputKind {
 impl Output {
     /// The output of a name.
     pub(crate) fn named(name: &str, is_binary: bool) -> Option<Output> {
-        let (name, kind) = match name {
-            "images" => ("images", OutputKind::Images),
-            "encoded_image" => ("encoded_image", OutputKind::Encoded),
-            "png" => ("png", OutputKind::Encoded),
-            "seed" => ("seed", OutputKind::Seed),
-            "info" => ("info", OutputKind::Info),
-            _ => return None,
+        let name = OUTPUT_NAMES.into_iter().find(|known| *known == name)?;
+        let kind = match name {
+            "images" => OutputKind::Images,
+            "seed" => OutputKind::Seed,
+            "info" => OutputKind::Info,
+            _ => OutputKind::Encoded,
         };
         Some(Output { name, kind, is_binary })
     }

@@ -14,11 +14,11 @@ use crate::http::error::ApiError;
 use crate::inference::{Asked, Parameter, Reader, Source, VERSION, shown, unknown};
 
 /// Most bytes of a request's own name.
-const MAX_ID: usize = 1024;
+pub(super) const MAX_ID: usize = 1024;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Message {
+pub(super) struct Message {
     id: Option<String>,
     model_name: Option<String>,
     model_version: Option<String>,
@@ -32,7 +32,7 @@ struct Message {
 /// Its fields are read once its name is known, so that refusals can name it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Input {
+pub(super) struct Input {
     name: String,
     datatype: Option<Box<RawValue>>,
     shape: Option<Box<RawValue>>,
@@ -42,7 +42,7 @@ struct Input {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Output {
+pub(super) struct Output {
     name: String,
     parameters: Option<BTreeMap<String, Value>>,
 }

@@ -2,20 +2,23 @@
 
 mod answer;
 mod asked;
+mod document;
 mod models;
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use axum::{Extension, Json, Router, routing};
+use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::error::ApiError;
 use super::error::internal;
-use super::{App, health};
+use super::health;
+use super::openapi::shape::{flag, object, text};
+use super::openapi::{Op, Routes, binary, op};
 use crate::ClientId;
 use crate::inference::{EXTENSIONS, Inference, SERVER};
 
@@ -23,22 +26,46 @@ use crate::inference::{EXTENSIONS, Inference, SERVER};
 const HEADER_LENGTH: &str = "inference-header-content-length";
 
 /// All paths.
-pub(super) fn routes(inference: Inference) -> Router<App> {
-    let mut router = Router::new()
-        .route("/v2", routing::get(server))
-        .route("/v2/health/live", routing::get(health::live))
-        .route("/v2/health/ready", routing::get(ready))
-        .route("/v2/models/stats", routing::get(models::all_statistics))
-        .route("/v2/repository/index", routing::post(models::index));
+pub(super) fn routes() -> Routes<Inference> {
+    let is_ready =
+        || op("Whether the server takes requests").ok(object([("ready", flag())])).refuses(429).open();
+    let mut routes = Routes::new("Open Inference Protocol")
+        .get("/v2", server, op("The server").ok(document::server()))
+        .get(
+            "/v2/health/live",
+            health::live,
+            op("Whether the server lives").ok(object([("live", flag())])).open(),
+        )
+        .get("/v2/health/ready", ready, is_ready())
+        .get("/v2/models/stats", models::all_statistics, op("What was drawn").ok(document::statistics()))
+        .post("/v2/repository/index", models::index, op("The models").ok(document::index()));
     for model in ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"] {
-        router = router
-            .route(model, routing::get(models::metadata))
-            .route(&format!("{model}/ready"), routing::get(models::ready))
-            .route(&format!("{model}/config"), routing::get(models::config))
-            .route(&format!("{model}/stats"), routing::get(models::statistics))
-            .route(&format!("{model}/infer"), routing::post(infer));
+        let path = |rest: &str| format!("{model}/{rest}");
+        let is_ready = object([("name", text()), ("ready", flag())]);
+        routes = routes
+            .get(model, models::metadata, op("A model").ok(document::metadata()))
+            .get(
+                &path("ready"),
+                models::ready,
+                op("Whether a model can be drawn with").ok(is_ready).refuses(429),
+            )
+            .get(&path("config"), models::config, op("A model's configuration").ok(document::config()))
+            .get(&path("stats"), models::statistics, op("What a model has drawn").ok(document::statistics()))
+            .post(&path("infer"), infer, infers());
     }
-    router.with_state(inference)
+    routes
+}
+
+fn infers() -> Op {
+    const BINARY: &str = "application/octet-stream";
+    op("Draws")
+        .body("application/json", document::request())
+        .body(BINARY, binary())
+        .header(HEADER_LENGTH, "how many bytes before binary tensors are JSON", text())
+        .ok(document::answer())
+        .answers(200, BINARY, binary())
+        .draws()
+        .refuses(504)
 }
 
 /// The model of a path.

@@ -14,6 +14,7 @@ use crate::http::App;
 use crate::http::encode::{Format, encode_elsewhere};
 use crate::http::error::ApiError;
 use crate::http::error::internal;
+use crate::http::openapi::shape::{self, Shape, object, partly};
 use crate::service::Ticket;
 
 /// How to answer.
@@ -78,6 +79,28 @@ impl Answer {
             "size": size.to_string(),
         })
     }
+}
+
+/// What clients get.
+pub(super) fn shape() -> Shape {
+    let picture = partly([("seed", shape::whole())], [("b64_json", shape::base64()), ("url", shape::text())]);
+    let details = || object([("image_tokens", shape::whole()), ("text_tokens", shape::whole())]);
+    let usage = object([
+        ("input_tokens", shape::whole()),
+        ("input_tokens_details", details()),
+        ("output_tokens", shape::whole()),
+        ("output_tokens_details", details()),
+        ("total_tokens", shape::whole()),
+    ]);
+    object([
+        ("created", shape::whole()),
+        ("data", shape::list(picture)),
+        ("usage", usage),
+        ("background", shape::one_of(&["opaque"])),
+        ("output_format", shape::one_of(&["png", "jpeg", "webp"])),
+        ("quality", shape::one_of(&["auto"])),
+        ("size", shape::text()),
+    ])
 }
 
 /// Seconds since 1970.

@@ -7,18 +7,74 @@ use kiln_runtime::{Init, Size};
 use super::answer::Answer;
 use crate::Spec;
 use crate::http::App;
-use crate::http::drawing::{no_larger, pictures, settings, spec};
+use crate::http::drawing::{DRAWING, no_larger, pictures, settings, spec};
 use crate::http::encode::Format;
 use crate::http::error::ApiError;
-use crate::http::fields::{Fields, shown};
+use crate::http::fields::Fields;
 use crate::http::form::Form;
+use crate::http::schema::{COUNT, Field, Kind as Of, SHARE, Table, field, missing, needed, sides};
 use crate::http::upload::decode;
 
 /// Most pictures of a request.
-const MAX_PICTURES: u64 = 10;
+const MAX_PICTURES: i128 = 10;
 
 /// Most previews of a picture.
-const MAX_PARTIALS: u64 = 3;
+const MAX_PARTIALS: i128 = 3;
+
+const ANSWER: &[Field] = &[
+    field("response_format", Of::Word(&["url", "b64_json"]), "a link, or base64; both by default"),
+    field("output_format", Of::Word(&["png", "jpeg", "webp"]), "png by default"),
+    field("output_compression", Of::Whole(0, 100), "quality of JPEG files; 100 by default, and for PNG"),
+    field("stream", Of::Flag, "whether to answer with server-sent events"),
+    field("partial_images", Of::Whole(0, MAX_PARTIALS), "previews of a stream"),
+];
+
+/// What OpenAI's models know and diffusion does not: it changes nothing, and what would is refused.
+const WITHOUT_EFFECT: &[Field] = &[
+    field("user", Of::Any, "has no effect"),
+    field("safety_identifier", Of::Any, "has no effect"),
+    field("metadata", Of::Any, "has no effect"),
+    field("quality", Of::Word(QUALITIES), "has no effect"),
+    field("style", Of::Word(&["vivid", "natural"]), "has no effect"),
+    field("moderation", Of::Word(&["auto", "low"]), "has no effect"),
+    field("background", Of::Word(&["auto", "opaque"]), "has no effect"),
+];
+
+const QUALITIES: &[&str] = &["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"];
+
+const PICTURES: &[Field] = &[
+    field("model", Of::Text, "one of /v1/models; the first by default"),
+    field("n", Of::Whole(1, MAX_PICTURES), "number of pictures; 1 by default"),
+    field("size", Of::Size, "the model's own, or the given picture's, by default"),
+    field("steps", COUNT, "denoising steps; the model's own by default"),
+];
+
+const PROMPT: &[Field] = &[needed("prompt", Of::Text, "what to draw")];
+
+const IMAGE: &[Field] = &[
+    needed("image", Of::OnePicture, "the picture to start from"),
+    field("strength", SHARE, "how much is changed"),
+];
+
+const MASK: &[Field] =
+    &[field("mask", Of::OnePicture, "where to paint: transparent, or white where the file is opaque")];
+
+const FIDELITY: &[Field] = &[field("input_fidelity", Of::Word(&["low"]), "has no effect")];
+
+static GENERATION: Table = Table::strict(&[PROMPT, PICTURES, DRAWING, ANSWER, WITHOUT_EFFECT]);
+static EDIT: Table = Table::strict(&[PROMPT, IMAGE, MASK, PICTURES, DRAWING, ANSWER, FIDELITY, WITHOUT_EFFECT]);
+static VARIATION: Table = Table::strict(&[IMAGE, PICTURES, DRAWING, ANSWER, WITHOUT_EFFECT]);
+
+impl Kind {
+    /// The fields of a request.
+    pub(super) fn table(self) -> &'static Table {
+        match self {
+            Kind::Generation => &GENERATION,
+            Kind::Edit => &EDIT,
+            Kind::Variation => &VARIATION,
+        }
+    }
+}
 
 /// Which path was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,15 +93,16 @@ pub(super) fn ask(
 ) -> Result<(Spec, Answer), ApiError> {
     let fields = &mut form.fields;
     let mut answer = answer(kind, origin, fields)?;
-    without_effect(kind, fields)?;
-    let model = fields.text("model")?;
+    WITHOUT_EFFECT.iter().chain(FIDELITY).for_each(|field| drop(fields.value(field.name)));
+    let model = fields.text("model");
     let prompt = match kind {
         Kind::Variation => String::new(),
-        _ => fields.needed_text("prompt")?,
+        _ => fields.text("prompt").unwrap_or_default(),
     };
-    let n = fields.whole("n", 1..=MAX_PICTURES)?.unwrap_or(1) as usize;
-    let size = size(fields)?;
-    let (mut request, loras) = settings(fields, "steps")?;
+    let n = fields.whole("n").unwrap_or(1) as usize;
+    let size =
+        fields.text("size").and_then(|text| sides(&text)).map(|(width, height)| Size::new(width, height));
+    let (mut request, loras) = settings(fields, "steps");
     (request.width, request.height) = size.map(|size| (size.width, size.height)).unzip();
     request.init = init(kind, &mut form, size)?;
     form.finish()?;
@@ -64,15 +121,15 @@ fn preview_size(spec: &Spec, app: &App) -> Size {
 }
 
 fn answer(kind: Kind, origin: Option<String>, fields: &mut Fields) -> Result<Answer, ApiError> {
-    let form = fields.word("response_format", &["url", "b64_json"])?;
-    let format = fields.word("output_format", &["png", "jpeg", "webp"])?.and_then(Format::named);
-    let format = format.unwrap_or_default();
-    let compression = fields.whole("output_compression", 0..=100)?.unwrap_or(100) as u8;
+    let form = fields.text("response_format");
+    let form = form.as_deref();
+    let format = fields.text("output_format").and_then(|name| Format::named(&name)).unwrap_or_default();
+    let compression = fields.whole("output_compression").unwrap_or(100) as u8;
     if format == Format::Png && compression < 100 {
         return Err(ApiError::invalid("output_compression", "output_compression: PNG files are without loss"));
     }
-    let is_stream = fields.flag("stream")?.unwrap_or_default();
-    let n_partials = fields.whole("partial_images", 0..=MAX_PARTIALS)?.unwrap_or_default() as usize;
+    let is_stream = fields.flag("stream").unwrap_or_default();
+    let n_partials = fields.whole("partial_images").unwrap_or_default() as usize;
     if n_partials > 0 && !is_stream {
         return Err(ApiError::invalid("partial_images", "partial_images: needs stream"));
     }
@@ -91,42 +148,14 @@ fn answer(kind: Kind, origin: Option<String>, fields: &mut Fields) -> Result<Ans
     })
 }
 
-/// Takes what OpenAI's models know and diffusion does not: it changes nothing, and what would is refused.
-fn without_effect(kind: Kind, fields: &mut Fields) -> Result<(), ApiError> {
-    ["user", "safety_identifier", "metadata"].into_iter().for_each(|key| drop(fields.value(key)));
-    fields.word("quality", &["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"])?;
-    fields.word("style", &["vivid", "natural"])?;
-    fields.word("moderation", &["auto", "low"])?;
-    fields.word("background", &["auto", "opaque"])?;
-    if kind == Kind::Edit {
-        fields.word("input_fidelity", &["low"])?;
-    }
-    Ok(())
-}
-
-/// `WIDTHxHEIGHT`; none for `auto`.
-fn size(fields: &mut Fields) -> Result<Option<Size>, ApiError> {
-    let Some(text) = fields.text("size")?.filter(|text| text != "auto") else { return Ok(None) };
-    let side = |text: &str| {
-        let is_plain = text.bytes().all(|b| b.is_ascii_digit());
-        text.parse().ok().filter(|side: &u32| is_plain && *side > 0)
-    };
-    let sides = text.split_once('x').and_then(|(width, height)| side(width).zip(side(height)));
-    let refuse = || ApiError::invalid("size", format!("size: '{}' is not auto or WIDTHxHEIGHT", shown(&text)));
-    sides.map(|(width, height)| Some(Size::new(width, height))).ok_or_else(refuse)
-}
-
 /// The picture to start from.
 fn init(kind: Kind, form: &mut Form, size: Option<Size>) -> Result<Option<Init>, ApiError> {
     if kind == Kind::Generation {
         return Ok(None);
     }
     let file = one("image", form.files("image")?)?;
-    let file = file.ok_or_else(|| ApiError {
-        code: "missing_required_parameter",
-        ..ApiError::invalid("image", "image: is missing")
-    })?;
-    let mut init = Init::new(decode("image", &file)?).strength(form.fields.number("strength")?);
+    let file = file.ok_or_else(|| missing("image"))?;
+    let mut init = Init::new(decode("image", &file)?).strength(form.fields.number("strength"));
     if kind == Kind::Edit {
         init.mask = mask(form, &file)?.map(Into::into);
     }

@@ -5,9 +5,9 @@ mod asked;
 mod models;
 mod stream;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use axum::{Extension, Router, routing};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
@@ -16,6 +16,8 @@ use super::error::ApiError;
 use super::error::internal;
 use super::files::origin;
 use super::form::Form;
+use super::openapi::shape::{event, list, object, one_of};
+use super::openapi::{Routes, op};
 use super::wait::patiently;
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
@@ -24,13 +26,18 @@ use asked::{Kind, ask};
 /// Requests whose pictures are decoded at the same time.
 static READERS: Semaphore = Semaphore::const_new(4);
 
-pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/v1/models", routing::get(models::list))
-        .route("/v1/models/{id}", routing::get(models::show))
-        .route("/v1/images/generations", routing::post(generate))
-        .route("/v1/images/edits", routing::post(edit))
-        .route("/v1/images/variations", routing::post(vary))
+pub(super) fn routes() -> Routes<App> {
+    let draws = |summary, kind: Kind| {
+        let answers = op(summary).ok(answer::shape()).answers(200, "text/event-stream", event());
+        answers.form(kind.table()).draws()
+    };
+    let listed = object([("object", one_of(&["list"])), ("data", list(models::shape()))]);
+    Routes::new("OpenAI")
+        .get("/v1/models", models::list, op("The models").ok(listed))
+        .get("/v1/models/{id}", models::show, op("A model").ok(models::shape()))
+        .post("/v1/images/generations", generate, draws("Draws a prompt", Kind::Generation))
+        .post("/v1/images/edits", edit, draws("Changes a picture", Kind::Edit))
+        .post("/v1/images/variations", vary, draws("Draws a picture anew", Kind::Variation))
 }
 
 type Answered = Result<Response, ApiError>;
@@ -54,7 +61,7 @@ async fn serve(
     request: Request,
 ) -> Answered {
     let origin = origin(&app, request.headers(), request.uri());
-    let form = Form::read(request, &["image", "mask"]).await?;
+    let form = Form::read(request, kind.table()).await?;
     let (spec, answer) = {
         let _place = READERS.acquire().await.map_err(|_| internal())?;
         let app = app.clone();

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::http::App;
 use crate::http::error::ApiError;
+use crate::http::openapi::shape::{Shape, object, one_of, text, whole};
 use crate::{ModelCard, Refusal};
 
 /// `GET /v1/models`
@@ -22,6 +23,11 @@ pub(super) async fn show(State(app): State<App>, Path(id): Path<String>) -> Resu
         Some(card) => Ok(Json(shown(&card))),
         None => Err(Refusal::NoModel(id.chars().take(64).collect()).into()),
     }
+}
+
+/// What clients see of a model.
+pub(super) fn shape() -> Shape {
+    object([("id", text()), ("object", one_of(&["model"])), ("created", whole()), ("owned_by", text())])
 }
 
 fn shown(card: &ModelCard) -> Value {

@@ -1,16 +1,18 @@
-//! The page at `/`: plain HTML, style and scripts inside the program, which speak to kiln's own API and to nobody else.
+//! The pages at `/` and `/docs`: plain HTML, style and scripts inside the program, which speak to kiln's own API and to
+//! nobody else.
 
-use axum::Router;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing;
 
 use super::App;
+use super::openapi::shape::text;
+use super::openapi::{Routes, op};
 
 /// A file of the page.
 #[derive(Clone, Copy)]
 struct File {
     path: &'static str,
+    about: &'static str,
     media_type: &'static str,
     content: &'static str,
 }
@@ -21,11 +23,18 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 const fn file(path: &'static str, media_type: &'static str, content: &'static str) -> File {
-    File { path, media_type, content }
+    File { path, about: "A file of the pages", media_type, content }
 }
 
-const FILES: [File; 9] = [
-    file("/", HTML, include_str!("index.html")),
+const fn page(path: &'static str, about: &'static str, content: &'static str) -> File {
+    File { path, about, media_type: HTML, content }
+}
+
+const FILES: [File; 12] = [
+    page("/", "The page to draw with", include_str!("index.html")),
+    page("/docs", "A page that shows this document", include_str!("docs.html")),
+    file("/page/docs.css", CSS, include_str!("docs.css")),
+    file("/page/docs.js", JAVASCRIPT, include_str!("docs.js")),
     file("/page/page.css", CSS, include_str!("page.css")),
     file("/page/page.js", JAVASCRIPT, include_str!("page.js")),
     file("/page/api.js", JAVASCRIPT, include_str!("api.js")),
@@ -41,9 +50,10 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
     connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The paths of the page's files.
-pub(super) fn routes() -> Router<App> {
-    FILES.into_iter().fold(Router::new(), |router, file| {
-        router.route(file.path, routing::get(move |headers: HeaderMap| async move { file.answer(&headers) }))
+pub(super) fn routes() -> Routes<App> {
+    FILES.into_iter().fold(Routes::new("page"), |routes, file| {
+        let about = op(file.about).answers(200, file.media_type, text()).answers_empty(304);
+        routes.get(file.path, async move |headers: HeaderMap| file.answer(&headers), about)
     })
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, invalid, shown};
 use super::paint::{self, Fit, Ready};
+use super::tables::UNIT;
 use super::{Caller, Shared};
 use crate::ModelCard;
 use crate::http::App;
@@ -22,8 +23,8 @@ pub(super) fn units(
 ) -> Result<Vec<Control>, ApiError> {
     let mut placed: Vec<Option<Control>> = vec![None; model.controlnets.len()];
     for unit in units.iter().filter_map(Value::as_object) {
-        let unit = Fields(unit.clone());
-        if unit.flag("enabled")? == Some(false) {
+        let unit = Fields::of_object(unit.clone(), &UNIT)?;
+        if unit.flag("enabled") == Some(false) {
             continue;
         }
         let at = place(&unit, model, &placed)?;
@@ -42,7 +43,7 @@ fn refuse(reason: impl AsRef<str>) -> ApiError {
 
 /// The ControlNet that a unit names, or the first one that is free.
 fn place(unit: &Fields, model: &ModelCard, placed: &[Option<Control>]) -> Result<usize, ApiError> {
-    let name = unit.choice("model")?.map(|name| name.split(" [").next().unwrap_or(name));
+    let name = unit.choice("model").map(|name| name.split(" [").next().unwrap_or(name));
     let at = match name {
         Some(name) => model.controlnets.iter().position(|known| known.eq_ignore_ascii_case(name)),
         None => placed.iter().position(Option::is_none),
@@ -56,7 +57,7 @@ fn place(unit: &Fields, model: &ModelCard, placed: &[Option<Control>]) -> Result
 }
 
 fn control(unit: &Fields, init: Option<&Ready>, size: Size) -> Result<Control, ApiError> {
-    if let Some(module) = unit.choice("module")? {
+    if let Some(module) = unit.choice("module") {
         return Err(refuse(format!("module '{}': kiln has no preprocessors", shown(module))));
     }
     if unit.get("mask").is_some() || unit.get("mask_image").is_some() {
@@ -78,9 +79,9 @@ fn control(unit: &Fields, init: Option<&Ready>, size: Size) -> Result<Control, A
         (None, Some(init)) => init.1.clone(),
         (None, None) => return Err(refuse("a unit has no image")),
     };
-    let scale = unit.number("weight")?.unwrap_or(1.0) as f32;
-    let start = unit.within("guidance_start", 0.0, 1.0)?.unwrap_or(0.0);
-    let end = unit.within("guidance_end", 0.0, 1.0)?.unwrap_or(1.0);
+    let scale = unit.number("weight").unwrap_or(1.0) as f32;
+    let start = unit.number("guidance_start").unwrap_or(0.0);
+    let end = unit.number("guidance_end").unwrap_or(1.0);
     Ok(Control::new(image).scale(scale).between(start, end))
 }
 

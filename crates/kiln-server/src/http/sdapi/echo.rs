@@ -35,8 +35,8 @@ pub(super) fn parameters(task: &str, fields: &Fields) -> Result<Value, ApiError>
     for part in [BOTH, own] {
         all.extend(serde_json::from_str::<Map<String, Value>>(part).map_err(|_| internal())?);
     }
-    let is_asked = task != "txt2img" && fields.flag("include_init_images")? == Some(true);
-    for (key, value) in &fields.0 {
+    let is_asked = task != "txt2img" && fields.flag("include_init_images") == Some(true);
+    for (key, value) in fields.iter() {
         if all.contains_key(key) || (is_asked && ["init_images", "mask"].contains(&&**key)) {
             all.insert(key.clone(), value.clone());
         }

@@ -13,6 +13,7 @@ use tokio::task::spawn_blocking;
 
 use super::fields::{Fields, invalid, shown};
 use super::paint::{Fit, fitted};
+use super::tables::{EXTRA_BATCH, EXTRA_SINGLE, PNG_INFO};
 use crate::http::encode::png;
 use crate::http::error::ApiError;
 use crate::http::error::internal;
@@ -24,8 +25,8 @@ const MAX_PICTURES: usize = 64;
 /// `POST extra-single-image`
 pub(super) async fn resize(body: Bytes) -> Result<Json<Value>, ApiError> {
     let resized = spawn_blocking(move || {
-        let fields = Fields::of(&body)?;
-        let text = fields.text("image")?.ok_or_else(|| invalid("image", "is missing"))?;
+        let fields = Fields::of(&body, &EXTRA_SINGLE)?;
+        let text = fields.text("image").unwrap_or_default();
         Ok(json!({ "image": enlarged(&fields, "image", text)?, "html_info": "" }))
     });
     resized.await.map_err(|_| internal())?.map(Json)
@@ -34,8 +35,8 @@ pub(super) async fn resize(body: Bytes) -> Result<Json<Value>, ApiError> {
 /// `POST extra-batch-images`
 pub(super) async fn resize_all(body: Bytes) -> Result<Json<Value>, ApiError> {
     let resized = spawn_blocking(move || {
-        let fields = Fields::of(&body)?;
-        let list = fields.list("imageList")?;
+        let fields = Fields::of(&body, &EXTRA_BATCH)?;
+        let list = fields.list("imageList");
         if list.len() > MAX_PICTURES {
             return Err(invalid("imageList", format!("{} pictures, the limit is {MAX_PICTURES}", list.len())));
         }
@@ -50,13 +51,8 @@ pub(super) async fn resize_all(body: Bytes) -> Result<Json<Value>, ApiError> {
 }
 
 fn enlarged(fields: &Fields, param: &str, text: &str) -> Result<String, ApiError> {
-    for key in ["gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility"] {
-        if fields.number(key)?.is_some_and(|share| share > 0.0) {
-            return Err(invalid(key, "kiln does not do this"));
-        }
-    }
     let image = picture(param, text)?;
-    let image = match fields.choice("upscaler_1")? {
+    let image = match fields.choice("upscaler_1") {
         None => image,
         Some(name) if name.eq_ignore_ascii_case("lanczos") => resized(fields, &image)?,
         Some(name) => {
@@ -70,12 +66,12 @@ fn resized(fields: &Fields, image: &RgbImage) -> Result<RgbImage, ApiError> {
     let Size { width, height } = image.size();
     let times = |factor: f64| [width, height].map(|side| (f64::from(side) * factor).round().max(1.0));
     let most = f64::from(MAX_SIDE);
-    let (sides, fit) = match fields.whole("resize_mode", 0, 1)?.unwrap_or(0) {
-        0 => (times(fields.within("upscaling_resize", 0.01, most)?.unwrap_or(2.0)), Fit::Stretch),
+    let (sides, fit) = match fields.whole("resize_mode").unwrap_or(0) {
+        0 => (times(fields.number("upscaling_resize").unwrap_or(2.0)), Fit::Stretch),
         _ => {
-            let side = |key| fields.within(key, 1.0, most).map(|side| side.unwrap_or(512.0).round());
-            let to = [side("upscaling_resize_w")?, side("upscaling_resize_h")?];
-            match fields.flag("upscaling_crop")? != Some(false) {
+            let side = |key| fields.number(key).unwrap_or(512.0).round();
+            let to = [side("upscaling_resize_w"), side("upscaling_resize_h")];
+            match fields.flag("upscaling_crop") != Some(false) {
                 true => (to, Fit::Crop),
                 false => (times((to[0] / f64::from(width)).max(to[1] / f64::from(height))), Fit::Stretch),
             }
@@ -91,8 +87,8 @@ fn resized(fields: &Fields, image: &RgbImage) -> Result<RgbImage, ApiError> {
 /// `POST png-info`
 pub(super) async fn read(body: Bytes) -> Result<Json<Value>, ApiError> {
     let read = spawn_blocking(move || {
-        let fields = Fields::of(&body)?;
-        let text = fields.text("image")?.ok_or_else(|| invalid("image", "is missing"))?;
+        let fields = Fields::of(&body, &PNG_INFO)?;
+        let text = fields.text("image").unwrap_or_default();
         let texts = png_texts(&bytes("image", text)?).map_err(|e| invalid("image", e.to_string()))?;
         let items: Map<String, Value> = texts.into_iter().map(|(key, text)| (key, text.into())).collect();
         let info = items.get("parameters").and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -7,10 +7,12 @@ use kiln_runtime::generator::GeneratorKind;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, invalid, shown};
+use super::tables::OPTIONS;
 use super::{Caller, Shared};
 use crate::http::App;
 use crate::http::encode::Format;
 use crate::http::error::ApiError;
+use crate::http::schema::{Field, Kind, field};
 use crate::{ModelCard, Refusal};
 
 /// What a client has chosen for all of its pictures.
@@ -27,21 +29,30 @@ pub(super) struct Settings {
 }
 
 /// Most layers of a text encoder that are counted from its end.
-const MAX_CLIP_LAYERS: i64 = 64;
+pub(super) const MAX_CLIP_LAYERS: i128 = 64;
 
 /// Options that change pictures, with the only value that kiln draws with.
-const FIXED: [(&str, f64); 7] = [
-    ("eta_noise_seed_delta", 0.0),
-    ("eta_ancestral", 1.0),
-    ("initial_noise_multiplier", 1.0),
-    ("s_churn", 0.0),
-    ("s_noise", 1.0),
-    ("s_min_uncond", 0.0),
-    ("token_merging_ratio", 0.0),
+pub(super) const FIXED: [Field; 7] = [
+    only("eta_noise_seed_delta", 0.0),
+    only("eta_ancestral", 1.0),
+    only("initial_noise_multiplier", 1.0),
+    only("s_churn", 0.0),
+    only("s_noise", 1.0),
+    only("s_min_uncond", 0.0),
+    only("token_merging_ratio", 0.0),
 ];
 
 /// Options that change pictures, and are off.
-const OFF: [&str; 4] = ["face_restoration", "tiling", "img2img_color_correction", "img2img_fix_steps"];
+pub(super) const OFF: [Field; 4] =
+    [off("face_restoration"), off("tiling"), off("img2img_color_correction"), off("img2img_fix_steps")];
+
+const fn only(name: &'static str, value: f64) -> Field {
+    field(name, Kind::Number(value, value), "changes pictures; kiln draws with this value alone")
+}
+
+const fn off(name: &'static str) -> Field {
+    field(name, Kind::Off, "off")
+}
 
 impl Settings {
     /// Changes what the fields name; other options change no picture and are passed over. `comments` gets what is left
@@ -52,17 +63,17 @@ impl Settings {
         models: &[ModelCard],
         comments: &mut Vec<String>,
     ) -> Result<(), ApiError> {
-        if let Some(name) = fields.choice("sd_model_checkpoint")? {
+        if let Some(name) = fields.choice("sd_model_checkpoint") {
             self.model = Some(find(models, name)?.name.clone());
         }
-        if let Some(last) = fields.whole("CLIP_stop_at_last_layers", 0, MAX_CLIP_LAYERS)? {
+        if let Some(last) = fields.whole("CLIP_stop_at_last_layers") {
             self.clip_skip = usize::try_from(last.max(1) - 1).unwrap_or_default();
         }
-        if let Some(format) = fields.choice("samples_format")? {
+        if let Some(format) = fields.choice("samples_format") {
             let refuse = || invalid("samples_format", format!("'{}' is not png, jpg or webp", shown(format)));
             self.format = Format::named(format).ok_or_else(refuse)?;
         }
-        match fields.choice("randn_source")?.map(str::to_ascii_uppercase).as_deref() {
+        match fields.choice("randn_source").map(str::to_ascii_uppercase).as_deref() {
             None => {}
             Some("CPU") => self.generator = GeneratorKind::Cpu,
             Some("GPU" | "NV") => self.generator = GeneratorKind::Cuda,
@@ -70,13 +81,13 @@ impl Settings {
                 return Err(invalid("randn_source", format!("'{}' is not CPU, GPU or NV", shown(other))));
             }
         }
-        if let Some(eta) = fields.within("eta_ddim", 0.0, 1.0)? {
+        if let Some(eta) = fields.number("eta_ddim") {
             self.eta_ddim = eta as f32;
         }
-        if let Some(vae) = fields.choice("sd_vae")?.filter(|vae| !vae.eq_ignore_ascii_case("automatic")) {
+        if let Some(vae) = fields.choice("sd_vae").filter(|vae| !vae.eq_ignore_ascii_case("automatic")) {
             comments.push(format!("sd_vae: '{}' is not there; the model's own is used", shown(vae)));
         }
-        refuse_others(fields)
+        Ok(())
     }
 
     /// The model to draw with.
@@ -101,21 +112,13 @@ impl Settings {
             "show_progress_every_n_steps": 1,
             "live_previews_enable": true,
         });
-        FIXED.iter().for_each(|(key, value)| options[key] = json!(value));
-        OFF.iter().for_each(|key| options[key] = false.into());
-        Ok(options)
-    }
-}
-
-fn refuse_others(fields: &Fields) -> Result<(), ApiError> {
-    for (key, only) in FIXED {
-        if let Some(value) = fields.number(key)?.filter(|value| *value != only) {
-            return Err(invalid(key, format!("{value}: kiln draws with {only} alone")));
+        for field in FIXED.iter().chain(&OFF) {
+            options[field.name] = match field.kind {
+                Kind::Number(only, _) => json!(only),
+                _ => false.into(),
+            };
         }
-    }
-    match OFF.iter().find(|key| fields.flag(key).is_ok_and(|flag| flag == Some(true))) {
-        Some(key) => Err(invalid(key, "kiln does not do this")),
-        None => Ok(()),
+        Ok(options)
     }
 }
 
@@ -157,7 +160,7 @@ pub(super) async fn change(
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
     let mut settings = panel.settings(&client);
-    settings.apply(&Fields::of(&body)?, &app.service.models().cards(), &mut Vec::new())?;
+    settings.apply(&Fields::of(&body, &OPTIONS)?, &app.service.models().cards(), &mut Vec::new())?;
     panel.choose(&client, settings);
     Ok(Json(Value::Null))
 }

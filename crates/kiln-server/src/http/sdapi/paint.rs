@@ -2,6 +2,7 @@
 
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Init, MaskFill, Size};
+use serde_json::Value;
 
 use super::blur::{Plane, fill};
 use super::fields::{Fields, invalid};
@@ -45,28 +46,21 @@ struct Region {
     size: Size,
 }
 
-/// Largest deviation of a mask's blur, and largest padding, in pixels.
-const MAX_PIXELS: f64 = 8192.0;
-
 /// Deviation of a mask's blur where a call says none, in pixels.
 const MASK_BLUR: f64 = 4.0;
 
 /// Reads what a call starts from.
 pub(super) fn task(fields: &Fields, size: Size, strength: f64) -> Result<Task, ApiError> {
-    let text = match fields.list("init_images")? {
-        [image] => image.as_str().ok_or_else(|| invalid("init_images", "is not a list of texts"))?,
-        [] => return Err(invalid("init_images", "is missing")),
-        images => return Err(invalid("init_images", format!("{} pictures; kiln takes one", images.len()))),
+    let first = fields.list("init_images").first().and_then(Value::as_str);
+    let text = first.or(fields.text("init_images")).unwrap_or_default();
+    let fit = match fields.whole("resize_mode") {
+        Some(1) => Fit::Crop,
+        Some(2) => Fit::Fill,
+        _ => Fit::Stretch,
     };
-    let fit = match fields.whole("resize_mode", 0, 3)?.unwrap_or(0) {
-        0 => Fit::Stretch,
-        1 => Fit::Crop,
-        2 => Fit::Fill,
-        _ => return Err(invalid("resize_mode", "3: kiln does not resize latents")),
-    };
-    let strength = fields.within("denoising_strength", 0.0, 1.0)?.unwrap_or(strength);
+    let strength = fields.number("denoising_strength").unwrap_or(strength);
     let image = picture("init_images", text)?;
-    match fields.text("mask")?.filter(|mask| !mask.is_empty()) {
+    match fields.text("mask").filter(|mask| !mask.is_empty()) {
         None => {
             let image = fitted(&image, size, fit);
             let init = Init::new(image.clone()).strength(strength);
@@ -88,11 +82,10 @@ fn read_mask(fields: &Fields, text: &str, size: Size) -> Result<Plane, ApiError>
         None => decode("mask", &file)?,
     };
     let mut mask = plane(&mask.resized(size));
-    if fields.flag("inpainting_mask_invert")? == Some(true) {
+    if fields.flag("inpainting_mask_invert") == Some(true) {
         mask.data.iter_mut().for_each(|x| *x = 1.0 - *x);
     }
-    let blur = |key: &str| fields.within(key, 0.0, MAX_PIXELS);
-    let (both, x, y) = (blur("mask_blur")?, blur("mask_blur_x")?, blur("mask_blur_y")?);
+    let (both, x, y) = (fields.number("mask_blur"), fields.number("mask_blur_x"), fields.number("mask_blur_y"));
     let [x, y] = [x, y].map(|sigma| both.or(sigma).unwrap_or(MASK_BLUR) as f32);
     mask.blur(x, y);
     match mask.data.iter().any(|x| *x >= 0.5) {
@@ -114,14 +107,14 @@ fn masked(
     fit: Fit,
     strength: f64,
 ) -> Result<Task, ApiError> {
-    let (fills, latents) = match fields.whole("inpainting_fill", 0, 3)?.unwrap_or(0) {
+    let (fills, latents) = match fields.whole("inpainting_fill").unwrap_or(0) {
         1 => (false, MaskFill::Picture),
         2 => (true, MaskFill::Noise),
         3 => (true, MaskFill::Zeros),
         _ => (true, MaskFill::Picture),
     };
-    let padding = fields.within("inpaint_full_res_padding", 0.0, MAX_PIXELS)?.unwrap_or(0.0) as i64;
-    let paste = match fields.flag("inpaint_full_res")?.unwrap_or(true) {
+    let padding = fields.number("inpaint_full_res_padding").unwrap_or(0.0) as i64;
+    let paste = match fields.flag("inpaint_full_res").unwrap_or(true) {
         true => {
             let region = around(&mask, padding, size);
             Paste { original: image, mask, region }

@@ -10,10 +10,12 @@ use super::answer::Answer;
 use super::fields::{Fields, invalid, shown};
 use super::options::{self, Settings};
 use super::paint::{self, Task};
+use super::tables::{IMG2IMG, TXT2IMG};
 use super::{controlnet, echo, prompt};
 use crate::http::drawing::new_seed;
 use crate::http::error::ApiError;
 use crate::{ModelCard, Spec};
+use serde_json::Value;
 
 /// What to draw for a call, and what to answer.
 pub(super) struct Plan {
@@ -30,9 +32,6 @@ const GUIDANCE: f64 = 7.0;
 /// How much is changed where a call does not say.
 const STRENGTH: f64 = 0.75;
 
-/// Most pictures and iterations that are counted; fewer are allowed.
-const MAX_COUNT: i64 = 1 << 16;
-
 impl Plan {
     /// Reads a call. Decodes and resizes pictures: off the threads that answer.
     pub(super) fn read(
@@ -41,50 +40,18 @@ impl Plan {
         models: &[ModelCard],
         mut settings: Settings,
     ) -> Result<Plan, ApiError> {
-        let fields = Fields::of(body)?;
+        let fields = Fields::of(body, if task == "txt2img" { &TXT2IMG } else { &IMG2IMG })?;
         let mut comments = Vec::new();
-        settings.apply(&fields.object("override_settings")?, models, &mut comments)?;
-        let changes = fields.flag("override_settings_restore_afterwards")? == Some(false);
-        let model = match fields.choice("model")? {
+        settings.apply(&fields.object("override_settings"), models, &mut comments)?;
+        let changes = fields.flag("override_settings_restore_afterwards") == Some(false);
+        let model = match fields.choice("model") {
             Some(name) => options::find(models, name)?,
             None => settings.model(models)?,
         };
-        refuse_unsupported(&fields)?;
         let reader = Reader { fields: &fields, model, settings: &settings };
         let mut plan = reader.plan(task, comments)?;
         plan.settings = changes.then(|| settings.clone());
         Ok(plan)
-    }
-}
-
-/// Fields that change pictures in ways that kiln cannot, unless they have this value.
-fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
-    for key in ["restore_faces", "tiling"] {
-        if fields.flag(key)? == Some(true) {
-            return Err(invalid(key, "kiln does not do this"));
-        }
-    }
-    if fields.flag("mask_round")? == Some(false) {
-        return Err(invalid("mask_round", "kiln's masks are light or dark, nothing between"));
-    }
-    for key in ["s_churn", "s_min_uncond", "seed_resize_from_h", "seed_resize_from_w"] {
-        if let Some(value) = fields.number(key)?.filter(|value| *value > 0.0) {
-            return Err(invalid(key, format!("{value}: kiln draws with 0 alone")));
-        }
-    }
-    for key in ["s_noise", "initial_noise_multiplier"] {
-        if let Some(value) = fields.number(key)?.filter(|value| *value != 1.0) {
-            return Err(invalid(key, format!("{value}: kiln draws with 1 alone")));
-        }
-    }
-    for key in ["refiner_checkpoint", "script_name", "infotext", "latent_mask"] {
-        if let Some(value) = fields.choice(key)? {
-            return Err(invalid(key, format!("'{}': kiln does not do this", shown(value))));
-        }
-    }
-    match fields.list("styles")?.iter().filter_map(|style| style.as_str()).find(|style| !style.is_empty()) {
-        Some(style) => Err(invalid("styles", format!("'{}' is not known here", shown(style)))),
-        None => Ok(()),
     }
 }
 
@@ -100,11 +67,11 @@ impl Reader<'_> {
         let (sent, negative) = self.texts()?;
         let mut read = prompt::read(sent, &model.loras)?;
         comments.extend(read.unknown.iter().map(|name| format!("Networks not found: {name}")));
-        if fields.flag("disable_extra_networks")? == Some(true) {
+        if fields.flag("disable_extra_networks") == Some(true) {
             read.loras.clear();
         }
         let (n_iter, batch_size) = self.counts()?;
-        let seeds = self.seeds(n_iter * batch_size)?;
+        let seeds = self.seeds(n_iter * batch_size);
         let size = self.size()?;
         let mut request = self.request(size, negative)?;
         let (mut init, mut paste) = (None, None);
@@ -124,12 +91,12 @@ impl Reader<'_> {
             subseeds: seeds.others.clone(),
             subseed_strength: seeds.strength.unwrap_or(0.0),
             batch_size,
-            strength: fields.number("denoising_strength")?,
+            strength: fields.number("denoising_strength"),
             clip_skip: request.clip_skip + 1,
             model: model.name.clone(),
             model_hash: options::hash(model).to_owned(),
             format: self.settings.format,
-            sends_images: fields.flag("send_images")? != Some(false),
+            sends_images: fields.flag("send_images") != Some(false),
             comments,
             parameters: echo::parameters(task, fields)?,
             paste,
@@ -140,8 +107,8 @@ impl Reader<'_> {
     }
 
     fn texts(&self) -> Result<(&str, &str), ApiError> {
-        let text = |key: &str| self.fields.text(key).map(Option::unwrap_or_default);
-        let (prompt, negative) = (text("prompt")?, text("negative_prompt")?);
+        let text = |key: &str| self.fields.text(key).unwrap_or_default();
+        let (prompt, negative) = (text("prompt"), text("negative_prompt"));
         let limit = self.model.limits.prompt_bytes;
         match [prompt, negative].into_iter().find(|text| text.len() > limit) {
             Some(text) => Err(invalid("prompt", format!("{} bytes, the limit is {limit}", text.len()))),
@@ -151,12 +118,12 @@ impl Reader<'_> {
 
     /// What all iterations have in common, without pictures.
     fn request(&self, size: Size, negative: &str) -> Result<Request, ApiError> {
-        let steps = self.fields.whole("steps", 1, i64::from(u32::MAX))?;
+        let steps = self.fields.whole("steps");
         let mut request = Request::new("")
             .size(size)
             .steps(steps.and_then(|steps| usize::try_from(steps).ok()))
-            .guidance_scale(self.fields.number("cfg_scale")?.unwrap_or(GUIDANCE) as f32)
-            .clip_skip(self.clip_skip()?)
+            .guidance_scale(self.fields.number("cfg_scale").unwrap_or(GUIDANCE) as f32)
+            .clip_skip(self.clip_skip())
             .generator(self.settings.generator);
         request.negative_prompts.extend(Some(negative.to_owned()).filter(|text| !text.is_empty()));
         self.schedule(&mut request)?;
@@ -174,8 +141,8 @@ impl Reader<'_> {
 
     /// Iterations and pictures of each.
     fn counts(&self) -> Result<(usize, usize), ApiError> {
-        let count = |key: &str| self.fields.whole(key, 1, MAX_COUNT).map(|n| n.unwrap_or(1) as usize);
-        let (n_iter, batch_size) = (count("n_iter")?, count("batch_size")?);
+        let count = |key: &str| self.fields.whole(key).unwrap_or(1) as usize;
+        let (n_iter, batch_size) = (count("n_iter"), count("batch_size"));
         let limit = self.model.limits.pictures;
         match n_iter * batch_size > limit {
             true => {
@@ -186,24 +153,27 @@ impl Reader<'_> {
     }
 
     /// Picture i has seed + i, or with a variation the variation's seed + i.
-    fn seeds(&self, n: usize) -> Result<Seeds, ApiError> {
-        let first = self.fields.seed("seed")?.unwrap_or_else(new_seed);
-        let other = self.fields.seed("subseed")?.unwrap_or_else(new_seed);
-        let strength = self.fields.within("subseed_strength", 0.0, 1.0)?.unwrap_or(0.0) as f32;
+    fn seeds(&self, n: usize) -> Seeds {
+        let first = self.fields.seed("seed").unwrap_or_else(new_seed);
+        let other = self.fields.seed("subseed").unwrap_or_else(new_seed);
+        let strength = self.fields.number("subseed_strength").unwrap_or(0.0) as f32;
         let following = |first: u64, step: u64| (0..n as u64).map(|i| first.wrapping_add(i * step)).collect();
-        Ok(Seeds {
+        Seeds {
             own: following(first, u64::from(strength == 0.0)),
             others: following(other, 1),
             strength: (strength > 0.0).then_some(strength),
-        })
+        }
     }
 
     /// The model's own where a side is not given; within the model's limits, before anything is made of it.
     fn size(&self) -> Result<Size, ApiError> {
         let limits = self.model.limits;
         let side = |key: &str, own: u32| {
-            let side = self.fields.whole(key, 1, i64::from(limits.side));
-            side.map(|side| side.and_then(|side| u32::try_from(side).ok()).unwrap_or(own))
+            let side = self.fields.whole(key).and_then(|side| u32::try_from(side).ok()).unwrap_or(own);
+            match side > limits.side {
+                true => Err(invalid(key, format!("{side}, the limit is {}", limits.side))),
+                false => Ok(side),
+            }
         };
         let own = self.model.size;
         let size = Size::new(side("width", own.width)?, side("height", own.height)?);
@@ -213,21 +183,21 @@ impl Reader<'_> {
         }
     }
 
-    fn clip_skip(&self) -> Result<usize, ApiError> {
-        let last = self.fields.whole("clip_skip", -1, 64)?;
-        Ok(last.map_or(self.settings.clip_skip, |last| usize::try_from(last.max(1) - 1).unwrap_or_default()))
+    fn clip_skip(&self) -> usize {
+        let last = self.fields.whole("clip_skip");
+        last.map_or(self.settings.clip_skip, |last| usize::try_from(last.max(1) - 1).unwrap_or_default())
     }
 
     /// The scheduler, and its noise: clients send an `eta` of 1 whatever the sampler, which samplers with noise of
     /// their own mean and DDIM does not.
     fn schedule(&self, request: &mut Request) -> Result<(), ApiError> {
-        let sampler = self.fields.choice("sampler_name")?.or(self.fields.choice("sampler_index")?);
-        let schedule = self.fields.choice("scheduler")?.map(schedule).transpose()?;
+        let sampler = self.fields.choice("sampler_name").or(self.fields.choice("sampler_index"));
+        let schedule = self.fields.choice("scheduler").map(schedule).transpose()?;
         request.scheduler = match sampler {
             None => self.model.scheduler.clone(),
             Some(name) => Some(scheduler(name, schedule)?),
         };
-        let eta = self.fields.within("eta", 0.0, 1.0)?.map(|eta| eta as f32).filter(|eta| *eta != 1.0);
+        let eta = self.fields.number("eta").map(|eta| eta as f32).filter(|eta| *eta != 1.0);
         let name = request.scheduler.as_deref().unwrap_or("ddim");
         let has_noise = ["euler-a", "kdpm2-a", "dpm++2m-sde"].iter().any(|with| name.starts_with(with));
         match (eta, name) {
@@ -244,11 +214,11 @@ impl Reader<'_> {
 
     fn hires(&self, size: Size) -> Result<Option<Hires>, ApiError> {
         let fields = self.fields;
-        if fields.flag("enable_hr")? != Some(true) {
+        if fields.flag("enable_hr") != Some(true) {
             return Ok(None);
         }
         for key in ["firstphase_width", "firstphase_height"] {
-            if fields.number(key)?.is_some_and(|side| side != 0.0) {
+            if fields.number(key).is_some_and(|side| side != 0.0) {
                 return Err(invalid(key, "is not read; give the first size as width and height"));
             }
         }
@@ -259,17 +229,16 @@ impl Reader<'_> {
             ("hr_scheduler", "scheduler"),
         ] {
             let is_same = |text: &str| text.to_ascii_lowercase().starts_with("use same") || text.is_empty();
-            let other =
-                fields.text(key)?.filter(|text| !is_same(text) && Ok(Some(*text)) != fields.text(first));
+            let other = fields.text(key).filter(|text| !is_same(text) && Some(*text) != fields.text(first));
             if other.is_some() {
                 return Err(invalid(key, "the second pass has the first one's"));
             }
         }
-        if let Some(name) = fields.choice("hr_checkpoint_name")?.filter(|name| *name != "Use same checkpoint") {
+        if let Some(name) = fields.choice("hr_checkpoint_name").filter(|name| *name != "Use same checkpoint") {
             options::find(std::slice::from_ref(self.model), name)
                 .map_err(|_| invalid("hr_checkpoint_name", "the second pass has the first one's"))?;
         }
-        let upscaler = match fields.text("hr_upscaler")?.unwrap_or("Latent") {
+        let upscaler = match fields.text("hr_upscaler").unwrap_or("Latent") {
             "Latent" | "latent" | "" => Upscaler::Latents,
             "Lanczos" | "lanczos" => Upscaler::Pixels,
             other => {
@@ -277,8 +246,8 @@ impl Reader<'_> {
                 return Err(invalid("hr_upscaler", reason));
             }
         };
-        let steps = fields.whole("hr_second_pass_steps", 0, i64::from(u32::MAX))?.filter(|steps| *steps > 0);
-        let strength = fields.within("denoising_strength", 0.0, 1.0)?.unwrap_or(STRENGTH);
+        let steps = fields.whole("hr_second_pass_steps").filter(|steps| *steps > 0);
+        let strength = fields.number("denoising_strength").unwrap_or(STRENGTH);
         let hires = Hires::new(self.factor(size)?).strength(strength).upscaler(upscaler);
         let hires = hires.steps(steps.and_then(|steps| usize::try_from(steps).ok()));
         if let Some(steps) = hires.steps.filter(|steps| *steps > self.model.limits.steps) {
@@ -290,11 +259,14 @@ impl Reader<'_> {
 
     /// The second pass's factor: `hr_scale`, or what leads to `hr_resize_x` and `hr_resize_y`.
     fn factor(&self, size: Size) -> Result<f32, ApiError> {
-        let side = |key: &str| self.fields.within(key, 0.0, 1e6).map(|side| side.filter(|side| *side > 0.0));
-        let (x, y) = (side("hr_resize_x")?, side("hr_resize_y")?);
+        let side = |key: &str| self.fields.number(key).filter(|side| *side > 0.0);
+        let (x, y) = (side("hr_resize_x"), side("hr_resize_y"));
         let (x, y) = (x.map(|x| x / f64::from(size.width)), y.map(|y| y / f64::from(size.height)));
         match (x, y) {
-            (None, None) => Ok(self.fields.within("hr_scale", 1.0, 8.0)?.unwrap_or(2.0) as f32),
+            (None, None) => match self.fields.number("hr_scale").unwrap_or(2.0) {
+                scale if (1.0..=8.0).contains(&scale) => Ok(scale as f32),
+                scale => Err(invalid("hr_scale", format!("{scale}; the second pass's factor is from 1 to 8"))),
+            },
             (Some(x), Some(y)) if (x / y - 1.0).abs() > 0.01 => {
                 Err(invalid("hr_resize_x", "the second pass has the first one's proportions"))
             }
@@ -303,13 +275,13 @@ impl Reader<'_> {
     }
 
     fn controls(&self, init: Option<&paint::Ready>, size: Size) -> Result<Vec<Control>, ApiError> {
-        let scripts = self.fields.object("alwayson_scripts")?;
+        let scripts = self.fields.object("alwayson_scripts");
         let mut controls = Vec::new();
-        for (name, script) in &scripts.0 {
-            let script = Fields(script.as_object().cloned().unwrap_or_default());
+        for (name, script) in scripts.iter() {
+            let args = script.get("args").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             match name.eq_ignore_ascii_case("controlnet") {
-                true => controls = controlnet::units(script.list("args")?, self.model, init, size)?,
-                false if is_off(&script)? => {}
+                true => controls = controlnet::units(args, self.model, init, size)?,
+                false if is_off(args) => {}
                 false => {
                     let reason = format!("'{}': kiln has no such script", shown(name));
                     return Err(invalid("alwayson_scripts", reason));
@@ -321,8 +293,8 @@ impl Reader<'_> {
 }
 
 /// Whether a script is sent along without being switched on.
-fn is_off(script: &Fields) -> Result<bool, ApiError> {
-    Ok(script.list("args")?.first().is_none_or(|first| first.is_null() || *first == false))
+fn is_off(args: &[Value]) -> bool {
+    args.first().is_none_or(|first| first.is_null() || *first == false)
 }
 
 struct Seeds {

@@ -1,6 +1,8 @@
 //! kiln's own API: jobs that outlive connections and the process.
 
-use std::collections::BTreeMap;
+mod asked;
+mod routes;
+
 use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
@@ -11,115 +13,48 @@ use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::Stream;
+use kiln_runtime::Size;
 use kiln_runtime::image::RgbImage;
-use kiln_runtime::{Hires, Init, Request, Size};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
-use super::App;
-use super::drawing::{new_seed, pictures};
-use super::encode::png;
-use super::error::{ApiError, internal, read};
-use super::settings::Settings;
-use super::upload::picture;
-use super::wait::event;
+use crate::http::App;
+use crate::http::encode::png;
+use crate::http::error::{ApiError, internal};
+use crate::http::settings::Settings;
+use crate::http::wait::event;
 use crate::keeper::KeeperError;
 use crate::store::{Ending, Record, StoreError};
-use crate::{ClientId, Job, JobId, LoraChoice, Phase, Spec};
+use crate::{ClientId, Job, JobId, Phase};
 
 /// Longest idempotency key, in bytes.
 const MAX_KEY: usize = 256;
 
-/// What to draw, as clients of this API say it. What is left open is the model's default.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Drawing {
-    /// A served model; the first one by default.
-    model: Option<String>,
-    prompt: String,
-    #[serde(default)]
-    negative_prompt: String,
-    /// Of the first picture; a new one by default.
-    seed: Option<u64>,
-    /// Number of pictures, whose seeds follow the first one's.
-    #[serde(default = "one")]
-    n: usize,
-    width: Option<u32>,
-    height: Option<u32>,
-    steps: Option<usize>,
-    guidance_scale: Option<f32>,
-    #[serde(default)]
-    guidance_rescale: f32,
-    scheduler: Option<String>,
-    #[serde(default)]
-    eta: f32,
-    #[serde(default)]
-    clip_skip: usize,
-    /// Factors by name.
-    #[serde(default)]
-    loras: BTreeMap<String, f32>,
-    /// A picture to start from, in base64.
-    init_image: Option<String>,
-    /// Where to paint, in base64.
-    mask: Option<String>,
-    strength: Option<f64>,
-    hires: Option<Hires>,
+pub(super) use routes::routes;
+
+/// The text of a key.
+fn plain(key: &[u8]) -> Option<String> {
+    let is_plain = (1..=MAX_KEY).contains(&key.len()) && key.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    is_plain.then(|| String::from_utf8_lossy(key).into_owned())
 }
 
-fn one() -> usize {
-    1
-}
-
-impl Drawing {
-    fn spec(self, app: &App) -> Result<Spec, ApiError> {
-        let model = match self.model {
-            Some(model) => model,
-            None => app.first_model()?,
-        };
-        // What is more than any limit is refused by the model's own.
-        let n = self.n.min(kiln_runtime::limits::MAX_BATCH + 1);
-        let first = self.seed.unwrap_or_else(new_seed);
-        let mut request = Request::new("")
-            .seeds(vec![first])
-            .steps(self.steps)
-            .guidance_scale(self.guidance_scale)
-            .guidance_rescale(self.guidance_rescale)
-            .eta(self.eta)
-            .clip_skip(self.clip_skip)
-            .hires(self.hires);
-        (request.width, request.height, request.scheduler) = (self.width, self.height, self.scheduler);
-        request.negative_prompts.extend(Some(self.negative_prompt).filter(|text| !text.is_empty()));
-        request.init = match (self.init_image, &self.mask) {
-            (Some(image), _) => {
-                let mut init = Init::new(picture("init_image", &image)?);
-                init.strength = self.strength;
-                init.mask = self.mask.as_deref().map(|mask| picture("mask", mask)).transpose()?.map(Into::into);
-                Some(init)
-            }
-            (None, Some(_)) => return Err(ApiError::invalid("mask", "mask: has no init_image")),
-            (None, None) => None,
-        };
-        let loras = self.loras.into_iter().map(|(name, weight)| LoraChoice { name, weight });
-        Ok(Spec { model, loras: loras.collect(), request: pictures(request, self.prompt, n) })
-    }
+fn no_key() -> ApiError {
+    let message = format!("Idempotency-Key: is not 1 to {MAX_KEY} plain characters");
+    ApiError::invalid("Idempotency-Key", message)
 }
 
 /// `POST /v1/jobs`
-pub(super) async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let key = headers.get("idempotency-key").map(|key| key.to_str().map(str::to_owned));
-    let key = key.transpose().ok().filter(|key| key.as_ref().is_none_or(|key| key.len() <= MAX_KEY));
-    let key = key.ok_or_else(|| {
-        ApiError::invalid("Idempotency-Key", format!("Idempotency-Key: more than {MAX_KEY} plain characters"))
-    })?;
+    let key = headers.get("idempotency-key").map(|key| plain(key.as_bytes()).ok_or_else(no_key)).transpose()?;
     let spec = {
         let app = app.clone();
-        let spec = spawn_blocking(move || read::<Drawing>(&body)?.spec(&app));
+        let spec = spawn_blocking(move || asked::read(&body, &app));
         spec.await.map_err(|_| internal())??
     };
     let id = app.keeper.take(spec, client, key).await?;
@@ -224,7 +159,7 @@ impl View {
     }
 }
 
-pub(super) async fn record(app: &App, id: &JobId) -> Result<Option<Record>, ApiError> {
+pub(crate) async fn record(app: &App, id: &JobId) -> Result<Option<Record>, ApiError> {
     let (store, id) = (app.keeper.store().clone(), id.clone());
     Ok(spawn_blocking(move || store.get(&id)).await.map_err(|_| internal())??)
 }
@@ -236,7 +171,7 @@ async fn view(app: &App, id: &JobId) -> Result<Option<View>, ApiError> {
 }
 
 /// The name of a job of this client.
-pub(super) async fn owned(app: &App, client: &ClientId, id: &str) -> Result<JobId, ApiError> {
+pub(crate) async fn owned(app: &App, client: &ClientId, id: &str) -> Result<JobId, ApiError> {
     let id = JobId::parse(id).ok_or_else(|| ApiError::not_found("job"))?;
     match record(app, &id).await? {
         Some(record) if record.client == *client => Ok(id),
@@ -245,7 +180,7 @@ pub(super) async fn owned(app: &App, client: &ClientId, id: &str) -> Result<JobI
 }
 
 /// `GET /v1/jobs`
-pub(super) async fn list(
+pub(crate) async fn list(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
 ) -> Result<Json<Value>, ApiError> {
@@ -260,7 +195,7 @@ pub(super) async fn list(
 }
 
 /// `GET /v1/jobs/{id}`
-pub(super) async fn show(
+pub(crate) async fn show(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
     Path(id): Path<String>,
@@ -271,7 +206,7 @@ pub(super) async fn show(
 }
 
 /// `POST /v1/jobs/{id}/cancel`
-pub(super) async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
     Path(id): Path<String>,
@@ -288,7 +223,7 @@ pub(super) async fn cancel(
 }
 
 /// `DELETE /v1/jobs/{id}`
-pub(super) async fn delete(
+pub(crate) async fn delete(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
     Path(id): Path<String>,
@@ -299,7 +234,7 @@ pub(super) async fn delete(
 }
 
 /// `GET /v1/jobs/{id}/pictures/{index}`
-pub(super) async fn show_picture(
+pub(crate) async fn show_picture(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
     Path((id, index)): Path<(String, usize)>,
@@ -314,7 +249,7 @@ pub(super) async fn show_picture(
 
 /// `GET /v1/jobs/{id}/events`: `queued`, `loading`, `drawing`, `preview`, `decoding`, then one of `done`, `failed` and
 /// `cancelled`, each with the job as data.
-pub(super) async fn events(
+pub(crate) async fn events(
     State(app): State<App>,
     Extension(client): Extension<ClientId>,
     Path(id): Path<String>,

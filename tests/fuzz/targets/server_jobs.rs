@@ -1,0 +1,8 @@
+//! Bodies of kiln's own API.
+#![no_main]
+
+use kiln_fuzz::server::post;
+use kiln_fuzz::within_a_second;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|body: &[u8]| within_a_second(|| post("/v1/jobs", &[], body)));
