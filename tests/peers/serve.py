@@ -34,7 +34,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", type=int, default=8, help="pictures in a round of one client")
     parser.add_argument("--each", type=int, default=1, help=f"pictures of each of {MANY} clients in a round")
-    parser.add_argument("--overhead", type=int, default=100, help="jobs that measure kiln's overhead")
+    parser.add_argument("--overhead", type=int, default=20, help="jobs in a round that measure kiln's overhead")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
@@ -78,27 +78,31 @@ class Comparison:
         print("started", file=sys.stderr, flush=True)
 
     def measure(self):
-        """Rounds of one client and of many, in which the servers take turns; then kiln's overhead."""
+        """Rounds: the servers take turns with one client, then kiln's overhead, then turns with many clients."""
         for i in range(self.options.rounds):
-            for n_clients, pictures in [(1, self.options.alone), (MANY, self.options.each)]:
-                for server in self.servers:
-                    self.rest(f"round {i + 1}: {server.name}, {n_clients} clients")
-                    done = Round(server, n_clients, pictures, self.request, 1 + 100 * i)
-                    self.rounds.setdefault((server.name, n_clients), []).append(done)
-        self.rest("overhead")
-        self.overheads = self.measure_overhead()
+            first_seed = 1 + 100 * i
+            self.turns(i, 1, self.options.alone, first_seed)
+            self.rest(f"round {i + 1}: overhead")
+            self.overheads += self.overhead(first_seed)
+            self.turns(i, MANY, self.options.each, first_seed)
         print("measured", file=sys.stderr, flush=True)
 
-    def measure_overhead(self):
+    def turns(self, i, n_clients, pictures, first_seed):
+        for server in self.servers:
+            self.rest(f"round {i + 1}: {server.name}, clients: {n_clients}")
+            done = Round(server, n_clients, pictures, self.request, first_seed)
+            self.rounds.setdefault((server.name, n_clients), []).append(done)
+
+    def overhead(self, first_seed):
         model = os.path.basename(os.path.abspath(self.options.model))
         overhead = Overhead(self.servers[0], model, self.options.steps, self.options.side)
-        return [overhead.once(seed) for seed in range(self.options.overhead)]
+        return [overhead.once(first_seed + job) for job in range(self.options.overhead)]
 
     def figures(self):
         rows = {server.name: self.row(server) for server in self.servers}
         difference = largest_difference(*self.servers[:2], [self.request(seed) for seed in range(4)])
         return {"servers": rows, "absent": self.absent, "first_start": self.starts["kiln-first"],
-                "ratios": self.ratios(), "levels": difference, "versions": versions(),
+                "overheads": self.overheads, "ratios": self.ratios(), "levels": difference, "versions": versions(),
                 "settings": {key: value for key, value in vars(self.options).items()
                              if key not in ("kiln", "sd_server", "model", "json")}}
 

@@ -96,9 +96,14 @@ class Server:
             return next((line.strip() for line in log if re.search("error|fail", line, re.IGNORECASE)), None)
 
     def stop(self):
+        """Ends it; one that still draws for clients that are gone is given no time for that."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(60)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
 
 def kiln(binary, model, threads, folder, name="kiln", engine_cache=None):
