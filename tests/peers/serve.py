@@ -4,8 +4,8 @@
     pip install -r tests/peers/requirements.txt
     python tests/peers/serve.py target/release/kiln [--sd-server sd-server] [--json figures.json]
 
-All servers run at once, one is asked at a time. Prints Markdown tables; fails where pictures differ, a request fails or a
-bar is missed.
+All servers run at once, one is asked at a time. Prints Markdown tables; fails where pictures differ, a request fails or
+a bar is missed.
 """
 import argparse
 import json
@@ -62,7 +62,7 @@ class Comparison:
         time.sleep(self.options.rest)
 
     def start(self):
-        """Starts every server, and kiln before that with nothing in its engine cache; stable-diffusion.cpp's may fail."""
+        """Starts every server, and before that kiln with an empty engine cache; a third one may fail."""
         self.rest("start kiln-first")
         self.starts[self.first.name] = self.first.start(self.request(0))
         self.first.stop()
