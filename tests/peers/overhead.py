@@ -1,12 +1,12 @@
 """What `kiln serve` adds to the library's own time, one job at a time.
 
 `/metrics` sums the seconds of each phase over all jobs. `Begun`, `Stepped` and `Decoded` are the library's time;
-`Queued` is the server's. The sum of those three is read before and after each request, while nothing else is drawn, so that the
-difference is this one job's time in the library. The client's latency less this difference is all that the server adds:
-the connection, reading the request, the queue, the thread that draws, learning what previews look like, packing the
-answer. Requests are the Open Inference Protocol's, whose answers are pixels, so that no PNG is in it. They go over a
-plain socket, for a client's own library would add half a millisecond. Only what the server does between two steps,
-which is a preview of some thousand multiplications, counts as the library's.
+`Queued` is the server's. The sum of those three is read before and after each request, while nothing else is drawn,
+so that the difference is this one job's time in the library. The client's latency less this difference is all that
+the server adds: the connection, reading the request, the queue, the thread that draws, learning what previews look
+like, packing the answer. Requests are the Open Inference Protocol's, whose answers are pixels, so that no PNG is in
+it. They go over a plain socket, for a client's own library would add half a millisecond. Only what the server does
+between two steps, which is a preview of some thousand multiplications, counts as the library's.
 """
 import json
 import re
