@@ -149,13 +149,15 @@ impl<'a> Batch<'a> {
         let output = output.and_then(|output| Ok((texts(session, &job, names)?, output)));
         match output {
             Ok((infotexts, Output { images, latents, timings, .. })) => {
-                match colours {
-                    Some(colours) => colours.learn(&latents, &images[0]),
-                    None => *colours = LatentColours::fit(&latents, &images[0]),
-                }
                 self.shared.metrics.took(&self.model, timings);
                 self.shared.metrics.ended(&self.model, End::Done);
-                job.enter(Phase::Done(Arc::new(Finished { images, infotexts, timings })));
+                let finished = Arc::new(Finished { images, infotexts, timings });
+                job.enter(Phase::Done(finished.clone()));
+                let picture = &finished.images[0];
+                match colours {
+                    Some(colours) => colours.learn(&latents, picture),
+                    None => *colours = LatentColours::fit(&latents, picture),
+                }
             }
             Err(error) => self.fail(&job, &error),
         }

@@ -168,7 +168,7 @@ fn wholes(least: i128, most: i128) -> String {
     let mut all = Vec::new();
     match least {
         ..=-1_000_000_000 => all.push("-[1-9][0-9]{0,8}".to_owned()),
-        ..=-1 => all.push("-1".to_owned()),
+        -999_999_999..=-1 => all.push("-1".to_owned()),
         _ => {}
     }
     if least <= 0 && most >= 0 {
