@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::openai::GENERATIONS;
@@ -95,15 +96,9 @@ fn right(schema: &Value) -> Vec<Value> {
 /// Texts that the document's patterns allow.
 fn texts(pattern: Option<&str>) -> Vec<Value> {
     let Some(pattern) = pattern else { return vec![json!("red")] };
-    let all = ["auto", "64x64", "1", "-1", "0.5", "", "None", "True", "false"];
-    let fits: fn(&str) -> bool = match pattern {
-        p if p.contains("auto") => |text| text == "auto" || text.contains('x'),
-        p if p.contains("[Nn][Oo]") => |text| text.is_empty() || text == "None",
-        p if p.contains("[Tt][Rr]") => |text| matches!(text, "True" | "false"),
-        p if p.starts_with("^(-1|") => |text| matches!(text, "" | "-1" | "1"),
-        _ => |text| text == "1",
-    };
-    all.into_iter().filter(|text| fits(text)).map(|text| json!(text)).collect()
+    let pattern = Regex::new(pattern).expect("a pattern");
+    let all = ["auto", "64x64", "0", "1", "-1", "0.5", "", "None", "True", "false"];
+    all.into_iter().filter(|text| pattern.is_match(text)).map(|text| json!(text)).collect()
 }
 
 fn kinds(schema: &Value) -> Vec<String> {
