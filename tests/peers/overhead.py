@@ -16,7 +16,7 @@ import time
 from rounds import prompt
 from servers import Failed
 
-SUMS = re.compile(r'^kiln_job_phase_seconds_sum\{.*phase="(?:Begun|Stepped|Decoded)".*\} (\S+)$', re.MULTILINE)
+SUMS = re.compile(r'^kiln_job_phase_seconds_sum\{.*phase="(?:preparing|denoising|decoding)".*\} (\S+)$', re.MULTILINE)
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 

@@ -1,5 +1,6 @@
 //! `kiln serve`, as its clients see it: the real process, over sockets.
 
+mod bounds;
 mod edits;
 mod grpc;
 mod hf;

@@ -248,7 +248,7 @@ impl From<ServerError> for Failure {
                 .with_hint("--listen takes another address, such as 127.0.0.1:7861"),
             ServerError::Unguarded(_) => Failure::usage(message)
                 .with_hint("--keys names a file of keys; --allow-strangers lets everybody in"),
-            ServerError::Certificate { .. } => Failure::new(Exit::Input, message),
+            ServerError::Certificate { .. } | ServerError::Keys => Failure::new(Exit::Input, message),
             ServerError::Model { name, source } => Failure::from(*source).while_doing(&format!("model {name}")),
             ServerError::Store(_) => {
                 Failure::new(Exit::Files, message).with_hint("--state takes another folder for jobs")

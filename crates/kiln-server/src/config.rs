@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use kiln_bundle::read;
+use kiln_runtime::Size;
 use kiln_runtime::scheduler::SchedulerClass;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,16 @@ impl Default for Limits {
             steps: 150,
             pictures: 10,
             prompt_bytes: 16 << 10,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether a picture may be so large, and why not.
+    pub(crate) fn check(&self, size: Size) -> Result<(), String> {
+        match size.longest() <= self.side && size.area() <= self.pixels {
+            true => Ok(()),
+            false => Err(format!("size: {size}, the limit is {} pixels, a side of {}", self.pixels, self.side)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The paths of a server that reads and checks requests, and takes none: what the fuzz targets ask.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,7 +9,7 @@ use kiln_runtime::Backend;
 use kiln_runtime::bundle::Bundle;
 
 use crate::config::ModelConfig;
-use crate::http::{App, Files, Hosts, Keys, Rates, Shared, router};
+use crate::http::{App, Files, Hosts, Rates, Shared, room, router};
 use crate::keeper::Keeper;
 use crate::models::{Model, Runtime};
 use crate::store::{Retention, Store};
@@ -39,12 +39,13 @@ pub fn refusing(
             Retention { age: Duration::MAX, bytes: u64::MAX },
         )),
         service,
-        keys: Keys::default(),
+        keys: RwLock::default(),
         files: Files::default(),
         scheme: "http",
         rates: Rates::default(),
         pool: runtime.pool.clone(),
         max_body: MAX_BODY,
+        room: room(MAX_BODY),
         origins: Vec::new(),
         hosts: Hosts::all(),
     })))

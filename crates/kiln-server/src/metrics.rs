@@ -1,13 +1,13 @@
 //! Numbers for Prometheus.
 
-use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::fmt::{self, Write as _};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_runtime::Timings;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -25,14 +25,30 @@ struct OfPhase {
     phase: Span,
 }
 
+/// Words as labels have them.
+macro_rules! words {
+    ($name:ident { $($variant:ident => $word:literal),+ }) => {
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+                let word = match self {
+                    $($name::$variant => $word),+
+                };
+                EncodeLabelValue::encode(&word, encoder)
+            }
+        }
+    };
+}
+
 /// A part of a job's time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Span {
     Queued,
     Begun,
     Stepped,
     Decoded,
 }
+
+words!(Span { Queued => "queued", Begun => "preparing", Stepped => "denoising", Decoded => "decoding" });
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfEnd {
@@ -41,12 +57,14 @@ struct OfEnd {
 }
 
 /// How a job ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
     Done,
     Failed,
     Cancelled,
 }
+
+words!(End { Done => "done", Failed => "failed", Cancelled => "cancelled" });
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRefusal {
@@ -54,7 +72,7 @@ struct OfRefusal {
 }
 
 /// Why a job is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refused {
     Full,
     Model,
@@ -62,10 +80,26 @@ pub(crate) enum Refused {
     Ending,
 }
 
+words!(Refused { Full => "queue_full", Model => "unknown_model", Invalid => "invalid", Ending => "ending" });
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfAnswer {
     method: String,
     status: u16,
+}
+
+/// Answers of the same kind, whose times are alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfRoute {
+    /// The path's template.
+    route: String,
+    /// Such as `2xx`.
+    status: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPool {
+    pool: &'static str,
 }
 
 /// What is counted and measured.
@@ -74,6 +108,7 @@ pub(crate) struct Metrics {
     ends: Family<OfEnd, Counter>,
     refusals: Family<OfRefusal, Counter>,
     answers: Family<OfAnswer, Counter>,
+    answer_times: Family<OfRoute, Histogram, fn() -> Histogram>,
     evaluations: Family<OfModel, Counter>,
     loads: Family<OfModel, Counter>,
     pictures_at_once: Histogram,
@@ -87,8 +122,10 @@ struct Gauges {
     queued: Gauge,
     oldest: Gauge<f64, std::sync::atomic::AtomicU64>,
     drawing: Gauge,
-    loaded_bytes: Gauge,
+    memory: Family<OfPool, Gauge>,
     resident_bytes: Gauge,
+    engine_loads: Counter,
+    evictions: Counter,
 }
 
 /// What the service looks like at a moment.
@@ -96,7 +133,22 @@ pub(crate) struct Moment {
     pub(crate) queued: usize,
     pub(crate) oldest: Duration,
     pub(crate) drawing: usize,
-    pub(crate) loaded_bytes: u64,
+    pub(crate) memory: Memory,
+}
+
+/// Memory that has bounds, in bytes, and what the weights' pool has done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Weights that are loaded.
+    pub weights: u64,
+    /// Bodies that are being read, or wait to be.
+    pub bodies: u64,
+    /// Pictures behind links.
+    pub links: u64,
+    /// Times that an engine's weights were loaded.
+    pub n_loads: u64,
+    /// Times that they left to make room.
+    pub n_evictions: u64,
 }
 
 fn seconds() -> Histogram {
@@ -110,6 +162,7 @@ impl Metrics {
             ends: Family::default(),
             refusals: Family::default(),
             answers: Family::default(),
+            answer_times: Family::new_with_constructor(seconds),
             evaluations: Family::default(),
             loads: Family::default(),
             pictures_at_once: Histogram::new([1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0]),
@@ -126,12 +179,14 @@ impl Metrics {
         kiln.register("jobs", "Jobs that have ended, by how", self.ends.clone());
         kiln.register("refusals", "Jobs that were not taken, by why", self.refusals.clone());
         kiln.register("http_answers", "HTTP answers", self.answers.clone());
+        let help = "Time until an answer begins, by path and class of status";
+        kiln.register_with_unit("http_answer", help, Unit::Seconds, self.answer_times.clone());
         kiln.register("evaluations", "Evaluations of the denoiser", self.evaluations.clone());
         kiln.register("loads", "Times that a model was loaded", self.loads.clone());
         kiln.register("batch", "Pictures that share an evaluation", self.pictures_at_once.clone());
         let help = "Time of jobs: waiting, until the first step, in steps, decoding";
         kiln.register_with_unit("job_phase", help, Unit::Seconds, self.times.clone());
-        let Gauges { queued, oldest, drawing, loaded_bytes, resident_bytes } = &self.gauges;
+        let Gauges { queued, oldest, drawing, memory, resident_bytes, engine_loads, evictions } = &self.gauges;
         kiln.register("queue_depth", "Jobs that wait", queued.clone());
         kiln.register_with_unit(
             "queue_oldest",
@@ -140,7 +195,15 @@ impl Metrics {
             oldest.clone(),
         );
         kiln.register("drawing", "Jobs that are drawn", drawing.clone());
-        kiln.register_with_unit("loaded", "Weights that are loaded", Unit::Bytes, loaded_bytes.clone());
+        kiln.register_with_unit(
+            "memory",
+            "Memory that has bounds, by what it holds",
+            Unit::Bytes,
+            memory.clone(),
+        );
+        kiln.register("engine_loads", "Times that an engine's weights were loaded", engine_loads.clone());
+        let help = "Times that an engine's weights left to make room for others";
+        kiln.register("engine_evictions", help, evictions.clone());
         kiln.register_with_unit("resident", "Memory of the process", Unit::Bytes, resident_bytes.clone());
     }
 
@@ -152,8 +215,11 @@ impl Metrics {
         self.refusals.get_or_create(&OfRefusal { reason }).inc();
     }
 
-    pub(crate) fn answered(&self, method: &str, status: u16) {
+    /// Counts an answer on a path's template.
+    pub(crate) fn answered(&self, method: &str, route: &str, status: u16, time: Duration) {
         self.answers.get_or_create(&OfAnswer { method: method.into(), status }).inc();
+        let of_route = OfRoute { route: route.into(), status: format!("{}xx", status / 100) };
+        self.answer_times.get_or_create(&of_route).observe(time.as_secs_f64());
     }
 
     pub(crate) fn loaded(&self, model: &str) {
@@ -185,7 +251,12 @@ impl Metrics {
         self.gauges.queued.set(count(moment.queued as u64));
         self.gauges.oldest.set(moment.oldest.as_secs_f64());
         self.gauges.drawing.set(count(moment.drawing as u64));
-        self.gauges.loaded_bytes.set(count(moment.loaded_bytes));
+        let Memory { weights, bodies, links, n_loads, n_evictions } = moment.memory;
+        for (pool, bytes) in [("weights", weights), ("bodies", bodies), ("links", links)] {
+            self.gauges.memory.get_or_create(&OfPool { pool }).set(count(bytes));
+        }
+        self.gauges.engine_loads.inner().store(n_loads, Ordering::Relaxed);
+        self.gauges.evictions.inner().store(n_evictions, Ordering::Relaxed);
         self.gauges.resident_bytes.set(count(kiln_runtime::process_memory::resident().unwrap_or(0)));
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,5 +264,35 @@ impl Metrics {
             let _ = writeln!(text, "# the numbers cannot be written");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_words_and_pools_have_their_bytes() {
+        let metrics = Metrics::new();
+        metrics.ended("shapes", End::Done);
+        metrics.refused(Refused::Full);
+        metrics.took("shapes", Timings::default());
+        metrics.answered("GET", "/v1/jobs/{id}", 404, Duration::from_millis(20));
+        let memory = Memory { weights: 5, bodies: 6, links: 7, n_loads: 3, n_evictions: 2 };
+        let moment = Moment { queued: 0, oldest: Duration::ZERO, drawing: 0, memory };
+        let text = metrics.text(&moment);
+        for line in [
+            "kiln_jobs_total{model=\"shapes\",end=\"done\"} 1",
+            "kiln_refusals_total{reason=\"queue_full\"} 1",
+            "kiln_job_phase_seconds_count{model=\"shapes\",phase=\"denoising\"} 1",
+            "kiln_http_answer_seconds_bucket{le=\"0.025\",route=\"/v1/jobs/{id}\",status=\"4xx\"} 1",
+            "kiln_memory_bytes{pool=\"weights\"} 5",
+            "kiln_memory_bytes{pool=\"bodies\"} 6",
+            "kiln_memory_bytes{pool=\"links\"} 7",
+            "kiln_engine_loads_total 3",
+            "kiln_engine_evictions_total 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
     }
 }

@@ -196,12 +196,7 @@ impl Model {
         let front = self.front.lock().unwrap_or_else(PoisonError::into_inner);
         let job = front.resolve(request).map_err(|e| Fault::of(&e))?;
         let size = job.picture_size();
-        if size.longest() > limits.side || size.area() > limits.pixels {
-            return refuse(format!(
-                "size: {size}, the limit is {} pixels, a side of {}",
-                limits.pixels, limits.side
-            ));
-        }
+        limits.check(size).map_err(|reason| Fault::new(FaultKind::Request, reason))?;
         let together = size.area().saturating_mul(job.batch() as u64);
         if together > limits.pixels_together {
             return refuse(format!(

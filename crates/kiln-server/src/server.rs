@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderValue, Uri};
 use kiln_runtime::bundle::Bundle;
-use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -18,7 +18,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::config::ModelConfig;
 use crate::http::{self, App, Hosts, Keys, Listening};
 use crate::keeper::Keeper;
-use crate::models::{Model, Runtime};
+use crate::models::Runtime;
+use crate::renewal::{Renewer, opened};
 use crate::store::{Retention, Store, StoreError};
 use crate::{Service, Worker, WorkerOptions};
 
@@ -36,6 +37,9 @@ pub enum ServerError {
     /// Other machines could reach it without a key.
     #[error("{0} can be reached from other machines, and no key guards it")]
     Unguarded(SocketAddr),
+    /// Keys appear or are gone while it runs.
+    #[error("whether keys are needed is decided at the start")]
+    Keys,
     /// A certificate or its key.
     #[error("{path}: {reason}", path = path.display())]
     Certificate {
@@ -100,7 +104,7 @@ pub struct Server {
     worker: Worker,
     listening: Listening,
     keeper: Arc<Keeper>,
-    runtime: Runtime,
+    renewer: Renewer,
 }
 
 impl Server {
@@ -114,14 +118,14 @@ impl Server {
             return Err(ServerError::Unguarded(options.listen));
         }
         let refuse = |source| ServerError::Listen { address: options.listen, source };
-        let tls = options.tls.as_ref().map(|(chain, key)| acceptor(chain, key)).transpose()?;
+        let (tls, latest_tls) = watch::channel(acceptor(options.tls.as_ref())?);
         let service = Service::new(options.queue, options.share);
         service.models().set(opened(&models, &runtime, &service)?);
         let store = Arc::new(Store::open(&options.state)?);
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let tokio = tokio.map_err(ServerError::System)?;
         // Before jobs are begun again: a start that fails here is none of their attempts.
-        let listener = tokio.block_on(TcpListener::bind(options.listen)).map_err(refuse)?;
+        let listener = tokio.block_on(async { http::bind(options.listen) }).map_err(refuse)?;
         let keeper = Arc::new(Keeper::new(service.clone(), store, options.retention));
         {
             let _inside = tokio.enter();
@@ -132,17 +136,20 @@ impl Server {
             service: service.clone(),
             keeper: keeper.clone(),
             hosts: hosts(&options),
-            keys: options.keys,
+            keys: RwLock::new(Arc::new(options.keys)),
             files: http::Files::default(),
             scheme: if options.tls.is_some() { "https" } else { "http" },
             rates: http::Rates::default(),
             pool: runtime.pool.clone(),
             max_body: options.max_body,
+            room: http::room(options.max_body),
             origins: options.origins,
         });
-        let listening = tokio.block_on(http::listen(listener, tls, http::router(app))).map_err(refuse)?;
+        let listening =
+            tokio.block_on(http::listen(listener, latest_tls, http::router(app.clone()))).map_err(refuse)?;
         let worker = Worker::start(&service, runtime.pool.clone(), options.worker);
-        Ok(Server { tokio, service, worker, listening, keeper, runtime })
+        let renewer = Renewer { service: service.clone(), runtime, app, tls };
+        Ok(Server { tokio, service, worker, listening, keeper, renewer })
     }
 
     /// Where it listens.
@@ -160,10 +167,9 @@ impl Server {
         &self.service
     }
 
-    /// Serves these models from now on; jobs that have begun end with the model that they began with.
-    pub fn reload(&self, models: Vec<(ModelConfig, Bundle)>) -> Result<(), ServerError> {
-        self.service.models().set(opened(&models, &self.runtime, &self.service)?);
-        Ok(())
+    /// What exchanges models, keys and certificate while it runs, from any thread.
+    pub fn renewer(&self) -> Renewer {
+        self.renewer.clone()
     }
 
     /// Takes no more jobs, draws those that have begun for at most so long, and ends. Jobs of the native API that wait are
@@ -199,25 +205,9 @@ fn hosts(options: &ServerOptions) -> Hosts {
     Hosts::named(options.hosts.iter().chain(&of_origins).map(String::as_str))
 }
 
-/// The models, those that are served already as they are.
-fn opened(
-    models: &[(ModelConfig, Bundle)],
-    runtime: &Runtime,
-    service: &Service,
-) -> Result<Vec<Arc<Model>>, ServerError> {
-    let open = |(config, bundle): &(ModelConfig, Bundle)| {
-        if let Some(known) = service.models().get(&config.name).filter(|known| known.is(config, bundle)) {
-            return Ok(known);
-        }
-        let opened = Model::open(config, bundle.clone(), runtime);
-        opened
-            .map(Arc::new)
-            .map_err(|source| ServerError::Model { name: config.name.clone(), source: Box::new(source) })
-    };
-    models.iter().map(open).collect()
-}
-
-fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {
+/// What encrypts connections, if anything.
+pub(crate) fn acceptor(files: Option<&(PathBuf, PathBuf)>) -> Result<Option<TlsAcceptor>, ServerError> {
+    let Some((chain, key)) = files else { return Ok(None) };
     let refuse = |path: &Path, reason: String| ServerError::Certificate { path: path.into(), reason };
     let read = |path: &Path| fs::read(path).map_err(|e| refuse(path, e.to_string()));
     let certificates = CertificateDer::pem_slice_iter(&read(chain)?)
@@ -230,5 +220,5 @@ fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(certificates, private);
     let mut config = config.map_err(|e| refuse(key, e.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }

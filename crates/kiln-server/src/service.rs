@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::estimate::Speeds;
-use crate::metrics::{End, Metrics, Moment, Refused};
+use crate::metrics::{End, Memory, Metrics, Moment, Refused};
 use crate::models::Models;
 use crate::queue::Queue;
 use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Spec};
@@ -61,11 +61,11 @@ impl Service {
         &self.0.metrics
     }
 
-    /// What is counted and measured, as Prometheus reads it; `loaded_bytes` of weights are loaded.
-    pub fn metrics_text(&self, loaded_bytes: u64) -> String {
+    /// What is counted and measured, as Prometheus reads it.
+    pub fn metrics_text(&self, memory: Memory) -> String {
         let (queued, drawing) = self.depth();
         let oldest = self.0.queue.jobs().iter().map(|job| job.age()).max().unwrap_or_default();
-        self.0.metrics.text(&Moment { queued, oldest, drawing, loaded_bytes })
+        self.0.metrics.text(&Moment { queued, oldest, drawing, memory })
     }
 
     /// The models.

@@ -344,7 +344,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) components: ComponentArgs,
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 #[command(next_help_heading = "Checkpoints")]
 pub(crate) struct CacheArgs {
     /// Folder for engines.

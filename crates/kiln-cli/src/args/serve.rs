@@ -6,7 +6,7 @@ use kiln_compile::Bytes;
 
 use super::{CacheArgs, CheckpointArgs, ExecutionArgs, OffloadChoice};
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct ServeArgs {
     /// Models file (.yaml), checkpoint or bundle [default: the small model models/shapes of a checkout].
     pub(crate) models: Option<PathBuf>,

@@ -3,11 +3,15 @@
 mod config;
 mod hosts;
 mod log;
+mod reload;
+mod supervisor;
 
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kiln_bundle::Bundle;
+use kiln_bundle::fs::abandon;
 use kiln_compile::file_name;
 use kiln_runtime::{MemoryOptions, Pool};
 use kiln_server::config::{ModelConfig, ModelsFile};
@@ -20,6 +24,7 @@ use crate::failure::Failure;
 use crate::interrupt::{self, Request};
 use crate::model::Model;
 use crate::{backends, models, output, paths};
+use reload::Reloads;
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     if let Some(name) = &args.new_key {
@@ -32,84 +37,49 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     }
     let spans = log::start(args.log_format)?;
     raise_file_limit();
+    let starting = supervisor::Starting::begin();
+    let models = bundles(args, configs)?;
+    // Until here a signal ends the process at once.
     let (sender, requests) = mpsc::channel();
     interrupt::serve(sender);
-    let server = Server::start(options, runtime(args)?, bundles(args, configs)?)?;
+    let server = Server::start(options, runtime(args)?, models)?;
+    let reloads = Reloads::start(args, server.renewer())?;
     output::say(&format!("serving on {}", address(args, &server)));
+    drop(starting);
     supervisor::ready();
-    watch_over(args, &server, &requests);
+    watch_over(&reloads, &server, &requests);
     output::say("ending: no more jobs are taken");
     supervisor::stopping();
     let has_ended = server.stop(Duration::from_secs(args.drain));
     spans.finish();
     if !has_ended {
         output::say("a step still runs and is left: its jobs are drawn after the next start, or were told");
+    }
+    if reloads.is_busy() {
+        output::say("models are still compiled, which is given up");
+        abandon();
+    }
+    if !has_ended || reloads.is_busy() {
         interrupt::end_now();
     }
     Ok(())
 }
 
 /// Does what signals ask for until one asks for the end, and tells the supervisor that the server lives.
-fn watch_over(args: &ServeArgs, server: &Server, requests: &Receiver<Request>) {
+fn watch_over(reloads: &Reloads, server: &Server, requests: &Receiver<Request>) {
     let beat = supervisor::beat().unwrap_or(Duration::from_secs(3600));
+    let mut next = Instant::now() + beat;
     loop {
-        match requests.recv_timeout(beat) {
-            Ok(Request::Reload) => reload(args, server),
+        match requests.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(Request::Reload) => reloads.ask(),
             Ok(Request::End) | Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) if server.is_alive() => supervisor::lives(),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                next = Instant::now() + beat;
+                if server.is_alive() {
+                    supervisor::lives();
+                }
+            }
         }
-    }
-}
-
-fn reload(args: &ServeArgs, server: &Server) {
-    let stay = |reason: &str| output::say(&format!("the models stay as they are: {reason}"));
-    match configs(args).and_then(|configs| bundles(args, configs)) {
-        Ok(models) => match server.reload(models) {
-            Ok(()) => output::say("the models are read anew"),
-            Err(error) => stay(&error.to_string()),
-        },
-        Err(failure) => stay(failure.message()),
-    }
-}
-
-/// systemd, where it supervises the process (`sd_notify(3)`).
-#[cfg(unix)]
-mod supervisor {
-    use std::time::Duration;
-
-    use sd_notify::NotifyState;
-
-    pub(super) fn ready() {
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-    }
-
-    pub(super) fn stopping() {
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    }
-
-    pub(super) fn lives() {
-        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-    }
-
-    /// How often it wants to hear that the process lives.
-    pub(super) fn beat() -> Option<Duration> {
-        sd_notify::watchdog_enabled().map(|limit| limit / 3)
-    }
-}
-
-#[cfg(not(unix))]
-mod supervisor {
-    use std::time::Duration;
-
-    pub(super) fn ready() {}
-
-    pub(super) fn stopping() {}
-
-    pub(super) fn lives() {}
-
-    pub(super) fn beat() -> Option<Duration> {
-        None
     }
 }
 
@@ -179,6 +149,14 @@ fn runtime(args: &ServeArgs) -> Result<Runtime, Failure> {
     })
 }
 
+fn keys(args: &ServeArgs) -> Result<Keys, Failure> {
+    Ok(args.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default())
+}
+
+fn tls(args: &ServeArgs) -> Option<(PathBuf, PathBuf)> {
+    args.tls_certificate.clone().zip(args.tls_key.clone())
+}
+
 fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
     let state = match &args.state {
         Some(folder) => folder.clone(),
@@ -191,8 +169,8 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
     Ok(ServerOptions {
         listen: args.listen,
         allows_strangers: args.allow_strangers,
-        keys: args.keys.as_deref().map(Keys::read).transpose()?.unwrap_or_default(),
-        tls: args.tls_certificate.clone().zip(args.tls_key.clone()),
+        keys: keys(args)?,
+        tls: tls(args),
         origins: origins.collect::<Result<_, _>>()?,
         hosts: hosts::named(&args.allow_hosts)?,
         state,

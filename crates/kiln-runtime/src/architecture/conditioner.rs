@@ -14,6 +14,13 @@ pub trait Conditioner: fmt::Debug + Send {
     /// Blocks of tokens that the longest of the texts takes: the rows of a text encoder's batch for each text.
     fn n_blocks(&self, texts: &Texts<'_>) -> Result<u64, Error>;
 
+    /// Refuses what [`Conditioner::encode`] would refuse of how the texts are read.
+    ///
+    /// # Errors
+    ///
+    /// Where more layers are skipped than there are.
+    fn check(&self, texts: &Texts<'_>) -> Result<(), Error>;
+
     /// Encodes the texts.
     fn encode(&self, texts: &Texts<'_>, engines: &mut dyn Engines) -> Result<Conditioning, Error>;
 

@@ -97,6 +97,7 @@ impl Resolver<'_> {
         let steps = request.steps.unwrap_or(defaults.steps);
         let first = self.pass(request, size, steps, strength.map(|strength| ("strength", strength)))?;
         let texts = Texts::of(request, guidance.is_guided());
+        self.model.conditioner.check(&texts)?;
         let n_blocks = self.model.conditioner.n_blocks(&texts)?;
         if let Some(fixed) = &self.facts.fixed {
             fixed.check_blocks(n_blocks)?;

@@ -43,6 +43,8 @@ struct Shared {
     clock: AtomicU64,
     /// Pictures that are being drawn.
     n_active: AtomicUsize,
+    n_loads: AtomicU64,
+    n_evictions: AtomicU64,
     encodings: Mutex<Encodings>,
 }
 
@@ -110,6 +112,16 @@ impl Pool {
     /// Bytes of the weights of all engines that are loaded now.
     pub fn loaded_bytes(&self) -> u64 {
         *lock(&self.shared.loaded)
+    }
+
+    /// How many times an engine's weights were loaded.
+    pub fn n_loads(&self) -> u64 {
+        self.shared.n_loads.load(Relaxed)
+    }
+
+    /// How many times an engine's weights left to make room for others.
+    pub fn n_evictions(&self) -> u64 {
+        self.shared.n_evictions.load(Relaxed)
     }
 
     /// The slot of an engine, which may be empty.
@@ -281,6 +293,12 @@ impl Shared {
     /// Engines that run now cannot leave, and are waited for. Whoever waits here holds no engine that is loaded, so that two
     /// who wait never wait for each other.
     fn make_room(&self, bytes: u64) -> Result<(), Error> {
+        self.wait_for_room(bytes)?;
+        self.n_loads.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn wait_for_room(&self, bytes: u64) -> Result<(), Error> {
         let Some(budget) = self.budget else {
             *lock(&self.loaded) += bytes;
             return Ok(());
@@ -313,6 +331,7 @@ impl Shared {
         slots.iter().any(|slot| match slot.idle() {
             Some(mut guard) if is_present(&guard) => {
                 slot.empty(&mut guard);
+                self.n_evictions.fetch_add(1, Relaxed);
                 true
             }
             _ => false,

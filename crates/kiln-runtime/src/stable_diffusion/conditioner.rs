@@ -80,6 +80,10 @@ impl Conditioner for ClipConditioner {
         Ok(self.blocks(texts)?.first().map_or(1, |blocks| n_blocks(blocks)) as u64)
     }
 
+    fn check(&self, texts: &Texts<'_>) -> Result<(), Error> {
+        self.encoders.iter().try_for_each(|encoder| encoder.skipped(texts).map(drop))
+    }
+
     fn remarks(&self, texts: &Texts<'_>) -> Vec<String> {
         let encoders: Vec<&TextEncoderInfo> = self.encoders.iter().map(|encoder| &encoder.info).collect();
         let of_text = |text: &&str| {
@@ -136,13 +140,19 @@ impl Conditioner for ClipConditioner {
 }
 
 impl Encoder {
+    /// The output with the hidden states of the layer that prompts are read from.
+    fn skipped(&self, texts: &Texts<'_>) -> Result<&String, Error> {
+        let states = &self.info.states;
+        states.get(texts.clip_skip).ok_or_else(|| {
+            let reason = format!("{} is not a number up to {}", texts.clip_skip, states.len() - 1);
+            Error::Request { key: "clip skip", reason }
+        })
+    }
+
     /// Hidden states `[texts, tokens, width]`, of which `clip_skip` is for prompts alone.
     fn states(&self, outputs: &Outputs, blocks: &[Blocks], texts: &Texts<'_>) -> Result<Array3<f32>, Error> {
         let info = &self.info;
-        let Some(skipped) = info.states.get(texts.clip_skip) else {
-            let reason = format!("{} is not a number up to {}", texts.clip_skip, info.states.len() - 1);
-            return Err(Error::Request { key: "clip skip", reason });
-        };
+        let skipped = self.skipped(texts)?;
         let n_blocks = n_blocks(blocks);
         let (width, positions) = (info.width as usize, info.positions as usize);
         let mut states = Array3::zeros((blocks.len(), n_blocks * positions, width));

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::io::Read;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
@@ -14,9 +15,14 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
 use prost::bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::fields;
 use super::status::{CONTENT_TYPE, Code, Status};
+use crate::http::{Intake, Unread};
+
+/// What holds the room of a message.
+pub(super) type Room = Option<OwnedSemaphorePermit>;
 
 /// Bytes before a message.
 const PREFIX: usize = 5;
@@ -36,11 +42,18 @@ pub(super) struct Messages {
     encoding: Encoding,
     /// Most bytes of a message.
     limit: usize,
+    /// Where the messages of a stream take room; a body that was read has its own.
+    room: Option<Arc<Semaphore>>,
 }
 
 impl Messages {
     /// Of a request.
-    pub(super) fn new(headers: &HeaderMap, body: Body, limit: usize) -> Result<Messages, Status> {
+    pub(super) fn new(
+        headers: &HeaderMap,
+        body: Body,
+        limit: usize,
+        room: Option<Arc<Semaphore>>,
+    ) -> Result<Messages, Status> {
         let encoding = match headers.get("grpc-encoding").map(|name| name.as_bytes()) {
             None | Some(b"identity") => Encoding::Identity,
             Some(b"gzip") => Encoding::Gzip,
@@ -50,21 +63,21 @@ impl Messages {
                 return Err(Status::new(Code::Unimplemented, message));
             }
         };
-        Ok(Messages { body, read: BytesMut::new(), encoding, limit })
+        Ok(Messages { body, read: BytesMut::new(), encoding, limit, room })
     }
 
     /// The only message.
     pub(super) async fn only<Q: Message + Default>(mut self) -> Result<Q, Status> {
-        let Some(message) = self.next().await? else { return Err(invalid("there is no message")) };
-        match self.fill(1).await? {
+        let Some((message, _)) = self.next().await? else { return Err(invalid("there is no message")) };
+        match self.fill(1, None).await? {
             true => Err(invalid("there is more than one message")),
             false => Ok(message),
         }
     }
 
-    /// The next message, if there is one.
-    pub(super) async fn next<Q: Message + Default>(&mut self) -> Result<Option<Q>, Status> {
-        if !self.fill(PREFIX).await? {
+    /// The next message, if there is one, and what holds its room.
+    pub(super) async fn next<Q: Message + Default>(&mut self) -> Result<Option<(Q, Room)>, Status> {
+        if !self.fill(PREFIX, None).await? {
             return match self.read.is_empty() {
                 true => Ok(None),
                 false => Err(invalid("the message broke off")),
@@ -79,30 +92,45 @@ impl Messages {
         if length > self.limit {
             return Err(self.too_large());
         }
-        if !self.fill(length).await? {
+        let mut intake = self.room.as_ref().map(Intake::new);
+        if !self.fill(length, intake.as_mut()).await? {
             return Err(invalid(format!("a message claims {length} bytes, the body has {}", self.read.len())));
         }
         let message = self.read.split_to(length).freeze();
         let message = if is_compressed { self.decompressed(&message)? } else { message };
+        if let Some(intake) = intake.as_mut().filter(|_| is_compressed) {
+            intake.take(message.len()).await.map_err(unread)?;
+        }
         fields::check(&message).map_err(invalid)?;
         let message = Q::decode(message);
-        message.map(Some).map_err(|e| invalid(format!("the message cannot be read: {e}")))
+        let message = message.map(|message| Some((message, intake.and_then(Intake::held))));
+        message.map_err(|e| invalid(format!("the message cannot be read: {e}")))
     }
 
     /// Reads until there are so many bytes; false where the body ends before.
-    async fn fill(&mut self, length: usize) -> Result<bool, Status> {
+    async fn fill(&mut self, length: usize, mut intake: Option<&mut Intake>) -> Result<bool, Status> {
         while self.read.len() < length {
-            match self.body.frame().await {
+            let data = match &mut intake {
+                Some(intake) => intake.next(&mut self.body).await.map_err(unread)?,
+                None => self.data().await?,
+            };
+            match data {
+                Some(data) => self.read.extend_from_slice(&data),
                 None => return Ok(false),
-                Some(Err(_)) => return Err(Status::new(Code::Cancelled, "the body broke off")),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.read.extend_from_slice(&data);
-                    }
-                }
             }
         }
         Ok(true)
+    }
+
+    /// The next bytes, whenever they come.
+    async fn data(&mut self) -> Result<Option<Bytes>, Status> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|_| unread(Unread::Broken))?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
     }
 
     fn decompressed(&self, message: &[u8]) -> Result<Bytes, Status> {
@@ -153,6 +181,13 @@ fn written(message: &impl Message) -> Bytes {
     data.put_u32(length as u32);
     data.put(message.encode_to_vec().as_slice());
     data.freeze()
+}
+
+fn unread(unread: Unread) -> Status {
+    match unread {
+        Unread::Broken => Status::new(Code::Cancelled, "the body broke off"),
+        Unread::Slow | Unread::Full => Status::from(&unread.into()),
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Status {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 
+use super::frame::Room;
 use super::messages::{
     InferInputTensor, InferOutputTensor, InferParameter, ModelInferRequest, ModelInferResponse,
     ModelStreamInferResponse, ParameterChoice,
@@ -11,19 +12,20 @@ use super::messages::{
 use super::{Code, Status};
 use crate::ClientId;
 use crate::http::error::ApiError;
-use crate::http::{check_rate, internal};
+use crate::http::{Place, check_rate, internal, place};
 use crate::inference::{Asked, Inference, Output, Parameter, Reader, Results, Source, VERSION, shown, unknown};
 
 /// What Triton's client asks for in a stream: whether each answer says that it is the last one of its request.
 const WANTS_FINAL: &str = "triton_enable_empty_final_response";
 const IS_FINAL: &str = "triton_final_response";
 
-/// Answers one request, within a time.
+/// Answers one request, which is read at a place, within a time.
 pub(super) async fn infer(
     inference: &Inference,
     client: ClientId,
     mut request: ModelInferRequest,
     time: Option<Duration>,
+    place: Place,
 ) -> Result<ModelInferResponse, ApiError> {
     let card = inference.model(&request.model_name, &request.model_version)?;
     let wants_final = request.parameters.remove(WANTS_FINAL).is_some_and(|wants| is_true(&wants));
@@ -41,7 +43,7 @@ pub(super) async fn infer(
     if let Some(time) = time {
         reader.limit_time(time);
     }
-    let asked = spawn_blocking(move || read(reader, request)).await.map_err(|_| internal())??;
+    let asked = place.read(move || read(reader, request)).await?;
     let results = inference.draw(asked.spec, client, asked.time).await?;
     let written = spawn_blocking(move || write(response, results, &asked.outputs));
     written.await.map_err(|_| internal())?
@@ -52,10 +54,17 @@ pub(super) async fn answer(
     inference: &Inference,
     client: ClientId,
     request: ModelInferRequest,
+    room: Room,
 ) -> ModelStreamInferResponse {
     let (id, model_name) = (request.id.clone(), request.model_name.clone());
-    let answered = match check_rate(&inference.app, &client) {
-        Ok(()) => infer(inference, client, request, None).await,
+    let place = match check_rate(&inference.app, &client) {
+        Ok(()) => place().await,
+        Err(error) => Err(error),
+    };
+    // From here on the place bounds what is held.
+    drop(room);
+    let answered = match place {
+        Ok(place) => infer(inference, client, request, None, place).await,
         Err(error) => Err(error),
     };
     match answered {

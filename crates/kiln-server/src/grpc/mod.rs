@@ -18,6 +18,7 @@ use tracing::{Instrument, Span};
 use crate::ClientId;
 use crate::http::error::ApiError;
 use crate::http::openapi::{Routes, binary, op};
+use crate::http::place;
 use crate::inference::{EXTENSIONS, INPUTS, Inference, OUTPUTS, SERVER, VERSION};
 use frame::Messages;
 use messages::{
@@ -108,17 +109,25 @@ async fn infer(inference: Inference, client: ClientId, request: Request) -> Resp
     let time =
         request.headers().get("grpc-timeout").map(|time| infer::timeout(time.to_str().unwrap_or_default()));
     match time.transpose() {
-        Ok(time) => unary(request, limit, |asked| infer::infer(&inference, client, asked, time)).await,
+        Ok(time) => {
+            // The body has its room until it is a message, which is read at once.
+            let place = match place().await {
+                Ok(place) => place,
+                Err(error) => return Status::from(&error).into_response(),
+            };
+            unary(request, limit, |asked| infer::infer(&inference, client, asked, time, place)).await
+        }
         Err(status) => status.into_response(),
     }
 }
 
 async fn infer_stream(inference: Inference, client: ClientId, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let messages = match Messages::new(&parts.headers, body, inference.app.max_body) {
-        Ok(messages) => messages,
-        Err(status) => return status.into_response(),
-    };
+    let messages =
+        match Messages::new(&parts.headers, body, inference.app.max_body, Some(inference.app.room.clone())) {
+            Ok(messages) => messages,
+            Err(status) => return status.into_response(),
+        };
     let requests = stream::unfold(Some(messages), async |messages| {
         let mut messages = messages?;
         let next = messages.next::<ModelInferRequest>().await.transpose()?;
@@ -129,7 +138,11 @@ async fn infer_stream(inference: Inference, client: ClientId, request: Request) 
     let span = Span::current();
     let answers = requests.map(move |request| {
         let (inference, client) = (inference.clone(), client.clone());
-        async move { Ok(infer::answer(&inference, client, request?).await) }.instrument(span.clone())
+        async move {
+            let (request, room) = request?;
+            Ok(infer::answer(&inference, client, request, room).await)
+        }
+        .instrument(span.clone())
     });
     frame::answer(answers.buffered(AT_ONCE))
 }
@@ -141,7 +154,7 @@ where
     F: Future<Output = Result<A, ApiError>>,
 {
     let (parts, body) = request.into_parts();
-    let message = match Messages::new(&parts.headers, body, limit) {
+    let message = match Messages::new(&parts.headers, body, limit, None) {
         Ok(messages) => messages.only().await,
         Err(status) => Err(status),
     };

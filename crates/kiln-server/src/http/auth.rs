@@ -79,6 +79,11 @@ impl Keys {
         self.0.is_empty()
     }
 
+    /// Whether a client may still come in.
+    pub(crate) fn knows(&self, client: &ClientId) -> bool {
+        self.is_empty() || self.0.iter().any(|key| key.name == client.0)
+    }
+
     /// Who sends a request: by `Authorization: Bearer KEY`, or by HTTP Basic with the key as password. None for strangers.
     pub fn client(&self, headers: &HeaderMap) -> Option<ClientId> {
         if self.is_empty() {

@@ -11,18 +11,17 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::error::ApiError;
+use super::intake::{Intake, TIME, Unread};
 use super::page;
 use crate::{ClientId, grpc};
 
 /// Most bytes that are read of a body whose request is refused.
 const MAX_DRAINED: usize = 64 << 20;
-
-/// How long a body may take.
-const TIME: Duration = Duration::from_secs(120);
 
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -32,7 +31,7 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         return error.into_response();
     }
     let is_open = is_open(&app, request.method(), &path);
-    let Some(client) = app.keys.client(request.headers()).or_else(|| is_open.then(Default::default)) else {
+    let Some(client) = app.keys().client(request.headers()).or_else(|| is_open.then(Default::default)) else {
         drain(request.into_body()).await;
         return stranger(&path);
     };
@@ -52,23 +51,24 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         return error.into_response();
     }
     let (parts, body) = request.into_parts();
-    match read(body, app.max_body).await {
+    match read(&app, body).await {
         Ok(bytes) => {
             let mut request = Request::from_parts(parts, Body::from(bytes));
             request.extensions_mut().insert(client);
             next.run(request).await
         }
-        Err(StatusCode::BAD_REQUEST) => {
-            let message = "the body broke off, or is not encoded as Content-Encoding says";
-            ApiError::new(StatusCode::BAD_REQUEST, "bad_body", message).into_response()
-        }
-        Err(status) => status.into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
 /// Counts a request of a client, and refuses one more than its key may send.
 pub(crate) fn check_rate(app: &App, client: &ClientId) -> Result<(), ApiError> {
-    let Err(wait) = app.rates.take(&app.keys, client) else { return Ok(()) };
+    let keys = app.keys();
+    if !keys.knows(client) {
+        // Of a stream that began before the key was revoked.
+        return Err(no_key());
+    }
+    let Err(wait) = app.rates.take(&keys, client) else { return Ok(()) };
     let message = "this key has sent all the requests that a minute allows";
     let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
     let wait = wait.as_secs_f64().ceil().clamp(1.0, 59.0);
@@ -92,10 +92,13 @@ fn is_foreign(allowed: &[HeaderValue], request: &Request) -> bool {
     of_origin.map(|(_, host)| host) != host
 }
 
+fn no_key() -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed")
+}
+
 /// Asks for a key. For the page a browser does so by itself, where the answer says how.
 fn stranger(path: &str) -> Response {
-    let error = ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "an API key is needed");
-    let mut response = error.into_response();
+    let mut response = no_key().into_response();
     if page::is_at(path) {
         let basic = HeaderValue::from_static("Basic realm=\"kiln\"");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, basic);
@@ -113,23 +116,39 @@ fn is_open(app: &App, method: &Method, path: &str) -> bool {
         || app.files.holds(path)
 }
 
-async fn read(body: Body, limit: usize) -> Result<Bytes, StatusCode> {
-    let end = Instant::now() + TIME;
-    let (mut body, mut read) = (body, Vec::new());
+/// A whole body, whose room is free when nobody holds it any more.
+async fn read(app: &App, mut body: Body) -> Result<Bytes, ApiError> {
+    let (mut intake, mut read) = (Intake::new(&app.room), Vec::new());
     loop {
-        match timeout_at(end, body.frame()).await {
-            Err(_) => return Err(StatusCode::REQUEST_TIMEOUT),
-            Ok(None) => return Ok(read.into()),
-            Ok(Some(Err(_))) => return Err(StatusCode::BAD_REQUEST),
-            Ok(Some(Ok(frame))) => {
-                let Ok(data) = frame.into_data() else { continue };
-                if read.len() + data.len() > limit {
+        match intake.next(&mut body).await {
+            Ok(None) => return Ok(Bytes::from_owner(Held { bytes: read, _room: intake.held() })),
+            Ok(Some(data)) if read.len() + data.len() > app.max_body => {
+                drop((intake, read));
+                drain(body).await;
+                let message = "the body is too large";
+                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
+            }
+            Ok(Some(data)) => read.extend_from_slice(&data),
+            Err(unread) => {
+                drop((intake, read));
+                if unread == Unread::Full {
                     drain(body).await;
-                    return Err(StatusCode::PAYLOAD_TOO_LARGE);
                 }
-                read.extend_from_slice(&data);
+                return Err(unread.into());
             }
         }
+    }
+}
+
+/// Bytes of a body, and their room.
+struct Held {
+    bytes: Vec<u8>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

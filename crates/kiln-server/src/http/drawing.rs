@@ -1,12 +1,13 @@
 //! How to draw, as the image APIs say it beside their own fields.
 
-use kiln_runtime::{Init, Picture, Request, Size};
+use kiln_runtime::{Picture, Request, Size};
 
 use super::App;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::schema::{Field, Kind, NUMBER, SEED, SHARE, field};
-use crate::{LoraChoice, Spec};
+use super::upload::no_larger;
+use crate::{Fault, FaultKind, LoraChoice, ModelCard, Spec};
 
 /// The fields that say how to draw, without the number of steps, which each API calls as it likes.
 pub(crate) const DRAWING: &[Field] = &[
@@ -49,22 +50,30 @@ pub(crate) fn spec(
     app: &App,
     model: Option<String>,
     loras: Vec<LoraChoice>,
-    request: Request,
+    mut request: Request,
 ) -> Result<Spec, ApiError> {
     let model = model.filter(|name| !name.is_empty()).map_or_else(|| app.first_model(), Ok)?;
+    match app.service.models().card(&model) {
+        Some(card) => bound(&mut request, &card)?,
+        // Is refused when it is sent.
+        None => request.init = None,
+    }
     Ok(Spec { model, loras, request })
 }
 
-/// A picture to start from that takes no more memory than the request's size needs, as it is resized to that anyway.
-pub(crate) fn no_larger(init: Init, size: Size) -> Init {
-    let shrink = |picture: Picture| match picture {
-        Picture::Rgb(image) if size.area() < image.size().area() => image.resized(size).into(),
-        picture => picture,
-    };
-    let mut init = init;
-    init.mask = init.mask.map(shrink);
-    init.image = shrink(init.image);
-    init
+/// Shrinks what a request starts from to the size that it is drawn in, to which it is resized anyway; what would be drawn
+/// beyond the model's limits is refused before it waits.
+pub(crate) fn bound(request: &mut Request, card: &ModelCard) -> Result<(), Fault> {
+    let Some(init) = &mut request.init else { return Ok(()) };
+    let own = if init.mask.is_some() { card.size } else { init.image.size() };
+    let size = Size::new(request.width.unwrap_or(own.width), request.height.unwrap_or(own.height));
+    card.limits.check(size).map_err(|reason| Fault::new(FaultKind::Request, reason))?;
+    for picture in [Some(&mut init.image), init.mask.as_mut()].into_iter().flatten() {
+        if let Picture::Rgb(image) = picture {
+            no_larger(image, size);
+        }
+    }
+    Ok(())
 }
 
 /// A seed that nobody has chosen.

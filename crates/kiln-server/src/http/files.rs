@@ -68,6 +68,11 @@ impl Files {
         path.strip_prefix(FOLDER).is_some_and(|name| self.kept().files.contains_key(name))
     }
 
+    /// How many bytes they have.
+    pub(crate) fn bytes(&self) -> usize {
+        self.kept().bytes
+    }
+
     fn get(&self, name: &str) -> Option<(Bytes, Format)> {
         self.kept().files.get(name).cloned()
     }

@@ -12,7 +12,7 @@ use super::error::{ApiError, AsItIs};
 use super::openapi::shape::{flag, list, object, one_of, partly, text, whole};
 use super::openapi::{Routes, op};
 use crate::models::Model;
-use crate::{Load, Refusal};
+use crate::{Load, Memory, Refusal};
 
 /// The state of the server.
 pub(super) fn routes() -> Routes<App> {
@@ -87,6 +87,13 @@ fn describe(model: &Model) -> Value {
 
 /// What Prometheus reads.
 async fn metrics_text(State(app): State<App>) -> impl IntoResponse {
-    let text = app.service.metrics_text(app.pool.loaded_bytes());
+    let memory = Memory {
+        weights: app.pool.loaded_bytes(),
+        bodies: app.bytes_of_bodies(),
+        links: app.files.bytes() as u64,
+        n_loads: app.pool.n_loads(),
+        n_evictions: app.pool.n_evictions(),
+    };
+    let text = app.service.metrics_text(memory);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

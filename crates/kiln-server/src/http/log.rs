@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -20,6 +20,7 @@ const MAX_ID: usize = 64;
 pub(crate) async fn tell(State(app): State<App>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = id(&request);
+    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
     let path: String = files::without_name(&path).chars().take(200).flat_map(char::escape_debug).collect();
     let span = span(&id, &method, &path);
@@ -28,7 +29,7 @@ pub(crate) async fn tell(State(app): State<App>, request: Request, next: Next) -
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
     span.record("http.response.status_code", status);
-    app.service.metrics().answered(known(&method), status);
+    app.service.metrics().answered(known(&method), &route, status, begun.elapsed());
     let milliseconds = begun.elapsed().as_secs_f64() * 1e3;
     tracing::info!(id, method, path, status, milliseconds, "request");
     if let Ok(id) = HeaderValue::from_str(&id) {

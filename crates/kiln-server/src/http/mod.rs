@@ -2,6 +2,7 @@
 
 pub mod auth;
 mod body;
+mod cors;
 mod drawing;
 mod encode;
 pub(crate) mod error;
@@ -11,6 +12,7 @@ mod form;
 mod health;
 mod hf;
 mod hosts;
+mod intake;
 mod jobs;
 mod listen;
 mod log;
@@ -19,6 +21,7 @@ mod openai;
 pub(crate) mod openapi;
 mod options;
 mod page;
+mod peers;
 mod schema;
 mod sdapi;
 mod settings;
@@ -26,28 +29,32 @@ mod upload;
 mod wait;
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderName;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use kiln_runtime::Pool;
+use tokio::sync::Semaphore;
 
 use crate::inference::Inference;
 use crate::keeper::Keeper;
 use crate::{Service, grpc};
 pub use auth::{Keys, Rates};
 pub(crate) use body::check_rate;
-pub(crate) use drawing::new_seed;
+pub(crate) use drawing::{bound, new_seed};
 pub(crate) use encode::png;
 pub(crate) use error::internal;
 pub use files::Files;
 pub use hosts::Hosts;
-pub use listen::{Listening, listen};
+pub(crate) use intake::{Intake, Unread, room};
+pub use listen::{Listening, Tls, bind, listen};
 use openapi::Routes;
+pub(crate) use upload::{Place, place};
 
 /// What handlers share. Cheap to clone.
 #[derive(Clone)]
@@ -60,7 +67,7 @@ pub struct Shared {
     /// Jobs that outlive the process.
     pub keeper: Arc<Keeper>,
     /// Who may come in.
-    pub keys: Keys,
+    pub keys: RwLock<Arc<Keys>>,
     /// Pictures behind links.
     pub files: Files,
     /// `http`, or `https` where connections are encrypted.
@@ -71,6 +78,8 @@ pub struct Shared {
     pub pool: Pool,
     /// Largest body, in bytes.
     pub max_body: usize,
+    /// Bytes that all bodies together may still take.
+    pub room: Arc<Semaphore>,
     /// By which names the server may be called.
     pub hosts: Hosts,
     /// Origins whose pages may call.
@@ -85,6 +94,22 @@ impl App {
 }
 
 impl App {
+    /// Who may come in.
+    pub(crate) fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whom to let in from now on.
+    pub(crate) fn exchange_keys(&self, keys: Keys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+    }
+
+    /// Bytes of the bodies that are being read, or wait to be.
+    pub(crate) fn bytes_of_bodies(&self) -> u64 {
+        let all = intake::most(self.max_body);
+        all.saturating_sub(self.room.available_permits()) as u64
+    }
+
     /// The model that is drawn with where a request names none.
     pub(crate) fn first_model(&self) -> Result<String, error::ApiError> {
         let first = self.service.models().cards().into_iter().next();
@@ -122,12 +147,13 @@ pub fn router(app: App) -> Router {
     let cors = CorsLayer::new()
         .allow_origin(AllowOrigin::list(app.origins.clone()))
         .allow_methods(tower_http::cors::Any)
-        .allow_headers(tower_http::cors::Any);
+        .allow_headers(cors::TAKEN.map(HeaderName::from_static))
+        .expose_headers(cors::GIVEN.map(HeaderName::from_static));
     let inference = Inference::new(app.clone());
     let inference = of_inference().with_state(inference);
     of_app()
         .merge(inference)
-        .into_router(!app.keys.is_empty())
+        .into_router(!app.keys().is_empty())
         .with_state(app.clone())
         // Bodies are read, within their own bound, before handlers take them.
         .layer(DefaultBodyLimit::disable())

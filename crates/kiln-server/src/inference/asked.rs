@@ -12,7 +12,7 @@ use super::picture;
 use super::results::Output;
 use super::tensor::{Source, Tensor, Values, shown};
 use crate::http::error::ApiError;
-use crate::http::new_seed;
+use crate::http::{bound, new_seed};
 use crate::{ModelCard, Spec};
 
 /// Largest seed: what INT64 can give back.
@@ -101,7 +101,8 @@ impl Reader {
         if self.outputs.is_empty() {
             self.outputs = Output::by_default(is_binary);
         }
-        let request = self.request()?;
+        let mut request = self.request()?;
+        bound(&mut request, &self.card)?;
         let spec = Spec { model: self.card.name, loras: Vec::new(), request };
         Ok(Asked { spec, outputs: self.outputs, time: self.time })
     }

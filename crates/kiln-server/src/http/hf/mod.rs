@@ -6,7 +6,6 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use kiln_runtime::Init;
-use tokio::task::spawn_blocking;
 
 use super::App;
 use super::drawing::{DRAWING, pictures, settings, spec};
@@ -17,7 +16,7 @@ use super::fields::Fields;
 use super::form::Form;
 use super::openapi::{Routes, binary, op};
 use super::schema::{COUNT, Field, Kind, SHARE, Table, field, needed};
-use super::upload::picture;
+use super::upload::{picture, place};
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
 
@@ -81,13 +80,14 @@ async fn draw(
     request: Request,
 ) -> Result<Response, ApiError> {
     let format = accepted(request.headers());
+    let place = place().await?;
     let form = Form::read(request, &BODY).await?;
-    let taken = spawn_blocking(move || {
+    let taken = place.read(move || {
         let spec = ask(form.fields, model, &app)?;
         let job = app.service.submit(spec, client)?;
-        Ok::<_, ApiError>(Ticket::new(&app.service, job))
+        Ok(Ticket::new(&app.service, job))
     });
-    let ticket = taken.await.map_err(|_| internal())??;
+    let ticket = taken.await?;
     let finished = ticket.pictures().await?;
     let image = finished.images.first().ok_or_else(internal)?.clone();
     let infotext = finished.infotexts.first().cloned().unwrap_or_default();

@@ -23,6 +23,7 @@ use crate::http::App;
 use crate::http::encode::png;
 use crate::http::error::{ApiError, internal};
 use crate::http::settings::Settings;
+use crate::http::upload::place;
 use crate::http::wait::event;
 use crate::keeper::KeeperError;
 use crate::store::{Ending, Record, StoreError};
@@ -54,8 +55,7 @@ pub(crate) async fn create(
     let key = headers.get("idempotency-key").map(|key| plain(key.as_bytes()).ok_or_else(no_key)).transpose()?;
     let spec = {
         let app = app.clone();
-        let spec = spawn_blocking(move || asked::read(&body, &app));
-        spec.await.map_err(|_| internal())??
+        place().await?.read(move || asked::read(&body, &app)).await?
     };
     let id = app.keeper.take(spec, client, key).await?;
     let view = view(&app, &id).await?.ok_or_else(internal)?;

@@ -12,13 +12,12 @@ use axum::response::Response;
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
 
 use super::error::ApiError;
-use super::error::internal;
 use super::health;
 use super::openapi::shape::{flag, object, text};
 use super::openapi::{Op, Routes, binary, op};
+use super::upload::place;
 use crate::ClientId;
 use crate::inference::{EXTENSIONS, Inference, SERVER};
 
@@ -93,7 +92,6 @@ async fn infer(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let card = inference.model(&named.model, &named.version)?;
-    let read = spawn_blocking(move || asked::read(card, &headers, body));
-    let (id, asked) = read.await.map_err(|_| internal())??;
+    let (id, asked) = place().await?.read(move || asked::read(card, &headers, body)).await?;
     Ok(answer::answer(inference, client, id, asked).await)
 }

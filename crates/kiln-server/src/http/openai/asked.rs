@@ -7,7 +7,7 @@ use kiln_runtime::{Init, Size};
 use super::answer::Answer;
 use crate::Spec;
 use crate::http::App;
-use crate::http::drawing::{DRAWING, no_larger, pictures, settings, spec};
+use crate::http::drawing::{DRAWING, pictures, settings, spec};
 use crate::http::encode::Format;
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
@@ -104,7 +104,7 @@ pub(super) fn ask(
         fields.text("size").and_then(|text| sides(&text)).map(|(width, height)| Size::new(width, height));
     let (mut request, loras) = settings(fields, "steps");
     (request.width, request.height) = size.map(|size| (size.width, size.height)).unzip();
-    request.init = init(kind, &mut form, size)?;
+    request.init = init(kind, &mut form)?;
     form.finish()?;
     let spec = spec(app, model, loras, pictures(request, prompt, n))?;
     answer.preview_size = preview_size(&spec, app);
@@ -149,7 +149,7 @@ fn answer(kind: Kind, origin: Option<String>, fields: &mut Fields) -> Result<Ans
 }
 
 /// The picture to start from.
-fn init(kind: Kind, form: &mut Form, size: Option<Size>) -> Result<Option<Init>, ApiError> {
+fn init(kind: Kind, form: &mut Form) -> Result<Option<Init>, ApiError> {
     if kind == Kind::Generation {
         return Ok(None);
     }
@@ -159,8 +159,7 @@ fn init(kind: Kind, form: &mut Form, size: Option<Size>) -> Result<Option<Init>,
     if kind == Kind::Edit {
         init.mask = mask(form, &file)?.map(Into::into);
     }
-    let size = size.unwrap_or(init.image.size());
-    Ok(Some(no_larger(init, size)))
+    Ok(Some(init))
 }
 
 fn one(name: &str, mut files: Vec<Bytes>) -> Result<Option<Bytes>, ApiError> {

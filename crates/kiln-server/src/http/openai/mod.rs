@@ -8,7 +8,6 @@ mod stream;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::App;
@@ -18,13 +17,11 @@ use super::files::origin;
 use super::form::Form;
 use super::openapi::shape::{event, list, object, one_of};
 use super::openapi::{Routes, op};
+use super::upload::place;
 use super::wait::patiently;
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
 use asked::{Kind, ask};
-
-/// Requests whose pictures are decoded at the same time.
-static READERS: Semaphore = Semaphore::const_new(4);
 
 pub(super) fn routes() -> Routes<App> {
     let draws = |summary, kind: Kind| {
@@ -61,11 +58,11 @@ async fn serve(
     request: Request,
 ) -> Answered {
     let origin = origin(&app, request.headers(), request.uri());
-    let form = Form::read(request, kind.table()).await?;
     let (spec, answer) = {
-        let _place = READERS.acquire().await.map_err(|_| internal())?;
+        let place = place().await?;
+        let form = Form::read(request, kind.table()).await?;
         let app = app.clone();
-        spawn_blocking(move || ask(kind, form, origin, &app)).await.map_err(|_| internal())??
+        place.read(move || ask(kind, form, origin, &app)).await.map_err(named)?
     };
     let ticket = submit(&app, spec, client).await?;
     match answer.is_stream {

@@ -6,14 +6,13 @@ use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
-use tokio::task::spawn_blocking;
 
 use super::panel::Panel;
 use super::plan::Plan;
 use super::{Caller, Shared};
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::error::internal;
+use crate::http::upload::place;
 use crate::http::wait::patiently;
 use crate::{ClientId, Ticket};
 
@@ -44,8 +43,8 @@ async fn draw(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let (models, settings) = (app.service.models().cards(), panel.settings(&client));
-    let plan = spawn_blocking(move || Plan::read(task, &body, &models, settings));
-    let Plan { specs, answer, settings } = plan.await.map_err(|_| internal())??;
+    let plan = place().await?.read(move || Plan::read(task, &body, &models, settings));
+    let Plan { specs, answer, settings } = plan.await?;
     let mut tickets = Vec::new();
     for spec in specs {
         tickets.push(Ticket::new(&app.service, app.service.submit(spec, client.clone())?));

@@ -9,7 +9,6 @@ use kiln_runtime::image::{RgbImage, png_texts};
 use kiln_runtime::infotext;
 use kiln_runtime::limits::{MAX_INPUT_PIXELS, MAX_SIDE};
 use serde_json::{Map, Value, json};
-use tokio::task::spawn_blocking;
 
 use super::fields::{Fields, invalid, shown};
 use super::paint::{Fit, fitted};
@@ -17,37 +16,46 @@ use super::tables::{EXTRA_BATCH, EXTRA_SINGLE, PNG_INFO};
 use crate::http::encode::png;
 use crate::http::error::ApiError;
 use crate::http::error::internal;
-use crate::http::upload::{bytes, picture};
+use crate::http::upload::{bytes, picture, place};
 
 /// Most pictures of `extra-batch-images`.
 const MAX_PICTURES: usize = 64;
 
+/// Most bytes of their answer's pictures.
+const MAX_BYTES: usize = 256 << 20;
+
 /// `POST extra-single-image`
 pub(super) async fn resize(body: Bytes) -> Result<Json<Value>, ApiError> {
-    let resized = spawn_blocking(move || {
+    let resized = place().await?.read(move || {
         let fields = Fields::of(&body, &EXTRA_SINGLE)?;
         let text = fields.text("image").unwrap_or_default();
         Ok(json!({ "image": enlarged(&fields, "image", text)?, "html_info": "" }))
     });
-    resized.await.map_err(|_| internal())?.map(Json)
+    resized.await.map(Json)
 }
 
 /// `POST extra-batch-images`
 pub(super) async fn resize_all(body: Bytes) -> Result<Json<Value>, ApiError> {
-    let resized = spawn_blocking(move || {
+    let resized = place().await?.read(move || {
         let fields = Fields::of(&body, &EXTRA_BATCH)?;
         let list = fields.list("imageList");
         if list.len() > MAX_PICTURES {
             return Err(invalid("imageList", format!("{} pictures, the limit is {MAX_PICTURES}", list.len())));
         }
-        let one = |image: &Value| {
+        // Files are small whose pixels are alike; the answer holds all of them.
+        let mut left = MAX_BYTES;
+        let mut one = |image: &Value| {
             let text = image.get("data").and_then(Value::as_str);
-            enlarged(&fields, "imageList", text.ok_or_else(|| invalid("imageList", "an entry has no data"))?)
+            let text = text.ok_or_else(|| invalid("imageList", "an entry has no data"))?;
+            let file = enlarged(&fields, "imageList", text)?;
+            left =
+                left.checked_sub(file.len()).ok_or_else(|| invalid("imageList", "the answer is too large"))?;
+            Ok::<_, ApiError>(file)
         };
-        let images: Vec<String> = list.iter().map(one).collect::<Result<_, _>>()?;
+        let images: Vec<String> = list.iter().map(&mut one).collect::<Result<_, _>>()?;
         Ok(json!({ "images": images, "html_info": "" }))
     });
-    resized.await.map_err(|_| internal())?.map(Json)
+    resized.await.map(Json)
 }
 
 fn enlarged(fields: &Fields, param: &str, text: &str) -> Result<String, ApiError> {
@@ -86,7 +94,7 @@ fn resized(fields: &Fields, image: &RgbImage) -> Result<RgbImage, ApiError> {
 
 /// `POST png-info`
 pub(super) async fn read(body: Bytes) -> Result<Json<Value>, ApiError> {
-    let read = spawn_blocking(move || {
+    let read = place().await?.read(move || {
         let fields = Fields::of(&body, &PNG_INFO)?;
         let text = fields.text("image").unwrap_or_default();
         let texts = png_texts(&bytes("image", text)?).map_err(|e| invalid("image", e.to_string()))?;
@@ -94,7 +102,7 @@ pub(super) async fn read(body: Bytes) -> Result<Json<Value>, ApiError> {
         let info = items.get("parameters").and_then(Value::as_str).unwrap_or_default().to_owned();
         Ok(json!({ "info": info, "items": items, "parameters": parameters(&info) }))
     });
-    read.await.map_err(|_| internal())?.map(Json)
+    read.await.map(Json)
 }
 
 /// What a text says, with the keys of the web UIs' `parse_generation_parameters`.

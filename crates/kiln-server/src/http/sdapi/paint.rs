@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::blur::{Plane, fill};
 use super::fields::{Fields, invalid};
+use crate::ModelCard;
 use crate::http::error::ApiError;
-use crate::http::upload::{bytes, decode, picture};
+use crate::http::upload::{bytes, decode, picture, shrunk};
 
 /// An initial picture with its mask and strength, and the picture alone in the size of the drawing.
 pub(super) struct Ready(pub(super) Init, pub(super) RgbImage);
@@ -50,7 +51,9 @@ struct Region {
 const MASK_BLUR: f64 = 4.0;
 
 /// Reads what a call starts from.
-pub(super) fn task(fields: &Fields, size: Size, strength: f64) -> Result<Task, ApiError> {
+///
+/// With a mask the picture itself is kept: it waits in no more pixels than the model's limits allow.
+pub(super) fn task(fields: &Fields, model: &ModelCard, size: Size, strength: f64) -> Result<Task, ApiError> {
     let first = fields.list("init_images").first().and_then(Value::as_str);
     let text = first.or(fields.text("init_images")).unwrap_or_default();
     let fit = match fields.whole("resize_mode") {
@@ -67,6 +70,7 @@ pub(super) fn task(fields: &Fields, size: Size, strength: f64) -> Result<Task, A
             Ok(Task { init: Ready(init, image), paste: None })
         }
         Some(mask) => {
+            let image = shrunk(image, &model.limits);
             let mask = read_mask(fields, mask, image.size())?;
             masked(fields, image, mask, size, fit, strength)
         }

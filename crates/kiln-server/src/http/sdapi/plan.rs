@@ -78,7 +78,7 @@ impl Reader<'_> {
         match task {
             "txt2img" => request.hires = self.hires(size)?,
             _ => {
-                let Task { init: found, paste: behind } = paint::task(fields, size, STRENGTH)?;
+                let Task { init: found, paste: behind } = paint::task(fields, model, size, STRENGTH)?;
                 (init, paste) = (Some(found), behind);
             }
         }

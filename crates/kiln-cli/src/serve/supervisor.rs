@@ -1,0 +1,82 @@
+//! systemd, where it supervises the process (`sd_notify(3)`).
+
+#[cfg(unix)]
+pub(super) use systemd::*;
+
+#[cfg(unix)]
+mod systemd {
+    use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+    use std::thread;
+    use std::time::Duration;
+
+    use sd_notify::NotifyState;
+
+    /// How much longer the start may take, and how often that is said.
+    const MORE: Duration = Duration::from_secs(60);
+    const BEAT: Duration = Duration::from_secs(20);
+
+    /// A start, which may take long: models are compiled.
+    pub(in crate::serve) struct Starting(#[expect(dead_code, reason = "its end ends the thread")] Sender<()>);
+
+    impl Starting {
+        /// Asks for time until it is dropped.
+        pub(in crate::serve) fn begin() -> Starting {
+            let (sender, ended) = mpsc::channel::<()>();
+            let ask = move || {
+                loop {
+                    let more = u32::try_from(MORE.as_micros()).unwrap_or(u32::MAX);
+                    let _ = sd_notify::notify(&[NotifyState::ExtendTimeoutUsec(more)]);
+                    if ended.recv_timeout(BEAT) != Err(RecvTimeoutError::Timeout) {
+                        return;
+                    }
+                }
+            };
+            // Without the thread the start has the time that its unit gives.
+            let _ = thread::Builder::new().name("starting".into()).spawn(ask);
+            Starting(sender)
+        }
+    }
+
+    pub(in crate::serve) fn ready() {
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    }
+
+    pub(in crate::serve) fn stopping() {
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    }
+
+    pub(in crate::serve) fn lives() {
+        let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+    }
+
+    /// How often it wants to hear that the process lives.
+    pub(in crate::serve) fn beat() -> Option<Duration> {
+        sd_notify::watchdog_enabled().map(|limit| limit / 3)
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) use none::*;
+
+#[cfg(not(unix))]
+mod none {
+    use std::time::Duration;
+
+    pub(in crate::serve) struct Starting;
+
+    impl Starting {
+        pub(in crate::serve) fn begin() -> Starting {
+            Starting
+        }
+    }
+
+    pub(in crate::serve) fn ready() {}
+
+    pub(in crate::serve) fn stopping() {}
+
+    pub(in crate::serve) fn lives() {}
+
+    pub(in crate::serve) fn beat() -> Option<Duration> {
+        None
+    }
+}

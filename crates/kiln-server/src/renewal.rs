@@ -1,0 +1,62 @@
+//! What a server takes anew while it runs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kiln_runtime::bundle::Bundle;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::Service;
+use crate::config::ModelConfig;
+use crate::http::{App, Keys};
+use crate::models::{Model, Runtime};
+use crate::server::{ServerError, acceptor};
+
+/// Exchanges a server's models, keys and certificate. Cheap to clone.
+#[derive(Clone)]
+pub struct Renewer {
+    pub(crate) service: Service,
+    pub(crate) runtime: Runtime,
+    pub(crate) app: App,
+    pub(crate) tls: watch::Sender<Option<TlsAcceptor>>,
+}
+
+impl Renewer {
+    /// Asks for these keys, and shows this certificate with its private key, to whoever comes from now on. A fault changes
+    /// nothing. A server that asks for keys never ceases to, and none begins to.
+    pub fn access(&self, keys: Keys, tls: Option<&(PathBuf, PathBuf)>) -> Result<(), ServerError> {
+        if keys.is_empty() != self.app.keys().is_empty() {
+            return Err(ServerError::Keys);
+        }
+        let tls = acceptor(tls)?;
+        self.app.exchange_keys(keys);
+        self.tls.send_replace(tls);
+        Ok(())
+    }
+
+    /// Serves these models from now on; jobs that have begun end with the model that they began with. A fault changes nothing.
+    pub fn models(&self, models: &[(ModelConfig, Bundle)]) -> Result<(), ServerError> {
+        let opened = opened(models, &self.runtime, &self.service)?;
+        self.service.models().set(opened);
+        Ok(())
+    }
+}
+
+/// The models, those that are served already as they are.
+pub(crate) fn opened(
+    models: &[(ModelConfig, Bundle)],
+    runtime: &Runtime,
+    service: &Service,
+) -> Result<Vec<Arc<Model>>, ServerError> {
+    let open = |(config, bundle): &(ModelConfig, Bundle)| {
+        if let Some(known) = service.models().get(&config.name).filter(|known| known.is(config, bundle)) {
+            return Ok(known);
+        }
+        let opened = Model::open(config, bundle.clone(), runtime);
+        opened
+            .map(Arc::new)
+            .map_err(|source| ServerError::Model { name: config.name.clone(), source: Box::new(source) })
+    };
+    models.iter().map(open).collect()
+}
