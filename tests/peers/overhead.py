@@ -1,7 +1,7 @@
 """What `kiln serve` adds to the library's own time, one job at a time.
 
-`/metrics` sums the seconds of each phase over all jobs. `Begun`, `Stepped` and `Decoded` are the library's time;
-`Queued` is the server's. The sum of those three is read before and after each request, while nothing else is drawn,
+`/metrics` sums the seconds of each phase over all jobs. `preparing`, `denoising` and `decoding` are the library's time;
+`queued` is the server's. The sum of those three is read before and after each request, while nothing else is drawn,
 so that the difference is this one job's time in the library. The client's latency less this difference is all that
 the server adds: the connection, reading the request, the queue, the thread that draws, learning what previews look
 like, packing the answer. Requests are the Open Inference Protocol's, whose answers are pixels, so that no PNG is in

@@ -158,7 +158,7 @@ fn answers_are_measured_by_the_template_of_their_path() {
     server.get("/no/such/path").expect(404);
     let mut stream = server.connect();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").expect("a head");
-    let text = answer(&mut BufReader::new(stream.by_ref())).expect(200).text();
+    let text = answer(&mut BufReader::new(&stream)).expect(200).text();
     for part in ["route=\"/v1/jobs/{id}\",status=\"4xx\"", "route=\"other\",status=\"4xx\"", "pool=\"weights\""]
     {
         assert!(text.contains(part), "{part}: {text}");

@@ -13,6 +13,7 @@ use tracing::Span;
 
 use crate::Fault;
 use crate::spans::Spans;
+use crate::store::Store;
 
 /// Names a job; cannot be guessed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -154,6 +155,9 @@ pub struct Job {
     pub(crate) queued: Instant,
     pub(crate) cancel: CancelToken,
     is_stopped: AtomicBool,
+    /// Where it is written down, if it is.
+    store: Option<Arc<Store>>,
+    has_begun: AtomicBool,
     spans: Spans,
     status: watch::Sender<Status>,
 }
@@ -170,8 +174,30 @@ impl Job {
             queued: Instant::now(),
             cancel: CancelToken::new(),
             is_stopped: AtomicBool::new(false),
+            store: None,
+            has_begun: AtomicBool::new(false),
             status: watch::Sender::new(Status::default()),
         }
+    }
+
+    /// The same, written down in a store.
+    pub(crate) fn on_disk(self, store: &Arc<Store>) -> Job {
+        Job { store: Some(store.clone()), ..self }
+    }
+
+    /// Writes down that it begins to be drawn, before that can end the process.
+    pub(crate) fn begin(&self) {
+        if self.has_begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(Err(error)) = self.store.as_ref().map(|store| store.begin(&self.id)) {
+            tracing::error!(job = %self.id, "{error}");
+        }
+    }
+
+    /// Takes back that it has begun, as the server ends in order. Whether it had.
+    pub(crate) fn take_back(&self) -> bool {
+        self.has_begun.swap(false, Ordering::Relaxed)
     }
 
     /// What watchers see of it now.

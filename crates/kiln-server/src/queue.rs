@@ -23,7 +23,33 @@ struct Waiting {
     /// Clients in the order of their turns.
     turns: VecDeque<ClientId>,
     n: usize,
+    /// Places that are kept for jobs of each client which come at once.
+    kept: BTreeMap<ClientId, usize>,
     is_closed: bool,
+}
+
+/// A place in the queue; kept until a job takes it, or it is dropped.
+pub(crate) struct Place<'a> {
+    queue: &'a Queue,
+    client: ClientId,
+}
+
+impl Place<'_> {
+    /// Adds the job that it was kept for behind its client's others.
+    pub(crate) fn fill(self, job: Arc<Job>) {
+        self.queue.lock().push(job);
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.queue.lock();
+        match waiting.kept.get_mut(&self.client) {
+            Some(n) if *n > 1 => *n -= 1,
+            _ => drop(waiting.kept.remove(&self.client)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -41,17 +67,18 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job behind its client's others; false where the queue, or the client's share of it, is full.
-    pub(crate) fn push(&self, job: Arc<Job>, share: usize) -> bool {
+    /// Keeps a place for a job of a client; none where the queue, or the client's share of it, is full.
+    pub(crate) fn place(&self, client: &ClientId, share: usize) -> Option<Place<'_>> {
         let mut waiting = self.lock();
-        let of_client = waiting.by_client.get(&job.client).map_or(0, VecDeque::len);
-        if waiting.n >= self.capacity || of_client >= share {
-            return false;
+        let kept = waiting.kept.get(client).copied().unwrap_or_default();
+        let of_client = waiting.by_client.get(client).map_or(0, VecDeque::len) + kept;
+        let n = waiting.n + waiting.kept.values().sum::<usize>();
+        if n >= self.capacity || of_client >= share {
+            return None;
         }
-        waiting.push(job);
+        waiting.kept.insert(client.clone(), kept + 1);
         drop(waiting);
-        self.changed.notify_all();
-        true
+        Some(Place { queue: self, client: client.clone() })
     }
 
     /// Puts back jobs that were taken before, whatever the capacity.
@@ -88,9 +115,9 @@ impl Queue {
         waiting.overtake(&ahead).then(|| waiting.take(&id)).flatten()
     }
 
-    /// Takes a job out.
+    /// Takes a job out that nobody wants any more, which is no turn of its client's.
     pub(crate) fn remove(&self, id: &JobId) -> Option<Arc<Job>> {
-        self.lock().take(id)
+        self.lock().take_out(id)
     }
 
     /// All jobs in the order of their turns.
@@ -138,17 +165,24 @@ impl Waiting {
 
     /// Takes a job out; its client's turn is over.
     fn take(&mut self, id: &JobId) -> Option<Arc<Job>> {
+        let job = self.take_out(id)?;
+        if let Some(at) = self.turns.iter().position(|client| *client == job.client) {
+            let client = self.turns.remove(at)?;
+            self.turns.push_back(client);
+        }
+        Some(job)
+    }
+
+    fn take_out(&mut self, id: &JobId) -> Option<Arc<Job>> {
         let find = |entries: &VecDeque<Entry>| entries.iter().position(|entry| entry.job.id == *id);
         let (client, at) =
             self.by_client.iter().find_map(|(client, entries)| Some((client.clone(), find(entries)?)))?;
         let entries = self.by_client.get_mut(&client)?;
         let entry = entries.remove(at)?;
-        let is_empty = entries.is_empty();
         self.n -= 1;
-        self.turns.retain(|other| *other != client);
-        match is_empty {
-            true => drop(self.by_client.remove(&client)),
-            false => self.turns.push_back(client),
+        if entries.is_empty() {
+            self.by_client.remove(&client);
+            self.turns.retain(|other| *other != client);
         }
         Some(entry.job)
     }
@@ -162,5 +196,41 @@ impl Waiting {
         }
         entries.iter_mut().for_each(|entry| entry.overtaken += 1);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_runtime::Request;
+
+    use super::*;
+    use crate::Spec;
+
+    fn job(client: &str) -> Arc<Job> {
+        let spec = Spec { model: "shapes".into(), request: Request::new("a star"), loras: Vec::new() };
+        Arc::new(Job::new(JobId::random(), spec, ClientId(client.into()), 1.0))
+    }
+
+    #[test]
+    fn a_job_that_is_cancelled_costs_its_client_no_turn() {
+        let queue = Queue::new(9);
+        let jobs = [job("ann"), job("ann"), job("bob")];
+        queue.restore(jobs.clone());
+        queue.remove(&jobs[0].id).expect("a job");
+        let next = || queue.next(Duration::ZERO).map(|job| job.client.0.clone());
+        assert_eq!([next(), next(), next()], [Some("ann".into()), Some("bob".into()), None]);
+    }
+
+    #[test]
+    fn places_are_kept_until_they_are_filled_or_given_up() {
+        let queue = Queue::new(2);
+        let (ann, bob) = (ClientId("ann".into()), ClientId("bob".into()));
+        let place = queue.place(&ann, 1).expect("a place");
+        assert!(queue.place(&ann, 1).is_none());
+        let other = queue.place(&bob, 1).expect("a place");
+        assert!(queue.place(&ClientId("cy".into()), 1).is_none());
+        drop(other);
+        place.fill(job("ann"));
+        assert!(queue.place(&ann, 1).is_none() && queue.place(&bob, 1).is_some());
     }
 }

@@ -131,6 +131,7 @@ impl Server {
             let _inside = tokio.enter();
             keeper.reopen()?;
             Keeper::prune_now_and_then(&keeper);
+            Keeper::probe_now_and_then(&keeper);
         }
         let app = App::new(http::Shared {
             service: service.clone(),

@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::estimate::Speeds;
 use crate::metrics::{End, Memory, Metrics, Moment, Refused};
 use crate::models::Models;
-use crate::queue::Queue;
+use crate::queue::{Place, Queue};
+use crate::store::Store;
 use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Spec};
 
 /// Why a job was not taken.
@@ -35,6 +38,7 @@ pub(crate) struct Shared {
     /// All jobs that somebody may still ask for.
     jobs: Mutex<HashMap<JobId, Arc<Job>>>,
     share: usize,
+    closed: watch::Sender<bool>,
 }
 
 /// Least and most seconds after which a client should try again.
@@ -50,6 +54,7 @@ impl Service {
             metrics: Metrics::new(),
             jobs: Mutex::default(),
             share,
+            closed: watch::Sender::new(false),
         }))
     }
 
@@ -76,7 +81,8 @@ impl Service {
     /// Takes a job.
     pub fn submit(&self, mut spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
         let cost = self.check(&mut spec)?;
-        self.submit_checked(Job::new(JobId::random(), spec, client, cost))
+        let place = self.place(&client)?;
+        Ok(self.fill(place, Job::new(JobId::random(), spec, client, cost)))
     }
 
     /// Fills in what the model's configuration says, and refuses what will not be taken; what it costs.
@@ -87,16 +93,20 @@ impl Service {
         model.accept(spec).map_err(|fault| self.counted(Refusal::Invalid(fault)))
     }
 
-    /// Takes a job that was checked.
-    pub(crate) fn submit_checked(&self, job: Job) -> Result<Arc<Job>, Refusal> {
+    /// Keeps a place for a job of a client.
+    pub(crate) fn place(&self, client: &ClientId) -> Result<Place<'_>, Refusal> {
+        if self.is_closed() {
+            return Err(self.counted(Refusal::Ending));
+        }
+        let place = self.0.queue.place(client, self.0.share);
+        place.ok_or_else(|| self.counted(Refusal::Full(self.retry_after())))
+    }
+
+    /// Takes a job that was checked, for which a place was kept.
+    pub(crate) fn fill(&self, place: Place<'_>, job: Job) -> Arc<Job> {
         let job = self.enter(job);
-        let refusal = match self.0.queue.is_closed() {
-            true => Refusal::Ending,
-            false if self.0.queue.push(job.clone(), self.0.share) => return Ok(job),
-            false => Refusal::Full(self.retry_after()),
-        };
-        self.forget(&job.id);
-        Err(self.counted(refusal))
+        place.fill(job.clone());
+        job
     }
 
     fn counted(&self, refusal: Refusal) -> Refusal {
@@ -110,9 +120,15 @@ impl Service {
     }
 
     /// Takes a job that was taken before the last end, whatever waits.
-    pub(crate) fn restore(&self, id: JobId, mut spec: Spec, client: ClientId) -> Result<Arc<Job>, Refusal> {
+    pub(crate) fn restore(
+        &self,
+        id: JobId,
+        mut spec: Spec,
+        client: ClientId,
+        store: &Arc<Store>,
+    ) -> Result<Arc<Job>, Refusal> {
         let cost = self.check(&mut spec)?;
-        let job = self.enter(Job::new(id, spec, client, cost));
+        let job = self.enter(Job::new(id, spec, client, cost).on_disk(store));
         self.0.queue.restore([job.clone()]);
         Ok(job)
     }
@@ -126,6 +142,17 @@ impl Service {
     /// Whether no more jobs are taken.
     pub fn is_closed(&self) -> bool {
         self.0.queue.is_closed()
+    }
+
+    /// Waits until no more jobs are taken.
+    pub(crate) async fn closed(&self) {
+        let _ = self.0.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
+    /// Whether a job is left for the next start, as the server ends before it is drawn.
+    pub(crate) fn leaves(&self, job: &Job) -> bool {
+        let phase = job.status().phase;
+        self.is_closed() && !job.was_stopped() && matches!(phase, Phase::Queued | Phase::Cancelled)
     }
 
     /// A job by its name.
@@ -211,6 +238,7 @@ impl Service {
     /// Gives out no job any more, and gives those that wait.
     pub fn close(&self) -> Vec<Arc<Job>> {
         self.0.queue.close();
+        self.0.closed.send_replace(true);
         self.0.queue.jobs()
     }
 

@@ -85,7 +85,9 @@ fn server_metadata() -> ServerMetadataResponse {
 }
 
 fn model_ready(inference: &Inference, asked: &ModelRequest) -> ModelReadyResponse {
-    ModelReadyResponse { ready: inference.model(&asked.name, &asked.version).is_ok() }
+    ModelReadyResponse {
+        ready: inference.check_ready().is_ok() && inference.model(&asked.name, &asked.version).is_ok(),
+    }
 }
 
 fn model_metadata(inference: &Inference, asked: &ModelRequest) -> Result<ModelMetadataResponse, ApiError> {

@@ -18,7 +18,8 @@ use crate::{Load, Memory, Refusal};
 pub(super) fn routes() -> Routes<App> {
     let own = || [("name", text()), ("status", one_of(&Load::NAMES)), ("preload", flag())];
     let models = list(partly(own(), [("error", text())]));
-    let state = object([("ready", flag()), ("models", models), ("queued", whole()), ("drawing", whole())]);
+    let (queued, drawing) = (("queued", whole()), ("drawing", whole()));
+    let state = object([("ready", flag()), ("storage", flag()), ("models", models), queued, drawing]);
     let [name, status, preload] = own();
     let model = partly([name, status, preload, ("ready", flag())], [("error", text())]);
     let metrics = op("What Prometheus reads").answers(200, METRICS, text());
@@ -43,14 +44,16 @@ pub(super) async fn live() -> Json<Value> {
 }
 
 /// The models, and how much waits for them; 503 until those that are loaded with the server are, and while one of them cannot
-/// be.
+/// be, and while jobs cannot be written down.
 pub(super) async fn ready(State(app): State<App>) -> Response {
     let (waiting, drawn) = app.service.depth();
     let models = app.service.models().list();
     let mut preloaded = models.iter().filter(|model| model.card.preload);
-    let is_ready = !app.service.is_closed() && !models.is_empty() && preloaded.all(|model| is_ready(model));
+    let is_sound = app.keeper.store().is_sound();
+    let can_draw = !models.is_empty() && preloaded.all(|model| is_ready(model));
+    let is_ready = !app.service.is_closed() && is_sound && can_draw;
     let models: Vec<Value> = models.iter().map(|model| describe(model)).collect();
-    let body = json!({ "ready": is_ready, "models": models, "queued": waiting, "drawing": drawn });
+    let body = json!({ "ready": is_ready, "storage": is_sound, "models": models, "queued": waiting, "drawing": drawn });
     answer(is_ready, body)
 }
 

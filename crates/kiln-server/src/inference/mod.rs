@@ -55,7 +55,7 @@ impl Inference {
     /// Refuses while the server ends.
     pub(crate) fn check_ready(&self) -> Result<(), ApiError> {
         match self.app.service.is_closed() {
-            true => Err(Refusal::Ending.into()),
+            true => Err(ApiError { status: StatusCode::SERVICE_UNAVAILABLE, ..Refusal::Ending.into() }),
             false => Ok(()),
         }
     }

@@ -75,6 +75,19 @@ impl Files {
         names.iter().for_each(|name| drop(fs::remove_file(self.folder.join(name))));
     }
 
+    /// Bytes of files.
+    pub(super) fn sizes(&self, names: &[String]) -> u64 {
+        names.iter().map(|name| self.size(name)).sum()
+    }
+
+    /// Removes all files of a job, whatever their names.
+    pub(super) fn remove_all(&self, id: &JobId) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let of_job = |name: &String| name.split_once('-').is_some_and(|(of, _)| of == id.as_str());
+        self.remove(&names.filter(of_job).collect::<Vec<_>>());
+    }
+
     /// Removes what belongs to none of the jobs that a crash has left, and gives the number of files. Files that no job has
     /// named stay.
     pub(super) fn sweep(&self, known: &HashSet<String>, spared: &HashSet<String>) -> Result<usize, StoreError> {

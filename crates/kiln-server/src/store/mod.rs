@@ -5,29 +5,40 @@
 //! called done. What had not ended when the process did is drawn anew. Files that a crash has left without a record are
 //! removed at the next start.
 
+mod database;
 mod files;
 mod record;
+mod tables;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kiln_runtime::image::RgbImage;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::ReadableTable;
 
-use crate::{Fault, FaultKind, JobId, Spec};
+use crate::{ClientId, Fault, FaultKind, JobId, Spec};
+use database::{Database, Opener};
 use files::Files;
 pub use files::Source;
-use record::picture_file;
 pub use record::{Ending, Record, Retention};
+use record::{VERSION, picture_file};
+use tables::{JOBS, KEYS, NUMBERS};
 
-const JOBS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("jobs");
-/// Job by client and idempotency key.
-const KEYS: TableDefinition<'_, &str, &str> = TableDefinition::new("keys");
-
-/// How often a job is begun before it is given up: a job that ends the process must not do so for ever.
+/// How often a process may end while it draws a job before the job is given up: it must not end processes for ever.
 const MAX_ATTEMPTS: u32 = 3;
+
+/// Bytes that are written to find out whether the disk takes any.
+const PROBE: usize = 1 << 18;
+
+/// The file for them.
+const PROBE_FILE: &str = "probe";
+
+/// Bytes of a database that are worth to be given back where three quarters of it are unused.
+const SPARE: u64 = 16 << 20;
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,11 +61,29 @@ pub enum StoreError {
     },
 }
 
+/// What became of a job that was to be written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is.
+    New,
+    /// Its sender has sent it before, as this one.
+    Known(JobId),
+    /// Its sender has sent another one under the same key.
+    Reused,
+}
+
 /// Jobs on disk.
 pub struct Store {
     database: Database,
     path: PathBuf,
     files: Files,
+    is_sound: AtomicBool,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 /// Seconds since 1970.
@@ -65,135 +94,136 @@ pub fn now() -> u64 {
 impl Store {
     /// Opens or makes the store in a folder, which one process at a time can have.
     pub fn open(folder: &Path) -> Result<Store, StoreError> {
+        let path = folder.join("jobs.redb");
+        Store::open_with(folder, Box::new(move || redb::Database::create(&path)))
+    }
+
+    fn open_with(folder: &Path, opener: Opener) -> Result<Store, StoreError> {
         let files = Files::open(folder.join("pictures"))?;
         let path = folder.join("jobs.redb");
-        let database = Database::create(&path).map_err(|e| StoreError::Database {
-            path: path.clone(),
-            reason: match e {
-                redb::DatabaseError::DatabaseAlreadyOpen => "another process serves from this folder".into(),
-                other => other.to_string(),
-            },
-        })?;
-        let mut store = Store { database, path, files };
-        store.write(|transaction| {
-            transaction.open_table(JOBS)?;
-            transaction.open_table(KEYS)?;
-            Ok(())
-        })?;
+        let database = Database::open(path.clone(), opener)?;
+        let store = Store { database, path, files, is_sound: AtomicBool::new(true) };
+        store.write(tables::make)?;
         store.tidy()?;
         Ok(store)
     }
 
-    /// Moves pictures out of records that hold them, as they once did, and removes files that belong to no job. Says which
-    /// records cannot be read; they stay, with their files.
-    fn tidy(&mut self) -> Result<(), StoreError> {
-        let (mut known, mut spared, mut n_moved) = (HashSet::new(), HashSet::new(), 0);
-        for id in self.ids()? {
-            match self.read_record(&id)? {
-                Some(Ok(mut record)) => {
-                    if record.holds_pictures() {
-                        self.files.put_away(&record.id, &mut record.spec.request)?;
-                        self.write(|transaction| put(transaction, &record))?;
-                        n_moved += 1;
-                    }
-                    known.extend(record.files());
-                }
-                Some(Err(reason)) => {
-                    tracing::warn!(job = id, "its record cannot be read, and stays as it is: {reason}");
-                    spared.insert(id);
-                }
-                None => {}
+    /// Takes over records of older forms, which had no index and may hold pictures, and removes files that belong to no job.
+    /// Says which records cannot be read; they stay, with their files.
+    fn tidy(&self) -> Result<(), StoreError> {
+        let (mut known, mut spared) = (HashSet::new(), HashSet::new());
+        for mut record in self.all()? {
+            if record.is_torn {
+                tracing::warn!(job = %record.id, "its record cannot be read, and stays as it is");
+                self.write(|transaction| tables::list(transaction, &record))?;
+                spared.insert(record.id.to_string());
+            } else if record.version < VERSION {
+                self.take_over(&mut record)?;
             }
-        }
-        if n_moved > 0 {
-            tracing::info!("the pictures of {n_moved} jobs lie in files now");
-            self.database.compact().map_err(|e| self.error(&e.into()))?;
+            known.extend(record.files());
         }
         let n_left = self.files.sweep(&known, &spared)?;
         if n_left > 0 {
             tracing::info!("{n_left} files of jobs that are not known are removed");
         }
+        self.compact()
+    }
+
+    fn take_over(&self, record: &mut Record) -> Result<(), StoreError> {
+        if record.holds_pictures() {
+            self.files.put_away(&record.id, &mut record.spec.request)?;
+        }
+        // Jobs that only waited were counted too.
+        record.attempts = 0;
+        let bytes = self.files.sizes(&record.files());
+        self.write(|transaction| {
+            let sequence = tables::next_number(transaction)?;
+            tables::put(transaction, &Record { sequence, ..record.clone() }, bytes)
+        })
+    }
+
+    /// Gives the database's unused pages back where they are most of it.
+    fn compact(&self) -> Result<(), StoreError> {
+        let size = std::fs::metadata(&self.path).map_or(0, |file| file.len());
+        if size < SPARE {
+            return Ok(());
+        }
+        let used = self.write(|transaction| {
+            let stats = transaction.stats()?;
+            Ok(stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes())
+        })?;
+        if used < size / 4 { self.database.compact() } else { Ok(()) }
+    }
+
+    /// Whether the disk has taken what was written last.
+    pub fn is_sound(&self) -> bool {
+        self.is_sound.load(Ordering::Relaxed)
+    }
+
+    /// Finds out whether the disk takes something again.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let written = self.files.write(PROBE_FILE, &vec![1; PROBE]);
+        self.files.remove(&[PROBE_FILE.to_owned()]);
+        written?;
+        self.write(|transaction| {
+            transaction.open_table(NUMBERS)?.insert(PROBE_FILE, now())?;
+            Ok(())
+        })?;
+        self.is_sound.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    fn ids(&self) -> Result<Vec<String>, StoreError> {
-        self.read(|transaction| {
-            let jobs = transaction.open_table(JOBS)?;
-            let mut ids = Vec::new();
-            for entry in jobs.iter()? {
-                ids.push(entry?.0.value().to_owned());
-            }
-            Ok(ids)
-        })
-    }
-
-    fn read_record(&self, id: &str) -> Result<Option<Result<Record, serde_json::Error>>, StoreError> {
-        self.read(|transaction| {
-            let jobs = transaction.open_table(JOBS)?;
-            Ok(jobs.get(id)?.map(|bytes| serde_json::from_slice(bytes.value())))
-        })
-    }
-
-    fn error(&self, error: &redb::Error) -> StoreError {
-        StoreError::Database { path: self.path.clone(), reason: error.to_string() }
+    /// Keeps in mind that something went wrong.
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        result.inspect_err(|_| self.is_sound.store(false, Ordering::Relaxed))
     }
 
     fn write<T>(
         &self,
-        work: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
+        work: impl Fn(&redb::WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
-        let work = || {
-            let transaction = self.database.begin_write()?;
-            let made = work(&transaction)?;
-            transaction.commit()?;
-            Ok(made)
-        };
-        work().map_err(|e: redb::Error| self.error(&e))
+        self.noted(self.database.write(work))
     }
 
     fn read<T>(
         &self,
-        work: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>,
+        work: impl Fn(&redb::ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
-        let work = || work(&self.database.begin_read()?);
-        work().map_err(|e: redb::Error| self.error(&e))
+        self.noted(self.database.read(work))
     }
 
-    /// Writes a new job down, unless its sender has sent one under the same key before; that one then.
-    pub fn add(&self, mut record: Record) -> Result<Option<JobId>, StoreError> {
+    /// Writes a new job down, unless its sender has sent one under the same key before.
+    pub fn add(&self, mut record: Record) -> Result<Added, StoreError> {
         if let Some(known) = self.known(&record)? {
-            return Ok(Some(known));
+            return Ok(known);
         }
-        self.files.put_away(&record.id, &mut record.spec.request)?;
+        self.noted(self.files.put_away(&record.id, &mut record.spec.request))?;
         let added = self.write(|transaction| {
-            let mut keys = transaction.open_table(KEYS)?;
-            if let Some(key) = record.key() {
-                if let Some(known) = keys.get(&*key)?.and_then(|id| JobId::parse(id.value())) {
-                    return Ok(Some(known));
-                }
-                keys.insert(&*key, record.id.as_str())?;
+            let known = known(&transaction.open_table(KEYS)?, &transaction.open_table(JOBS)?, &record)?;
+            if let Some(known) = known {
+                return Ok(known);
             }
-            put(transaction, &record)?;
-            Ok(None)
+            if let Some(key) = record.key() {
+                transaction.open_table(KEYS)?.insert(&*key, record.id.as_str())?;
+            }
+            let sequence = tables::next_number(transaction)?;
+            tables::put(transaction, &Record { sequence, ..record.clone() }, 0)?;
+            Ok(Added::New)
         });
-        if !matches!(added, Ok(None)) {
+        if !matches!(added, Ok(Added::New)) {
             self.files.remove(&record.files());
         }
         added
     }
 
-    /// The job that its sender has sent under the same key.
-    fn known(&self, record: &Record) -> Result<Option<JobId>, StoreError> {
-        let Some(key) = record.key() else { return Ok(None) };
-        self.read(|transaction| {
-            let known = transaction.open_table(KEYS)?.get(&*key)?;
-            Ok(known.and_then(|id| JobId::parse(id.value())))
-        })
+    /// What its sender has sent before under the same key.
+    pub fn known(&self, record: &Record) -> Result<Option<Added>, StoreError> {
+        self.read(|transaction| known(&transaction.open_table(KEYS)?, &transaction.open_table(JOBS)?, record))
     }
 
     /// A job by its name.
     pub fn get(&self, id: &JobId) -> Result<Option<Record>, StoreError> {
-        Ok(self.read_record(id.as_str())?.and_then(Result::ok))
+        self.read(|transaction| tables::get(&transaction.open_table(JOBS)?, id.as_str()))
     }
 
     /// What a job is to draw, with its pictures.
@@ -205,24 +235,52 @@ impl Store {
 
     /// All jobs, the oldest first.
     pub fn all(&self) -> Result<Vec<Record>, StoreError> {
-        let mut records: Vec<Record> = self.read(|transaction| {
+        let mut records = self.read(|transaction| {
             let jobs = transaction.open_table(JOBS)?;
             let mut records = Vec::new();
             for entry in jobs.iter()? {
-                records.extend(serde_json::from_slice::<Record>(entry?.1.value()).ok());
+                let (id, text) = entry?;
+                records.extend(Record::read(id.value(), text.value()));
             }
             Ok(records)
         })?;
-        records.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+        records.sort_by(|a, b| (a.sequence, a.created, &a.id).cmp(&(b.sequence, b.created, &b.id)));
         Ok(records)
     }
 
-    /// Writes down how a job ended; pictures are on disk before.
+    /// The newest jobs of a client, the last one first, of those before a sequence number.
+    pub fn newest(&self, client: &ClientId, before: u64, limit: usize) -> Result<Vec<Record>, StoreError> {
+        self.read(|transaction| tables::newest(transaction, client, before, limit))
+    }
+
+    /// Writes down how a job ended; its pictures are on disk before. Those of a job that has none, or that was forgotten
+    /// meanwhile, are removed.
     pub fn end(&self, id: &JobId, ending: Ending) -> Result<(), StoreError> {
-        self.change(id, |record| {
-            record.ending = ending;
+        let has_pictures = matches!(ending, Ending::Done { .. });
+        let record = self.change(id, |record| {
+            record.ending = ending.clone();
             record.ended = Some(now());
-        })
+        })?;
+        match record {
+            None => self.files.remove_all(id),
+            Some(record) if !has_pictures => self.files.remove(&record.pictures().collect::<Vec<_>>()),
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Writes down that a job begins to be drawn.
+    pub fn begin(&self, id: &JobId) -> Result<(), StoreError> {
+        let begin = |record: &mut Record| {
+            record.begun = true;
+            record.attempts += 1;
+        };
+        self.change(id, begin).map(drop)
+    }
+
+    /// Takes back that a job was begun, as the process ends in order before it is drawn.
+    pub fn pardon(&self, id: &JobId) -> Result<(), StoreError> {
+        self.change(id, |record| record.attempts = record.attempts.saturating_sub(1)).map(drop)
     }
 
     /// Forgets a job and its pictures.
@@ -231,30 +289,29 @@ impl Store {
         self.forget(&record)
     }
 
-    fn change(&self, id: &JobId, change: impl FnOnce(&mut Record)) -> Result<(), StoreError> {
-        let Some(mut record) = self.get(id)? else { return Ok(()) };
-        change(&mut record);
-        self.write(|transaction| put(transaction, &record))
+    /// The changed record of a job that has not ended, if it is known.
+    fn change(&self, id: &JobId, change: impl Fn(&mut Record)) -> Result<Option<Record>, StoreError> {
+        self.write(|transaction| {
+            let record = tables::get(&transaction.open_table(JOBS)?, id.as_str())?;
+            let Some(mut record) = record.filter(|record| !record.is_torn) else { return Ok(None) };
+            if record.ending == Ending::Open {
+                change(&mut record);
+                tables::put(transaction, &record, self.files.sizes(&record.files()))?;
+            }
+            Ok(Some(record))
+        })
     }
 
-    /// The jobs to draw after a start. One that was begun too often is failed instead.
+    /// The jobs to draw after a start: those that were begun first, each in the order in which they came. One that ended
+    /// the process too often is failed instead.
     pub fn reopen(&self) -> Result<Vec<Record>, StoreError> {
         let open = self.all()?.into_iter().filter(|record| record.ending == Ending::Open);
-        let mut left = Vec::new();
-        for mut record in open {
-            record.attempts += 1;
-            match record.attempts >= MAX_ATTEMPTS {
-                true => {
-                    let message = format!("the server ended {MAX_ATTEMPTS} times while this job was open");
-                    let fault = Fault::new(FaultKind::Interrupted, message);
-                    self.end(&record.id, Ending::Failed { fault })?;
-                }
-                false => {
-                    self.write(|transaction| put(transaction, &record))?;
-                    left.push(record);
-                }
-            }
+        let (given_up, mut left): (Vec<_>, Vec<_>) = open.partition(|record| record.attempts >= MAX_ATTEMPTS);
+        for record in given_up {
+            let message = format!("the server ended {MAX_ATTEMPTS} times while this job was drawn");
+            self.end(&record.id, Ending::Failed { fault: Fault::new(FaultKind::Interrupted, message) })?;
         }
+        left.sort_by_key(|record| (!record.begun, record.sequence));
         Ok(left)
     }
 
@@ -262,7 +319,7 @@ impl Store {
     pub fn save(&self, id: &JobId, index: usize, image: &RgbImage, infotext: &str) -> Result<(), StoreError> {
         let name = picture_file(id, index);
         let file = crate::http::png(image, infotext).map_err(|e| self.files.error(&name, e))?;
-        self.files.write(&name, &file)
+        self.noted(self.files.write(&name, &file))
     }
 
     /// The PNG file of a picture.
@@ -278,14 +335,11 @@ impl Store {
     /// Forgets jobs that have ended and are too old, and the oldest beyond the bytes that are kept.
     pub fn prune(&self, retention: Retention) -> Result<usize, StoreError> {
         let oldest = now().saturating_sub(retention.age.as_secs());
-        let mut ended: Vec<Record> = self.all()?.into_iter().filter(|r| r.ending != Ending::Open).collect();
-        ended.sort_by_key(|record| std::cmp::Reverse(record.ended));
-        let mut bytes = 0u64;
-        let mut n_gone = 0;
-        for record in &ended {
-            bytes += record.files().iter().map(|name| self.files.size(name)).sum::<u64>();
-            if bytes > retention.bytes || record.ended.is_some_and(|ended| ended < oldest) {
-                self.forget(record)?;
+        let (mut sum, mut n_gone) = (0u64, 0);
+        for (id, ended, bytes) in self.read(tables::ended)? {
+            sum = sum.saturating_add(bytes);
+            if sum > retention.bytes || ended < oldest {
+                self.delete(&id)?;
                 n_gone += 1;
             }
         }
@@ -293,23 +347,28 @@ impl Store {
     }
 
     fn forget(&self, record: &Record) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            transaction.open_table(JOBS)?.remove(record.id.as_str())?;
-            if let Some(key) = record.key() {
-                transaction.open_table(KEYS)?.remove(&*key)?;
-            }
-            Ok(())
-        })?;
-        self.files.remove(&record.files());
+        self.write(|transaction| tables::remove(transaction, record))?;
+        match record.is_torn {
+            true => self.files.remove_all(&record.id),
+            false => self.files.remove(&record.files()),
+        }
         Ok(())
     }
 }
 
-fn put(transaction: &redb::WriteTransaction, record: &Record) -> Result<(), redb::Error> {
-    let bytes = serde_json::to_vec(record).map_err(|e| redb::Error::Io(io::Error::other(e)))?;
-    transaction.open_table(JOBS)?.insert(record.id.as_str(), &*bytes)?;
-    Ok(())
+/// The job that its sender has sent under the same key.
+fn known(
+    keys: &impl ReadableTable<&'static str, &'static str>,
+    jobs: &impl ReadableTable<&'static str, &'static [u8]>,
+    record: &Record,
+) -> Result<Option<Added>, redb::Error> {
+    let Some(key) = record.key() else { return Ok(None) };
+    let known = keys.get(&*key)?.map(|id| tables::get(jobs, id.value())).transpose()?.flatten();
+    Ok(known.map(|known| match known.digest.is_none() || known.digest == record.digest {
+        true => Added::Known(known.id),
+        false => Added::Reused,
+    }))
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

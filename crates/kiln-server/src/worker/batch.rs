@@ -87,6 +87,7 @@ impl<'a> Batch<'a> {
 
     fn begin(&self, session: &mut Session<'_>, members: &mut Vec<Member>, job: Arc<Job>) {
         let job = Begun(job);
+        job.begin();
         job.enter(Phase::Loading);
         self.shared.metrics.waited(&self.model, job.age());
         let watch = Watch::new().cancel(&job.cancel);

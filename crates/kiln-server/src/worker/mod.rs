@@ -147,6 +147,7 @@ impl Desk {
             job.enter(Phase::Failed(Fault::new(FaultKind::Model, message)));
             return Ok(());
         }
+        job.begin();
         job.enter(Phase::Loading);
         let (shared, options) = (self.shared.clone(), self.options);
         let before = model.readiness.load();

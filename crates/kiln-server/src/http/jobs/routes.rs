@@ -1,10 +1,13 @@
 //! The paths of kiln's own API.
 
+use utoipa::openapi::schema::Type;
+
 use super::asked::BODY;
-use super::{cancel, create, delete, events, list as list_jobs, show, show_picture};
+use super::events::events;
+use super::{cancel, create, delete, list as list_jobs, page, show, show_picture};
 use crate::http::App;
 use crate::http::openapi::shape::{
-    Shape, any_object, event, list, map, number, object, one_of, or_null, partly, text, whole,
+    Shape, any_object, event, flag, list, map, number, object, of, one_of, or_null, partly, text, whole,
 };
 use crate::http::openapi::{Routes, binary, op};
 use crate::http::{options, settings};
@@ -16,17 +19,19 @@ pub(in crate::http) fn routes() -> Routes<App> {
     let create_op = op("Takes a job").json(&BODY).answers(202, "application/json", job());
     let create_op = create_op.header("Idempotency-Key", "who sends one twice gets the same job", key());
     let listed = object([("jobs", list(job()))]);
-    let cancelled = object([("id", text()), ("status", one_of(&["cancelled"]))]);
+    let create_op = create_op.refuses(422);
+    let list_op = op("The newest jobs").query("limit", "number of jobs; 200 by default", page_limit());
+    let list_op = list_op.query("before", "the id of a job: those that came before it", job_id());
     let events_op = op("Follows a job by server-sent events").answers(200, "text/event-stream", event());
     Routes::new("kiln")
         .post("/v1/jobs", create, create_op.draws())
-        .get("/v1/jobs", list_jobs, op("The newest jobs").ok(listed))
+        .get("/v1/jobs", list_jobs, list_op.ok(listed))
         .get("/v1/jobs/{id}", show, op("A job").ok(job()))
         .delete("/v1/jobs/{id}", delete, op("Cancels and forgets a job").answers_empty(204))
         .post(
             "/v1/jobs/{id}/cancel",
             cancel,
-            op("Cancels a job").answers(202, "application/json", cancelled).refuses(409),
+            op("Stops a job before its next step").answers(202, "application/json", job()).refuses(409),
         )
         .get("/v1/jobs/{id}/events", events, events_op)
         .get(
@@ -43,9 +48,16 @@ pub(in crate::http) fn routes() -> Routes<App> {
         .get("/v1/options", options::show, op("What requests can choose from").ok(choices()))
 }
 
+fn page_limit() -> Shape {
+    of(Type::Integer).minimum(Some(1)).maximum(Some(page::MAX)).into()
+}
+
+fn job_id() -> Shape {
+    of(Type::String).pattern(Some("^[0-9a-f]{32}$")).into()
+}
+
 fn key() -> Shape {
-    use utoipa::openapi::schema::{ObjectBuilder, Type};
-    let plain = ObjectBuilder::new().schema_type(Type::String).max_length(Some(super::MAX_KEY));
+    let plain = of(Type::String).max_length(Some(super::MAX_KEY));
     plain.pattern(Some("^[!-~]([ -~]*[!-~])?$")).into()
 }
 
@@ -62,6 +74,7 @@ fn job() -> Shape {
             ("pictures", list(text())),
         ],
         [
+            ("is_cancelled", flag()),
             ("ended", whole()),
             ("position", whole()),
             ("remaining_seconds", number()),

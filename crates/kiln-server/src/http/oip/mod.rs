@@ -27,7 +27,7 @@ const HEADER_LENGTH: &str = "inference-header-content-length";
 /// All paths.
 pub(super) fn routes() -> Routes<Inference> {
     let is_ready =
-        || op("Whether the server takes requests").ok(object([("ready", flag())])).refuses(429).open();
+        || op("Whether the server takes requests").ok(object([("ready", flag())])).refuses(503).open();
     let mut routes = Routes::new("Open Inference Protocol")
         .get("/v2", server, op("The server").ok(document::server()))
         .get(
@@ -46,7 +46,7 @@ pub(super) fn routes() -> Routes<Inference> {
             .get(
                 &path("ready"),
                 models::ready,
-                op("Whether a model can be drawn with").ok(is_ready).refuses(429),
+                op("Whether a model can be drawn with").ok(is_ready).refuses(503),
             )
             .get(&path("config"), models::config, op("A model's configuration").ok(document::config()))
             .get(&path("stats"), models::statistics, op("What a model has drawn").ok(document::statistics()))
