@@ -1,0 +1,71 @@
+//! Work on several threads, which the caller brings.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A pool of threads. Kernels start no thread themselves.
+pub trait Parallel: Sync {
+    /// How many calls of a task can run at once, at least 1. Scratch is asked for by this number.
+    fn lanes(&self) -> usize;
+
+    /// Calls `task` `n` times, as far as it can at once, and returns when all calls have.
+    ///
+    /// A pool that makes fewer calls, or one call after the other, costs time and never changes a result.
+    fn run(&self, n: usize, task: &(dyn Fn() + Sync));
+}
+
+/// The caller's thread alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Serial;
+
+impl Parallel for Serial {
+    fn lanes(&self) -> usize {
+        1
+    }
+
+    fn run(&self, n: usize, task: &(dyn Fn() + Sync)) {
+        (0..n).for_each(|_| task());
+    }
+}
+
+/// Threads that are started for each run, for tests and benchmarks; the caller's is one of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoped(
+    /// How many threads, at least 1.
+    pub usize,
+);
+
+impl Parallel for Scoped {
+    fn lanes(&self) -> usize {
+        self.0.max(1)
+    }
+
+    fn run(&self, n: usize, task: &(dyn Fn() + Sync)) {
+        std::thread::scope(|scope| {
+            (1..n).for_each(|_| {
+                scope.spawn(task);
+            });
+            if n > 0 {
+                task();
+            }
+        });
+    }
+}
+
+/// Calls `work(lane, item)` once for each of `n_items`. No two calls at once have the same lane, and lanes are below
+/// `n_lanes`, whatever the pool does: lanes and items are taken from counters.
+pub(crate) fn for_each(pool: &dyn Parallel, n_lanes: usize, n_items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+    let (lanes, items) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let take = || {
+        let lane = lanes.fetch_add(1, Ordering::Relaxed);
+        while lane < n_lanes {
+            let item = items.fetch_add(1, Ordering::Relaxed);
+            if item >= n_items {
+                break;
+            }
+            work(lane, item);
+        }
+    };
+    pool.run(n_lanes.min(n_items), &take);
+    // What a pool without a single call has left.
+    (items.into_inner()..n_items).for_each(|item| work(0, item));
+}
