@@ -1,5 +1,5 @@
 //! Times convolutions and linear layers. Without arguments, all shapes of Stable Diffusion 1.5's UNet (512 px, batch 2)
-//! and VAE decoder with every algorithm; with `serve`, what lines on stdin ask for (`benches/onnxruntime.py` does).
+//! and VAE decoder with every algorithm; with `serve`, what lines on stdin ask for (`benches/compare.py` does).
 //!
 //! ```sh
 //! cargo run --release -p kiln-kernels --example bench -- [ISA] [THREADS] [FILTER]
@@ -16,7 +16,7 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use kiln_kernels::{
-    AlignedBytes, Algorithm, Conv, ConvShape, Element, Isa, Linear, PackedWeights, Parallel, Scoped, Serial, Tensors,
+    AlignedBytes, Algorithm, Conv, ConvShape, Element, Isa, Linear, PackedWeights, Parallel, Threads, Serial, Tensors,
     pack,
 };
 
@@ -162,7 +162,7 @@ fn main() -> Result<()> {
     let argument = |at: usize| arguments.get(at).map(String::as_str);
     let isa = argument(0).filter(|&isa| isa != "best").map_or(Ok(Isa::best()), str::parse)?;
     let threads: usize = argument(1).unwrap_or("2").parse()?;
-    let pool: &dyn Parallel = if threads == 1 { &Serial } else { &Scoped(threads) };
+    let pool: &dyn Parallel = if threads == 1 { &Serial } else { &Threads::new(threads) };
     match argument(2) {
         Some("serve") => serve(pool, isa),
         filter => report(pool, isa, filter.unwrap_or("")),

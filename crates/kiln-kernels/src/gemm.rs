@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::error::{product, sum};
 use crate::memory::{LINE, Shared};
 use crate::packed::PANEL;
-use crate::simd::{self, Kernel, ROW, Simd, Tile};
+use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
 use crate::{Element, Error, Isa, PackedWeights, Parallel, parallel};
 
 /// Rows of the largest block.
@@ -134,25 +134,44 @@ impl<R: Rows> Gemm<'_, R> {
                 for (i, panel) in panels.clone().enumerate() {
                     let b = self.weights.panel(panel).as_ptr().cast::<f32>();
                     let (b, c) = (b.add(start / element.per_word() * PANEL), sums.add(i * rows.len() * PANEL));
-                    let tile = Tile { a: block, b, steps, c, stride: PANEL, add: start > 0 };
-                    multiply::<S>(element, rows.len(), tile);
+                    let next = if panel + 1 < panels.end { panel + 1 } else { panels.start };
+                    let next = self.weights.panel(next).as_ptr().cast::<f32>();
+                    let next = next.wrapping_add(start / element.per_word() * PANEL);
+                    let block = Block { a: block, b, steps, c, add: start > 0 };
+                    multiply::<S>(element, rows.len(), block, (next, steps * PANEL));
                 }
             }
         }
     }
 }
 
-/// `rows` rows of a block times a panel, in tiles of about the same height.
+/// A block of rows, a panel, and their sums `[row][32]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) a: *const f32,
+    pub(crate) b: *const f32,
+    pub(crate) steps: usize,
+    pub(crate) c: *mut f32,
+    /// Whether the sums are added to what is there.
+    pub(crate) add: bool,
+}
+
+/// `rows` rows of a block times a panel, in tiles of about the same height. Meanwhile, the `next` words are brought into
+/// L2, and so are the rows that follow.
 ///
 /// # Safety
-/// The processor has `S`; the block, panel and sums are of the sizes that `first` says.
+/// The processor has `S`; the block, panel and sums are of the sizes that `block` says.
 #[inline(always)]
-pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, first: Tile) {
+pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Block, next: (*const f32, usize)) {
     let n_tiles = rows.div_ceil(S::ROWS);
+    let Block { b, steps, add, .. } = block;
+    let words = next.1.div_ceil(n_tiles * steps);
     for index in 0..n_tiles {
         let rows = part(rows, n_tiles, index);
-        let (a, c) = (first.a.wrapping_add(rows.start * ROW), first.c.wrapping_add(rows.start * first.stride));
-        let tile = Tile { a, c, ..first };
+        let (a, c) = (block.a.wrapping_add(rows.start * ROW), block.c.wrapping_add(rows.start * PANEL));
+        let rows_ahead = Ahead { from: a.wrapping_add(rows.len() * ROW), words: LINE };
+        let next = Ahead { from: next.0.wrapping_add(index * steps * words), words };
+        let tile = Tile { a, b, steps, c, stride: PANEL, add, ahead: [rows_ahead, next] };
         // SAFETY: the caller's promise.
         unsafe {
             match element {

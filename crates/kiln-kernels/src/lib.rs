@@ -36,4 +36,4 @@ pub use linear::Linear;
 pub use memory::AlignedBytes;
 pub use output::Tensors;
 pub use packed::{Element, PackedWeights, pack, packed_len};
-pub use parallel::{Parallel, Scoped, Serial};
+pub use parallel::{Parallel, Serial, Threads};

@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod threads;
+
+pub use threads::Threads;
+
 /// A pool of threads. Kernels start no thread themselves.
 pub trait Parallel: Sync {
     /// How many calls of a task can run at once, at least 1. Scratch is asked for by this number.
@@ -24,30 +28,6 @@ impl Parallel for Serial {
 
     fn run(&self, n: usize, task: &(dyn Fn() + Sync)) {
         (0..n).for_each(|_| task());
-    }
-}
-
-/// Threads that are started for each run, for tests and benchmarks; the caller's is one of them.
-#[derive(Clone, Copy, Debug)]
-pub struct Scoped(
-    /// How many threads, at least 1.
-    pub usize,
-);
-
-impl Parallel for Scoped {
-    fn lanes(&self) -> usize {
-        self.0.max(1)
-    }
-
-    fn run(&self, n: usize, task: &(dyn Fn() + Sync)) {
-        std::thread::scope(|scope| {
-            (1..n).for_each(|_| {
-                scope.spawn(task);
-            });
-            if n > 0 {
-                task();
-            }
-        });
     }
 }
 

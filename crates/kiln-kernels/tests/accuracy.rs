@@ -1,6 +1,6 @@
 //! What products cost of the accuracy, at a shape of Stable Diffusion 1.5's UNet.
 
-use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Scoped};
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Threads};
 
 use crate::reference::{Case, error};
 
@@ -18,7 +18,7 @@ fn errors_stay_below_what_is_stated() {
         (Algorithm::WinogradF4, Element::Bf16, 0.2),
     ] {
         let conv = Conv::new(shape, algorithm, products, Isa::best()).expect("a convolution");
-        let error = error(&expected, &case.conv(&conv, &shape, products, &Scoped(2)));
+        let error = error(&expected, &case.conv(&conv, &shape, products, &Threads::new(2)));
         assert!(error < bound && error > bound / 20.0, "{algorithm:?} {products:?}: {error:e}");
     }
 }

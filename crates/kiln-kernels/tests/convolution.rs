@@ -1,4 +1,4 @@
-use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Error, Isa, Scoped, Serial};
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Error, Isa, Threads, Serial};
 use proptest::prelude::*;
 
 use crate::reference::{Case, error, isas, rounded};
@@ -34,7 +34,7 @@ fn check(shape: ConvShape, algorithm: Algorithm, bound: f64, seed: u64) {
     for isa in isas() {
         let conv = Conv::new(shape, algorithm, Element::F32, isa).expect("a convolution");
         let lanes = 1 + seed as usize % 3;
-        let error = error(&expected, &case.conv(&conv, &shape, Element::F32, &Scoped(lanes)));
+        let error = error(&expected, &case.conv(&conv, &shape, Element::F32, &Threads::new(lanes)));
         assert!(error < bound, "{isa} {algorithm:?} {lanes} lanes: {error:e} of {shape:?}");
     }
 }
@@ -60,7 +60,7 @@ proptest! {
         let expected = case.conv_reference(&shape, Element::Bf16);
         for isa in isas() {
             let conv = Conv::new(shape, Algorithm::ImplicitGemm, Element::Bf16, isa).expect("a convolution");
-            let error = error(&expected, &case.conv(&conv, &shape, Element::Bf16, &Scoped(2)));
+            let error = error(&expected, &case.conv(&conv, &shape, Element::Bf16, &Threads::new(2)));
             prop_assert!(error < 3e-6, "{isa}: {error:e} of {shape:?}");
         }
     }
@@ -75,7 +75,7 @@ proptest! {
                 [(Element::Bf16, Element::F32, 6e-6), (Element::F32, Element::Bf16, 0.1), (Element::Bf16, Element::Bf16, 0.1)]
             {
                 let conv = Conv::new(shape, Algorithm::WinogradF2, products, isa).expect("a convolution");
-                let error = error(&expected, &case.conv(&conv, &shape, storage, &Scoped(2)));
+                let error = error(&expected, &case.conv(&conv, &shape, storage, &Threads::new(2)));
                 prop_assert!(error < bound, "{isa} {storage:?} {products:?}: {error:e} of {shape:?}");
             }
         }

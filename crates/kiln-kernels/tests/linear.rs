@@ -1,4 +1,4 @@
-use kiln_kernels::{Element, Error, Isa, Linear, Scoped, Serial, Tensors};
+use kiln_kernels::{Element, Error, Isa, Linear, Threads, Serial, Tensors};
 use proptest::prelude::*;
 
 use crate::reference::{Case, error, isas, view};
@@ -16,7 +16,7 @@ proptest! {
             let case = Case::of_linear(&linear, seed, extras);
             for element in [Element::F32, Element::Bf16] {
                 let expected = case.linear_reference(&linear, element);
-                let found = case.linear(&linear, element, &Scoped(1 + seed as usize % 3));
+                let found = case.linear(&linear, element, &Threads::new(1 + seed as usize % 3));
                 let error = error(&expected, &found);
                 prop_assert!(error < 3e-6, "{element:?} {error:e} of {linear:?}");
             }

@@ -1,4 +1,4 @@
-use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Parallel, Scoped, Serial};
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Parallel, Threads, Serial};
 
 use crate::reference::Case;
 
@@ -38,7 +38,7 @@ fn no_pool_changes_a_bit_of_the_result() {
             let conv = Conv::new(shape, algorithm, Element::F32, Isa::best()).expect("a convolution");
             let expected = case.conv(&conv, &shape, Element::F32, &Serial);
             let pools: [&dyn Parallel; 6] =
-                [&Scoped(2), &Scoped(7), &None, &Odd { calls: |_| 0 }, &Odd { calls: |_| 1 }, &Odd { calls: |n| n + 9 }];
+                [&Threads::new(2), &Threads::new(7), &None, &Odd { calls: |_| 0 }, &Odd { calls: |_| 1 }, &Odd { calls: |n| n + 9 }];
             for (i, pool) in pools.into_iter().enumerate() {
                 let found = case.conv(&conv, &shape, Element::F32, pool);
                 assert!(found == expected, "pool {i} {algorithm:?} {size:?}");

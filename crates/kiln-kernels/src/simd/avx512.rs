@@ -234,6 +234,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(halves::<BF16>(v))) }
     }
 
+    #[inline(always)]
+    unsafe fn prefetch(from: *const f32) {
+        // SAFETY: a prefetch reads nothing, so that every address is right.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+
     unsafe fn tile(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe { by_rows!(rows, columns::<Single>(tile), 1 2 3 4 5 6 7 8 9 10 11 12) }

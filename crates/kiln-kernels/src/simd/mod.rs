@@ -13,7 +13,7 @@ mod portable;
 mod tile;
 
 use crate::Isa;
-pub(crate) use tile::{ROW, Tile};
+pub(crate) use tile::{Ahead, ROW, Tile};
 
 /// The most lanes that a vector has.
 pub(crate) const MAX_LANES: usize = 16;
@@ -54,6 +54,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn pair(low: Self::V, high: Self::V) -> Self::V;
     /// Stores `LANES` elements rounded to bf16.
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
+    /// Brings a cache line into L2; any address will do.
+    unsafe fn prefetch(from: *const f32);
     /// The product of `rows <= ROWS` rows and a panel.
     unsafe fn tile(rows: usize, tile: Tile);
     /// The same of bf16 pairs.

@@ -144,6 +144,9 @@ impl Simd for Neon {
         unsafe { to.cast::<[u16; LANES]>().write_unaligned(array(v).map(bf16::from_f32)) }
     }
 
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+
     unsafe fn tile(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe { by_rows!(rows, columns::<Single>(tile), 1 2 3 4 5 6) }

@@ -21,6 +21,16 @@ pub(crate) struct Tile {
     pub(crate) stride: usize,
     /// Whether the sums are added to what is there.
     pub(crate) add: bool,
+    /// What comes next, brought into L2 meanwhile: an address and the words that it advances by in a step.
+    pub(crate) ahead: [Ahead; 2],
+}
+
+/// Memory that is needed soon. It may lie outside of any allocation, because it is not read.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) from: *const f32,
+    /// Words that a step advances by.
+    pub(crate) words: usize,
 }
 
 impl Tile {
@@ -71,8 +81,13 @@ pub(crate) unsafe fn multiply<S: Simd, D: Dot<S>, const ROWS: usize, const VECTO
     unsafe {
         let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
         let (mut a, mut b) = (tile.a, tile.b);
+        let [mut first, mut second] = tile.ahead;
         for _ in 0..tile.steps {
             step::<S, D, ROWS, VECTORS>(&mut sums, a, b);
+            S::prefetch(first.from);
+            S::prefetch(second.from);
+            first.from = first.from.wrapping_add(first.words);
+            second.from = second.from.wrapping_add(second.words);
             (a, b) = (a.add(1), b.add(PANEL));
         }
         store::<S, ROWS, VECTORS>(&sums, tile);
@@ -87,7 +102,10 @@ unsafe fn step<S: Simd, D: Dot<S>, const ROWS: usize, const VECTORS: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let columns: [S::V; VECTORS] = std::array::from_fn(|j| S::load(b.add(j * S::LANES)));
+        let mut columns = [S::splat(0.0); VECTORS];
+        for (j, column) in columns.iter_mut().enumerate() {
+            *column = S::load(b.add(j * S::LANES));
+        }
         for (r, sums) in sums.iter_mut().enumerate() {
             let row = S::splat(*a.add(r * ROW));
             for j in 0..VECTORS {

@@ -10,9 +10,10 @@ use crate::simd::{MAX_LANES, Simd};
 /// Tiles of the longest strip.
 const STRIP: usize = 16;
 
-/// Words of a strip's rows and columns of vectors; an output tile's rows need no more.
+/// Words of a strip's rows and columns of vectors, and of one vector of columns past the end; an output tile's rows need
+/// no more.
 pub(super) const fn strip_words<T: Transform>() -> usize {
-    T::TILE * (STRIP * T::M + 2) * MAX_LANES
+    (T::TILE * (STRIP * T::M + 2) + MAX_LANES) * MAX_LANES
 }
 
 impl Run<'_> {
@@ -89,12 +90,13 @@ impl Run<'_> {
             // SAFETY: the caller's promise; channels past the last are not read.
             unsafe {
                 let mut square = [S::splat(0.0); MAX_LANES];
-                for (i, v) in square.iter_mut().enumerate().take(n_channels) {
-                    *v = S::load_n(from.add(i * plane + x), n);
+                for i in 0..S::LANES {
+                    square[i] = S::load_n(from.wrapping_add(i * plane + x), if i < n_channels { n } else { 0 });
+                    S::prefetch(from.wrapping_add((i + S::LANES) * plane + x));
                 }
                 S::transpose(&mut square);
-                for (i, &v) in square.iter().enumerate().take(n) {
-                    S::store(strip.add((x + i) * S::LANES), v);
+                for i in 0..S::LANES {
+                    S::store(strip.add((x + i) * S::LANES), square[i]);
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! | buffer | layout | size for F(4x4) and 96 tiles |
 //! |---|---|---|
 //! | transformed input | `[channel block][element][tile][128 words of channels]` | 1.7 MiB a channel block |
-//! | transformed weights | `[element][128 words of channels][32]`, of one panel and channel block | 576 KiB |
+//! | transformed weights | `[element][128 words of channels][32]`, of one panel and channel block | 578 KiB |
 //! | products | `[element][tile][32]`, of one panel | 432 KiB |
 //!
 //! The last two stay in L2 while the first passes by. A channel block is 128 f32 or 256 bf16 channels. Elements are a
@@ -23,11 +23,11 @@ mod weights;
 use std::ops::Range;
 
 use crate::error::{product, sum};
-use crate::gemm::{self, part};
+use crate::gemm::{self, Block, part};
 use crate::memory::{LINE, Shared};
 use crate::output::{Output, Tensors, lanes};
 use crate::packed::PANEL;
-use crate::simd::{self, Kernel, ROW, Simd, Tile};
+use crate::simd::{self, Kernel, ROW, Simd};
 use crate::{ConvShape, Element, Error, Isa, PackedWeights, Parallel, parallel};
 pub(crate) use transform::{F2, F4, Transform};
 
@@ -95,7 +95,7 @@ impl Winograd {
     }
 
     fn weight_words(&self) -> usize {
-        self.n_elements * ROW * PANEL
+        self.n_elements * weights::STRIDE
     }
 
     fn product_words(&self, n_tiles: usize) -> usize {
@@ -217,15 +217,19 @@ impl Run<'_> {
             let steps = channels.len().div_ceil(plan.products.per_word());
             let input = start / channel_block * plan.n_elements * buffers.element_stride();
             let first = buffers.tile(tiles.start).wrapping_add(input);
+            // Weights of the next channel block, or panel, in as many parts as there are elements.
+            let next = weights::words(self.weights, panel, channels.end);
+            let next = (next, weights::n_words(self.weights, channels.len()).div_ceil(plan.n_elements));
             // SAFETY: the caller's promise.
             unsafe {
                 weights::transform::<S, T>(self.weights, panel, channels, plan.products, buffers.weights);
                 for element in 0..plan.n_elements {
                     let a = first.add(element * buffers.element_stride());
-                    let b = buffers.weights.add(element * ROW * PANEL);
+                    let b = buffers.weights.add(element * weights::STRIDE);
                     let c = buffers.products.add(element * Winograd::product_stride(tiles.len()));
-                    let tile = Tile { a, b, steps, c, stride: PANEL, add: start > 0 };
-                    gemm::multiply::<S>(plan.products, tiles.len(), tile);
+                    let block = Block { a, b, steps, c, add: start > 0 };
+                    let next = (next.0.wrapping_add(element * next.1), next.1);
+                    gemm::multiply::<S>(plan.products, tiles.len(), block, next);
                 }
             }
         }

@@ -70,8 +70,8 @@ impl Run<'_> {
             let bias = self.output.bias::<S>(channel);
             for row in 0..T::M.min(height - first) {
                 let mut pixels = [S::splat(0.0); MAX_LANES];
-                for (i, v) in pixels.iter_mut().enumerate().take(n) {
-                    *v = S::add(S::load(from.add((row * MAX_LANES + i) * S::LANES)), bias);
+                for i in 0..S::LANES {
+                    pixels[i] = S::add(S::load(from.add((row * MAX_LANES + i) * S::LANES)), bias);
                 }
                 let place = (run.image, channel, (first + row) * width + x);
                 self.output.write_plane::<S>(&mut pixels, n, place);

@@ -3,11 +3,26 @@
 use std::ops::Range;
 
 use super::transform::{MAX_TILE, Transform};
+use crate::memory::LINE;
 use crate::packed::PANEL;
 use crate::simd::{ROW, Simd};
 use crate::{Element, PackedWeights};
 
 const TAPS: usize = 9;
+/// Words from element to element.
+pub(super) const STRIDE: usize = ROW * PANEL + LINE;
+
+/// The words of a panel from `channel` on; of the panel behind it, if that is one past its last.
+#[inline(always)]
+pub(super) fn words(weights: PackedWeights<'_>, panel: usize, channel: usize) -> *const f32 {
+    weights.panel(panel).as_ptr().cast::<f32>().wrapping_add(n_words(weights, channel))
+}
+
+/// Words of `channels` channels of a panel.
+#[inline(always)]
+pub(super) fn n_words(weights: PackedWeights<'_>, channels: usize) -> usize {
+    channels * TAPS / weights.element().per_word() * PANEL
+}
 
 type Square<V> = [[V; MAX_TILE]; MAX_TILE];
 
@@ -48,7 +63,7 @@ unsafe fn store<S: Simd, T: Transform>(to: *mut f32, square: &Square<S::V>) {
     for i in 0..T::TILE {
         for j in 0..T::TILE {
             // SAFETY: the caller's promise.
-            unsafe { S::store(to.add((i * T::TILE + j) * ROW * PANEL), square[i][j]) }
+            unsafe { S::store(to.add((i * T::TILE + j) * STRIDE), square[i][j]) }
         }
     }
 }
@@ -58,7 +73,7 @@ unsafe fn store_pairs<S: Simd, T: Transform>(to: *mut f32, first: &Square<S::V>,
     for i in 0..T::TILE {
         for j in 0..T::TILE {
             // SAFETY: the caller's promise.
-            unsafe { S::store(to.add((i * T::TILE + j) * ROW * PANEL), S::pair(first[i][j], second[i][j])) }
+            unsafe { S::store(to.add((i * T::TILE + j) * STRIDE), S::pair(first[i][j], second[i][j])) }
         }
     }
 }
