@@ -137,7 +137,7 @@ impl<R: Rows> Gemm<'_, R> {
                     let next = if panel + 1 < panels.end { panel + 1 } else { panels.start };
                     let next = self.weights.panel(next).as_ptr().cast::<f32>();
                     let next = next.wrapping_add(start / element.per_word() * PANEL);
-                    let block = Block { a: block, b, steps, c, add: start > 0 };
+                    let block = Block { a: block, b, skip: 0, steps, c, add: start > 0 };
                     multiply::<S>(element, rows.len(), block, (next, steps * PANEL));
                 }
             }
@@ -150,6 +150,8 @@ impl<R: Rows> Gemm<'_, R> {
 pub(crate) struct Block {
     pub(crate) a: *const f32,
     pub(crate) b: *const f32,
+    /// Words of the panel to skip after every [`GROUP`](simd::GROUP) steps.
+    pub(crate) skip: usize,
     pub(crate) steps: usize,
     pub(crate) c: *mut f32,
     /// Whether the sums are added to what is there.
@@ -164,14 +166,14 @@ pub(crate) struct Block {
 #[inline(always)]
 pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Block, next: (*const f32, usize)) {
     let n_tiles = rows.div_ceil(S::ROWS);
-    let Block { b, steps, add, .. } = block;
+    let Block { b, skip, steps, add, .. } = block;
     let words = next.1.div_ceil(n_tiles * steps);
     for index in 0..n_tiles {
         let rows = part(rows, n_tiles, index);
         let (a, c) = (block.a.wrapping_add(rows.start * ROW), block.c.wrapping_add(rows.start * PANEL));
         let rows_ahead = Ahead { from: a.wrapping_add(rows.len() * ROW), words: LINE };
         let next = Ahead { from: next.0.wrapping_add(index * steps * words), words };
-        let tile = Tile { a, b, steps, c, stride: PANEL, add, ahead: [rows_ahead, next] };
+        let tile = Tile { a, b, skip, steps, c, stride: PANEL, add, ahead: [rows_ahead, next] };
         // SAFETY: the caller's promise.
         unsafe {
             match element {

@@ -77,6 +77,9 @@ impl<'a> Pixels<'a> {
             let row = ((image * self.shape.in_channels + tap.channel) * height + y) * width;
             let row = &self.input[row..row + width];
             if self.shape.stride[1] == 1 && x < width && x + n <= width {
+                // The channels of the vectors after this square.
+                let ahead = S::LANES.div_ceil(self.shape.kernel[0] * self.shape.kernel[1]) * height * width;
+                S::prefetch(row.as_ptr().wrapping_add(x + ahead));
                 return S::load_n(row.as_ptr().add(x), n);
             }
             let mut pixels = [0.0; MAX_LANES];

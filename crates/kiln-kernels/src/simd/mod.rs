@@ -13,7 +13,7 @@ mod portable;
 mod tile;
 
 use crate::Isa;
-pub(crate) use tile::{Ahead, ROW, Tile};
+pub(crate) use tile::{Ahead, GROUP, ROW, Tile};
 
 /// The most lanes that a vector has.
 pub(crate) const MAX_LANES: usize = 16;

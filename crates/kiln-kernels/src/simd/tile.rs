@@ -7,6 +7,9 @@ use crate::packed::PANEL;
 /// register.
 pub(crate) const ROW: usize = 128;
 
+/// Steps of a panel that lie one after the other in every layout.
+pub(crate) const GROUP: usize = 8;
+
 /// `c[row][column] (+)= sum over steps of a[row][step] * b[step][column]`, for the 32 columns of a panel.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
@@ -14,6 +17,8 @@ pub(crate) struct Tile {
     pub(crate) a: *const f32,
     /// Words of the panel, 32 a step.
     pub(crate) b: *const f32,
+    /// Words of the panel to skip after every [`GROUP`] steps.
+    pub(crate) skip: usize,
     /// Steps, at most [`ROW`].
     pub(crate) steps: usize,
     /// Sums, `stride` words from row to row.
@@ -82,13 +87,16 @@ pub(crate) unsafe fn multiply<S: Simd, D: Dot<S>, const ROWS: usize, const VECTO
         let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
         let (mut a, mut b) = (tile.a, tile.b);
         let [mut first, mut second] = tile.ahead;
-        for _ in 0..tile.steps {
-            step::<S, D, ROWS, VECTORS>(&mut sums, a, b);
-            S::prefetch(first.from);
-            S::prefetch(second.from);
-            first.from = first.from.wrapping_add(first.words);
-            second.from = second.from.wrapping_add(second.words);
-            (a, b) = (a.add(1), b.add(PANEL));
+        for group in (0..tile.steps).step_by(GROUP) {
+            for _ in 0..GROUP.min(tile.steps - group) {
+                step::<S, D, ROWS, VECTORS>(&mut sums, a, b);
+                S::prefetch(first.from);
+                S::prefetch(second.from);
+                first.from = first.from.wrapping_add(first.words);
+                second.from = second.from.wrapping_add(second.words);
+                (a, b) = (a.add(1), b.add(PANEL));
+            }
+            b = b.wrapping_add(tile.skip);
         }
         store::<S, ROWS, VECTORS>(&sums, tile);
     }

@@ -6,7 +6,7 @@
 //! | buffer | layout | size for F(4x4) and 96 tiles |
 //! |---|---|---|
 //! | transformed input | `[channel block][element][tile][128 words of channels]` | 1.7 MiB a channel block |
-//! | transformed weights | `[element][128 words of channels][32]`, of one panel and channel block | 578 KiB |
+//! | transformed weights | `[16][element][8 words of channels][32]`, of one panel and channel block | 612 KiB |
 //! | products | `[element][tile][32]`, of one panel | 432 KiB |
 //!
 //! The last two stay in L2 while the first passes by. A channel block is 128 f32 or 256 bf16 channels. Elements are a
@@ -27,7 +27,7 @@ use crate::gemm::{self, Block, part};
 use crate::memory::{LINE, Shared};
 use crate::output::{Output, Tensors, lanes};
 use crate::packed::PANEL;
-use crate::simd::{self, Kernel, ROW, Simd};
+use crate::simd::{self, GROUP, Kernel, ROW, Simd};
 use crate::{ConvShape, Element, Error, Isa, PackedWeights, Parallel, parallel};
 pub(crate) use transform::{F2, F4, Transform};
 
@@ -95,7 +95,7 @@ impl Winograd {
     }
 
     fn weight_words(&self) -> usize {
-        self.n_elements * weights::STRIDE
+        self.n_elements * weights::STRIDE * ROW / GROUP
     }
 
     fn product_words(&self, n_tiles: usize) -> usize {
@@ -226,8 +226,9 @@ impl Run<'_> {
                 for element in 0..plan.n_elements {
                     let a = first.add(element * buffers.element_stride());
                     let b = buffers.weights.add(element * weights::STRIDE);
+                    let skip = (plan.n_elements - 1) * weights::STRIDE + LINE;
                     let c = buffers.products.add(element * Winograd::product_stride(tiles.len()));
-                    let block = Block { a, b, steps, c, add: start > 0 };
+                    let block = Block { a, b, skip, steps, c, add: start > 0 };
                     let next = (next.0.wrapping_add(element * next.1), next.1);
                     gemm::multiply::<S>(plan.products, tiles.len(), block, next);
                 }

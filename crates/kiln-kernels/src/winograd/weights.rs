@@ -1,16 +1,16 @@
-//! Weights: a panel's 3 x 3 kernels of a channel block, transformed to `[element][step][32]`.
+//! Weights: a panel's 3 x 3 kernels of a channel block, transformed to `[step / 8][element][step % 8][32]`.
 
 use std::ops::Range;
 
 use super::transform::{MAX_TILE, Transform};
 use crate::memory::LINE;
 use crate::packed::PANEL;
-use crate::simd::{ROW, Simd};
+use crate::simd::{GROUP, Simd};
 use crate::{Element, PackedWeights};
 
 const TAPS: usize = 9;
-/// Words from element to element.
-pub(super) const STRIDE: usize = ROW * PANEL + LINE;
+/// Words from element to element of a group of steps. Groups, so that a channel's elements are on few pages.
+pub(super) const STRIDE: usize = GROUP * PANEL + LINE;
 
 /// The words of a panel from `channel` on; of the panel behind it, if that is one past its last.
 #[inline(always)]
@@ -29,7 +29,7 @@ type Square<V> = [[V; MAX_TILE]; MAX_TILE];
 /// Transforms `channels` of panel `panel` for products of `products`.
 ///
 /// # Safety
-/// The processor has `S`; `to` has 128 x 32 words for each element, written by nobody else.
+/// The processor has `S`; `to` has room for 128 steps of each element, written by nobody else.
 #[inline(always)]
 pub(super) unsafe fn transform<S: Simd, T: Transform>(
     weights: PackedWeights<'_>,
@@ -44,7 +44,8 @@ pub(super) unsafe fn transform<S: Simd, T: Transform>(
             // SAFETY: the caller's promise; a panel has 9 weights for each channel.
             unsafe {
                 let words = words.wrapping_add(column);
-                let to = to.add(step * PANEL + column);
+                let group = step / GROUP * T::TILE * T::TILE * STRIDE;
+                let to = to.add(group + step % GROUP * PANEL + column);
                 let first = square::<S, T>(words, weights.element(), channel);
                 match products {
                     Element::F32 => store::<S, T>(to, &first),
