@@ -90,49 +90,61 @@ impl<'a> Pixels<'a> {
         }
     }
 
-    /// Copies `k` of `n` pixels of one output row into as many rows of a block.
+    /// Copies a vector of `k` from `tap` on, `n_k` of which there are, of `n` pixels of one output row into as many rows
+    /// of a block.
     ///
     /// # Safety
     /// As [`Rows::pack`].
     #[inline(always)]
-    unsafe fn pack_run<S: Simd>(
+    unsafe fn pack_square<S: Simd>(
         &self,
         place: [usize; 3],
         n: usize,
-        k: Range<usize>,
+        (mut tap, n_k): (Tap, usize),
         element: Element,
         to: *mut f32,
     ) {
-        let mut tap = Tap::new(k.start, self.shape.kernel);
-        for at in k.clone().step_by(S::LANES) {
-            // SAFETY: the caller's promise; vectors past the last `k` stay in the block's row.
-            unsafe {
-                let mut square = [S::splat(0.0); MAX_LANES];
-                for v in square.iter_mut().take(S::LANES.min(k.end - at)) {
-                    *v = self.load::<S>(place, n, tap);
-                    tap = tap.next(self.shape.kernel);
-                }
-                S::transpose(&mut square);
-                for (i, &v) in square.iter().enumerate().take(n) {
-                    gemm::store::<S>(element, to.add(i * ROW), at - k.start, v);
+        // SAFETY: the caller's promise; vectors past the last `k` stay in the block's row.
+        unsafe {
+            let mut square = [S::splat(0.0); MAX_LANES];
+            for v in square.iter_mut().take(n_k) {
+                *v = self.load::<S>(place, n, tap);
+                tap = tap.next(self.shape.kernel);
+            }
+            S::transpose(&mut square);
+            // Loops of a constant length keep the square in registers.
+            for i in 0..S::LANES {
+                if i < n {
+                    gemm::store::<S>(element, to.add(i * ROW), 0, square[i]);
                 }
             }
         }
+    }
+
+    /// The place of the pixel `n` behind `place`, in the same row or at the next one's start.
+    #[inline(always)]
+    fn advance(&self, [image, y, x]: [usize; 3], n: usize) -> [usize; 3] {
+        if x + n < self.size[1] {
+            return [image, y, x + n];
+        }
+        if y + 1 < self.size[0] { [image, y + 1, 0] } else { [image + 1, 0, 0] }
     }
 }
 
 impl Rows for Pixels<'_> {
     #[inline(always)]
     unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, element: Element, to: *mut f32) {
-        let mut row = rows.start;
-        while row < rows.end {
-            let place = self.place(row);
-            let n = S::LANES.min(rows.end - row).min(self.size[1] - place[2]);
-            // SAFETY: the caller's promise.
-            unsafe {
-                self.pack_run::<S>(place, n, k.clone(), element, to.add((row - rows.start) * ROW));
+        // A few channels at a time, so that few pages are read.
+        for at in k.clone().step_by(S::LANES) {
+            let taps = (Tap::new(at, self.shape.kernel), S::LANES.min(k.end - at));
+            let to = to.wrapping_add((at - k.start) / element.per_word());
+            let (mut row, mut place) = (rows.start, self.place(rows.start));
+            while row < rows.end {
+                let n = S::LANES.min(rows.end - row).min(self.size[1] - place[2]);
+                // SAFETY: the caller's promise.
+                unsafe { self.pack_square::<S>(place, n, taps, element, to.add((row - rows.start) * ROW)) }
+                (row, place) = (row + n, self.advance(place, n));
             }
-            row += n;
         }
     }
 
@@ -149,8 +161,9 @@ impl Rows for Pixels<'_> {
                 unsafe {
                     let bias = self.output.bias::<S>(channel);
                     let mut square = [S::splat(0.0); MAX_LANES];
-                    for (i, v) in square.iter_mut().enumerate().take(n) {
-                        *v = S::add(S::load(sums.add((row - rows.start + i) * PANEL + column)), bias);
+                    for i in 0..S::LANES {
+                        let sums = sums.add((row - rows.start + i.min(n - 1)) * PANEL + column);
+                        square[i] = S::add(S::load(sums), bias);
                     }
                     self.output.write_plane::<S>(&mut square, n, (image, channel, pixel));
                 }
