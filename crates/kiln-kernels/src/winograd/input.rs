@@ -90,8 +90,16 @@ impl Run<'_> {
             // SAFETY: the caller's promise; channels past the last are not read.
             unsafe {
                 let mut square = [S::splat(0.0); MAX_LANES];
+                if n == S::LANES && n_channels == S::LANES {
+                    for i in 0..S::LANES {
+                        square[i] = S::load(from.add(i * plane + x));
+                    }
+                } else {
+                    for i in 0..S::LANES {
+                        square[i] = S::load_n(from.wrapping_add(i * plane + x), if i < n_channels { n } else { 0 });
+                    }
+                }
                 for i in 0..S::LANES {
-                    square[i] = S::load_n(from.wrapping_add(i * plane + x), if i < n_channels { n } else { 0 });
                     S::prefetch(from.wrapping_add((i + S::LANES) * plane + x));
                 }
                 S::transpose(&mut square);
