@@ -16,8 +16,8 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use kiln_kernels::{
-    AlignedBytes, Algorithm, Conv, ConvShape, Element, Isa, Linear, PackedWeights, Parallel, Threads, Serial, Tensors,
-    pack,
+    Algorithm, AlignedBytes, Conv, ConvShape, Element, Isa, Linear, PackedWeights, Parallel, Serial, Tensors,
+    Threads, pack,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -106,7 +106,9 @@ fn algorithm(name: &str) -> Result<(Algorithm, Element)> {
 /// `conv ALGORITHM BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE` or `linear ALGORITHM ROWS IN OUT`.
 fn case(line: &str, isa: Isa, lanes: usize) -> Result<Case> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let [kind, name, sizes @ ..] = words.as_slice() else { return Err(format!("{line:?} is no operator").into()) };
+    let [kind, name, sizes @ ..] = words.as_slice() else {
+        return Err(format!("{line:?} is no operator").into());
+    };
     let (algorithm, element) = algorithm(name)?;
     let sizes = sizes.iter().map(|size| size.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
     match (*kind, sizes.as_slice()) {

@@ -3,7 +3,8 @@
 use crate::error::{check_length, product};
 use crate::gemm::{self, Blocks};
 use crate::implicit::Pixels;
-use crate::output::{Output, Tensors, lanes};
+use crate::output::{Output, Tensors};
+use crate::parallel::Pool;
 use crate::winograd::{F2, F4, Winograd};
 use crate::{Element, Error, Isa, PackedWeights, Parallel};
 
@@ -30,7 +31,13 @@ pub struct ConvShape {
 
 impl ConvShape {
     /// A `kernel` x `kernel` convolution of stride 1 that keeps the size (for odd kernels).
-    pub fn same(batch: usize, in_channels: usize, size: [usize; 2], out_channels: usize, kernel: usize) -> Self {
+    pub fn same(
+        batch: usize,
+        in_channels: usize,
+        size: [usize; 2],
+        out_channels: usize,
+        kernel: usize,
+    ) -> Self {
         let (one, padding) = ([1; 2], [kernel / 2; 4]);
         Self {
             batch,
@@ -121,22 +128,27 @@ impl Conv {
     }
 
     /// Computes it.
-    pub fn run(&self, pool: &dyn Parallel, weights: PackedWeights<'_>, mut tensors: Tensors<'_>) -> Result<(), Error> {
+    pub fn run(
+        &self,
+        pool: &dyn Parallel,
+        weights: PackedWeights<'_>,
+        mut tensors: Tensors<'_>,
+    ) -> Result<(), Error> {
         check_length("k of the weights", self.shape.k()?, weights.k())?;
         check_length("n of the weights", self.shape.out_channels, weights.n())?;
-        let lanes = lanes(pool);
+        let pool = Pool::new(pool);
         let (input, output) = self.shape.lengths()?;
-        tensors.check(input, output, self.shape.out_channels, self.scratch_len(lanes)?)?;
+        tensors.check(input, output, self.shape.out_channels, self.scratch_len(pool.lanes)?)?;
         let [height, width] = self.shape.output_size()?;
         let output = Output::new(&mut tensors, self.shape.out_channels, product(&[height, width])?);
         match self.algorithm {
             Algorithm::ImplicitGemm => self.implicit(pool, weights, tensors, output),
             Algorithm::WinogradF2 => {
-                let winograd = Winograd::new::<F2>(self.shape, self.products, lanes)?;
+                let winograd = Winograd::new::<F2>(self.shape, self.products, pool.lanes)?;
                 winograd.run::<F2>(self.isa, pool, weights, tensors, output)
             }
             Algorithm::WinogradF4 => {
-                let winograd = Winograd::new::<F4>(self.shape, self.products, lanes)?;
+                let winograd = Winograd::new::<F4>(self.shape, self.products, pool.lanes)?;
                 winograd.run::<F4>(self.isa, pool, weights, tensors, output)
             }
         }
@@ -144,7 +156,7 @@ impl Conv {
 
     fn implicit(
         &self,
-        pool: &dyn Parallel,
+        pool: Pool<'_>,
         weights: PackedWeights<'_>,
         tensors: Tensors<'_>,
         output: Output<'_>,
@@ -153,7 +165,7 @@ impl Conv {
             return Err(Error::Algorithm(format!("implicit GEMM needs weights packed as {:?}", self.products)));
         }
         let pixels = Pixels::new(self.shape, tensors.input, output)?;
-        gemm::run(self.isa, pool, self.blocks(lanes(pool))?, &pixels, weights, tensors.scratch)
+        gemm::run(self.isa, pool, self.blocks(pool.lanes)?, &pixels, weights, tensors.scratch)
     }
 
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {

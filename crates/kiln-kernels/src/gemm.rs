@@ -9,8 +9,9 @@ use std::ops::Range;
 use crate::error::{product, sum};
 use crate::memory::{LINE, Shared};
 use crate::packed::PANEL;
+use crate::parallel::Pool;
 use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
-use crate::{Element, Error, Isa, PackedWeights, Parallel, parallel};
+use crate::{Element, Error, Isa, PackedWeights};
 
 /// Rows of the largest block.
 pub(crate) const BLOCK: usize = 96;
@@ -86,21 +87,15 @@ struct Gemm<'a, R> {
 /// Multiplies `rows` with `weights`; `scratch` is as long as [`Blocks::scratch_len`] says.
 pub(crate) fn run<R: Rows>(
     isa: Isa,
-    pool: &dyn Parallel,
+    pool: Pool<'_>,
     blocks: Blocks,
     rows: &R,
     weights: PackedWeights<'_>,
     scratch: &mut [f32],
 ) -> Result<(), Error> {
-    let isa = isa.checked()?;
     let scratch = Shared::aligned(scratch);
     let gemm = Gemm { rows, weights, blocks, scratch, lane_words: blocks.lane_words()? };
-    let n_items = blocks.row_blocks * blocks.groups;
-    parallel::for_each(pool, crate::output::lanes(pool), n_items, &|lane, item| {
-        // SAFETY: the instruction set is checked, and lanes and items are given out once.
-        unsafe { simd::run(isa, &gemm, lane, item) }
-    });
-    Ok(())
+    simd::for_each(isa, pool, blocks.row_blocks * blocks.groups, &gemm)
 }
 
 impl<R: Rows> Kernel for Gemm<'_, R> {

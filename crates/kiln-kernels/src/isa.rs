@@ -61,7 +61,9 @@ fn available(isa: Isa) -> bool {
     match isa {
         Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
         Isa::Avx512 => avx512,
-        Isa::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16"),
+        Isa::Avx512Bf16 => {
+            avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
+        }
         _ => false,
     }
 }

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use crate::error::{check_length, product};
 use crate::gemm::{self, Blocks, Rows};
-use crate::output::{Output, Tensors, lanes};
+use crate::output::{Output, Tensors};
 use crate::packed::PANEL;
+use crate::parallel::Pool;
 use crate::simd::{ROW, Simd};
 use crate::{Element, Error, Isa, PackedWeights, Parallel};
 
@@ -29,12 +30,18 @@ impl Linear {
     }
 
     /// Computes it; products are f32 or bf16 as the weights are.
-    pub fn run(&self, pool: &dyn Parallel, weights: PackedWeights<'_>, mut tensors: Tensors<'_>) -> Result<(), Error> {
-        let blocks = self.blocks(lanes(pool))?;
+    pub fn run(
+        &self,
+        pool: &dyn Parallel,
+        weights: PackedWeights<'_>,
+        mut tensors: Tensors<'_>,
+    ) -> Result<(), Error> {
+        let pool = Pool::new(pool);
+        let blocks = self.blocks(pool.lanes)?;
         check_length("k of the weights", self.in_features, weights.k())?;
         check_length("n of the weights", self.out_features, weights.n())?;
         let (input, output) = self.lengths()?;
-        tensors.check(input, output, self.out_features, blocks.scratch_len(lanes(pool))?)?;
+        tensors.check(input, output, self.out_features, blocks.scratch_len(pool.lanes)?)?;
         let output = Output::new(&mut tensors, self.out_features, 1);
         let rows = Dense { input: tensors.input, k: self.in_features, output };
         gemm::run(self.isa, pool, blocks, &rows, weights, tensors.scratch)

@@ -1,10 +1,10 @@
 //! What happens to sums on their way to memory: bias, residual, and the layout of the output.
 
+use crate::Error;
 use crate::error::check_length;
 use crate::memory::Shared;
 use crate::packed::PANEL;
 use crate::simd::{MAX_LANES, Simd};
-use crate::{Error, Parallel};
 
 /// What a run reads and writes besides the weights.
 #[derive(Debug)]
@@ -23,7 +23,13 @@ pub struct Tensors<'a> {
 
 impl Tensors<'_> {
     /// Checks all lengths: `input`, `output`, and `channels` of the bias.
-    pub(crate) fn check(&self, input: usize, output: usize, channels: usize, scratch: usize) -> Result<(), Error> {
+    pub(crate) fn check(
+        &self,
+        input: usize,
+        output: usize,
+        channels: usize,
+        scratch: usize,
+    ) -> Result<(), Error> {
         check_length("the input", input, self.input.len())?;
         check_length("the output", output, self.output.len())?;
         check_length("the bias", channels, self.bias.map_or(channels, <[f32]>::len))?;
@@ -33,11 +39,6 @@ impl Tensors<'_> {
             false => Ok(()),
         }
     }
-}
-
-/// Lanes of a pool, which may claim to have none.
-pub(crate) fn lanes(pool: &dyn Parallel) -> usize {
-    pool.lanes().max(1)
 }
 
 /// Where sums go: `[image][channel][pixel]`, or `[row][channel]` where a pixel is a row's only one.

@@ -71,7 +71,8 @@ impl<'a> PackedWeights<'a> {
         if bytes.as_ptr().align_offset(HEADER) != 0 {
             return Err(Error::Packed("not aligned to 64 bytes".into()));
         }
-        let (header, words) = bytes.split_at_checked(HEADER).ok_or_else(|| Error::Packed("no header".into()))?;
+        let (header, words) =
+            bytes.split_at_checked(HEADER).ok_or_else(|| Error::Packed("no header".into()))?;
         let (element, n, k) = read_header(header)?;
         crate::error::check_length("packed weights", packed_len(element, n, k)?, bytes.len())?;
         Ok(Self { words, element, n, k })
@@ -151,7 +152,8 @@ fn read_header(header: &[u8]) -> Result<(Element, usize, usize), Error> {
     if number(8, 4) != u64::from(VERSION) {
         return Err(Error::Packed(format!("version {}, not {VERSION}", number(8, 4))));
     }
-    let element = [Element::F32, Element::Bf16].into_iter().find(|element| u64::from(element.code()) == number(12, 4));
+    let element =
+        [Element::F32, Element::Bf16].into_iter().find(|element| u64::from(element.code()) == number(12, 4));
     let element = element.ok_or_else(|| Error::Packed(format!("unknown element {}", number(12, 4))))?;
     let size = |at| usize::try_from(number(at, 8)).map_err(|_| Error::TooLarge);
     Ok((element, size(16)?, size(24)?))

@@ -31,21 +31,34 @@ impl Parallel for Serial {
     }
 }
 
-/// Calls `work(lane, item)` once for each of `n_items`. No two calls at once have the same lane, and lanes are below
-/// `n_lanes`, whatever the pool does: lanes and items are taken from counters.
-pub(crate) fn for_each(pool: &dyn Parallel, n_lanes: usize, n_items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
-    let (lanes, items) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let take = || {
-        let lane = lanes.fetch_add(1, Ordering::Relaxed);
-        while lane < n_lanes {
-            let item = items.fetch_add(1, Ordering::Relaxed);
-            if item >= n_items {
-                break;
+/// A pool and its number of lanes, which is asked for once: what scratch is checked for is what is used.
+#[derive(Clone, Copy)]
+pub(crate) struct Pool<'a> {
+    pool: &'a dyn Parallel,
+    pub(crate) lanes: usize,
+}
+
+impl<'a> Pool<'a> {
+    pub(crate) fn new(pool: &'a dyn Parallel) -> Self {
+        Self { pool, lanes: pool.lanes().max(1) }
+    }
+
+    /// Calls `work(lane, item)` once for each of `n_items`. No two calls at once have the same lane, and lanes are below
+    /// `lanes`, whatever the pool does: lanes and items are taken from counters.
+    pub(crate) fn for_each(self, n_items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        let (lanes, items) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let take = || {
+            let lane = lanes.fetch_add(1, Ordering::Relaxed);
+            if lane >= self.lanes {
+                return;
             }
-            work(lane, item);
-        }
-    };
-    pool.run(n_lanes.min(n_items), &take);
-    // What a pool without a single call has left.
-    (items.into_inner()..n_items).for_each(|item| work(0, item));
+            let next = || Some(items.fetch_add(1, Ordering::Relaxed)).filter(|&item| item < n_items);
+            while let Some(item) = next() {
+                work(lane, item);
+            }
+        };
+        self.pool.run(self.lanes.min(n_items), &take);
+        // What a pool without a single call has left.
+        (items.into_inner()..n_items).for_each(|item| work(0, item));
+    }
 }

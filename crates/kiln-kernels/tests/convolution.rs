@@ -1,4 +1,4 @@
-use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Error, Isa, Threads, Serial};
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Error, Isa, Serial, Threads};
 use proptest::prelude::*;
 
 use crate::reference::{Case, error, isas, rounded};
@@ -115,10 +115,16 @@ fn what_is_not_finite_reaches_every_output_that_it_does_by_definition() {
         for (algorithm, _) in ALGORITHMS {
             for value in [f32::NAN, f32::INFINITY] {
                 let (found, expected) = reached(&shape, isa, algorithm, value);
-                let lost = found.iter().zip(&expected).filter(|(found, expected)| found.is_finite() && !expected.is_finite());
+                let lost = found
+                    .iter()
+                    .zip(&expected)
+                    .filter(|(found, expected)| found.is_finite() && !expected.is_finite());
                 assert_eq!(lost.count(), 0, "{isa} {algorithm:?} {value}");
                 // What is far from it stays finite.
-                assert!(found[0].is_finite() && found[found.len() - 1].is_finite(), "{isa} {algorithm:?} {value}");
+                assert!(
+                    found[0].is_finite() && found[found.len() - 1].is_finite(),
+                    "{isa} {algorithm:?} {value}"
+                );
             }
         }
     }

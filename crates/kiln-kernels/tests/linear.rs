@@ -1,4 +1,4 @@
-use kiln_kernels::{Element, Error, Isa, Linear, Threads, Serial, Tensors};
+use kiln_kernels::{Element, Error, Isa, Linear, Serial, Tensors, Threads};
 use proptest::prelude::*;
 
 use crate::reference::{Case, error, isas, view};
@@ -45,7 +45,8 @@ fn slices_of_other_lengths_are_refused() {
         let (mut output, mut scratch) = (vec![0.0; output], vec![0.0; scratch]);
         let (bias, residual) = (vec![0.0; bias], None);
         let input = &vec![0.0; input];
-        let tensors = Tensors { input, bias: Some(&bias), residual, output: &mut output, scratch: &mut scratch };
+        let tensors =
+            Tensors { input, bias: Some(&bias), residual, output: &mut output, scratch: &mut scratch };
         linear.run(&Serial, view(&packed), tensors)
     };
     assert_eq!(run(24, 5, 15, scratch), Ok(()));

@@ -1,4 +1,4 @@
-use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Parallel, Threads, Serial};
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Parallel, Serial, Threads};
 
 use crate::reference::Case;
 
@@ -37,8 +37,14 @@ fn no_pool_changes_a_bit_of_the_result() {
         for algorithm in [Algorithm::ImplicitGemm, Algorithm::WinogradF2, Algorithm::WinogradF4] {
             let conv = Conv::new(shape, algorithm, Element::F32, Isa::best()).expect("a convolution");
             let expected = case.conv(&conv, &shape, Element::F32, &Serial);
-            let pools: [&dyn Parallel; 6] =
-                [&Threads::new(2), &Threads::new(7), &None, &Odd { calls: |_| 0 }, &Odd { calls: |_| 1 }, &Odd { calls: |n| n + 9 }];
+            let pools: [&dyn Parallel; 6] = [
+                &Threads::new(2),
+                &Threads::new(7),
+                &None,
+                &Odd { calls: |_| 0 },
+                &Odd { calls: |_| 1 },
+                &Odd { calls: |n| n + 9 },
+            ];
             for (i, pool) in pools.into_iter().enumerate() {
                 let found = case.conv(&conv, &shape, Element::F32, pool);
                 assert!(found == expected, "pool {i} {algorithm:?} {size:?}");

@@ -68,7 +68,13 @@ impl Case {
         pack(element, n, self.weights.len() / n, &self.weights).expect("packed weights")
     }
 
-    pub(crate) fn conv(&self, conv: &Conv, shape: &ConvShape, storage: Element, pool: &dyn Parallel) -> Vec<f32> {
+    pub(crate) fn conv(
+        &self,
+        conv: &Conv,
+        shape: &ConvShape,
+        storage: Element,
+        pool: &dyn Parallel,
+    ) -> Vec<f32> {
         let packed = self.pack(storage, shape.out_channels);
         let output = shape.lengths().expect("a shape").1;
         let scratch = conv.scratch_len(pool.lanes()).expect("a scratch");
@@ -83,7 +89,12 @@ impl Case {
     }
 
     /// Scratch and output are full of NaN before, so that what is read before it is written shows.
-    fn run(&self, output: usize, scratch: usize, run: impl FnOnce(Tensors<'_>) -> Result<(), Error>) -> Vec<f32> {
+    fn run(
+        &self,
+        output: usize,
+        scratch: usize,
+        run: impl FnOnce(Tensors<'_>) -> Result<(), Error>,
+    ) -> Vec<f32> {
         let (mut output, mut scratch) = (vec![f32::NAN; output], vec![f32::NAN; scratch]);
         run(Tensors {
             input: &self.input,
@@ -110,7 +121,8 @@ impl Case {
         let value = |at: usize| {
             let (image, channel) = (at / plane / shape.out_channels, at / plane % shape.out_channels);
             let place = [image, at / width % height, at % width];
-            let sum = (0..k).map(|k_at| tap(shape, &input, place, k_at) * f64::from(weights[channel * k + k_at]));
+            let sum =
+                (0..k).map(|k_at| tap(shape, &input, place, k_at) * f64::from(weights[channel * k + k_at]));
             self.finish(at, channel, sum.sum())
         };
         (0..shape.batch * shape.out_channels * plane).map(value).collect()
@@ -133,11 +145,14 @@ impl Case {
 fn tap(shape: &ConvShape, input: &[f32], [image, y, x]: [usize; 3], k: usize) -> f64 {
     let [kernel_height, kernel_width] = shape.kernel;
     let channel = k / (kernel_height * kernel_width);
-    let y = (y * shape.stride[0] + k / kernel_width % kernel_height * shape.dilation[0]).checked_sub(shape.padding[0]);
+    let y = (y * shape.stride[0] + k / kernel_width % kernel_height * shape.dilation[0])
+        .checked_sub(shape.padding[0]);
     let x = (x * shape.stride[1] + k % kernel_width * shape.dilation[1]).checked_sub(shape.padding[1]);
     let [height, width] = shape.size;
     match (y.filter(|&y| y < height), x.filter(|&x| x < width)) {
-        (Some(y), Some(x)) => f64::from(input[((image * shape.in_channels + channel) * height + y) * width + x]),
+        (Some(y), Some(x)) => {
+            f64::from(input[((image * shape.in_channels + channel) * height + y) * width + x])
+        }
         _ => 0.0,
     }
 }
@@ -152,5 +167,6 @@ pub(crate) fn error(expected: &[f64], found: &[f32]) -> f64 {
     let scale = (expected.iter().map(|x| x * x).sum::<f64>() / expected.len() as f64).sqrt();
     let errors = expected.iter().zip(found).map(|(&expected, &found)| (expected - f64::from(found)).abs());
     // A NaN is no number to compare: it counts as infinite.
-    errors.map(|error| if error.is_nan() { f64::INFINITY } else { error }).fold(0.0, f64::max) / scale.max(1e-30)
+    errors.map(|error| if error.is_nan() { f64::INFINITY } else { error }).fold(0.0, f64::max)
+        / scale.max(1e-30)
 }

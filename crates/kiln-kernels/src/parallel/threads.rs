@@ -51,7 +51,8 @@ impl Threads {
 
     fn start(&self, task: &(dyn Fn() + Sync)) {
         // SAFETY: the lifetime alone is erased; `run` waits for all workers before it returns or unwinds.
-        let task = unsafe { std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const (dyn Fn() + Sync)>(task) };
+        let task =
+            unsafe { std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const (dyn Fn() + Sync)>(task) };
         *lock(&self.state.task) = Some(Task(task));
         self.state.busy.store(self.workers.len(), Ordering::Relaxed);
         self.state.run.fetch_add(1, Ordering::Release);

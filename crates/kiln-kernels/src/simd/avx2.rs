@@ -153,9 +153,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn high_half(v: __m256) -> __m256 {
         // SAFETY: the caller's promise.
-        unsafe {
-            _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(-0x1_0000)))
-        }
+        unsafe { _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(-0x1_0000))) }
     }
 
     #[inline(always)]

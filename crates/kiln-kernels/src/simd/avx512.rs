@@ -40,7 +40,10 @@ impl Dot<Avx512<true>> for Native {
     #[inline(always)]
     unsafe fn dot(sum: __m512, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the caller's promise; both are 64 bytes of any value.
-        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute(b)) }
+        unsafe {
+            let [a, b] = std::mem::transmute::<[__m512; 2], [__m512bh; 2]>([a, b]);
+            _mm512_dpbf16_ps(sum, a, b)
+        }
     }
 }
 
@@ -211,9 +214,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn high_half(v: __m512) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe {
-            _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(-0x1_0000)))
-        }
+        unsafe { _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(-0x1_0000))) }
     }
 
     #[inline(always)]

@@ -12,7 +12,8 @@ mod neon;
 mod portable;
 mod tile;
 
-use crate::Isa;
+use crate::parallel::Pool;
+use crate::{Error, Isa};
 pub(crate) use tile::{Ahead, GROUP, ROW, Tile};
 
 /// The most lanes that a vector has.
@@ -62,18 +63,29 @@ pub(crate) trait Simd: Copy {
     unsafe fn tile_bf16(rows: usize, tile: Tile);
 }
 
-/// Work that is written for every instruction set.
-pub(crate) trait Kernel {
+/// Work that is written for every instruction set. An implementation is sound where each item is run once, and no two
+/// items at once have the same lane.
+pub(crate) trait Kernel: Sync {
     /// # Safety
-    /// The processor has `S`, and what the implementing type says holds.
+    /// The processor has `S`, and items and lanes are as said above.
     unsafe fn run<S: Simd>(&self, lane: usize, item: usize);
 }
 
-/// Runs `kernel` with the instructions of `isa`.
+/// Runs all items of `kernel` on `pool` with the instructions of `isa`.
+pub(crate) fn for_each<K: Kernel>(isa: Isa, pool: Pool<'_>, n_items: usize, kernel: &K) -> Result<(), Error> {
+    let isa = isa.checked()?;
+    pool.for_each(n_items, &|lane, item| {
+        // SAFETY: the instruction set is checked; `Pool::for_each` gives items and lanes out once.
+        unsafe { run(isa, kernel, lane, item) }
+    });
+    Ok(())
+}
+
+/// Runs one item.
 ///
 /// # Safety
-/// The processor has `isa`, and what the kernel's type says holds.
-pub(crate) unsafe fn run<K: Kernel>(isa: Isa, kernel: &K, lane: usize, item: usize) {
+/// The processor has `isa`, and items and lanes are as [`Kernel`] says.
+unsafe fn run<K: Kernel>(isa: Isa, kernel: &K, lane: usize, item: usize) {
     // SAFETY: the caller's promise.
     unsafe {
         match isa {

@@ -96,7 +96,8 @@ impl Run<'_> {
                     }
                 } else {
                     for i in 0..S::LANES {
-                        square[i] = S::load_n(from.wrapping_add(i * plane + x), if i < n_channels { n } else { 0 });
+                        square[i] =
+                            S::load_n(from.wrapping_add(i * plane + x), if i < n_channels { n } else { 0 });
                     }
                 }
                 for i in 0..S::LANES {

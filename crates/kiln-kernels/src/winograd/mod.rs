@@ -25,10 +25,11 @@ use std::ops::Range;
 use crate::error::{product, sum};
 use crate::gemm::{self, Block, part};
 use crate::memory::{LINE, Shared};
-use crate::output::{Output, Tensors, lanes};
+use crate::output::{Output, Tensors};
 use crate::packed::PANEL;
+use crate::parallel::Pool;
 use crate::simd::{self, GROUP, Kernel, ROW, Simd};
-use crate::{ConvShape, Element, Error, Isa, PackedWeights, Parallel, parallel};
+use crate::{ConvShape, Element, Error, Isa, PackedWeights};
 pub(crate) use transform::{F2, F4, Transform};
 
 /// Tiles of the largest block.
@@ -68,7 +69,17 @@ impl Winograd {
         // Blocks of the same number for each lane.
         let n_blocks = if shared { n_blocks } else { n_blocks.next_multiple_of(lanes).min(n_tiles) };
         let strip = input::strip_words::<T>();
-        Ok(Self { shape, products, size, tiles, n_tiles, n_blocks, n_elements: T::TILE * T::TILE, strip, shared })
+        Ok(Self {
+            shape,
+            products,
+            size,
+            tiles,
+            n_tiles,
+            n_blocks,
+            n_elements: T::TILE * T::TILE,
+            strip,
+            shared,
+        })
     }
 
     /// Channels of a channel block.
@@ -117,31 +128,22 @@ impl Winograd {
     pub(crate) fn run<T: Transform>(
         &self,
         isa: Isa,
-        pool: &dyn Parallel,
+        pool: Pool<'_>,
         weights: PackedWeights<'_>,
         tensors: Tensors<'_>,
         output: Output<'_>,
     ) -> Result<(), Error> {
-        let isa = isa.checked()?;
         let scratch = Shared::aligned(tensors.scratch);
         let shared = if self.shared { self.input_words(self.n_tiles)? } else { 0 };
         let (input, lane_words) = (tensors.input, self.lane_words()?);
         let run = Run { plan: *self, weights, input, output, scratch, shared, lane_words };
-        let n_panels = self.shape.out_channels.div_ceil(PANEL);
-        let go = |n_items: usize, kernel: &(dyn Fn(usize, usize) + Sync)| {
-            parallel::for_each(pool, lanes(pool), n_items, kernel);
-        };
-        // SAFETY (all three): the instruction set is checked, and lanes and items are given out once.
-        match self.shared {
-            false => go(self.n_blocks, &|lane, item| unsafe { simd::run(isa, &Alone::<T>::of(&run), lane, item) }),
-            true => {
-                let n_inputs = self.n_blocks * self.shape.in_channels.div_ceil(SHARED_CHANNELS);
-                go(n_inputs, &|lane, item| unsafe { simd::run(isa, &Inputs::<T>::of(&run), lane, item) });
-                let n_products = self.n_blocks * n_panels;
-                go(n_products, &|lane, item| unsafe { simd::run(isa, &Panels::<T>::of(&run), lane, item) });
-            }
+        if !self.shared {
+            return simd::for_each(isa, pool, self.n_blocks, &Alone::<T>::of(&run));
         }
-        Ok(())
+        let n_inputs = self.n_blocks * self.shape.in_channels.div_ceil(SHARED_CHANNELS);
+        simd::for_each(isa, pool, n_inputs, &Inputs::<T>::of(&run))?;
+        let n_products = self.n_blocks * self.shape.out_channels.div_ceil(PANEL);
+        simd::for_each(isa, pool, n_products, &Panels::<T>::of(&run))
     }
 }
 

@@ -112,7 +112,7 @@ unsafe fn load<S: Simd>(words: *const f32, element: Element, k: usize) -> S::V {
             Element::F32 => S::load(words.add(k * PANEL)),
             Element::Bf16 => {
                 let pair = S::load(words.add(k / 2 * PANEL));
-                if k % 2 == 0 { S::low_half(pair) } else { S::high_half(pair) }
+                if k.is_multiple_of(2) { S::low_half(pair) } else { S::high_half(pair) }
             }
         }
     }
