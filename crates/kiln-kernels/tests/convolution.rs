@@ -29,7 +29,7 @@ fn any_shape() -> impl Strategy<Value = ConvShape> {
 
 #[track_caller]
 fn check(shape: ConvShape, algorithm: Algorithm, bound: f64, seed: u64) {
-    let case = Case::of_conv(&shape, seed, seed % 2 == 0);
+    let case = Case::of_conv(&shape, seed, seed.is_multiple_of(2));
     let expected = case.conv_reference(&shape, Element::F32);
     for isa in isas() {
         let conv = Conv::new(shape, algorithm, Element::F32, isa).expect("a convolution");

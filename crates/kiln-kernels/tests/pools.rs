@@ -52,3 +52,21 @@ fn no_pool_changes_a_bit_of_the_result() {
         }
     }
 }
+
+#[test]
+fn a_pool_of_threads_passes_a_panic_on_and_works_on() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let pool = Threads::new(3);
+    for _ in 0..20 {
+        let calls = AtomicUsize::new(0);
+        let run = || pool.run(9, &|| assert!(calls.fetch_add(1, Ordering::Relaxed) != 4, "the fifth"));
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        let calls = AtomicUsize::new(0);
+        pool.run(100, &|| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(calls.into_inner(), 100);
+    }
+}
