@@ -167,6 +167,10 @@ fn sizes_that_overflow_or_are_empty_are_refused() {
         let refused = Conv::new(shape, Algorithm::ImplicitGemm, Element::F32, Isa::Portable);
         assert_eq!(refused.err(), Some(expected), "{shape:?}");
     }
+    for algorithm in ALGORITHMS.map(|(algorithm, _)| algorithm) {
+        let conv = Conv::new(same, algorithm, Element::F32, Isa::Portable).expect("a convolution");
+        assert_eq!(conv.scratch_len(usize::MAX), Err(Error::TooLarge), "{algorithm:?}");
+    }
     for shape in [ConvShape { batch: 0, ..same }, ConvShape { size: [1, 1], padding: [0; 4], ..same }] {
         let refused = Conv::new(shape, Algorithm::ImplicitGemm, Element::F32, Isa::Portable);
         assert!(matches!(refused, Err(Error::Shape(_))), "{refused:?}");

@@ -65,7 +65,7 @@ impl Winograd {
         let tiles = size.map(|len| len.div_ceil(T::M));
         let n_tiles = product(&[shape.batch, tiles[0], tiles[1]])?;
         let n_blocks = n_tiles.div_ceil(BLOCK);
-        let shared = n_blocks < BLOCKS_PER_LANE * lanes && lanes > 1;
+        let shared = lanes > 1 && n_blocks < lanes.saturating_mul(BLOCKS_PER_LANE);
         // Blocks of the same number for each lane.
         let n_blocks = if shared { n_blocks } else { n_blocks.next_multiple_of(lanes).min(n_tiles) };
         let strip = input::strip_words::<T>();
