@@ -78,16 +78,16 @@ impl Parallel for Threads {
     fn run(&self, n: usize, task: &(dyn Fn() + Sync)) {
         let _running = lock(&self.running);
         // Calls are taken by lanes, so that any number of them is made.
-        let left = AtomicUsize::new(n);
-        let calls = || {
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        let calls = AtomicUsize::new(0);
+        let call = || {
+            while calls.fetch_add(1, Ordering::Relaxed) < n {
                 task();
             }
         };
         if n > 1 {
-            self.start(&calls);
+            self.start(&call);
         }
-        let own = catch_unwind(AssertUnwindSafe(calls));
+        let own = catch_unwind(AssertUnwindSafe(call));
         self.wait();
         if let Err(panic) = own {
             resume_unwind(panic);
