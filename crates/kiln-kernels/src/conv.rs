@@ -105,8 +105,8 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Checks that `algorithm` computes `shape`. `products` is what factors are rounded to; weights of implicit GEMM are
-    /// packed as such, while Winograd's may be either, because it transforms them in f32.
+    /// Checks that `algorithm` computes `shape`. `products` is what factors are rounded to; weights of implicit GEMM
+    /// are packed as such, while Winograd's may be either, because it transforms them in f32.
     pub fn new(shape: ConvShape, algorithm: Algorithm, products: Element, isa: Isa) -> Result<Self, Error> {
         isa.checked()?;
         shape.lengths()?;
@@ -132,7 +132,7 @@ impl Conv {
         &self,
         pool: &dyn Parallel,
         weights: PackedWeights<'_>,
-        mut tensors: Tensors<'_>,
+        tensors: Tensors<'_>,
     ) -> Result<(), Error> {
         check_length("k of the weights", self.shape.k()?, weights.k())?;
         check_length("n of the weights", self.shape.out_channels, weights.n())?;
@@ -140,16 +140,16 @@ impl Conv {
         let (input, output) = self.shape.lengths()?;
         tensors.check(input, output, self.shape.out_channels, self.scratch_len(pool.lanes)?)?;
         let [height, width] = self.shape.output_size()?;
-        let output = Output::new(&mut tensors, self.shape.out_channels, product(&[height, width])?);
+        let tensors = tensors.split(self.shape.out_channels, product(&[height, width])?);
         match self.algorithm {
-            Algorithm::ImplicitGemm => self.implicit(pool, weights, tensors, output),
+            Algorithm::ImplicitGemm => self.implicit(pool, weights, tensors),
             Algorithm::WinogradF2 => {
                 let winograd = Winograd::new::<F2>(self.shape, self.products, pool.lanes)?;
-                winograd.run::<F2>(self.isa, pool, weights, tensors, output)
+                winograd.run::<F2>(self.isa, pool, weights, tensors)
             }
             Algorithm::WinogradF4 => {
                 let winograd = Winograd::new::<F4>(self.shape, self.products, pool.lanes)?;
-                winograd.run::<F4>(self.isa, pool, weights, tensors, output)
+                winograd.run::<F4>(self.isa, pool, weights, tensors)
             }
         }
     }
@@ -158,14 +158,13 @@ impl Conv {
         &self,
         pool: Pool<'_>,
         weights: PackedWeights<'_>,
-        tensors: Tensors<'_>,
-        output: Output<'_>,
+        (input, output, scratch): (&[f32], Output<'_>, &mut [f32]),
     ) -> Result<(), Error> {
         if weights.element() != self.products {
             return Err(Error::Algorithm(format!("implicit GEMM needs weights packed as {:?}", self.products)));
         }
-        let pixels = Pixels::new(self.shape, tensors.input, output)?;
-        gemm::run(self.isa, pool, self.blocks(pool.lanes)?, &pixels, weights, tensors.scratch)
+        let pixels = Pixels::new(self.shape, input, output)?;
+        gemm::run(self.isa, pool, self.blocks(pool.lanes)?, &pixels, weights, scratch)
     }
 
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {

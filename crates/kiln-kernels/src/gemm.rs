@@ -153,8 +153,8 @@ pub(crate) struct Block {
     pub(crate) add: bool,
 }
 
-/// `rows` rows of a block times a panel, in tiles of about the same height. Meanwhile, the `next` words are brought into
-/// L2, and so are the rows that follow.
+/// `rows` rows of a block times a panel, in tiles of about the same height. Meanwhile, the `next` words are brought
+/// into L2, and so are the rows that follow.
 ///
 /// # Safety
 /// The processor has `S`; the block, panel and sums are of the sizes that `block` says.

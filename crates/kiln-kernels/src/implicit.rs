@@ -90,8 +90,8 @@ impl<'a> Pixels<'a> {
         }
     }
 
-    /// Copies a vector of `k` from `tap` on, `n_k` of which there are, of `n` pixels of one output row into as many rows
-    /// of a block.
+    /// Copies a vector of `k` from `tap` on, `n_k` of which there are, of `n` pixels of one output row into as many
+    /// rows of a block.
     ///
     /// # Safety
     /// As [`Rows::pack`].

@@ -1,10 +1,10 @@
 //! Convolutions and linear layers for processors.
 //!
-//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]` by Winograd's algorithm or implicit GEMM, [`Linear`]
-//!   linear layers; both add bias and residual.
+//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]` by Winograd's algorithm or implicit GEMM,
+//!   [`Linear`] linear layers; both add bias and residual.
 //! - Weights are packed once by [`pack`], into bytes that can be written to a file and mapped ([`PackedWeights`]).
-//! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state, and
-//!   no environment variable is read.
+//! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state,
+//!   and no environment variable is read.
 //! - Nothing is allocated while an operator runs: intermediate results are in a scratch that the caller brings, whose
 //!   length a plan says.
 //!

@@ -34,7 +34,7 @@ impl Linear {
         &self,
         pool: &dyn Parallel,
         weights: PackedWeights<'_>,
-        mut tensors: Tensors<'_>,
+        tensors: Tensors<'_>,
     ) -> Result<(), Error> {
         let pool = Pool::new(pool);
         let blocks = self.blocks(pool.lanes)?;
@@ -42,9 +42,9 @@ impl Linear {
         check_length("n of the weights", self.out_features, weights.n())?;
         let (input, output) = self.lengths()?;
         tensors.check(input, output, self.out_features, blocks.scratch_len(pool.lanes)?)?;
-        let output = Output::new(&mut tensors, self.out_features, 1);
-        let rows = Dense { input: tensors.input, k: self.in_features, output };
-        gemm::run(self.isa, pool, blocks, &rows, weights, tensors.scratch)
+        let (input, output, scratch) = tensors.split(self.out_features, 1);
+        let rows = Dense { input, k: self.in_features, output };
+        gemm::run(self.isa, pool, blocks, &rows, weights, scratch)
     }
 
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {

@@ -21,7 +21,7 @@ pub struct Tensors<'a> {
     pub scratch: &'a mut [f32],
 }
 
-impl Tensors<'_> {
+impl<'a> Tensors<'a> {
     /// Checks all lengths: `input`, `output`, and `channels` of the bias.
     pub(crate) fn check(
         &self,
@@ -39,6 +39,12 @@ impl Tensors<'_> {
             false => Ok(()),
         }
     }
+
+    /// The input, where sums go, and the scratch, of checked tensors.
+    pub(crate) fn split(self, channels: usize, plane: usize) -> (&'a [f32], Output<'a>, &'a mut [f32]) {
+        let Tensors { input, bias, residual, output, scratch } = self;
+        (input, Output { to: Shared::new(output), bias, residual, channels, plane }, scratch)
+    }
 }
 
 /// Where sums go: `[image][channel][pixel]`, or `[row][channel]` where a pixel is a row's only one.
@@ -50,13 +56,7 @@ pub(crate) struct Output<'a> {
     plane: usize,
 }
 
-impl<'a> Output<'a> {
-    /// The output of checked `tensors`.
-    pub(crate) fn new(tensors: &mut Tensors<'a>, channels: usize, plane: usize) -> Self {
-        let to = Shared::new(tensors.output);
-        Self { to, bias: tensors.bias, residual: tensors.residual, channels, plane }
-    }
-
+impl Output<'_> {
     /// How many of a vector's channels from `channel` on there are.
     #[inline(always)]
     pub(crate) fn n_channels<S: Simd>(&self, channel: usize) -> usize {

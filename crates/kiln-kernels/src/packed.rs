@@ -13,8 +13,8 @@
 //!
 //! A panel has 32 of the `n` outputs; `panel[step][column]` is a 4-byte word. In f32, a step is one `k`, and the word
 //! its weight. In bf16, a step is two `k`, and the word both weights, the first in its lower half. Columns past `n` and
-//! the second half of an odd `k`'s last step are zero. Panels follow one another without a gap; each begins at a multiple
-//! of 128 bytes from the first.
+//! the second half of an odd `k`'s last step are zero. Panels follow one another without a gap; each begins at a
+//! multiple of 128 bytes from the first.
 //!
 //! All algorithms and instruction sets read this one layout. Winograd's transformed weights would take 1.8 to 4 times
 //! its bytes, which from memory costs more time than transforming a block where it is used.

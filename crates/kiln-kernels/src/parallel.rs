@@ -43,8 +43,8 @@ impl<'a> Pool<'a> {
         Self { pool, lanes: pool.lanes().max(1) }
     }
 
-    /// Calls `work(lane, item)` once for each of `n_items`. No two calls at once have the same lane, and lanes are below
-    /// `lanes`, whatever the pool does: lanes and items are taken from counters.
+    /// Calls `work(lane, item)` once for each of `n_items`. No two calls at once have the same lane, and lanes are
+    /// below `lanes`, whatever the pool does: lanes and items are taken from counters.
     pub(crate) fn for_each(self, n_items: usize, work: &(dyn Fn(usize, usize) + Sync)) {
         let (lanes, items) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let take = || {

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use super::Parallel;
 
-/// How often a waiting thread looks before it sleeps: some 100 microseconds, about as long as a pause between operators.
+/// How often a waiting thread looks before it sleeps: some 100 microseconds, as long as a pause between operators.
 const LOOKS: usize = 2000;
 
 /// Threads that wait for work; the caller's is one of the lanes.

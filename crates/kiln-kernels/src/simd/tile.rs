@@ -94,7 +94,8 @@ pub(crate) unsafe fn multiply<S: Simd, D: Dot<S>, const ROWS: usize, const VECTO
                 S::prefetch(second.from);
                 first.from = first.from.wrapping_add(first.words);
                 second.from = second.from.wrapping_add(second.words);
-                (a, b) = (a.add(1), b.add(PANEL));
+                // Behind the last step, both may be past their ends.
+                (a, b) = (a.wrapping_add(1), b.wrapping_add(PANEL));
             }
             b = b.wrapping_add(tile.skip);
         }

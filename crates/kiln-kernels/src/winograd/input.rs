@@ -10,8 +10,8 @@ use crate::simd::{MAX_LANES, Simd};
 /// Tiles of the longest strip.
 const STRIP: usize = 16;
 
-/// Words of a strip's rows and columns of vectors, and of one vector of columns past the end; an output tile's rows need
-/// no more.
+/// Words of a strip's rows and columns of vectors, and of one vector of columns past the end; an output tile's rows
+/// need no more.
 pub(super) const fn strip_words<T: Transform>() -> usize {
     (T::TILE * (STRIP * T::M + 2) + MAX_LANES) * MAX_LANES
 }

@@ -25,7 +25,7 @@ use std::ops::Range;
 use crate::error::{product, sum};
 use crate::gemm::{self, Block, part};
 use crate::memory::{LINE, Shared};
-use crate::output::{Output, Tensors};
+use crate::output::Output;
 use crate::packed::PANEL;
 use crate::parallel::Pool;
 use crate::simd::{self, GROUP, Kernel, ROW, Simd};
@@ -130,12 +130,11 @@ impl Winograd {
         isa: Isa,
         pool: Pool<'_>,
         weights: PackedWeights<'_>,
-        tensors: Tensors<'_>,
-        output: Output<'_>,
+        (input, output, scratch): (&[f32], Output<'_>, &mut [f32]),
     ) -> Result<(), Error> {
-        let scratch = Shared::aligned(tensors.scratch);
+        let scratch = Shared::aligned(scratch);
         let shared = if self.shared { self.input_words(self.n_tiles)? } else { 0 };
-        let (input, lane_words) = (tensors.input, self.lane_words()?);
+        let lane_words = self.lane_words()?;
         let run = Run { plan: *self, weights, input, output, scratch, shared, lane_words };
         if !self.shared {
             return simd::for_each(isa, pool, self.n_blocks, &Alone::<T>::of(&run));

@@ -1,7 +1,7 @@
 //! The transforms of Winograd's minimal filtering, F(m x m, 3 x 3), one dimension at a time.
 //!
-//! By Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015): `output = A^T [(G g) . (B^T d)]`, with
-//! matrices that the Toom-Cook construction gives for interpolation points 0, +-a, +-b and infinity.
+//! By Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015): `output = A^T [(G g) . (B^T d)]`,
+//! with matrices that the Toom-Cook construction gives for interpolation points 0, +-a, +-b and infinity.
 
 use crate::simd::Simd;
 
