@@ -1,6 +1,6 @@
 //! What clients may take together: memory of pictures and bodies, connections; and who may still come in.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;

@@ -1,0 +1,172 @@
+//! Times convolutions and linear layers. Without arguments, all shapes of Stable Diffusion 1.5's UNet (512 px, batch 2)
+//! and VAE decoder with every algorithm; with `serve`, what lines on stdin ask for (`benches/compare.py` does).
+//!
+//! ```sh
+//! cargo run --release -p kiln-kernels --example bench -- [ISA] [THREADS] [FILTER]
+//! ```
+//!
+//! GFLOP/s count the operations of the direct convolution.
+#![allow(clippy::print_stdout)]
+
+#[path = "../benches/shapes.rs"]
+mod shapes;
+
+use std::error::Error;
+use std::io::BufRead;
+use std::time::Instant;
+
+use kiln_kernels::{
+    Algorithm, AlignedBytes, Conv, ConvShape, Element, Isa, Linear, PackedWeights, Parallel, Serial, Tensors,
+    Threads, pack,
+};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// An operator with its tensors.
+struct Case {
+    operator: Operator,
+    weights: AlignedBytes,
+    input: Vec<f32>,
+    bias: Vec<f32>,
+    output: Vec<f32>,
+    scratch: Vec<f32>,
+    flop: f64,
+}
+
+enum Operator {
+    Conv(Conv),
+    Linear(Linear),
+}
+
+fn numbers(len: usize, scale: f32) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+impl Case {
+    fn conv(shape: ConvShape, algorithm: Algorithm, element: Element, isa: Isa, lanes: usize) -> Result<Case> {
+        let conv = Conv::new(shape, algorithm, element, isa)?;
+        let (input, output) = shape.lengths()?;
+        let (n, k) = (shape.out_channels, shape.k()?);
+        let flop = 2.0 * output as f64 * k as f64;
+        Self::new(Operator::Conv(conv), element, (n, k), (input, output), conv.scratch_len(lanes)?, flop)
+    }
+
+    fn linear([rows, k, n]: [usize; 3], element: Element, isa: Isa, lanes: usize) -> Result<Case> {
+        let linear = Linear { rows, in_features: k, out_features: n, isa };
+        let flop = 2.0 * (rows * k * n) as f64;
+        let lengths = (rows * k, rows * n);
+        Self::new(Operator::Linear(linear), element, (n, k), lengths, linear.scratch_len(lanes)?, flop)
+    }
+
+    fn new(
+        operator: Operator,
+        element: Element,
+        (n, k): (usize, usize),
+        (input, output): (usize, usize),
+        scratch: usize,
+        flop: f64,
+    ) -> Result<Case> {
+        let weights = pack(element, n, k, &numbers(n * k, 0.05))?;
+        let (input, bias) = (numbers(input, 1.0), numbers(n, 1.0));
+        let (output, scratch) = (vec![0.0; output], vec![0.0; scratch]);
+        Ok(Case { operator, weights, input, bias, output, scratch, flop })
+    }
+
+    /// Seconds of one run.
+    fn time(&mut self, pool: &dyn Parallel) -> Result<f64> {
+        let weights = PackedWeights::from_bytes(&self.weights)?;
+        let (output, scratch) = (&mut self.output, &mut self.scratch);
+        let tensors = Tensors { input: &self.input, bias: Some(&self.bias), residual: None, output, scratch };
+        let start = Instant::now();
+        match &self.operator {
+            Operator::Conv(conv) => conv.run(pool, weights, tensors)?,
+            Operator::Linear(linear) => linear.run(pool, weights, tensors)?,
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+fn algorithm(name: &str) -> Result<(Algorithm, Element)> {
+    Ok(match name {
+        "gemm" => (Algorithm::ImplicitGemm, Element::F32),
+        "f2" => (Algorithm::WinogradF2, Element::F32),
+        "f4" => (Algorithm::WinogradF4, Element::F32),
+        "gemm-bf16" => (Algorithm::ImplicitGemm, Element::Bf16),
+        "f2-bf16" => (Algorithm::WinogradF2, Element::Bf16),
+        "f4-bf16" => (Algorithm::WinogradF4, Element::Bf16),
+        _ => return Err(format!("no algorithm is called {name:?}").into()),
+    })
+}
+
+/// `conv ALGORITHM BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE` or `linear ALGORITHM ROWS IN OUT`.
+fn case(line: &str, isa: Isa, lanes: usize) -> Result<Case> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [kind, name, sizes @ ..] = words.as_slice() else {
+        return Err(format!("{line:?} is no operator").into());
+    };
+    let (algorithm, element) = algorithm(name)?;
+    let sizes = sizes.iter().map(|size| size.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
+    match (*kind, sizes.as_slice()) {
+        ("conv", &[batch, in_channels, height, width, out_channels, kernel, stride]) => {
+            let same = ConvShape::same(batch, in_channels, [height, width], out_channels, kernel);
+            Case::conv(ConvShape { stride: [stride; 2], ..same }, algorithm, element, isa, lanes)
+        }
+        ("linear", &[rows, k, n]) => Case::linear([rows, k, n], element, isa, lanes),
+        _ => Err(format!("{line:?} is no operator").into()),
+    }
+}
+
+/// Answers each operator with the seconds of as many runs as the first word says.
+fn serve(pool: &dyn Parallel, isa: Isa) -> Result<()> {
+    let mut last: Option<(String, Case)> = None;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let (runs, operator) = line.split_once(' ').ok_or("no number of runs")?;
+        if last.as_ref().is_none_or(|(of, _)| of != operator) {
+            last = Some((operator.to_owned(), case(operator, isa, pool.lanes())?));
+        }
+        let (_, case) = last.as_mut().ok_or("no operator")?;
+        let times = (0..runs.parse()?).map(|_| case.time(pool)).collect::<Result<Vec<f64>>>()?;
+        println!("{}", times.iter().map(f64::to_string).collect::<Vec<_>>().join(" "));
+    }
+    Ok(())
+}
+
+fn report(pool: &dyn Parallel, isa: Isa, filter: &str) -> Result<()> {
+    for line in shapes::ALL.lines().map(str::trim).filter(|line| line.contains(filter)) {
+        let (kind, sizes) = line.split_once(' ').ok_or("no sizes")?;
+        let winograd = sizes.ends_with(" 3 1");
+        let names: &[&str] = match winograd {
+            true => &["gemm", "f2", "f4", "gemm-bf16", "f2-bf16", "f4-bf16"],
+            false => &["gemm", "gemm-bf16"],
+        };
+        let mut text = format!("{line:34}");
+        for name in names {
+            let mut case = case(&format!("{kind} {name} {sizes}"), isa, pool.lanes())?;
+            let mut least = case.time(pool)?;
+            for _ in 0..(0.3 / least).clamp(2.0, 20.0) as usize {
+                least = least.min(case.time(pool)?);
+            }
+            text += &format!("  {name} {:7.2} ms {:5.0}", least * 1e3, case.flop / least * 1e-9);
+        }
+        println!("{text}");
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |at: usize| arguments.get(at).map(String::as_str);
+    let isa = argument(0).filter(|&isa| isa != "best").map_or(Ok(Isa::best()), str::parse)?;
+    let threads: usize = argument(1).unwrap_or("2").parse()?;
+    let pool: &dyn Parallel = if threads == 1 { &Serial } else { &Threads::new(threads) };
+    match argument(2) {
+        Some("serve") => serve(pool, isa),
+        filter => report(pool, isa, filter.unwrap_or("")),
+    }
+}

@@ -1,0 +1,195 @@
+//! Products of rows that are brought into blocks and packed weights, in blocks that stay in the caches.
+//!
+//! A block is up to 96 rows of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words apart: 48 KiB.
+//! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
+//! `[panel][row][32]`, at most 480 KiB, in L2.
+
+use std::ops::Range;
+
+use crate::error::{product, sum};
+use crate::memory::{LINE, Shared};
+use crate::packed::PANEL;
+use crate::parallel::Pool;
+use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
+use crate::{Element, Error, Isa, PackedWeights};
+
+/// Rows of the largest block.
+pub(crate) const BLOCK: usize = 96;
+/// Panels whose sums a block keeps.
+const MAX_PANELS: usize = 40;
+
+/// The left factor, and where the sums go.
+pub(crate) trait Rows: Sync {
+    /// Copies `k` of `rows` into a block.
+    ///
+    /// # Safety
+    /// The processor has `S`; `to` has [`ROW`] words for each row, written by nobody else.
+    unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, element: Element, to: *mut f32);
+
+    /// Writes the sums of `rows` and a panel, `[row][32]`.
+    ///
+    /// # Safety
+    /// The processor has `S`; nobody else writes the same rows and panel.
+    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *const f32);
+}
+
+/// How a product is split.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks {
+    rows: usize,
+    panels: usize,
+    row_blocks: usize,
+    groups: usize,
+}
+
+impl Blocks {
+    /// Blocks of `rows` x `n` outputs for as many lanes: several items a lane where there are as many.
+    pub(crate) fn new(rows: usize, n: usize, lanes: usize) -> Self {
+        let panels = n.div_ceil(PANEL);
+        let row_blocks = rows.div_ceil(BLOCK);
+        let wanted = lanes.saturating_mul(4).div_ceil(row_blocks).min(panels);
+        Self { rows, panels, row_blocks, groups: panels.div_ceil(MAX_PANELS).max(wanted) }
+    }
+
+    fn group_panels(&self) -> usize {
+        self.panels.div_ceil(self.groups)
+    }
+
+    /// Words that a lane needs.
+    fn lane_words(&self) -> Result<usize, Error> {
+        product(&[BLOCK, ROW + self.group_panels() * PANEL])
+    }
+
+    /// Words that `lanes` need.
+    pub(crate) fn scratch_len(&self, lanes: usize) -> Result<usize, Error> {
+        sum(&[product(&[lanes, self.lane_words()?])?, LINE])
+    }
+}
+
+/// Part `index` of `n` parts of `0..len`, whose lengths differ by 1 at most.
+pub(crate) fn part(len: usize, n: usize, index: usize) -> Range<usize> {
+    let (least, longer) = (len / n, len % n);
+    let start = index * least + index.min(longer);
+    start..start + least + usize::from(index < longer)
+}
+
+/// A product as a kernel.
+///
+/// Safe to run once for each item on any lane that no other item has at the same time.
+struct Gemm<'a, R> {
+    rows: &'a R,
+    weights: PackedWeights<'a>,
+    blocks: Blocks,
+    scratch: Shared,
+    lane_words: usize,
+}
+
+/// Multiplies `rows` with `weights`; `scratch` is as long as [`Blocks::scratch_len`] says.
+pub(crate) fn run<R: Rows>(
+    isa: Isa,
+    pool: Pool<'_>,
+    blocks: Blocks,
+    rows: &R,
+    weights: PackedWeights<'_>,
+    scratch: &mut [f32],
+) -> Result<(), Error> {
+    let scratch = Shared::aligned(scratch);
+    let gemm = Gemm { rows, weights, blocks, scratch, lane_words: blocks.lane_words()? };
+    simd::for_each(isa, pool, blocks.row_blocks * blocks.groups, &gemm)
+}
+
+impl<R: Rows> Kernel for Gemm<'_, R> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, lane: usize, item: usize) {
+        let rows = part(self.blocks.rows, self.blocks.row_blocks, item % self.blocks.row_blocks);
+        let panels = part(self.blocks.panels, self.blocks.groups, item / self.blocks.row_blocks);
+        let block = self.scratch.at(lane * self.lane_words);
+        let sums = block.wrapping_add(BLOCK * ROW);
+        // SAFETY: the lane's part of the scratch is a block and sums; the item's rows and panels are its own.
+        unsafe {
+            self.sum::<S>(rows.clone(), panels.clone(), block, sums);
+            for (i, panel) in panels.enumerate() {
+                self.rows.write::<S>(rows.clone(), panel, sums.add(i * rows.len() * PANEL));
+            }
+        }
+    }
+}
+
+impl<R: Rows> Gemm<'_, R> {
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, rows: Range<usize>, panels: Range<usize>, block: *mut f32, sums: *mut f32) {
+        let element = self.weights.element();
+        let k_block = ROW * element.per_word();
+        for start in (0..self.weights.k()).step_by(k_block) {
+            let k = start..self.weights.k().min(start + k_block);
+            let steps = k.len().div_ceil(element.per_word());
+            // SAFETY: the caller's promise; a panel has 32 words a step.
+            unsafe {
+                self.rows.pack::<S>(rows.clone(), k, element, block);
+                for (i, panel) in panels.clone().enumerate() {
+                    let b = self.weights.panel(panel).as_ptr().cast::<f32>();
+                    let (b, c) = (b.add(start / element.per_word() * PANEL), sums.add(i * rows.len() * PANEL));
+                    let next = if panel + 1 < panels.end { panel + 1 } else { panels.start };
+                    let next = self.weights.panel(next).as_ptr().cast::<f32>();
+                    let next = next.wrapping_add(start / element.per_word() * PANEL);
+                    let block = Block { a: block, b, skip: 0, steps, c, add: start > 0 };
+                    multiply::<S>(element, rows.len(), block, (next, steps * PANEL));
+                }
+            }
+        }
+    }
+}
+
+/// A block of rows, a panel, and their sums `[row][32]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) a: *const f32,
+    pub(crate) b: *const f32,
+    /// Words of the panel to skip after every [`GROUP`](simd::GROUP) steps.
+    pub(crate) skip: usize,
+    pub(crate) steps: usize,
+    pub(crate) c: *mut f32,
+    /// Whether the sums are added to what is there.
+    pub(crate) add: bool,
+}
+
+/// `rows` rows of a block times a panel, in tiles of about the same height. Meanwhile, the `next` words are brought
+/// into L2, and so are the rows that follow.
+///
+/// # Safety
+/// The processor has `S`; the block, panel and sums are of the sizes that `block` says.
+#[inline(always)]
+pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Block, next: (*const f32, usize)) {
+    let n_tiles = rows.div_ceil(S::ROWS);
+    let Block { b, skip, steps, add, .. } = block;
+    let words = next.1.div_ceil(n_tiles * steps);
+    for index in 0..n_tiles {
+        let rows = part(rows, n_tiles, index);
+        let (a, c) = (block.a.wrapping_add(rows.start * ROW), block.c.wrapping_add(rows.start * PANEL));
+        let rows_ahead = Ahead { from: a.wrapping_add(rows.len() * ROW), words: LINE };
+        let next = Ahead { from: next.0.wrapping_add(index * steps * words), words };
+        let tile = Tile { a, b, skip, steps, c, stride: PANEL, add, ahead: [rows_ahead, next] };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match element {
+                Element::F32 => S::tile(rows.len(), tile),
+                Element::Bf16 => S::tile_bf16(rows.len(), tile),
+            }
+        }
+    }
+}
+
+/// Stores a vector of neighbouring `k` into a block's row, `k` elements behind its start.
+///
+/// # Safety
+/// The processor has `S`; the row has as many elements.
+#[inline(always)]
+pub(crate) unsafe fn store<S: Simd>(element: Element, row: *mut f32, k: usize, v: S::V) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match element {
+            Element::F32 => S::store(row.add(k), v),
+            Element::Bf16 => S::store_bf16(row.cast::<u16>().add(k), v),
+        }
+    }
+}

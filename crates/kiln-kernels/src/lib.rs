@@ -1,0 +1,39 @@
+//! Convolutions and linear layers for processors.
+//!
+//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]` by Winograd's algorithm or implicit GEMM,
+//!   [`Linear`] linear layers; both add bias and residual.
+//! - Weights are packed once by [`pack`], into bytes that can be written to a file and mapped ([`PackedWeights`]).
+//! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state,
+//!   and no environment variable is read.
+//! - Nothing is allocated while an operator runs: intermediate results are in a scratch that the caller brings, whose
+//!   length a plan says.
+//!
+//! Factors are f32 or bf16 ([`Element`]), sums always f32. NaN and infinity reach every output that they reach by
+//! definition; Winograd spreads them over the output's tile, and makes infinities NaN. Denormals are kept in f32, and
+//! are zeros as factors in bf16.
+//!
+//! This is the crate of kiln's where `unsafe` is for speed: intrinsics, and unchecked access to blocks whose sizes are
+//! computed in one place and checked against the caller's slices before any work.
+
+pub mod bf16;
+mod conv;
+mod error;
+mod gemm;
+mod implicit;
+mod isa;
+mod linear;
+mod memory;
+mod output;
+mod packed;
+mod parallel;
+mod simd;
+mod winograd;
+
+pub use conv::{Algorithm, Conv, ConvShape};
+pub use error::Error;
+pub use isa::Isa;
+pub use linear::Linear;
+pub use memory::AlignedBytes;
+pub use output::Tensors;
+pub use packed::{Element, PackedWeights, pack, packed_len};
+pub use parallel::{Parallel, Serial, Threads};

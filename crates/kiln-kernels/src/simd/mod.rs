@@ -1,0 +1,103 @@
+//! Vectors of each instruction set behind one trait, so that every kernel is written once.
+//!
+//! Functions over [`Simd`] are `#[inline(always)]` down to the intrinsics, and become code of an instruction set in
+//! [`run`], the one place that enters it. So all of them are unsafe for the same reason: the processor must have it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+mod tile;
+
+use crate::parallel::Pool;
+use crate::{Error, Isa};
+pub(crate) use tile::{Ahead, GROUP, ROW, Tile};
+
+/// The most lanes that a vector has.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Vectors of f32. Loads and stores need no alignment.
+///
+/// # Safety
+/// Every function needs a processor that has the instruction set, and pointers to as many elements as it says.
+pub(crate) trait Simd: Copy {
+    /// Elements of a vector, a power of two.
+    const LANES: usize;
+    /// Rows of the largest tile of a product.
+    const ROWS: usize;
+    /// A vector.
+    type V: Copy;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    /// The first `n <= LANES` elements; the others are zero.
+    unsafe fn load_n(from: *const f32, n: usize) -> Self::V;
+    unsafe fn store(to: *mut f32, v: Self::V);
+    /// Stores the first `n <= LANES` elements.
+    unsafe fn store_n(to: *mut f32, v: Self::V, n: usize);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a * b`.
+    unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Transposes the square of the first `LANES` vectors.
+    unsafe fn transpose(rows: &mut [Self::V; MAX_LANES]);
+    /// The element that the lower halves of the words are, as bf16.
+    unsafe fn low_half(v: Self::V) -> Self::V;
+    /// The element that the upper halves of the words are, as bf16.
+    unsafe fn high_half(v: Self::V) -> Self::V;
+    /// Words of which `low`, rounded to bf16, is the lower half, and `high` the upper one.
+    unsafe fn pair(low: Self::V, high: Self::V) -> Self::V;
+    /// Stores `LANES` elements rounded to bf16.
+    unsafe fn store_bf16(to: *mut u16, v: Self::V);
+    /// Brings a cache line into L2; any address will do.
+    unsafe fn prefetch(from: *const f32);
+    /// The product of `rows <= ROWS` rows and a panel.
+    unsafe fn tile(rows: usize, tile: Tile);
+    /// The same of bf16 pairs.
+    unsafe fn tile_bf16(rows: usize, tile: Tile);
+}
+
+/// Work that is written for every instruction set. An implementation is sound where each item is run once, and no two
+/// items at once have the same lane.
+pub(crate) trait Kernel: Sync {
+    /// # Safety
+    /// The processor has `S`, and items and lanes are as said above.
+    unsafe fn run<S: Simd>(&self, lane: usize, item: usize);
+}
+
+/// Runs all items of `kernel` on `pool` with the instructions of `isa`.
+pub(crate) fn for_each<K: Kernel>(isa: Isa, pool: Pool<'_>, n_items: usize, kernel: &K) -> Result<(), Error> {
+    let isa = isa.checked()?;
+    pool.for_each(n_items, &|lane, item| {
+        // SAFETY: the instruction set is checked; `Pool::for_each` gives items and lanes out once.
+        unsafe { run(isa, kernel, lane, item) }
+    });
+    Ok(())
+}
+
+/// Runs one item.
+///
+/// # Safety
+/// The processor has `isa`, and items and lanes are as [`Kernel`] says.
+unsafe fn run<K: Kernel>(isa: Isa, kernel: &K, lane: usize, item: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::run(kernel, lane, item),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::run(kernel, lane, item),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::run_bf16(kernel, lane, item),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::run(kernel, lane, item),
+            _ => kernel.run::<portable::Portable>(lane, item),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What products cost of the accuracy, with the channels of a shape of Stable Diffusion 1.5's UNet.
+
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Threads};
+
+use crate::reference::{Case, error};
+
+/// Algorithm, products, and bounds of the largest and the root mean square error, relative to the output's root mean
+/// square.
+const BOUNDS: [(Algorithm, Element, f64, f64); 6] = [
+    (Algorithm::ImplicitGemm, Element::F32, 3e-6, 4e-7),
+    (Algorithm::WinogradF2, Element::F32, 3e-6, 5e-7),
+    (Algorithm::WinogradF4, Element::F32, 2e-5, 2e-6),
+    (Algorithm::ImplicitGemm, Element::Bf16, 1.5e-2, 3e-3),
+    (Algorithm::WinogradF2, Element::Bf16, 3e-2, 6e-3),
+    (Algorithm::WinogradF4, Element::Bf16, 0.1, 1.5e-2),
+];
+
+fn root_mean_square(expected: &[f64], found: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let errors =
+        squares(&mut expected.iter().zip(found).map(|(&expected, &found)| expected - f64::from(found)));
+    (errors / squares(&mut expected.iter().copied())).sqrt()
+}
+
+#[test]
+fn errors_stay_below_what_is_stated_and_near_it() {
+    let shape = ConvShape::same(1, 640, [12, 12], 32, 3);
+    let case = Case::of_conv(&shape, 7, false);
+    let expected = case.conv_reference(&shape, Element::F32);
+    for (algorithm, products, largest, mean) in BOUNDS {
+        let conv = Conv::new(shape, algorithm, products, Isa::best()).expect("a convolution");
+        // Winograd's weights are rounded once, after their transform.
+        let storage = if algorithm == Algorithm::ImplicitGemm { products } else { Element::F32 };
+        let found = case.conv(&conv, &shape, storage, &Threads::new(2));
+        for (error, bound) in [(error(&expected, &found), largest), (root_mean_square(&expected, &found), mean)]
+        {
+            assert!(
+                error < bound && error > bound / 5.0,
+                "{algorithm:?} {products:?}: {error:e}, not {bound:e}"
+            );
+        }
+    }
+}

@@ -1,0 +1,90 @@
+use kiln_kernels::{Element, Error, Isa, Linear, Serial, Tensors, Threads};
+use proptest::prelude::*;
+
+use crate::reference::{Case, error, isas, view};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_layer_is_the_sum_by_definition(
+        (rows, in_features, out_features) in (1..220usize, 1..400usize, 1..150usize),
+        (seed, extras) in (0..1000u64, any::<bool>()),
+    ) {
+        for isa in isas() {
+            let linear = Linear { rows, in_features, out_features, isa };
+            let case = Case::of_linear(&linear, seed, extras);
+            for element in [Element::F32, Element::Bf16] {
+                let expected = case.linear_reference(&linear, element);
+                let found = case.linear(&linear, element, &Threads::new(1 + seed as usize % 3));
+                let error = error(&expected, &found);
+                prop_assert!(error < 3e-6, "{element:?} {error:e} of {linear:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
+    let all = isas();
+    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, isa };
+    let case = Case::of_linear(&linear(Isa::Portable), 5, false);
+    let expected = case.linear(&linear(Isa::Portable), Element::Bf16, &Serial);
+    for isa in all {
+        assert_eq!(case.linear(&linear(isa), Element::Bf16, &Serial), expected, "{isa}");
+    }
+}
+
+#[test]
+fn slices_of_other_lengths_are_refused() {
+    let linear = Linear { rows: 3, in_features: 8, out_features: 5, isa: Isa::Portable };
+    let case = Case::of_linear(&linear, 1, true);
+    let packed = case.pack(Element::F32, 5);
+    let scratch = linear.scratch_len(1).expect("a scratch");
+    let run = |input: usize, bias: usize, output: usize, scratch: usize| {
+        let (mut output, mut scratch) = (vec![0.0; output], vec![0.0; scratch]);
+        let (bias, residual) = (vec![0.0; bias], None);
+        let input = &vec![0.0; input];
+        let tensors =
+            Tensors { input, bias: Some(&bias), residual, output: &mut output, scratch: &mut scratch };
+        linear.run(&Serial, view(&packed), tensors)
+    };
+    assert_eq!(run(24, 5, 15, scratch), Ok(()));
+    for (refused, what) in [
+        (run(23, 5, 15, scratch), "the input"),
+        (run(24, 6, 15, scratch), "the bias"),
+        (run(24, 5, 16, scratch), "the output"),
+        (run(24, 5, 15, scratch - 1), "the scratch"),
+    ] {
+        assert!(matches!(refused, Err(Error::Length { what: found, .. }) if found == what), "{refused:?}");
+    }
+    let wider = Linear { in_features: 9, ..linear };
+    let mut output = vec![0.0; 15];
+    let mut scratch = vec![0.0; wider.scratch_len(1).expect("a scratch")];
+    let tensors =
+        Tensors { input: &[0.0; 27], bias: None, residual: None, output: &mut output, scratch: &mut scratch };
+    let refused = wider.run(&Serial, view(&packed), tensors);
+    assert!(matches!(refused, Err(Error::Length { what: "k of the weights", .. })), "{refused:?}");
+}
+
+#[test]
+fn an_instruction_set_that_the_processor_lacks_is_refused() {
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        let linear = Linear { rows: 1, in_features: 1, out_features: 1, isa };
+        let packed = kiln_kernels::pack(Element::F32, 1, 1, &[1.0]).expect("packed weights");
+        let mut scratch = vec![0.0; linear.scratch_len(1).expect("a scratch")];
+        let (mut output, input) = ([0.0], [1.0]);
+        let tensors =
+            Tensors { input: &input, bias: None, residual: None, output: &mut output, scratch: &mut scratch };
+        assert_eq!(linear.run(&Serial, view(&packed), tensors), Err(Error::Isa(isa)));
+    }
+    assert!(Isa::best().is_available() && Isa::Portable.is_available());
+}
+
+#[test]
+fn names_of_instruction_sets_are_read_as_they_are_written() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.to_string().parse(), Ok(isa));
+    }
+    assert_eq!("sse".parse::<Isa>(), Err(Error::IsaName("sse".into())));
+}

@@ -1,0 +1,8 @@
+//! Kernels against sums in f64, with every instruction set that the processor has.
+
+mod accuracy;
+mod convolution;
+mod linear;
+mod packed;
+mod pools;
+mod reference;
