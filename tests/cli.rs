@@ -532,7 +532,7 @@ fn options_that_would_have_no_effect_are_refused() {
         fail(&mut kiln(&args, work.path()), 2, &format!("error: {}: {} is a bundle", option[0], bundle.trim()));
     }
     fail(&mut kiln(&["inspect", &model, "--verify"], work.path()), 2, "is not a bundle, and --verify");
-    let onnx = format!("{}/unet.onnx", bundle.trim());
+    let onnx = format!("{}/unet.0.onnx", bundle.trim());
     fail(&mut kiln(&["inspect", &onnx, "--verify"], work.path()), 2, "is not a bundle, and --verify");
 
     let trace = ["trace", &model, "--out", "onnx"];

@@ -338,7 +338,7 @@ fn the_cache_is_shown_and_cleaned_by_commands() {
     let listed = succeed(&mut kiln(&["cache", "list"], work.path()));
     assert_eq!(listed.lines().count(), 5, "{listed}");
     let shown = succeed(&mut kiln(&["cache", "show", "unet"], work.path()));
-    assert!(shown.contains("graph unet: ") && shown.contains("emitted with attention: fused"), "{shown}");
+    assert!(shown.contains("graph unet.0: ") && shown.contains("emitted with attention: fused"), "{shown}");
     fail(&mut kiln(&["cache", "show", "vae"], work.path()), 2, "'vae' is the beginning of vae_");
     fail(&mut kiln(&["cache", "show", "x"], work.path()), 2, "the cache has no 'x'");
     let engine = fs::read_dir(work.path().join("engines/entries")).expect("entries");

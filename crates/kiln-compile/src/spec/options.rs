@@ -42,11 +42,15 @@ impl TargetSpec {
             components.extend([(VAE_ENCODER, ElementType::F32), (VAE_DECODER, ElementType::F32)]);
         }
         components.extend(&precision.components);
+        let mut options = TraceOptions::for_bundle(policy, self.sizes(checkpoint)?);
+        if self.target() != Target::Cpu {
+            options.policy.prompts.clear();
+        }
         Ok(TraceOptions {
             precisions: components.into_iter().map(|(name, compute)| (name, of(compute))).collect(),
             controlled: networks.controlnet.unwrap_or(row.controlled),
             loras,
-            ..TraceOptions::for_bundle(policy, self.sizes(checkpoint)?)
+            ..options
         })
     }
 

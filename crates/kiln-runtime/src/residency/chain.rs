@@ -212,7 +212,7 @@ impl<'a> Chain<'a> {
     /// Packed weights are few, and small products gain from more rows, as all do on a device. Large ones do not, and a row
     /// alone gives the same bits whatever is offloaded.
     pub(super) fn ranges(&self, rows: usize) -> Vec<Range<usize>> {
-        let n_parts = self.n_parts(rows);
+        let n_parts = if self.inputs().iter().any(has_batch) { self.n_parts(rows) } else { 1 };
         (0..n_parts).map(|i| rows * i / n_parts..rows * (i + 1) / n_parts).collect()
     }
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::App;
 use super::error::ApiError;
 use super::intake::{Intake, TIME, Unread};
+use super::listen::MAX_HEADERS;
 use super::page;
 use crate::{ClientId, grpc};
 
@@ -25,6 +26,9 @@ const MAX_DRAINED: usize = 64 << 20;
 
 /// Lets in whom the keys know, and reads the body.
 pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) -> Response {
+    if head_bytes(&request) > MAX_HEADERS {
+        return StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
+    }
     let path = request.uri().path().to_owned();
     if let Err(error) = app.hosts.check(&request) {
         drain(request.into_body()).await;
@@ -59,6 +63,12 @@ pub(crate) async fn admit(State(app): State<App>, request: Request, next: Next) 
         }
         Err(error) => error.into_response(),
     }
+}
+
+/// Bytes of a request's head. The connection itself bounds them to about twice as many.
+fn head_bytes(request: &Request) -> usize {
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    fields.sum::<usize>() + request.uri().path_and_query().map_or(0, |path| path.as_str().len())
 }
 
 /// Counts a request of a client, and refuses one more than its key may send.

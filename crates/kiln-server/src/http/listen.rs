@@ -41,7 +41,7 @@ const MAX_OF_ONE: usize = MAX_CONNECTIONS / 4;
 const BACKLOG: u32 = 4096;
 
 /// Largest headers of a request, in bytes.
-const MAX_HEADERS: usize = 64 << 10;
+pub(super) const MAX_HEADERS: usize = 64 << 10;
 
 /// How long connections may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(10);
