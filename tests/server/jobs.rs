@@ -75,6 +75,37 @@ fn jobs_of_a_killed_server_are_drawn_by_the_next() {
 }
 
 #[test]
+fn ends_in_order_are_no_attempts_and_end_events_at_once() {
+    let mut server = Server::start(&["--batch", "1"]);
+    let ids: Vec<String> =
+        (0..4).map(|seed| create(&server, &json!({ "prompt": "a star", "seed": seed, "steps": 30 }))).collect();
+    for _ in 0..3 {
+        let mut stream = server.connect();
+        send(&mut stream, "GET", &format!("/v1/jobs/{}/events", ids[3]), &[], b"");
+        let mut stream = BufReader::new(stream);
+        head(&mut stream).expect(200);
+        server.signal(libc::SIGTERM);
+        let mut text = String::new();
+        while let Some(chunk) = chunk(&mut stream) {
+            text += &String::from_utf8_lossy(&chunk);
+        }
+        assert!(!text.contains("saving"), "{text}");
+        server.wait();
+        server.restart();
+    }
+    for id in &ids {
+        assert_eq!(ended(&server, id)["status"], "done");
+    }
+    let listed = server.get(&format!("/v1/jobs?limit=2&before={}", ids[3])).expect(200).json();
+    let listed: Vec<&str> =
+        listed["jobs"].as_array().expect("jobs").iter().filter_map(|job| job["id"].as_str()).collect();
+    assert_eq!(listed, [&ids[2], &ids[1]]);
+    for wrong in ["limit=0", "limit=x", "before=0123456789abcdef0123456789abcdef", "page=2"] {
+        server.get(&format!("/v1/jobs?{wrong}")).expect(400);
+    }
+}
+
+#[test]
 fn a_key_of_the_sender_makes_one_job() {
     let server = Server::start(&[]);
     let body = json!({ "prompt": "a cat", "steps": 2 }).to_string();
@@ -87,6 +118,14 @@ fn a_key_of_the_sender_makes_one_job() {
     ended(&server, &first);
     assert_eq!(send("one"), first);
     assert_ne!(send("two"), first);
+    let again = r#"{"steps": 2, "prompt": "a cat"}"#;
+    let answer =
+        server.request("POST", "/v1/jobs", &[("idempotency-key", "one")], again.as_bytes()).expect(202);
+    assert_eq!(answer.json()["id"], first);
+    let other = json!({ "prompt": "a dog", "steps": 2 }).to_string();
+    let refused =
+        server.request("POST", "/v1/jobs", &[("idempotency-key", "one")], other.as_bytes()).expect(422);
+    assert!(refused.text().contains("Idempotency-Key"), "{}", refused.text());
     let long = "x".repeat(300);
     for wrong in [&long, "", "a\tb", "\u{e9}"] {
         server.request("POST", "/v1/jobs", &[("idempotency-key", wrong)], body.as_bytes()).expect(400);
