@@ -15,6 +15,9 @@ use std::sync::LazyLock;
 
 use fake_tensorrt::Plan;
 use kiln_bundle::{ComponentName, FileEntry, SealKey, Target};
+use kiln_compile::{BuildOptions, Checkpoint, EngineCache, TraceOptions};
+use kiln_graph::{Cuts, EmitPolicy};
+use kiln_nets::Sizes;
 use kiln_runtime::Bundle;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -78,18 +81,22 @@ fn report(folder: &Path) -> Value {
 
 /// The small model for the CPU, each component in one engine or in segments of a megabyte.
 fn on_cpu(segmented: bool) -> &'static Path {
-    static WHOLE: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| compiled("1GiB"));
-    static SEGMENTED: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| compiled("1MiB"));
+    static WHOLE: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| compiled(1 << 30));
+    static SEGMENTED: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| compiled(1 << 20));
     if segmented { &SEGMENTED.1 } else { &WHOLE.1 }
 }
 
-fn compiled(segment_size: &str) -> (TempDir, PathBuf) {
+/// Engines of a GPU have no segment for what both halves of a guided batch share.
+fn compiled(segment_bytes: u64) -> (TempDir, PathBuf) {
     onnxruntime();
     let work = scratch();
-    let model = references().join("../../models/shapes").display().to_string();
-    let args = ["compile", &model, "--segment-size", segment_size, "--no-reference"];
-    let bundle = PathBuf::from(succeed(&mut kiln(&args, work.path())).trim());
-    (work, bundle)
+    let checkpoint = Checkpoint::open(&references().join("../../models/shapes")).expect("a checkpoint");
+    let policy = EmitPolicy { cuts: Cuts::Every(segment_bytes), ..EmitPolicy::default() };
+    let mut options = TraceOptions::for_bundle(policy, Sizes::Dynamic);
+    options.policy.prompts.clear();
+    let cache = EngineCache::new(work.path().join("engines"));
+    let compiled = cache.compile(&checkpoint, &BuildOptions::cpu(options), &mut |_| {}).expect("a bundle");
+    (work, compiled.bundle.root().to_owned())
 }
 
 /// A folder with a bundle of the small model whose engines the fake TensorRT-RTX runs, sealed by the key in the folder.

@@ -48,9 +48,9 @@ fn many_small_files_of_large_pictures_take_bounded_memory() {
         |name: &str, data: Value| json!({ "name": name, "datatype": "BYTES", "shape": [1], "data": [data] });
     let inputs = json!([tensor("prompt", json!("x")), tensor("init_image", json!(bomb))]);
     let bodies = [
-        ("/v1/jobs", json!({ "prompt": "x", "steps": 1, "init_image": bomb, "width": 64, "height": 64 })),
+        ("/v1/jobs", json!({ "prompt": "x", "steps": 2, "init_image": bomb, "width": 64, "height": 64 })),
         ("/v1/jobs", json!({ "prompt": "x", "steps": 1, "init_image": bomb })),
-        ("/v1/images/edits", json!({ "prompt": "x", "steps": 1, "image": bomb, "size": "64x64" })),
+        ("/v1/images/edits", json!({ "prompt": "x", "steps": 2, "image": bomb, "size": "64x64" })),
         (
             "/sdapi/v1/img2img",
             json!({ "prompt": "x", "steps": 2, "init_images": [bomb], "width": 64, "height": 64 }),
