@@ -196,6 +196,7 @@ fn said(answer: &Answer) -> String {
 }
 
 #[test]
+#[ignore = "sends thousands of requests"]
 fn documented_fields_are_taken_and_others_are_refused() {
     let server = Server::start(&[]);
     let operations = with_bodies(&document(&server));
@@ -210,7 +211,8 @@ fn documented_fields_are_taken_and_others_are_refused() {
                 // Which sizes a model draws is its own affair.
                 let is_refused = said.starts_with(&format!("{name}: "))
                     && said.contains(" is not a")
-                    && !said.contains("is not a multiple");
+                    && !said.contains("is not a multiple")
+                    && !said.contains("there are none to choose from");
                 assert!(answer.status < 500 && !is_refused, "{path}: {field:?} {value}: {said}");
                 assert!(!said.ends_with("is missing"), "{path}: {field:?} {value}: {said}");
             }
