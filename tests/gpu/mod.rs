@@ -92,10 +92,10 @@ fn compiled(segment_bytes: u64) -> (TempDir, PathBuf) {
     let work = scratch();
     let checkpoint = Checkpoint::open(&references().join("../../models/shapes")).expect("a checkpoint");
     let policy = EmitPolicy { cuts: Cuts::Every(segment_bytes), ..EmitPolicy::default() };
-    let mut options = TraceOptions::for_bundle(policy, Sizes::Dynamic);
-    options.policy.prompts.clear();
+    let mut options = BuildOptions::cpu(TraceOptions::for_bundle(policy, Sizes::Dynamic));
+    options.trace.policy.prompts.clear();
     let cache = EngineCache::new(work.path().join("engines"));
-    let compiled = cache.compile(&checkpoint, &BuildOptions::cpu(options), &mut |_| {}).expect("a bundle");
+    let compiled = cache.compile(&checkpoint, &options, &mut |_| {}).expect("a bundle");
     (work, compiled.bundle.root().to_owned())
 }
 

@@ -5,20 +5,9 @@
 // CHROMIUM names the browser, which is /usr/bin/chromium otherwise.
 
 import assert from 'node:assert/strict';
-import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { chromium } from 'playwright-core';
-import { Server } from './server.mjs';
+import { browser, folder, server } from './browser.mjs';
 
-const [kiln, folder] = process.argv.slice(2);
-assert(kiln && folder, 'usage: node page.mjs KILN FOLDER');
-mkdirSync(folder, { recursive: true });
-const server = await new Server(kiln).start();
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', '--disable-gpu'],
-});
-process.on('exit', () => server.child.kill('SIGKILL'));
 const troubles = [];
 
 /** Opens the page; whatever its console complains about, and whatever it asks of others, fails the test. */

@@ -82,17 +82,20 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     value.text.or(value.number.map(|number| number.to_string()))
 }
 
-/// A collector: it answers 200 and keeps heads and bodies.
+/// A request's head, in lower case, and its body.
+type Received = (String, Vec<u8>);
+
+/// A collector: it answers 200 and keeps what it received.
 struct Collector {
     address: SocketAddr,
-    received: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    received: Arc<Mutex<Vec<Received>>>,
 }
 
 impl Collector {
     fn start() -> Collector {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let received: Arc<Mutex<Vec<(String, Vec<u8>)>>> = Arc::default();
+        let received: Arc<Mutex<Vec<Received>>> = Arc::default();
         let kept = received.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use kiln_bundle::stable_diffusion::{CONTROLNET, UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use kiln_bundle::{ComponentName, Stage, fs::create_folder};
 use kiln_graph::{
-    Cuts, ElementType, EmitPolicy, EmittedModel, Flavor, Graph, ModelPort, PrecisionPolicy, StoredWeight,
-    WeightLayout, emit, is_inside,
+    Cuts, ElementType, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout,
+    emit, is_inside,
 };
 use kiln_lora::{Lora, LoraPlan, WeightChanges};
 use kiln_nets::{
@@ -59,16 +59,11 @@ pub const SEGMENT_BYTES: u64 = 16 << 20;
 pub const AUTOENCODER_SEGMENTS: u64 = 4;
 
 /// What denoisers read of prompts.
-const PROMPTS: [&str; 3] = ["encoder_hidden_states", "text_embeds", "time_ids"];
+pub(crate) const PROMPTS: [&str; 3] = ["encoder_hidden_states", "text_embeds", "time_ids"];
 
 impl TraceOptions {
     /// What a bundle needs to do all that the runtime offers.
     pub fn for_bundle(policy: EmitPolicy, sizes: Sizes) -> TraceOptions {
-        let prompts = match (policy.flavor, sizes) {
-            (Flavor::OnnxRuntime, Sizes::Dynamic) => PROMPTS.map(str::to_owned).into(),
-            _ => Vec::new(),
-        };
-        let policy = EmitPolicy { prompts, ..policy };
         TraceOptions { policy, sizes, controlled: true, runtime_ports: true, ..TraceOptions::default() }
     }
 

@@ -1,6 +1,6 @@
 //! Convolutions of `[batch][channel][y][x]`, and which algorithm computes them.
 
-use crate::error::{check_length, product};
+use crate::error::product;
 use crate::gemm::{self, Blocks};
 use crate::implicit::Pixels;
 use crate::output::{Output, Tensors};
@@ -134,8 +134,7 @@ impl Conv {
         weights: PackedWeights<'_>,
         tensors: Tensors<'_>,
     ) -> Result<(), Error> {
-        check_length("k of the weights", self.shape.k()?, weights.k())?;
-        check_length("n of the weights", self.shape.out_channels, weights.n())?;
+        weights.check(self.shape.k()?, self.shape.out_channels)?;
         let pool = Pool::new(pool);
         let (input, output) = self.shape.lengths()?;
         tensors.check(input, output, self.shape.out_channels, self.scratch_len(pool.lanes)?)?;

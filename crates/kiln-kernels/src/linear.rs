@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::{check_length, product};
+use crate::error::product;
 use crate::gemm::{self, Blocks, Rows};
 use crate::output::{Output, Tensors};
 use crate::packed::PANEL;
@@ -38,8 +38,7 @@ impl Linear {
     ) -> Result<(), Error> {
         let pool = Pool::new(pool);
         let blocks = self.blocks(pool.lanes)?;
-        check_length("k of the weights", self.in_features, weights.k())?;
-        check_length("n of the weights", self.out_features, weights.n())?;
+        weights.check(self.in_features, self.out_features)?;
         let (input, output) = self.lengths()?;
         tensors.check(input, output, self.out_features, blocks.scratch_len(pool.lanes)?)?;
         let (input, output, scratch) = tensors.split(self.out_features, 1);

@@ -19,7 +19,7 @@
 //! All algorithms and instruction sets read this one layout. Winograd's transformed weights would take 1.8 to 4 times
 //! its bytes, which from memory costs more time than transforming a block where it is used.
 
-use crate::error::{product, sum};
+use crate::error::{check_length, product, sum};
 use crate::{AlignedBytes, Error, bf16};
 
 /// Outputs of a panel.
@@ -74,7 +74,7 @@ impl<'a> PackedWeights<'a> {
         let (header, words) =
             bytes.split_at_checked(HEADER).ok_or_else(|| Error::Packed("no header".into()))?;
         let (element, n, k) = read_header(header)?;
-        crate::error::check_length("packed weights", packed_len(element, n, k)?, bytes.len())?;
+        check_length("packed weights", packed_len(element, n, k)?, bytes.len())?;
         Ok(Self { words, element, n, k })
     }
 
@@ -91,6 +91,12 @@ impl<'a> PackedWeights<'a> {
     /// Input features, or input channels x kernel height x kernel width.
     pub fn k(&self) -> usize {
         self.k
+    }
+
+    /// `Ok` where they have `k` input and `n` output features.
+    pub(crate) fn check(&self, k: usize, n: usize) -> Result<(), Error> {
+        check_length("k of the weights", k, self.k)?;
+        check_length("n of the weights", n, self.n)
     }
 
     /// Words of panel `index`.
@@ -112,7 +118,7 @@ pub fn packed_len(element: Element, n: usize, k: usize) -> Result<usize, Error> 
 /// Packs `weights`, `[n][k]` as checkpoints store linear layers and (with `k` = input channels x kernel) convolutions.
 pub fn pack(element: Element, n: usize, k: usize, weights: &[f32]) -> Result<AlignedBytes, Error> {
     let len = packed_len(element, n, k)?;
-    crate::error::check_length("weights", product(&[n, k])?, weights.len())?;
+    check_length("weights", product(&[n, k])?, weights.len())?;
     let mut bytes = AlignedBytes::zeroed(len)?;
     let (header, words) = bytes.split_at_mut(HEADER);
     write_header(header, element, n, k);

@@ -67,3 +67,8 @@ impl fmt::Display for Fault {
         f.write_str(&self.message)
     }
 }
+
+/// A client's text as messages show it.
+pub(crate) fn shown(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_debug).collect()
+}

@@ -12,6 +12,7 @@ use kiln_runtime::{
 };
 
 use crate::config::{Limits, ModelConfig};
+use crate::fault::shown;
 use crate::readiness::Readiness;
 use crate::{Fault, FaultKind, Spec};
 
@@ -223,11 +224,6 @@ fn schedulers(front: &Pipeline, own: &str) -> Vec<String> {
     let fits = |name: &str| !name.starts_with("edm-") || own.starts_with("EDM");
     let draws = |name: &String| fits(name) && front.resolve(&Request::new("").scheduler(name)).is_ok();
     SchedulerClass::spellings().filter(draws).collect()
-}
-
-/// A name as messages show it.
-fn shown(name: &str) -> String {
-    name.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 /// The models by name, which may be exchanged while the server runs.

@@ -55,11 +55,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     if !has_ended {
         output::say("a step still runs and is left: its jobs are drawn after the next start, or were told");
     }
-    if reloads.is_busy() {
+    let is_compiling = reloads.is_busy();
+    if is_compiling {
         output::say("models are still compiled, which is given up");
         abandon();
     }
-    if !has_ended || reloads.is_busy() {
+    if !has_ended || is_compiling {
         interrupt::end_now();
     }
     Ok(())

@@ -18,13 +18,14 @@ use kiln_bundle::{
     Staging, Target,
 };
 use kiln_graph::Cuts;
+use kiln_nets::Sizes;
 
 use subject::Subject;
 
 use crate::cache::{Compiled, EngineCache, Entry};
 use crate::checkpoint::{ControlNetCheckpoint, Source};
 use crate::targets::{EngineOptions, OnnxModel, TargetOptions, build_engines, build_from_onnx, build_onnx};
-use crate::trace::Traced;
+use crate::trace::{PROMPTS, Traced};
 use crate::{Checkpoint, CompileError, Difference, Progress, Recipe, TraceOptions};
 
 /// What is built of a checkpoint.
@@ -39,8 +40,12 @@ pub struct BuildOptions {
 }
 
 impl BuildOptions {
-    /// A bundle for the CPU.
-    pub fn cpu(trace: TraceOptions) -> BuildOptions {
+    /// A bundle for the CPU. Where its batch is open, its denoisers compute once for both halves of a guided one what they
+    /// compute before they read the prompt.
+    pub fn cpu(mut trace: TraceOptions) -> BuildOptions {
+        if trace.runtime_ports && trace.sizes == Sizes::Dynamic {
+            trace.policy.prompts = PROMPTS.map(str::to_owned).into();
+        }
         BuildOptions { trace, target: TargetOptions::Cpu, rehash: false }
     }
 }

@@ -42,15 +42,11 @@ impl TargetSpec {
             components.extend([(VAE_ENCODER, ElementType::F32), (VAE_DECODER, ElementType::F32)]);
         }
         components.extend(&precision.components);
-        let mut options = TraceOptions::for_bundle(policy, self.sizes(checkpoint)?);
-        if self.target() != Target::Cpu {
-            options.policy.prompts.clear();
-        }
         Ok(TraceOptions {
             precisions: components.into_iter().map(|(name, compute)| (name, of(compute))).collect(),
             controlled: networks.controlnet.unwrap_or(row.controlled),
             loras,
-            ..options
+            ..TraceOptions::for_bundle(policy, self.sizes(checkpoint)?)
         })
     }
 
@@ -69,7 +65,7 @@ impl TargetSpec {
             Ok::<_, E>(TargetOptions::Engines(spec.options(target, toolkit(target)?, devices, profiles)))
         };
         let target = match self {
-            TargetSpec::Cpu(_) => TargetOptions::Cpu,
+            TargetSpec::Cpu(_) => return Ok(BuildOptions::cpu(trace)),
             TargetSpec::Cuda(spec) => TargetOptions::Cuda(spec.tuning()),
             TargetSpec::TensorrtRtx(spec) => engines(&spec.engines, &spec.compute_capabilities)?,
             TargetSpec::Tensorrt(spec) => engines(spec, &[])?,

@@ -15,6 +15,21 @@ use crate::Error;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sources(Vec<usize>);
 
+/// Rows of an input: a piece of it where they lie one behind the other, else a copy.
+enum Rows<'v> {
+    Lent(TensorView<'v>),
+    Copied(Tensor),
+}
+
+impl Rows<'_> {
+    fn view(&self) -> TensorView<'_> {
+        match self {
+            Rows::Lent(view) => view.reborrow(),
+            Rows::Copied(tensor) => tensor.view(),
+        }
+    }
+}
+
 impl Sources {
     /// Adds the rows of `n` samples, once or, under guidance, twice.
     pub(crate) fn add(&mut self, n: usize, is_guided: bool) {
@@ -77,19 +92,14 @@ impl Chain<'_> {
                 self.distributed(made, sources, &ranges)?
             }
         };
-        let read: Vec<_> = shared.iter().filter(|(name, _)| self.is_read_from(n_sharing, name)).collect();
-        let copies: Vec<Vec<Option<Tensor>>> = ranges
-            .iter()
-            .map(|rows| read.iter().map(|(name, view)| self.copied(name, view, sources, rows)).collect())
-            .collect();
-        let parts = ranges.iter().zip(&copies).map(|(rows, copies)| {
+        let read = shared.iter().filter(|(name, _)| self.is_read_from(n_sharing, name));
+        let rows_of_part = |rows: &Range<usize>| -> Vec<_> {
+            read.clone().map(|(name, view)| (*name, self.own_rows(name, view, sources, rows))).collect()
+        };
+        let spread: Vec<_> = ranges.iter().map(rows_of_part).collect();
+        let parts = ranges.iter().zip(&spread).map(|(rows, spread)| {
             let mut part = self.part(own, rows.clone());
-            for ((name, view), copy) in read.iter().zip(copies) {
-                part.push((
-                    *name,
-                    copy.as_ref().map_or_else(|| self.lent(name, view, sources, rows), Tensor::view),
-                ));
-            }
+            part.extend(spread.iter().map(|(name, rows)| (*name, rows.view())));
             part
         });
         let parts: Vec<Given<'_>> = parts.collect();
@@ -120,30 +130,20 @@ impl Chain<'_> {
         self.component.segments[segment..].iter().any(|segment| segment.reads.iter().any(|read| read == name))
     }
 
-    /// A part's rows of a shared input, where they do not lie one behind the other in it.
-    fn copied(
-        &self,
-        name: &str,
-        view: &TensorView<'_>,
-        sources: &Sources,
-        rows: &Range<usize>,
-    ) -> Option<Tensor> {
-        let port = self.port(name).filter(|port| sources.are_rows_of(port));
-        port.filter(|_| sources.run(rows).is_none()).and_then(|_| sources.select(view, rows))
-    }
-
-    /// A part's rows of a shared input where they do, or an input that has none.
-    fn lent<'v>(
+    /// A part's rows of a shared input, or all of one that has no rows.
+    fn own_rows<'v>(
         &self,
         name: &str,
         view: &'v TensorView<'_>,
         sources: &Sources,
         rows: &Range<usize>,
-    ) -> TensorView<'v> {
-        let port = self.port(name).filter(|port| sources.are_rows_of(port));
-        match port.and_then(|_| sources.run(rows)) {
-            Some(run) => rows_of(view, run),
-            None => view.reborrow(),
+    ) -> Rows<'v> {
+        if !self.port(name).is_some_and(|port| sources.are_rows_of(port)) {
+            return Rows::Lent(view.reborrow());
+        }
+        match sources.run(rows) {
+            Some(run) => Rows::Lent(rows_of(view, run)),
+            None => sources.select(view, rows).map_or_else(|| Rows::Lent(view.reborrow()), Rows::Copied),
         }
     }
 

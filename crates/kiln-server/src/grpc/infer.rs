@@ -11,9 +11,10 @@ use super::messages::{
 };
 use super::{Code, Status};
 use crate::ClientId;
+use crate::fault::shown;
 use crate::http::error::ApiError;
 use crate::http::{Place, check_rate, internal, place};
-use crate::inference::{Asked, Inference, Output, Parameter, Reader, Results, Source, VERSION, shown, unknown};
+use crate::inference::{Asked, Inference, Output, Parameter, Reader, Results, Source, VERSION, unknown};
 
 /// What Triton's client asks for in a stream: whether each answer says that it is the last one of its request.
 const WANTS_FINAL: &str = "triton_enable_empty_final_response";

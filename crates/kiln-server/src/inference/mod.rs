@@ -24,7 +24,7 @@ pub(crate) use describe::{EXTENSIONS, INPUTS, OUTPUTS, SERVER, VERSION};
 pub(crate) use results::{Elements, OUTPUT_NAMES, Output, OutputKind, Results};
 use statistics::Statistics;
 pub(crate) use statistics::{Count, Span};
-pub(crate) use tensor::{Source, shown, unknown};
+pub(crate) use tensor::{Source, unknown};
 
 /// Draws for the protocol's handlers. Cheap to clone.
 #[derive(Clone)]
@@ -46,7 +46,8 @@ impl Inference {
         match version {
             "" | VERSION => Ok(card),
             _ => {
-                let message = format!("model: '{}' has no version '{}'", card.name, tensor::shown(version));
+                let message =
+                    format!("model: '{}' has no version '{}'", card.name, crate::fault::shown(version));
                 Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message))
             }
         }

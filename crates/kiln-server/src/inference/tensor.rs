@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 
 use super::describe::Input;
 use super::{flat, raw};
+use crate::fault::shown;
 use crate::grpc::messages::InferTensorContents;
 use crate::http::error::ApiError;
 
@@ -118,11 +119,6 @@ impl Tensor {
             false => Err(refuse(format!("{} elements, its shape {shape:?} has {n}", values.len()))),
         }
     }
-}
-
-/// A name as messages show it.
-pub(crate) fn shown(name: &str) -> String {
-    name.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 /// The decimal number that a float of 32 bits means.

@@ -46,8 +46,8 @@ impl Exporter {
     pub fn from_environment() -> Result<Option<Exporter>, ExporterError> {
         let given = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
         let is_off = given("OTEL_SDK_DISABLED").is_some_and(|value| value.trim().eq_ignore_ascii_case("true"));
-        let named = ENDPOINTS.into_iter().filter_map(|name| Some((name, given(name)?)));
-        let Some((variable, endpoint)) = named.last().filter(|_| !is_off) else { return Ok(None) };
+        let mut named = ENDPOINTS.into_iter().filter_map(|name| Some((name, given(name)?)));
+        let Some((variable, endpoint)) = named.next_back().filter(|_| !is_off) else { return Ok(None) };
         let refuse = |reason: String| ExporterError { variable, reason };
         if !endpoint.trim().to_ascii_lowercase().starts_with("http://") {
             return Err(refuse(format!("'{}' does not begin with http://", endpoint.escape_debug())));

@@ -194,9 +194,6 @@ impl Store {
 
     /// Writes a new job down, unless its sender has sent one under the same key before.
     pub fn add(&self, mut record: Record) -> Result<Added, StoreError> {
-        if let Some(known) = self.known(&record)? {
-            return Ok(known);
-        }
         self.noted(self.files.put_away(&record.id, &mut record.spec.request))?;
         let added = self.write(|transaction| {
             let known = known(&transaction.open_table(KEYS)?, &transaction.open_table(JOBS)?, &record)?;

@@ -10,8 +10,9 @@ use serde_json::value::RawValue;
 
 use super::HEADER_LENGTH;
 use crate::ModelCard;
+use crate::fault::shown;
 use crate::http::error::ApiError;
-use crate::inference::{Asked, Parameter, Reader, Source, VERSION, shown, unknown};
+use crate::inference::{Asked, Parameter, Reader, Source, VERSION, unknown};
 
 /// Most bytes of a request's own name.
 pub(super) const MAX_ID: usize = 1024;

@@ -5,11 +5,12 @@ use axum::{Extension, Json};
 use kiln_runtime::{Control, Size};
 use serde_json::{Map, Value, json};
 
-use super::fields::{Fields, invalid, shown};
+use super::fields::{Fields, invalid};
 use super::paint::{self, Fit, Ready};
 use super::tables::UNIT;
 use super::{Caller, Shared};
 use crate::ModelCard;
+use crate::fault::shown;
 use crate::http::App;
 use crate::http::error::ApiError;
 use crate::http::upload::picture;

@@ -10,9 +10,10 @@ use kiln_runtime::infotext;
 use kiln_runtime::limits::{MAX_INPUT_PIXELS, MAX_SIDE};
 use serde_json::{Map, Value, json};
 
-use super::fields::{Fields, invalid, shown};
+use super::fields::{Fields, invalid};
 use super::paint::{Fit, fitted};
 use super::tables::{EXTRA_BATCH, EXTRA_SINGLE, PNG_INFO};
+use crate::fault::shown;
 use crate::http::encode::png;
 use crate::http::error::ApiError;
 use crate::http::error::internal;

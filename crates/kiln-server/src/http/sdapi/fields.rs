@@ -6,9 +6,6 @@ use serde_json::{Map, Value};
 use crate::http::error::{ApiError, read};
 use crate::http::schema::{self, Manner, Table};
 
-/// Most characters of a value that a message shows.
-const SHOWN: usize = 64;
-
 /// The fields of a body, or of an object in it, in agreement with a table.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fields(Map<String, Value>);
@@ -74,9 +71,4 @@ impl Fields {
 /// A field whose value is refused.
 pub(super) fn invalid(key: &str, reason: impl AsRef<str>) -> ApiError {
     ApiError::invalid(key, format!("{key}: {}", reason.as_ref()))
-}
-
-/// A client's text as messages show it.
-pub(super) fn shown(text: &str) -> String {
-    text.chars().take(SHOWN).flat_map(char::escape_debug).collect()
 }

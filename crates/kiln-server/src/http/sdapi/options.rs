@@ -6,9 +6,10 @@ use axum::{Extension, Json};
 use kiln_runtime::generator::GeneratorKind;
 use serde_json::{Value, json};
 
-use super::fields::{Fields, invalid, shown};
+use super::fields::{Fields, invalid};
 use super::tables::OPTIONS;
 use super::{Caller, Shared};
+use crate::fault::shown;
 use crate::http::App;
 use crate::http::encode::Format;
 use crate::http::error::ApiError;

@@ -7,11 +7,12 @@ use kiln_runtime::scheduler::{WEB_UI_SAMPLERS, WEB_UI_SCHEDULES, WebUiSampler, W
 use kiln_runtime::{Control, Hires, Request, Size, Upscaler, Variation};
 
 use super::answer::Answer;
-use super::fields::{Fields, invalid, shown};
+use super::fields::{Fields, invalid};
 use super::options::{self, Settings};
 use super::paint::{self, Task};
 use super::tables::{IMG2IMG, TXT2IMG};
 use super::{controlnet, echo, prompt};
+use crate::fault::shown;
 use crate::http::drawing::new_seed;
 use crate::http::error::ApiError;
 use crate::{ModelCard, Spec};

@@ -1,7 +1,8 @@
 //! What prompts say of networks: `<lora:name:0.8>` (AUTOMATIC1111's `extra_networks.py`).
 
-use super::fields::{invalid, shown};
+use super::fields::invalid;
 use crate::LoraChoice;
+use crate::fault::shown;
 use crate::http::error::ApiError;
 
 /// Most LoRAs of a prompt.
