@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
+use tracing::Instrument;
 
 use crate::store::{Added, Ending, Record, Retention, Store, StoreError};
 use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Refusal, Service, Spec};
@@ -68,7 +69,8 @@ impl Keeper {
     ) -> Result<JobId, KeeperError> {
         let keeper = self.clone();
         // What is on disk comes into the queue, even where its sender leaves in between.
-        let taking = tokio::spawn(async move { keeper.take_now(spec, client, key).await });
+        let taking = async move { keeper.take_now(spec, client, key).await };
+        let taking = tokio::spawn(taking.in_current_span());
         taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending)))
     }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at};
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument;
 
 use super::error::ApiError;
 
@@ -40,7 +41,7 @@ pub(crate) async fn patiently_as<T: Send + 'static>(
     headers: HeaderMap,
     late: impl FnOnce(T, usize) -> Option<Vec<Bytes>> + Send + 'static,
 ) -> Response {
-    let mut answer = Box::pin(answer);
+    let mut answer = Box::pin(answer.in_current_span());
     if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut answer).await {
         return answer.map_or_else(ApiError::into_response, at_once);
     }
