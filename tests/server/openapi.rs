@@ -65,13 +65,14 @@ fn picture() -> String {
     BASE64_STANDARD.encode(file)
 }
 
-/// Values that a schema allows.
+/// Values that a schema allows, those at its ends.
 fn right(schema: &Value) -> Vec<Value> {
     if let Some(any) = schema["anyOf"].as_array() {
         return any.iter().flat_map(right).collect();
     }
     if let Some(all) = schema["enum"].as_array() {
-        return all.clone();
+        let inner = all.len().saturating_sub(2);
+        return all.iter().take(1).chain(all.iter().skip(1).skip(inner)).cloned().collect();
     }
     let number = |bound: &str| schema.get(bound).cloned();
     let kinds = kinds(schema);
@@ -196,9 +197,14 @@ fn said(answer: &Answer) -> String {
 }
 
 #[test]
-#[ignore = "sends thousands of requests"]
 fn documented_fields_are_taken_and_others_are_refused() {
-    let server = Server::start(&[]);
+    // Where nobody asks for steps, few are enough.
+    let work = scratch();
+    let models = work.path().join("models.yaml");
+    let bundle = crate::support::references().join("../../models/shapes");
+    let text = format!("models: [{{name: shapes, bundle: '{}', steps: 2}}]", bundle.display());
+    std::fs::write(&models, text).expect("a file");
+    let server = Server::start(&[&models.display().to_string()]);
     let operations = with_bodies(&document(&server));
     assert!(operations.len() > 10);
     for Operation { path, body, schema } in &operations {
@@ -294,7 +300,7 @@ fn errors_and_answers_are_as_documented() {
         ("/sdapi/v1/txt2img", json!({ "steps": 0 }), 400),
         ("/hf", json!({}), 400),
         (GENERATIONS, json!({ "prompt": "x", "steps": 1 }), 200),
-        ("/sdapi/v1/txt2img", json!({ "steps": 1 }), 200),
+        ("/sdapi/v1/txt2img", json!({ "steps": 2 }), 200),
         ("/v1/jobs", json!({ "prompt": "x", "steps": 1 }), 202),
     ] {
         let answer = server.post(path, &body).expect(status).json();
