@@ -81,7 +81,7 @@ fn pictures_are_made_from_pictures() {
     refuse(&["--out", "a.jpg"], 2, "out: a.jpg does not end in .png, and pictures are PNG files");
     refuse(&["--control-image", "in.png"], 2, "control image: 1 of them for 0 ControlNets");
     refuse(&["--hires", "0.5"], 2, "hires scale: 0.5 is not a number from 1 to 8");
-    refuse(&["--clip-skip", "9"], 2, "clip skip: 9 is not a number up to");
+    refuse(&["--clip-skip", "9"], 2, "clip skip: 9 is more than");
     refuse(&["--seed", "1,2", "--batch-size", "3"], 2, "seed: 2 of them for 3 prompts");
     refuse(&["--embedding", "word.pt"], 3, "word.pt: no such file");
     fs::write(work.path().join("word.pt"), "").expect("a file");

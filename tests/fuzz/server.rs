@@ -17,7 +17,14 @@ use crate::{Nothing, bundle_of, folder};
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Limits of a model whose pictures are soon read.
-const LIMITS: Limits = Limits { side: 128, pixels: 128 * 128, steps: 150, pictures: 4, prompt_bytes: 1 << 10 };
+const LIMITS: Limits = Limits {
+    side: 128,
+    pixels: 128 * 128,
+    pixels_together: 4 * 128 * 128,
+    steps: 150,
+    pictures: 4,
+    prompt_bytes: 1 << 10,
+};
 
 /// What answers, on this thread.
 struct Asked {

@@ -16,8 +16,7 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use kiln_kernels::{
-    Algorithm, AlignedBytes, Conv, ConvShape, Element, Isa, Linear, PackedWeights, Parallel, Serial, Tensors,
-    Threads, pack,
+    Algorithm, Conv, ConvShape, Element, Isa, Linear, Parallel, Serial, Tensors, Threads, Values, Weights,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -25,7 +24,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// An operator with its tensors.
 struct Case {
     operator: Operator,
-    weights: AlignedBytes,
+    weights: Vec<f32>,
+    sizes: (usize, usize),
     input: Vec<f32>,
     bias: Vec<f32>,
     output: Vec<f32>,
@@ -53,33 +53,32 @@ impl Case {
         let (input, output) = shape.lengths()?;
         let (n, k) = (shape.out_channels, shape.k()?);
         let flop = 2.0 * output as f64 * k as f64;
-        Self::new(Operator::Conv(conv), element, (n, k), (input, output), conv.scratch_len(lanes)?, flop)
+        Self::new(Operator::Conv(conv), (n, k), (input, output), conv.scratch_len(lanes)?, flop)
     }
 
     fn linear([rows, k, n]: [usize; 3], element: Element, isa: Isa, lanes: usize) -> Result<Case> {
-        let linear = Linear { rows, in_features: k, out_features: n, isa };
+        let linear = Linear { rows, in_features: k, out_features: n, products: element, isa };
         let flop = 2.0 * (rows * k * n) as f64;
         let lengths = (rows * k, rows * n);
-        Self::new(Operator::Linear(linear), element, (n, k), lengths, linear.scratch_len(lanes)?, flop)
+        Self::new(Operator::Linear(linear), (n, k), lengths, linear.scratch_len(lanes)?, flop)
     }
 
     fn new(
         operator: Operator,
-        element: Element,
         (n, k): (usize, usize),
         (input, output): (usize, usize),
         scratch: usize,
         flop: f64,
     ) -> Result<Case> {
-        let weights = pack(element, n, k, &numbers(n * k, 0.05))?;
+        let weights = numbers(n * k, 0.05);
         let (input, bias) = (numbers(input, 1.0), numbers(n, 1.0));
         let (output, scratch) = (vec![0.0; output], vec![0.0; scratch]);
-        Ok(Case { operator, weights, input, bias, output, scratch, flop })
+        Ok(Case { operator, weights, sizes: (n, k), input, bias, output, scratch, flop })
     }
 
     /// Seconds of one run.
     fn time(&mut self, pool: &dyn Parallel) -> Result<f64> {
-        let weights = PackedWeights::from_bytes(&self.weights)?;
+        let weights = Weights::new(Values::F32(&self.weights), self.sizes.0, self.sizes.1)?;
         let (output, scratch) = (&mut self.output, &mut self.scratch);
         let tensors = Tensors { input: &self.input, bias: Some(&self.bias), residual: None, output, scratch };
         let start = Instant::now();

@@ -6,7 +6,7 @@ use crate::implicit::Pixels;
 use crate::output::{Output, Tensors};
 use crate::parallel::Pool;
 use crate::winograd::{F2, F4, Winograd};
-use crate::{Element, Error, Isa, PackedWeights, Parallel};
+use crate::{Element, Error, Isa, Parallel, Weights};
 
 /// Sizes of a 2-D convolution, as ONNX's `Conv` with one group has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ impl ConvShape {
         }
     }
 
-    /// `k` of the packed weights.
+    /// `k` of the weights.
     pub fn k(&self) -> Result<usize, Error> {
         product(&[self.in_channels, self.kernel[0], self.kernel[1]])
     }
@@ -105,8 +105,8 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Checks that `algorithm` computes `shape`. `products` is what factors are rounded to; weights of implicit GEMM
-    /// are packed as such, while Winograd's may be either, because it transforms them in f32.
+    /// Checks that `algorithm` computes `shape`. `products` is what factors are rounded to; Winograd's are transformed
+    /// in f32 before.
     pub fn new(shape: ConvShape, algorithm: Algorithm, products: Element, isa: Isa) -> Result<Self, Error> {
         isa.checked()?;
         shape.lengths()?;
@@ -128,12 +128,7 @@ impl Conv {
     }
 
     /// Computes it.
-    pub fn run(
-        &self,
-        pool: &dyn Parallel,
-        weights: PackedWeights<'_>,
-        tensors: Tensors<'_>,
-    ) -> Result<(), Error> {
+    pub fn run(&self, pool: &dyn Parallel, weights: Weights<'_>, tensors: Tensors<'_>) -> Result<(), Error> {
         weights.check(self.shape.k()?, self.shape.out_channels)?;
         let pool = Pool::new(pool);
         let (input, output) = self.shape.lengths()?;
@@ -156,18 +151,16 @@ impl Conv {
     fn implicit(
         &self,
         pool: Pool<'_>,
-        weights: PackedWeights<'_>,
+        weights: Weights<'_>,
         (input, output, scratch): (&[f32], Output<'_>, &mut [f32]),
     ) -> Result<(), Error> {
-        if weights.element() != self.products {
-            return Err(Error::Algorithm(format!("implicit GEMM needs weights packed as {:?}", self.products)));
-        }
         let pixels = Pixels::new(self.shape, input, output)?;
         gemm::run(self.isa, pool, self.blocks(pool.lanes)?, &pixels, weights, scratch)
     }
 
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
         let [height, width] = self.shape.output_size()?;
-        Ok(Blocks::new(product(&[self.shape.batch, height, width])?, self.shape.out_channels, lanes))
+        let rows = product(&[self.shape.batch, height, width])?;
+        Ok(Blocks::new(rows, [self.shape.out_channels, self.shape.k()?], self.products, lanes))
     }
 }

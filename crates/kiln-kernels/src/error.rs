@@ -22,13 +22,11 @@ pub enum Error {
     Length {
         /// Which of the arguments.
         what: &'static str,
-        /// Elements, or bytes of packed weights.
+        /// Elements.
         expected: usize,
-        /// Elements, or bytes of packed weights.
+        /// Elements.
         found: usize,
     },
-    /// Bytes are not packed weights of this version, or lie wrong.
-    Packed(String),
 }
 
 impl fmt::Display for Error {
@@ -41,7 +39,6 @@ impl fmt::Display for Error {
             Error::Length { what, expected, found } => {
                 write!(f, "{what} has the length {found}, not {expected}")
             }
-            Error::Packed(why) => write!(f, "packed weights: {why}"),
         }
     }
 }

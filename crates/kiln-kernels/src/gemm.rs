@@ -1,4 +1,5 @@
-//! Products of rows that are brought into blocks and packed weights, in blocks that stay in the caches.
+//! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
+//! caches. All panels are made first, by all lanes.
 //!
 //! A block is up to 96 rows of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words apart: 48 KiB.
 //! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
@@ -8,10 +9,10 @@ use std::ops::Range;
 
 use crate::error::{product, sum};
 use crate::memory::{LINE, Shared};
-use crate::packed::PANEL;
 use crate::parallel::Pool;
 use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
-use crate::{Element, Error, Isa, PackedWeights};
+use crate::weights::PANEL;
+use crate::{Element, Error, Isa, Weights};
 
 /// Rows of the largest block.
 pub(crate) const BLOCK: usize = 96;
@@ -37,6 +38,8 @@ pub(crate) trait Rows: Sync {
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     rows: usize,
+    k: usize,
+    products: Element,
     panels: usize,
     row_blocks: usize,
     groups: usize,
@@ -44,11 +47,11 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     /// Blocks of `rows` x `n` outputs for as many lanes: several items a lane where there are as many.
-    pub(crate) fn new(rows: usize, n: usize, lanes: usize) -> Self {
+    pub(crate) fn new(rows: usize, [n, k]: [usize; 2], products: Element, lanes: usize) -> Self {
         let panels = n.div_ceil(PANEL);
         let row_blocks = rows.div_ceil(BLOCK);
         let wanted = lanes.saturating_mul(4).div_ceil(row_blocks).min(panels);
-        Self { rows, panels, row_blocks, groups: panels.div_ceil(MAX_PANELS).max(wanted) }
+        Self { rows, k, products, panels, row_blocks, groups: panels.div_ceil(MAX_PANELS).max(wanted) }
     }
 
     fn group_panels(&self) -> usize {
@@ -60,9 +63,32 @@ impl Blocks {
         product(&[BLOCK, ROW + self.group_panels() * PANEL])
     }
 
-    /// Words that `lanes` need.
+    /// Words of a panel.
+    fn panel_words(&self) -> usize {
+        self.k.div_ceil(self.products.per_word()) * PANEL
+    }
+
+    /// Words that `lanes` need: their own, and the panels.
     pub(crate) fn scratch_len(&self, lanes: usize) -> Result<usize, Error> {
-        sum(&[product(&[lanes, self.lane_words()?])?, LINE])
+        let panels = product(&[self.panels, self.k.div_ceil(self.products.per_word()), PANEL])?;
+        sum(&[product(&[lanes, self.lane_words()?])?, panels, LINE])
+    }
+}
+
+/// Panels in the making, one an item.
+struct Panels<'a> {
+    weights: Weights<'a>,
+    blocks: Blocks,
+    to: Shared,
+}
+
+impl Kernel for Panels<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, _lane: usize, panel: usize) {
+        let Blocks { k, products, .. } = self.blocks;
+        let to = self.to.at(panel * self.blocks.panel_words());
+        // SAFETY: the item's panel is its own; the scratch has room for all.
+        unsafe { self.weights.pack::<S>(panel, 0..k, products, to) }
     }
 }
 
@@ -78,23 +104,26 @@ pub(crate) fn part(len: usize, n: usize, index: usize) -> Range<usize> {
 /// Safe to run once for each item on any lane that no other item has at the same time.
 struct Gemm<'a, R> {
     rows: &'a R,
-    weights: PackedWeights<'a>,
     blocks: Blocks,
+    /// Of each lane, and of the panels.
     scratch: Shared,
+    panels: Shared,
     lane_words: usize,
 }
 
-/// Multiplies `rows` with `weights`; `scratch` is as long as [`Blocks::scratch_len`] says.
+/// Multiplies `rows` with `weights`; `scratch` is as long as [`Blocks::scratch_len`] says for the pool's lanes.
 pub(crate) fn run<R: Rows>(
     isa: Isa,
     pool: Pool<'_>,
     blocks: Blocks,
     rows: &R,
-    weights: PackedWeights<'_>,
+    weights: Weights<'_>,
     scratch: &mut [f32],
 ) -> Result<(), Error> {
-    let scratch = Shared::aligned(scratch);
-    let gemm = Gemm { rows, weights, blocks, scratch, lane_words: blocks.lane_words()? };
+    let (scratch, lane_words) = (Shared::aligned(scratch), blocks.lane_words()?);
+    let panels = scratch.shifted(pool.lanes * lane_words);
+    simd::for_each(isa, pool, blocks.panels, &Panels { weights, blocks, to: panels })?;
+    let gemm = Gemm { rows, blocks, scratch, panels, lane_words };
     simd::for_each(isa, pool, blocks.row_blocks * blocks.groups, &gemm)
 }
 
@@ -118,20 +147,21 @@ impl<R: Rows> Kernel for Gemm<'_, R> {
 impl<R: Rows> Gemm<'_, R> {
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, rows: Range<usize>, panels: Range<usize>, block: *mut f32, sums: *mut f32) {
-        let element = self.weights.element();
+        let element = self.blocks.products;
         let k_block = ROW * element.per_word();
-        for start in (0..self.weights.k()).step_by(k_block) {
-            let k = start..self.weights.k().min(start + k_block);
+        for start in (0..self.blocks.k).step_by(k_block) {
+            let k = start..self.blocks.k.min(start + k_block);
             let steps = k.len().div_ceil(element.per_word());
             // SAFETY: the caller's promise; a panel has 32 words a step.
             unsafe {
                 self.rows.pack::<S>(rows.clone(), k, element, block);
                 for (i, panel) in panels.clone().enumerate() {
-                    let b = self.weights.panel(panel).as_ptr().cast::<f32>();
-                    let (b, c) = (b.add(start / element.per_word() * PANEL), sums.add(i * rows.len() * PANEL));
-                    let next = if panel + 1 < panels.end { panel + 1 } else { panels.start };
-                    let next = self.weights.panel(next).as_ptr().cast::<f32>();
-                    let next = next.wrapping_add(start / element.per_word() * PANEL);
+                    let words = |panel| {
+                        let step = start / element.per_word();
+                        self.panels.at(panel * self.blocks.panel_words() + step * PANEL).cast_const()
+                    };
+                    let (b, c) = (words(panel), sums.add(i * rows.len() * PANEL));
+                    let next = words(if panel + 1 < panels.end { panel + 1 } else { panels.start });
                     let block = Block { a: block, b, skip: 0, steps, c, add: start > 0 };
                     multiply::<S>(element, rows.len(), block, (next, steps * PANEL));
                 }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::gemm::{self, Rows};
 use crate::output::Output;
-use crate::packed::PANEL;
 use crate::simd::{MAX_LANES, ROW, Simd};
+use crate::weights::PANEL;
 use crate::{ConvShape, Element, Error};
 
 /// Output pixels of all images as rows.

@@ -2,7 +2,7 @@
 //!
 //! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]` by Winograd's algorithm or implicit GEMM,
 //!   [`Linear`] linear layers; both add bias and residual.
-//! - Weights are packed once by [`pack`], into bytes that can be written to a file and mapped ([`PackedWeights`]).
+//! - [`Weights`] are read as checkpoints store them, in f32 or bf16: a mapped file of safetensors will do.
 //! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state,
 //!   and no environment variable is read.
 //! - Nothing is allocated while an operator runs: intermediate results are in a scratch that the caller brings, whose
@@ -24,16 +24,15 @@ mod isa;
 mod linear;
 mod memory;
 mod output;
-mod packed;
 mod parallel;
 mod simd;
+mod weights;
 mod winograd;
 
 pub use conv::{Algorithm, Conv, ConvShape};
 pub use error::Error;
 pub use isa::Isa;
 pub use linear::Linear;
-pub use memory::AlignedBytes;
 pub use output::Tensors;
-pub use packed::{Element, PackedWeights, pack, packed_len};
 pub use parallel::{Parallel, Serial, Threads};
+pub use weights::{Element, Values, Weights};

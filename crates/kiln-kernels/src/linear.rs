@@ -5,10 +5,10 @@ use std::ops::Range;
 use crate::error::product;
 use crate::gemm::{self, Blocks, Rows};
 use crate::output::{Output, Tensors};
-use crate::packed::PANEL;
 use crate::parallel::Pool;
 use crate::simd::{ROW, Simd};
-use crate::{Element, Error, Isa, PackedWeights, Parallel};
+use crate::weights::PANEL;
+use crate::{Element, Error, Isa, Parallel, Weights};
 
 /// A linear layer over `rows` rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Linear {
     pub in_features: usize,
     /// `n`: elements of an output row.
     pub out_features: usize,
+    /// What factors are rounded to.
+    pub products: Element,
     /// Instructions to use.
     pub isa: Isa,
 }
@@ -29,13 +31,8 @@ impl Linear {
         self.blocks(lanes)?.scratch_len(lanes.max(1))
     }
 
-    /// Computes it; products are f32 or bf16 as the weights are.
-    pub fn run(
-        &self,
-        pool: &dyn Parallel,
-        weights: PackedWeights<'_>,
-        tensors: Tensors<'_>,
-    ) -> Result<(), Error> {
+    /// Computes it.
+    pub fn run(&self, pool: &dyn Parallel, weights: Weights<'_>, tensors: Tensors<'_>) -> Result<(), Error> {
         let pool = Pool::new(pool);
         let blocks = self.blocks(pool.lanes)?;
         weights.check(self.in_features, self.out_features)?;
@@ -48,7 +45,8 @@ impl Linear {
 
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
         self.lengths()?;
-        Ok(Blocks::new(self.rows, self.out_features, lanes.max(1)))
+        let sizes = [self.out_features, self.in_features];
+        Ok(Blocks::new(self.rows, sizes, self.products, lanes.max(1)))
     }
 
     /// Elements of the input and the output.

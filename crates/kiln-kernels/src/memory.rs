@@ -1,61 +1,9 @@
-//! Aligned memory, and pointers that lanes share.
-
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
-
-use crate::Error;
+//! Pointers that lanes share.
 
 /// A cache line, and the widest vector.
 pub(crate) const ALIGN: usize = 64;
 /// Words of a cache line.
 pub(crate) const LINE: usize = ALIGN / 4;
-
-/// Bytes on the heap, aligned to 64.
-#[derive(Debug)]
-pub struct AlignedBytes {
-    start: NonNull<u8>,
-    layout: Layout,
-    len: usize,
-}
-
-impl AlignedBytes {
-    /// `len` bytes of zero.
-    pub fn zeroed(len: usize) -> Result<Self, Error> {
-        let layout = Layout::from_size_align(len.max(1), ALIGN).map_err(|_| Error::TooLarge)?;
-        // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(Error::TooLarge)?;
-        Ok(Self { start, layout, len })
-    }
-}
-
-impl Drop for AlignedBytes {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
-    }
-}
-
-impl Deref for AlignedBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: as many bytes are allocated and initialized.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for AlignedBytes {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as many bytes are allocated and initialized, and borrowed through `self` alone.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
-
-// SAFETY: it owns its bytes as a `Vec<u8>` does.
-unsafe impl Send for AlignedBytes {}
-// SAFETY: a shared reference reads bytes alone.
-unsafe impl Sync for AlignedBytes {}
 
 /// A pointer that lanes share; who writes through it says why no other lane does so at the same place.
 #[derive(Clone, Copy)]
@@ -75,6 +23,11 @@ impl Shared {
     pub(crate) fn aligned(slice: &mut [f32]) -> Self {
         let skip = slice.as_ptr().align_offset(ALIGN);
         Self(slice.as_mut_ptr().wrapping_add(skip))
+    }
+
+    /// The same, so many words further.
+    pub(crate) fn shifted(self, words: usize) -> Self {
+        Self(self.at(words))
     }
 
     pub(crate) fn at(self, words: usize) -> *mut f32 {

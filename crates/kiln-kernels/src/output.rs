@@ -3,8 +3,8 @@
 use crate::Error;
 use crate::error::check_length;
 use crate::memory::Shared;
-use crate::packed::PANEL;
 use crate::simd::{MAX_LANES, Simd};
+use crate::weights::PANEL;
 
 /// What a run reads and writes besides the weights.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 use kiln_kernels::{Element, Error, Isa, Linear, Serial, Tensors, Threads};
 use proptest::prelude::*;
 
-use crate::reference::{Case, error, isas, view};
+use crate::reference::{Case, Stored, error, isas};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
@@ -12,13 +12,16 @@ proptest! {
         (seed, extras) in (0..1000u64, any::<bool>()),
     ) {
         for isa in isas() {
-            let linear = Linear { rows, in_features, out_features, isa };
-            let case = Case::of_linear(&linear, seed, extras);
-            for element in [Element::F32, Element::Bf16] {
-                let expected = case.linear_reference(&linear, element);
-                let found = case.linear(&linear, element, &Threads::new(1 + seed as usize % 3));
-                let error = error(&expected, &found);
-                prop_assert!(error < 3e-6, "{element:?} {error:e} of {linear:?}");
+            for products in [Element::F32, Element::Bf16] {
+                let linear = Linear { rows, in_features, out_features, products, isa };
+                let case = Case::of_linear(&linear, seed, extras);
+                let expected = case.linear_reference(&linear, products);
+                let pool = Threads::new(1 + seed as usize % 3);
+                // What is rounded when it is stored is rounded as it is when it is read.
+                let found = [Element::F32, products].map(|storage| case.linear(&linear, storage, &pool));
+                prop_assert!(found[0] == found[1]);
+                let error = error(&expected, &found[0]);
+                prop_assert!(error < 3e-6, "{error:e} of {linear:?}");
             }
         }
     }
@@ -27,7 +30,8 @@ proptest! {
 #[test]
 fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
     let all = isas();
-    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, isa };
+    let products = Element::Bf16;
+    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, products, isa };
     let case = Case::of_linear(&linear(Isa::Portable), 5, false);
     let expected = case.linear(&linear(Isa::Portable), Element::Bf16, &Serial);
     for isa in all {
@@ -37,9 +41,9 @@ fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
 
 #[test]
 fn slices_of_other_lengths_are_refused() {
-    let linear = Linear { rows: 3, in_features: 8, out_features: 5, isa: Isa::Portable };
-    let case = Case::of_linear(&linear, 1, true);
-    let packed = case.pack(Element::F32, 5);
+    let (products, isa) = (Element::F32, Isa::Portable);
+    let linear = Linear { rows: 3, in_features: 8, out_features: 5, products, isa };
+    let stored = Stored::new(products, &Case::of_linear(&linear, 1, true).weights);
     let scratch = linear.scratch_len(1).expect("a scratch");
     let run = |input: usize, bias: usize, output: usize, scratch: usize| {
         let (mut output, mut scratch) = (vec![0.0; output], vec![0.0; scratch]);
@@ -47,7 +51,7 @@ fn slices_of_other_lengths_are_refused() {
         let input = &vec![0.0; input];
         let tensors =
             Tensors { input, bias: Some(&bias), residual, output: &mut output, scratch: &mut scratch };
-        linear.run(&Serial, view(&packed), tensors)
+        linear.run(&Serial, stored.view(linear.out_features), tensors)
     };
     assert_eq!(run(24, 5, 15, scratch), Ok(()));
     for (refused, what) in [
@@ -63,20 +67,21 @@ fn slices_of_other_lengths_are_refused() {
     let mut scratch = vec![0.0; wider.scratch_len(1).expect("a scratch")];
     let tensors =
         Tensors { input: &[0.0; 27], bias: None, residual: None, output: &mut output, scratch: &mut scratch };
-    let refused = wider.run(&Serial, view(&packed), tensors);
+    let refused = wider.run(&Serial, stored.view(linear.out_features), tensors);
     assert!(matches!(refused, Err(Error::Length { what: "k of the weights", .. })), "{refused:?}");
 }
 
 #[test]
 fn an_instruction_set_that_the_processor_lacks_is_refused() {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
-        let linear = Linear { rows: 1, in_features: 1, out_features: 1, isa };
-        let packed = kiln_kernels::pack(Element::F32, 1, 1, &[1.0]).expect("packed weights");
+        let products = Element::F32;
+        let linear = Linear { rows: 1, in_features: 1, out_features: 1, products, isa };
+        let stored = Stored::new(products, &[1.0]);
         let mut scratch = vec![0.0; linear.scratch_len(1).expect("a scratch")];
         let (mut output, input) = ([0.0], [1.0]);
         let tensors =
             Tensors { input: &input, bias: None, residual: None, output: &mut output, scratch: &mut scratch };
-        assert_eq!(linear.run(&Serial, view(&packed), tensors), Err(Error::Isa(isa)));
+        assert_eq!(linear.run(&Serial, stored.view(linear.out_features), tensors), Err(Error::Isa(isa)));
     }
     assert!(Isa::best().is_available() && Isa::Portable.is_available());
 }

@@ -3,6 +3,6 @@
 mod accuracy;
 mod convolution;
 mod linear;
-mod packed;
 mod pools;
 mod reference;
+mod weights;

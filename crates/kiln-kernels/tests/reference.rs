@@ -1,8 +1,6 @@
 //! What operators are by definition, in f64, and pseudo-random tensors.
 
-use kiln_kernels::{
-    AlignedBytes, Conv, ConvShape, Element, Error, Isa, Linear, PackedWeights, Parallel, Tensors, bf16, pack,
-};
+use kiln_kernels::{Conv, ConvShape, Element, Error, Isa, Linear, Parallel, Tensors, Values, Weights, bf16};
 
 /// Numbers of a linear congruential generator; about normal, of variance 1.
 pub(crate) struct Numbers(pub(crate) u64);
@@ -67,10 +65,6 @@ impl Case {
         }
     }
 
-    pub(crate) fn pack(&self, element: Element, n: usize) -> AlignedBytes {
-        pack(element, n, self.weights.len() / n, &self.weights).expect("packed weights")
-    }
-
     pub(crate) fn conv(
         &self,
         conv: &Conv,
@@ -78,17 +72,17 @@ impl Case {
         storage: Element,
         pool: &dyn Parallel,
     ) -> Vec<f32> {
-        let packed = self.pack(storage, shape.out_channels);
+        let stored = Stored::new(storage, &self.weights);
         let output = shape.lengths().expect("a shape").1;
         let scratch = conv.scratch_len(pool.lanes()).expect("a scratch");
-        self.run(output, scratch, |tensors| conv.run(pool, view(&packed), tensors))
+        self.run(output, scratch, |tensors| conv.run(pool, stored.view(shape.out_channels), tensors))
     }
 
-    pub(crate) fn linear(&self, linear: &Linear, element: Element, pool: &dyn Parallel) -> Vec<f32> {
-        let packed = self.pack(element, linear.out_features);
+    pub(crate) fn linear(&self, linear: &Linear, storage: Element, pool: &dyn Parallel) -> Vec<f32> {
+        let stored = Stored::new(storage, &self.weights);
         let scratch = linear.scratch_len(pool.lanes()).expect("a scratch");
         let output = linear.rows * linear.out_features;
-        self.run(output, scratch, |tensors| linear.run(pool, view(&packed), tensors))
+        self.run(output, scratch, |tensors| linear.run(pool, stored.view(linear.out_features), tensors))
     }
 
     /// Scratch and output are full of NaN before, so that what is read before it is written shows.
@@ -160,8 +154,28 @@ fn tap(shape: &ConvShape, input: &[f32], [image, y, x]: [usize; 3], k: usize) ->
     }
 }
 
-pub(crate) fn view(packed: &[u8]) -> PackedWeights<'_> {
-    PackedWeights::from_bytes(packed).expect("packed weights")
+/// Weights as a file has them.
+pub(crate) enum Stored {
+    F32(Vec<f32>),
+    Bf16(Vec<u16>),
+}
+
+impl Stored {
+    pub(crate) fn new(element: Element, weights: &[f32]) -> Stored {
+        match element {
+            Element::Bf16 => Stored::Bf16(weights.iter().map(|&x| bf16::from_f32(x)).collect()),
+            _ => Stored::F32(weights.to_vec()),
+        }
+    }
+
+    /// As `n` rows.
+    pub(crate) fn view(&self, n: usize) -> Weights<'_> {
+        let (values, len) = match self {
+            Stored::F32(values) => (Values::F32(values), values.len()),
+            Stored::Bf16(values) => (Values::Bf16(values), values.len()),
+        };
+        Weights::new(values, n, len / n).expect("weights")
+    }
 }
 
 /// The largest error, relative to the root mean square of `expected`.

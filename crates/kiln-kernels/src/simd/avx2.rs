@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::tile::{Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile};
-use crate::packed::PANEL;
+use crate::weights::PANEL;
 
 /// Vectors of eight.
 #[derive(Clone, Copy)]
@@ -160,6 +160,15 @@ impl Simd for Avx2 {
     unsafe fn pair(low: __m256, high: __m256) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_castsi256_ps(_mm256_or_si256(_mm256_srli_epi32::<16>(round(low)), round(high))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
     }
 
     #[inline(always)]

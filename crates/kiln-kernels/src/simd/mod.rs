@@ -53,6 +53,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn high_half(v: Self::V) -> Self::V;
     /// Words of which `low`, rounded to bf16, is the lower half, and `high` the upper one.
     unsafe fn pair(low: Self::V, high: Self::V) -> Self::V;
+    /// `LANES` elements of bf16.
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
     /// Stores `LANES` elements rounded to bf16.
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
     /// Brings a cache line into L2; any address will do.

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use super::tile::{Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile};
 use crate::bf16;
-use crate::packed::PANEL;
+use crate::weights::PANEL;
 
 /// Vectors of four.
 #[derive(Clone, Copy)]
@@ -136,6 +136,12 @@ impl Simd for Neon {
     unsafe fn pair(low: float32x4_t, high: float32x4_t) -> float32x4_t {
         let (low, high) = (array(low), array(high));
         vector(std::array::from_fn(|i| f32::from_bits(bf16::pair(low[i], high[i]))))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vmovl_u16(vld1_u16(from)))) }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::tile::{Pairs, Single, by_rows, multiply};
 use super::{MAX_LANES, Simd, Tile};
 use crate::bf16;
-use crate::packed::PANEL;
+use crate::weights::PANEL;
 
 /// Vectors of four, which compilers map to what every processor has.
 #[derive(Clone, Copy)]
@@ -104,6 +104,12 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn pair(low: V, high: V) -> V {
         zip(low, high, |low, high| f32::from_bits(bf16::pair(low, high)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u16; LANES]>().read_unaligned().map(bf16::to_f32) }
     }
 
     #[inline(always)]

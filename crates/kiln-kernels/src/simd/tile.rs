@@ -1,7 +1,7 @@
 //! The inner loop of every product: rows times a panel, summed in registers.
 
 use super::Simd;
-use crate::packed::PANEL;
+use crate::weights::PANEL;
 
 /// Words between rows of a block: 128 f32 or 256 bf16. A constant, so that all rows of a tile are addressed from one
 /// register.

@@ -9,7 +9,8 @@
 //! | transformed weights | `[16][element][8 words of channels][32]`, of one panel and channel block | 612 KiB |
 //! | products | `[element][tile][32]`, of one panel | 432 KiB |
 //!
-//! The last two stay in L2 while the first passes by. A channel block is 128 f32 or 256 bf16 channels. Elements are a
+//! The last two stay in L2 while the first passes by; weights on their way to be transformed, of some channels, are in
+//! a fourth. A channel block is 128 f32 or 256 bf16 channels. Elements are a
 //! cache line further apart than they are long, lest they fall into the same sets of the caches.
 //!
 //! Where there are many tiles, a lane takes blocks of them from the input to the output. Where there are few, all lanes
@@ -26,10 +27,10 @@ use crate::error::{product, sum};
 use crate::gemm::{self, Block, part};
 use crate::memory::{LINE, Shared};
 use crate::output::Output;
-use crate::packed::PANEL;
 use crate::parallel::Pool;
 use crate::simd::{self, GROUP, Kernel, ROW, Simd};
-use crate::{ConvShape, Element, Error, Isa, PackedWeights};
+use crate::weights::PANEL;
+use crate::{ConvShape, Element, Error, Isa, Weights};
 pub(crate) use transform::{F2, F4, Transform};
 
 /// Tiles of the largest block.
@@ -98,11 +99,12 @@ impl Winograd {
         product(&[channel_blocks, self.n_elements, Self::element_stride(n_tiles)?])
     }
 
-    /// Words of a lane: transformed weights, products, a strip, and the input of a block unless it is shared.
+    /// Words of a lane: weights before and after their transform, products, a strip, and the input of a block unless it is
+    /// shared.
     fn lane_words(&self) -> Result<usize, Error> {
         let block = self.n_tiles.div_ceil(self.n_blocks);
         let input = if self.shared { 0 } else { self.input_words(block)? };
-        sum(&[input, self.weight_words(), self.product_words(block), self.strip])
+        sum(&[input, self.weight_words(), self.product_words(block), self.strip, weights::KERNELS])
     }
 
     fn weight_words(&self) -> usize {
@@ -129,7 +131,7 @@ impl Winograd {
         &self,
         isa: Isa,
         pool: Pool<'_>,
-        weights: PackedWeights<'_>,
+        weights: Weights<'_>,
         (input, output, scratch): (&[f32], Output<'_>, &mut [f32]),
     ) -> Result<(), Error> {
         let scratch = Shared::aligned(scratch);
@@ -149,7 +151,7 @@ impl Winograd {
 /// A run, which lanes share.
 struct Run<'a> {
     plan: Winograd,
-    weights: PackedWeights<'a>,
+    weights: Weights<'a>,
     input: &'a [f32],
     output: Output<'a>,
     scratch: Shared,
@@ -161,6 +163,7 @@ struct Run<'a> {
 /// Buffers of a lane.
 #[derive(Clone, Copy)]
 struct Buffers {
+    kernels: *mut f32,
     weights: *mut f32,
     products: *mut f32,
     strip: *mut f32,
@@ -198,11 +201,12 @@ impl Run<'_> {
         let products = weights.wrapping_add(self.plan.weight_words());
         let block = self.plan.n_tiles.div_ceil(self.plan.n_blocks);
         let strip = products.wrapping_add(self.plan.product_words(block));
+        let kernels = strip.wrapping_add(self.plan.strip);
         let (input, first, n) = match self.plan.shared {
             true => (self.scratch.at(0), 0, self.plan.n_tiles),
-            false => (strip.wrapping_add(self.plan.strip), tiles.start, tiles.len()),
+            false => (kernels.wrapping_add(weights::KERNELS), tiles.start, tiles.len()),
         };
-        Buffers { weights, products, strip, input, first, n }
+        Buffers { kernels, weights, products, strip, input, first, n }
     }
 
     /// The products of `tiles` and a panel, summed over channels.
@@ -218,19 +222,20 @@ impl Run<'_> {
             let steps = channels.len().div_ceil(plan.products.per_word());
             let input = start / channel_block * plan.n_elements * buffers.element_stride();
             let first = buffers.tile(tiles.start).wrapping_add(input);
-            // Weights of the next channel block, or panel, in as many parts as there are elements.
-            let next = weights::words(self.weights, panel, channels.end);
-            let next = (next, weights::n_words(self.weights, channels.len()).div_ceil(plan.n_elements));
+            // Weights of the next channel block, or panel, an output for each element.
+            let is_last = channels.end == plan.shape.in_channels;
+            let next = if is_last { (panel + 1, 0) } else { (panel, channels.end) };
             // SAFETY: the caller's promise.
             unsafe {
-                weights::transform::<S, T>(self.weights, panel, channels, plan.products, buffers.weights);
+                let to = (buffers.kernels, buffers.weights);
+                weights::transform::<S, T>(self.weights, panel, channels.clone(), plan.products, to);
                 for element in 0..plan.n_elements {
                     let a = first.add(element * buffers.element_stride());
                     let b = buffers.weights.add(element * weights::STRIDE);
                     let skip = (plan.n_elements - 1) * weights::STRIDE + LINE;
                     let c = buffers.products.add(element * Winograd::product_stride(tiles.len()));
                     let block = Block { a, b, skip, steps, c, add: start > 0 };
-                    let next = (next.0.wrapping_add(element * next.1), next.1);
+                    let next = weights::ahead(self.weights, next, element % PANEL, channels.len());
                     gemm::multiply::<S>(plan.products, tiles.len(), block, next);
                 }
             }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::transform::{MAX_M, MAX_TILE, Transform};
 use super::{Buffers, Run, Tiles, Winograd};
-use crate::packed::PANEL;
 use crate::simd::{MAX_LANES, Simd};
+use crate::weights::PANEL;
 
 impl Run<'_> {
     /// Transforms the products of `tiles` and panel `panel` back, and writes them.

@@ -124,7 +124,7 @@ impl Encoded {
     ) -> Result<Array3<f32>, Error> {
         let refuse = |reason: String| Error::Component { component: encoder.component, reason };
         let Some(skipped) = encoder.states.get(clip_skip) else {
-            let reason = format!("{clip_skip} is not a number up to {}", encoder.states.len() - 1);
+            let reason = format!("{clip_skip} is more than {}, the most of this model", encoder.states.len() - 1);
             return Err(Error::Request { key: "clip skip", reason });
         };
         let n_blocks = blocks.first().map_or(1, |blocks| blocks.ids.len());

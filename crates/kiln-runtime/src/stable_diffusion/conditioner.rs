@@ -144,7 +144,8 @@ impl Encoder {
     fn skipped(&self, texts: &Texts<'_>) -> Result<&String, Error> {
         let states = &self.info.states;
         states.get(texts.clip_skip).ok_or_else(|| {
-            let reason = format!("{} is not a number up to {}", texts.clip_skip, states.len() - 1);
+            let reason =
+                format!("{} is more than {}, the most of this model", texts.clip_skip, states.len() - 1);
             Error::Request { key: "clip skip", reason }
         })
     }

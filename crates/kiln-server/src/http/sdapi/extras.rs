@@ -13,7 +13,6 @@ use serde_json::{Map, Value, json};
 use super::fields::{Fields, invalid};
 use super::paint::{Fit, fitted};
 use super::tables::{EXTRA_BATCH, EXTRA_SINGLE, PNG_INFO};
-use crate::fault::shown;
 use crate::http::encode::png;
 use crate::http::error::ApiError;
 use crate::http::error::internal;
@@ -63,10 +62,7 @@ fn enlarged(fields: &Fields, param: &str, text: &str) -> Result<String, ApiError
     let image = picture(param, text)?;
     let image = match fields.choice("upscaler_1") {
         None => image,
-        Some(name) if name.eq_ignore_ascii_case("lanczos") => resized(fields, &image)?,
-        Some(name) => {
-            return Err(invalid("upscaler_1", format!("'{}' is not one of None and Lanczos", shown(name))));
-        }
+        Some(_) => resized(fields, &image)?,
     };
     png(&image, "").map(|file| BASE64_STANDARD.encode(file)).map_err(|_| internal())
 }

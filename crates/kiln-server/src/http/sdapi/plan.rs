@@ -239,13 +239,9 @@ impl Reader<'_> {
             options::find(std::slice::from_ref(self.model), name)
                 .map_err(|_| invalid("hr_checkpoint_name", "the second pass has the first one's"))?;
         }
-        let upscaler = match fields.text("hr_upscaler").unwrap_or("Latent") {
-            "Latent" | "latent" | "" => Upscaler::Latents,
-            "Lanczos" | "lanczos" => Upscaler::Pixels,
-            other => {
-                let reason = format!("'{}' is not one of Latent and Lanczos", shown(other));
-                return Err(invalid("hr_upscaler", reason));
-            }
+        let upscaler = match fields.text("hr_upscaler") {
+            Some("Lanczos" | "lanczos") => Upscaler::Pixels,
+            _ => Upscaler::Latents,
         };
         let steps = fields.whole("hr_second_pass_steps").filter(|steps| *steps > 0);
         let strength = fields.number("denoising_strength").unwrap_or(STRENGTH);

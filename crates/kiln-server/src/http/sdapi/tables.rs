@@ -64,7 +64,7 @@ const HIRES: &[Field] = &[
     field("hr_resize_x", Kind::Number(0.0, 1e6), "the second pass's width, instead of the factor"),
     field("hr_resize_y", Kind::Number(0.0, 1e6), "the second pass's height, instead of the factor"),
     field("hr_second_pass_steps", Kind::Whole(0, u32::MAX as i128), "0 for as many as in the first pass"),
-    field("hr_upscaler", Kind::Text, "Latent or Lanczos"),
+    field("hr_upscaler", Kind::Word(&["Latent", "latent", "Lanczos", "lanczos", ""]), "Latent by default"),
     field("hr_prompt", Kind::Text, "empty, or the first pass's"),
     field("hr_negative_prompt", Kind::Text, "empty, or the first pass's"),
     field("hr_sampler_name", Kind::Text, "empty, or the first pass's"),
@@ -132,7 +132,7 @@ pub(super) static EXTRA_BATCH: Table =
 static LISTED: Table = Table::loose(&[&[needed("data", Kind::Picture, "a picture")]]);
 
 const EXTRA: &[Field] = &[
-    field("upscaler_1", Kind::Text, "None or Lanczos"),
+    field("upscaler_1", Kind::Word(&["None", "none", "Lanczos", "lanczos", ""]), "None by default"),
     field("resize_mode", Kind::Whole(0, 1), "by a factor (0) or to a size (1)"),
     field("upscaling_resize", Kind::Number(0.01, MAX_SIDE as f64), "the factor; 2 by default"),
     field("upscaling_resize_w", Kind::Number(1.0, MAX_SIDE as f64), "in pixels; 512 by default"),
