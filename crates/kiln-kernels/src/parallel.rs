@@ -7,7 +7,7 @@ mod threads;
 pub use threads::Threads;
 
 /// A pool of threads. Kernels start no thread themselves.
-pub trait Parallel: Sync {
+pub trait Parallel {
     /// How many calls of a task can run at once, at least 1. Scratch is asked for by this number.
     fn lanes(&self) -> usize;
 

@@ -110,7 +110,8 @@ impl OnnxRuntimeCuda {
         let tuning = CudaTuning { search: options.tuning.search && !options.swaps, ..options.tuning };
         let open = |records: bool| {
             let builder = self.builder(tuning, records).map_err(|e| e.to_string())?;
-            self.runtime.session(builder, model, options.overrides.as_deref())
+            let mut builder = self.runtime.overriding(builder, options.overrides.as_deref())?;
+            builder.commit_from_file(model).map_err(|e| e.to_string())
         };
         let recorded = if self.records { open(true).ok() } else { None };
         match recorded {

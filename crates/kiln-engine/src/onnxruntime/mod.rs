@@ -4,6 +4,7 @@
 mod allocator;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod kernels;
 mod lanes;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::{
 
 #[cfg(feature = "cuda")]
 pub use cuda::OnnxRuntimeCuda;
+use kernels::Kernels;
 use lanes::Lanes;
 
 /// Most lanes: each holds the weights once more.
@@ -39,6 +41,7 @@ pub struct OnnxRuntime {
     environment: Environment,
     version: String,
     threads: Option<usize>,
+    kernels: Kernels,
 }
 
 /// What a process opened: one ONNX Runtime, its pool of threads and its allocator, open until the process ends.
@@ -47,6 +50,7 @@ struct Opened {
     threads: Option<usize>,
     environment: Environment,
     version: String,
+    kernels: Kernels,
 }
 
 static OPENED: OnceLock<Mutex<Option<Opened>>> = OnceLock::new();
@@ -69,27 +73,52 @@ impl OnnxRuntime {
                 let environment = environment(&path, threads).map_err(refuse)?;
                 environment.set_log_level(LogLevel::Fatal);
                 let version = version(&path);
-                none.insert(Opened { path, threads, environment, version })
+                let kernels = Kernels::of_environment().map_err(refuse)?;
+                none.insert(Opened { path, threads, environment, version, kernels })
             }
         };
-        let (environment, version) = (opened.environment.clone(), opened.version.clone());
-        Ok(OnnxRuntime { environment, version, threads })
+        let Opened { environment, version, kernels, .. } = opened;
+        Ok(OnnxRuntime {
+            environment: environment.clone(),
+            version: version.clone(),
+            threads,
+            kernels: *kernels,
+        })
     }
 
     /// The one that this process has opened, if any: there is no second.
     pub fn in_use() -> Option<OnnxRuntime> {
         let opened = OPENED.get()?.lock().unwrap_or_else(|e| e.into_inner());
-        let Opened { environment, version, threads, .. } = opened.as_ref()?;
-        Some(OnnxRuntime { environment: environment.clone(), version: version.clone(), threads: *threads })
+        let Opened { environment, version, threads, kernels, .. } = opened.as_ref()?;
+        let (environment, version) = (environment.clone(), version.clone());
+        Some(OnnxRuntime { environment, version, threads: *threads, kernels: *kernels })
     }
 
-    /// A session with weights in place of the model's, where there are some.
+    /// A session on the host, of so many threads, with kiln's kernels.
     fn session(
         &self,
-        mut builder: SessionBuilder,
+        builder: SessionBuilder,
         model: &Path,
         overrides: Option<&dyn WeightSource>,
+        threads: usize,
     ) -> Result<Session, String> {
+        let mut builder = self.overriding(builder, overrides)?;
+        let folder = model.parent().unwrap_or(Path::new("."));
+        let opened = match self.kernels.rewritten(model) {
+            Some(bytes) => {
+                self.kernels.register(builder, folder, threads).and_then(|mut b| b.commit_from_memory(&bytes))
+            }
+            None => builder.commit_from_file(model),
+        };
+        opened.map_err(|e| e.to_string())
+    }
+
+    /// Options of a session with weights in place of the model's, where there are some.
+    fn overriding(
+        &self,
+        mut builder: SessionBuilder,
+        overrides: Option<&dyn WeightSource>,
+    ) -> Result<SessionBuilder, String> {
         if let Some(source) = overrides {
             let mut values = Vec::new();
             for_each_weight(source, self.threads, |name, weight| {
@@ -103,7 +132,12 @@ impl OnnxRuntime {
                     .map_err(|e| format!("weight '{name}': {e}"))?;
             }
         }
-        builder.commit_from_file(model).map_err(|e| e.to_string())
+        Ok(builder)
+    }
+
+    /// Threads of the pool that its sessions share.
+    fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
     }
 }
 
@@ -165,14 +199,14 @@ impl Backend for OnnxRuntime {
     }
 
     fn lanes(&self) -> usize {
-        let threads = self.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
-        threads.filter(|&threads| threads <= MAX_LANES).unwrap_or(1)
+        Some(self.threads()).filter(|&threads| threads <= MAX_LANES).unwrap_or(1)
     }
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let builder = builder(&self.environment, options.placement).map_err(|e| refuse(e.to_string()))?;
-        let session = self.session(builder, model, options.overrides.as_deref()).map_err(refuse)?;
+        let session =
+            self.session(builder, model, options.overrides.as_deref(), self.threads()).map_err(refuse)?;
         let [inputs, outputs] = [session.inputs(), session.outputs()]
             .map(|outlets| outlets.iter().map(port).collect::<Result<Vec<Port>, _>>().map_err(refuse));
         let (model, ports) = (model.to_owned(), Ports { inputs: inputs?, outputs: outputs? });
