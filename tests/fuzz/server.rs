@@ -59,7 +59,7 @@ impl Asked {
         };
         let state = folder().join("state");
         let router = doorkeeper::refusing(&config, bundle, Arc::new(Nothing), &runtime, &state).expect("paths");
-        let runtime = runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         Asked { runtime, router }
     }
 }

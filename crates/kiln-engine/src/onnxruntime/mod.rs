@@ -82,7 +82,7 @@ impl OnnxRuntime {
             environment: environment.clone(),
             version: version.clone(),
             threads,
-            kernels: *kernels,
+            kernels: kernels.clone(),
         })
     }
 
@@ -91,7 +91,7 @@ impl OnnxRuntime {
         let opened = OPENED.get()?.lock().unwrap_or_else(|e| e.into_inner());
         let Opened { environment, version, threads, kernels, .. } = opened.as_ref()?;
         let (environment, version) = (environment.clone(), version.clone());
-        Some(OnnxRuntime { environment, version, threads: *threads, kernels: *kernels })
+        Some(OnnxRuntime { environment, version, threads: *threads, kernels: kernels.clone() })
     }
 
     /// A session on the host, of so many threads, with kiln's kernels.
@@ -103,6 +103,9 @@ impl OnnxRuntime {
         threads: usize,
     ) -> Result<Session, String> {
         let mut builder = self.overriding(builder, overrides)?;
+        if let Ok(p) = std::env::var("KILN_PROFILE") {
+            builder = builder.with_profiling(format!("{p}-{}", model.file_name().unwrap_or_default().to_string_lossy())).map_err(|e| e.to_string())?;
+        }
         let folder = model.parent().unwrap_or(Path::new("."));
         let opened = match self.kernels.rewritten(model) {
             Some(bytes) => {

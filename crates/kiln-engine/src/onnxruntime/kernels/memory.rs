@@ -1,4 +1,4 @@
-//! Room for intermediate results, which the operators of a session use one after the other.
+//! Room for intermediate results, which operators use one after the other.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -28,10 +28,11 @@ const MAX_MODEL: u64 = 64 << 20;
 /// Which instructions kernels use; `off` for ONNX Runtime's operators alone.
 const VARIABLE: &str = "KILN_KERNELS";
 
-/// The kernels of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The kernels of a process, and the room that they compute in.
+#[derive(Clone, Debug)]
 pub(super) struct Kernels {
     isa: Option<Isa>,
+    scratch: Arc<Scratch>,
 }
 
 impl Kernels {
@@ -49,11 +50,11 @@ impl Kernels {
                 })?)
             }
         };
-        Ok(Kernels { isa })
+        Ok(Kernels { isa, scratch: Arc::default() })
     }
 
     /// The model with kernels of kiln in place of operators that they compute, if there are any.
-    pub(super) fn rewritten(self, model: &Path) -> Option<Vec<u8>> {
+    pub(super) fn rewritten(&self, model: &Path) -> Option<Vec<u8>> {
         self.isa?;
         if model.metadata().ok()?.len() > MAX_MODEL {
             return None;
@@ -63,12 +64,12 @@ impl Kernels {
 
     /// A session that knows the kernels, of so many threads, for a model whose weights lie in `folder`.
     pub(super) fn register(
-        self,
+        &self,
         builder: SessionBuilder,
         folder: &Path,
         threads: usize,
     ) -> ort::Result<SessionBuilder> {
-        let work = Work { isa: self.isa.unwrap_or(Isa::Portable), threads, scratch: Arc::default() };
+        let work = Work { isa: self.isa.unwrap_or(Isa::Portable), threads, scratch: self.scratch.clone() };
         let domain = OperatorDomain::new(DOMAIN)?.add(conv::Conv::new(work))?;
         let builder = builder.with_operators(domain)?;
         let folder = folder.to_string_lossy();
