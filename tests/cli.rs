@@ -66,7 +66,7 @@ pub(crate) fn picture_settings(path: &Path) -> Value {
 }
 
 #[track_caller]
-fn pixels(path: &Path) -> Vec<u8> {
+pub(crate) fn pixels(path: &Path) -> Vec<u8> {
     let file = std::io::BufReader::new(fs::File::open(path).expect("a picture"));
     let mut reader = png::Decoder::new(file).read_info().expect("a PNG");
     let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];

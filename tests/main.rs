@@ -14,6 +14,7 @@ mod generator;
 mod gpu;
 mod image;
 mod infotext;
+mod kernels;
 mod ladder;
 mod lora;
 mod memory;

@@ -42,10 +42,10 @@ pub use error::{EngineError, EngineErrorKind};
 #[cfg(feature = "cuda")]
 pub use kiln_cuda::Device;
 pub use kiln_types::{ElementType, Placement};
-#[cfg(feature = "onnxruntime")]
-pub use onnxruntime::OnnxRuntime;
 #[cfg(all(feature = "onnxruntime", feature = "cuda"))]
 pub use onnxruntime::OnnxRuntimeCuda;
+#[cfg(feature = "onnxruntime")]
+pub use onnxruntime::{Kernels, OnnxRuntime};
 pub use overrides::{Elements, WeightOverride, WeightSource};
 #[cfg(feature = "rten")]
 pub use rten::Rten;

@@ -5,7 +5,8 @@
 //! cargo run --release -p kiln-kernels --example bench -- [ISA] [THREADS] [FILTER]
 //! ```
 //!
-//! GFLOP/s count the operations of the direct convolution.
+//! GFLOP/s count the operations of the direct convolution. Each run has other weights, as in a network, so that they come
+//! from memory.
 #![allow(clippy::print_stdout)]
 
 #[path = "../benches/shapes.rs"]
@@ -21,11 +22,16 @@ use kiln_kernels::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// Elements of weights: more than caches hold.
+const WEIGHTS: usize = 256 << 20;
+
 /// An operator with its tensors.
 struct Case {
     operator: Operator,
+    /// As many as fill [`WEIGHTS`], one after the other.
     weights: Vec<f32>,
     sizes: (usize, usize),
+    n_runs: usize,
     input: Vec<f32>,
     bias: Vec<f32>,
     output: Vec<f32>,
@@ -70,15 +76,18 @@ impl Case {
         scratch: usize,
         flop: f64,
     ) -> Result<Case> {
-        let weights = numbers(n * k, 0.05);
+        let weights = numbers(n * k * (WEIGHTS / (n * k)).max(1), 0.05);
         let (input, bias) = (numbers(input, 1.0), numbers(n, 1.0));
         let (output, scratch) = (vec![0.0; output], vec![0.0; scratch]);
-        Ok(Case { operator, weights, sizes: (n, k), input, bias, output, scratch, flop })
+        Ok(Case { operator, weights, sizes: (n, k), n_runs: 0, input, bias, output, scratch, flop })
     }
 
     /// Seconds of one run.
     fn time(&mut self, pool: &dyn Parallel) -> Result<f64> {
-        let weights = Weights::new(Values::F32(&self.weights), self.sizes.0, self.sizes.1)?;
+        let (n, k) = self.sizes;
+        let mut all = self.weights.chunks_exact(n * k).cycle();
+        let weights = Weights::new(Values::F32(all.nth(self.n_runs).ok_or("no weights")?), n, k)?;
+        self.n_runs = (self.n_runs + 1) % (self.weights.len() / (n * k));
         let (output, scratch) = (&mut self.output, &mut self.scratch);
         let tensors = Tensors { input: &self.input, bias: Some(&self.bias), residual: None, output, scratch };
         let start = Instant::now();

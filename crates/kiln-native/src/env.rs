@@ -3,6 +3,9 @@
 /// Folder for everything that kiln downloads; the platform's cache folder by default.
 pub const KILN_CACHE_DIR: &str = "KILN_CACHE_DIR";
 
+/// Which of kiln's kernels compute on the processor: `off`, or instructions that it has.
+pub const KILN_KERNELS: &str = "KILN_KERNELS";
+
 /// ONNX Runtime's shared library, or the folder that holds it.
 pub const KILN_ONNXRUNTIME: &str = "KILN_ONNXRUNTIME";
 
@@ -36,8 +39,8 @@ pub struct Variable {
     pub meaning: &'static str,
 }
 
-/// The variables of kiln's own that this crate reads.
-pub const VARIABLES: [Variable; 5] = [
+/// The variables of kiln's own that this crate and the runtime read.
+pub const VARIABLES: [Variable; 6] = [
     Variable {
         name: KILN_CACHE_DIR,
         meaning: "folder for downloads (default: kiln in the platform's cache folder)",
@@ -48,6 +51,10 @@ pub const VARIABLES: [Variable; 5] = [
     Variable {
         name: KILN_TENSORRT,
         meaning: "TensorRT's shared library libnvinfer, or the folder that holds it",
+    },
+    Variable {
+        name: KILN_KERNELS,
+        meaning: "kernels on the processor: off, or avx2, avx512, avx512-bf16, neon (default: the fastest)",
     },
 ];
 

@@ -8,7 +8,7 @@ mod kernels;
 mod lanes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 use ndarray::{ArrayViewD, IxDyn};
@@ -29,7 +29,8 @@ use crate::{
 
 #[cfg(feature = "cuda")]
 pub use cuda::OnnxRuntimeCuda;
-use kernels::Kernels;
+pub use kernels::Kernels;
+use kernels::{Scratch, Work};
 use lanes::Lanes;
 
 /// Most lanes: each holds the weights once more.
@@ -42,15 +43,13 @@ pub struct OnnxRuntime {
     version: String,
     threads: Option<usize>,
     kernels: Kernels,
+    scratch: Arc<Scratch>,
 }
 
 /// What a process opened: one ONNX Runtime, its pool of threads and its allocator, open until the process ends.
 struct Opened {
     path: PathBuf,
-    threads: Option<usize>,
-    environment: Environment,
-    version: String,
-    kernels: Kernels,
+    runtime: OnnxRuntime,
 }
 
 static OPENED: OnceLock<Mutex<Option<Opened>>> = OnceLock::new();
@@ -58,40 +57,30 @@ static OPENED: OnceLock<Mutex<Option<Opened>>> = OnceLock::new();
 impl OnnxRuntime {
     /// Opens the library, whose engines share one pool of so many threads, or one per core.
     ///
-    /// A process can only ever open one, with one number of threads.
-    pub fn open(library: &Path, threads: Option<usize>) -> Result<OnnxRuntime, EngineError> {
+    /// A process can only ever open one, with one number of threads and the kernels of its first opening.
+    pub fn open(library: &Path, threads: Option<usize>, kernels: Kernels) -> Result<OnnxRuntime, EngineError> {
         let refuse = |reason: String| EngineError::new(Library, library, reason);
         let path = library.canonicalize().map_err(|e| refuse(e.to_string()))?;
         let mut opened = OPENED.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(other) = opened.as_ref().filter(|other| other.path != path || other.threads != threads) {
-            let threads = other.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
-            return Err(refuse(format!("this process already uses {} with {threads}", other.path.display())));
-        }
-        let opened = match &mut *opened {
-            Some(opened) => opened,
-            none => {
-                let environment = environment(&path, threads).map_err(refuse)?;
-                environment.set_log_level(LogLevel::Fatal);
-                let version = version(&path);
-                let kernels = Kernels::of_environment().map_err(refuse)?;
-                none.insert(Opened { path, threads, environment, version, kernels })
+        if let Some(Opened { path: other, runtime }) = &*opened {
+            if *other == path && runtime.threads == threads {
+                return Ok(runtime.clone());
             }
-        };
-        let Opened { environment, version, kernels, .. } = opened;
-        Ok(OnnxRuntime {
-            environment: environment.clone(),
-            version: version.clone(),
-            threads,
-            kernels: kernels.clone(),
-        })
+            let threads = runtime.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
+            return Err(refuse(format!("this process already uses {} with {threads}", other.display())));
+        }
+        let environment = environment(&path, threads).map_err(refuse)?;
+        environment.set_log_level(LogLevel::Fatal);
+        let (version, scratch) = (version(&path), Arc::default());
+        let runtime = OnnxRuntime { environment, version, threads, kernels, scratch };
+        *opened = Some(Opened { path, runtime: runtime.clone() });
+        Ok(runtime)
     }
 
     /// The one that this process has opened, if any: there is no second.
     pub fn in_use() -> Option<OnnxRuntime> {
         let opened = OPENED.get()?.lock().unwrap_or_else(|e| e.into_inner());
-        let Opened { environment, version, threads, kernels, .. } = opened.as_ref()?;
-        let (environment, version) = (environment.clone(), version.clone());
-        Some(OnnxRuntime { environment, version, threads: *threads, kernels: kernels.clone() })
+        opened.as_ref().map(|opened| opened.runtime.clone())
     }
 
     /// A session on the host, of so many threads, with kiln's kernels.
@@ -103,13 +92,12 @@ impl OnnxRuntime {
         threads: usize,
     ) -> Result<Session, String> {
         let mut builder = self.overriding(builder, overrides)?;
-        if let Ok(p) = std::env::var("KILN_PROFILE") {
-            builder = builder.with_profiling(format!("{p}-{}", model.file_name().unwrap_or_default().to_string_lossy())).map_err(|e| e.to_string())?;
-        }
         let folder = model.parent().unwrap_or(Path::new("."));
-        let opened = match self.kernels.rewritten(model) {
+        let opened = match kernels::rewritten(model, self.kernels) {
             Some(bytes) => {
-                self.kernels.register(builder, folder, threads).and_then(|mut b| b.commit_from_memory(&bytes))
+                let work = Work::new(self.kernels, threads, self.scratch.clone());
+                kernels::register(builder, folder, work)
+                    .and_then(|mut builder| builder.commit_from_memory(&bytes))
             }
             None => builder.commit_from_file(model),
         };

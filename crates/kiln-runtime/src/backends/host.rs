@@ -48,9 +48,10 @@ fn onnxruntime(
         return Ok((Arc::new(runtime), None));
     }
     let located = libraries.locate(Library::OnnxRuntimeCpu)?;
+    let kernels = libraries.kernels()?;
     let is_named = located.as_ref().is_some_and(|located| located.is_named);
     let path = located.map_or_else(|| libraries.fetch(Library::OnnxRuntimeCpu), |located| Ok(located.path));
-    match path.and_then(|path| Ok(OnnxRuntime::open(&path, threads)?)) {
+    match path.and_then(|path| Ok(OnnxRuntime::open(&path, threads, kernels)?)) {
         Ok(runtime) => Ok((Arc::new(runtime), None)),
         Err(error) if is_named => Err(error),
         Err(error) => instead(error),

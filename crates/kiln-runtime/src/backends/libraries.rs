@@ -73,6 +73,16 @@ impl Libraries {
         self.fetch.is_some() && library.can_be_fetched()
     }
 
+    /// Which kernels compute on the processor: the fastest, unless the environment says otherwise.
+    #[cfg(feature = "onnxruntime")]
+    pub(crate) fn kernels(&self) -> Result<kiln_engine::Kernels, Error> {
+        use kiln_native::env::KILN_KERNELS;
+
+        let asked = std::env::var(KILN_KERNELS).ok().filter(|asked| self.environment && !asked.is_empty());
+        let kernels = asked.map(|asked| asked.parse()).transpose();
+        Ok(kernels.map_err(|reason| Error::Request { key: KILN_KERNELS, reason })?.unwrap_or_default())
+    }
+
     pub(crate) fn locate(&self, library: Library) -> Result<Option<Located>, Error> {
         if let Some((_, path)) = self.paths.iter().find(|(other, _)| *other == library) {
             return Ok(Some(Located { path: path.clone(), is_named: true }));

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Rooms that no operator uses now.
 #[derive(Debug, Default)]
-pub(super) struct Scratch(Mutex<Vec<Vec<f32>>>);
+pub(in crate::onnxruntime) struct Scratch(Mutex<Vec<Vec<f32>>>);
 
 impl Scratch {
     /// Lends `work` so many words, of any value.

@@ -9,15 +9,15 @@ mod memory;
 mod rewrite;
 mod wire;
 
-use std::env;
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use kiln_kernels::Isa;
 use ort::operator::{ComputeContext, OperatorDomain};
 use ort::session::builder::SessionBuilder;
 
-use memory::Scratch;
+pub(super) use memory::Scratch;
 
 /// The domain of kiln's operators.
 const DOMAIN: &str = "kiln";
@@ -25,70 +25,74 @@ const DOMAIN: &str = "kiln";
 /// Largest model file that is read as a whole: larger ones hold their weights, which kiln's do not.
 const MAX_MODEL: u64 = 64 << 20;
 
-/// Which instructions kernels use; `off` for ONNX Runtime's operators alone.
-const VARIABLE: &str = "KILN_KERNELS";
-
-/// The kernels of a process, and the room that they compute in.
-#[derive(Clone, Debug)]
-pub(super) struct Kernels {
+/// Which of kiln's kernels compute within ONNX Runtime's graphs on the host; those for the processor's fastest
+/// instructions by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernels {
     isa: Option<Isa>,
-    scratch: Arc<Scratch>,
 }
 
 impl Kernels {
-    /// Those of this processor, or what the variable says.
-    pub(super) fn of_environment() -> Result<Kernels, String> {
-        let named = env::var(VARIABLE).unwrap_or_default();
-        let isa = match named.as_str() {
-            "" => Some(Isa::best()).filter(|isa| *isa != Isa::Portable),
-            "off" => None,
-            name => {
-                let isa: Option<Isa> = name.parse().ok();
-                let isa = isa.filter(|isa| isa.is_available());
-                Some(isa.ok_or_else(|| {
-                    format!("{VARIABLE}: '{}' is not one of {}", name.escape_debug(), known())
-                })?)
-            }
-        };
-        Ok(Kernels { isa, scratch: Arc::default() })
-    }
-
-    /// The model with kernels of kiln in place of operators that they compute, if there are any.
-    pub(super) fn rewritten(&self, model: &Path) -> Option<Vec<u8>> {
-        self.isa?;
-        if model.metadata().ok()?.len() > MAX_MODEL {
-            return None;
-        }
-        rewrite::model(&std::fs::read(model).ok()?)
-    }
-
-    /// A session that knows the kernels, of so many threads, for a model whose weights lie in `folder`.
-    pub(super) fn register(
-        &self,
-        builder: SessionBuilder,
-        folder: &Path,
-        threads: usize,
-    ) -> ort::Result<SessionBuilder> {
-        let work = Work { isa: self.isa.unwrap_or(Isa::Portable), threads, scratch: self.scratch.clone() };
-        let domain = OperatorDomain::new(DOMAIN)?.add(conv::Conv::new(work))?;
-        let builder = builder.with_operators(domain)?;
-        let folder = folder.to_string_lossy();
-        Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", &*folder)?)
+    /// None: ONNX Runtime's own operators alone.
+    pub fn none() -> Kernels {
+        Kernels { isa: None }
     }
 }
 
-/// What the variable may say.
-fn known() -> String {
-    let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(Isa::name);
-    ["off"].into_iter().chain(isas).collect::<Vec<_>>().join(", ")
+impl Default for Kernels {
+    fn default() -> Kernels {
+        // Without vectors of its own, ONNX Runtime's are faster.
+        Kernels { isa: Some(Isa::best()).filter(|isa| *isa != Isa::Portable) }
+    }
+}
+
+impl FromStr for Kernels {
+    type Err = String;
+
+    /// `off`, or instructions that this processor has.
+    fn from_str(name: &str) -> Result<Kernels, String> {
+        let known = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+        match known.clone().find(|isa| isa.name() == name) {
+            Some(isa) => Ok(Kernels { isa: Some(isa) }),
+            None if name == "off" => Ok(Kernels::none()),
+            None => {
+                let known: Vec<&str> = known.map(Isa::name).collect();
+                Err(format!("'{}' is not off or one of {}", name.escape_debug(), known.join(", ")))
+            }
+        }
+    }
+}
+
+/// The model with kernels of kiln in place of operators that they compute, if there are any.
+pub(super) fn rewritten(model: &Path, kernels: Kernels) -> Option<Vec<u8>> {
+    kernels.isa?;
+    if model.metadata().ok()?.len() > MAX_MODEL {
+        return None;
+    }
+    rewrite::model(&std::fs::read(model).ok()?)
+}
+
+/// A session that knows the kernels, for a model whose weights lie in `folder`.
+pub(super) fn register(builder: SessionBuilder, folder: &Path, work: Work) -> ort::Result<SessionBuilder> {
+    let domain = OperatorDomain::new(DOMAIN)?.add(conv::Conv::new(work))?;
+    let folder = folder.to_string_lossy();
+    let builder = builder.with_operators(domain)?;
+    Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", &*folder)?)
 }
 
 /// How the kernels of a session work.
 #[derive(Clone, Debug)]
-struct Work {
+pub(super) struct Work {
     isa: Isa,
     threads: usize,
     scratch: Arc<Scratch>,
+}
+
+impl Work {
+    /// With so many threads, in a room that the sessions of a process share.
+    pub(super) fn new(kernels: Kernels, threads: usize, scratch: Arc<Scratch>) -> Work {
+        Work { isa: kernels.isa.unwrap_or(Isa::Portable), threads, scratch }
+    }
 }
 
 /// ONNX Runtime's threads.

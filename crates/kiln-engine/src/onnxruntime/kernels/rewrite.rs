@@ -34,8 +34,9 @@ type Weights<'a> = HashMap<&'a str, Vec<i64>>;
 
 /// The model with what kernels compute exchanged; none where there is nothing of that kind.
 pub(super) fn model(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(bytes.len());
-    for field in fields(bytes)? {
+    let (fields, mut out) = (fields(bytes)?, Vec::with_capacity(bytes.len()));
+    fields.iter().find(|field| field.number == number::MODEL_GRAPH)?;
+    for field in fields {
         match field.number {
             number::MODEL_GRAPH => put_bytes(&mut out, number::MODEL_GRAPH, &graph(field.bytes()?)?),
             _ => out.extend_from_slice(field.raw),
@@ -109,5 +110,103 @@ fn is_winograds(attribute: &[u8]) -> bool {
         Some("strides" | "dilations") => numbers().eq([Some(1); 2]),
         Some("pads") => numbers().count() == 4 && numbers().all(|n| n.is_some_and(|n| n >= 0)),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message of one field after the other.
+    fn message(fields: &[(u32, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        fields.iter().for_each(|(number, bytes)| put_bytes(&mut out, *number, bytes));
+        out
+    }
+
+    fn ints(name: &str, values: &[u64]) -> Vec<u8> {
+        let mut out = message(&[(number::ATTRIBUTE_NAME, name.as_bytes())]);
+        values.iter().for_each(|value| put(&mut out, number::ATTRIBUTE_INTS, *value));
+        out
+    }
+
+    fn tensor(name: &str, kind: u64, dims: &[u64]) -> Vec<u8> {
+        let mut out = message(&[(number::TENSOR_NAME, name.as_bytes())]);
+        put(&mut out, number::TENSOR_TYPE, kind);
+        dims.iter().for_each(|dim| put(&mut out, number::TENSOR_DIMS, *dim));
+        out
+    }
+
+    fn node(operator: &str, domain: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = message(&[(1, b"x"), (1, b"w"), (2, b"y"), (number::NODE_OPERATOR, operator.as_bytes())]);
+        attributes.iter().for_each(|attribute| put_bytes(&mut out, number::NODE_ATTRIBUTE, attribute));
+        put_bytes(&mut out, number::NODE_DOMAIN, domain.as_bytes());
+        out
+    }
+
+    fn with(node: &[u8], weight: &[u8]) -> Vec<u8> {
+        let graph = message(&[(number::GRAPH_NODE, node), (2, b"name"), (number::GRAPH_INITIALIZER, weight)]);
+        message(&[(2, b"kiln"), (number::MODEL_GRAPH, &graph)])
+    }
+
+    fn usual() -> Vec<Vec<u8>> {
+        vec![ints("kernel_shape", &[3, 3]), ints("strides", &[1, 1]), ints("pads", &[1, 1, 1, 1])]
+    }
+
+    #[test]
+    fn a_convolution_of_3x3_is_exchanged_and_the_rest_stays() {
+        let weight = tensor("w", 1, &[8, 4, 3, 3]);
+        let found = model(&with(&node("Conv", "", &usual()), &weight)).expect("a model");
+        let fields = fields(&found).expect("a message");
+        let numbers: Vec<u32> = fields.iter().map(|field| field.number).collect();
+        assert_eq!(numbers, [2, number::MODEL_GRAPH, number::MODEL_OPSET]);
+        let graph = super::fields(fields[1].bytes().expect("a graph")).expect("a message");
+        let node = super::fields(graph[0].bytes().expect("a node")).expect("a message");
+        let texts: Vec<&str> = node.iter().filter_map(Field::text).collect();
+        assert_eq!((&texts[..3], &texts[texts.len() - 2..]), (&["x", "w", "y"][..], &["Conv", DOMAIN][..]));
+        assert_eq!((graph[1].text(), graph[2].bytes()), (Some("name"), Some(weight.as_slice())));
+        assert_eq!(model(&found), None);
+    }
+
+    #[test]
+    fn what_kernels_do_not_compute_stays() {
+        let weight = tensor("w", 1, &[8, 4, 3, 3]);
+        let other = |attribute: Vec<u8>| node("Conv", "", &[usual(), vec![attribute]].concat());
+        for node in [
+            node("Conv", "com.microsoft", &usual()),
+            node("Gemm", "", &usual()),
+            other(ints("strides", &[2, 2])),
+            other(ints("dilations", &[2, 1])),
+            other(ints("pads", &[u64::MAX, 0, 0, 0])),
+            other(message(&[(number::ATTRIBUTE_NAME, b"group")])),
+            other(message(&[(number::ATTRIBUTE_NAME, b"auto_pad")])),
+        ] {
+            assert_eq!(model(&with(&node, &weight)), None);
+        }
+        let conv = node("Conv", "", &usual());
+        for weight in [
+            tensor("w", 10, &[8, 4, 3, 3]),
+            tensor("w", 1, &[8, 4, 1, 1]),
+            tensor("w", 1, &[8, 4, 3]),
+            tensor("v", 1, &[8, 4, 3, 3]),
+        ] {
+            assert_eq!(model(&with(&conv, &weight)), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_are_no_model_stay(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = model(&bytes);
+        }
+
+        #[test]
+        fn a_model_that_is_cut_is_none(end in 0..200usize) {
+            let whole = with(&node("Conv", "", &usual()), &tensor("w", 1, &[8, 4, 3, 3]));
+            let cut = &whole[..end.min(whole.len() - 1)];
+            prop_assert!(model(cut).is_none());
+        }
     }
 }
