@@ -16,6 +16,7 @@ mod otel;
 mod page;
 mod sdapi;
 mod stream;
+pub(crate) mod variables;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
