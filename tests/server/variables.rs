@@ -89,7 +89,7 @@ fn every_variable_sets_its_flag() {
         ("--prediction-type", "epsilon", json!("epsilon")),
         ("--attention", "plain", json!("plain")),
     ];
-    let numbers = ["keep-hours", "queue", "queue-share", "batch", "idle", "drain", "threads"];
+    let numbers = ["keep-hours", "queue", "queue-share", "batch", "idle", "drain", "threads", "stuck-after"];
     let lists = ["--allow-host"];
     let mut set = Vec::new();
     let mut expected = Vec::new();

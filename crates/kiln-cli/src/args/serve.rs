@@ -67,6 +67,9 @@ pub(crate) struct ServeArgs {
     /// At the end, finish jobs that have begun for at most so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) drain: u64,
+    /// A model is stuck that takes so many seconds for one step, and 20 times as long as ever before; 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub(crate) stuck_after: u64,
     /// Form of log lines on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,

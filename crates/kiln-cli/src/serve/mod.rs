@@ -183,6 +183,10 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         queue: args.queue.max(1),
         share: args.queue_share.unwrap_or(args.queue).max(1),
         max_body: usize::try_from(args.max_body.0).unwrap_or(usize::MAX),
-        worker: WorkerOptions { batch: args.batch.max(1), idle: Duration::from_secs(args.idle) },
+        worker: WorkerOptions {
+            batch: args.batch.max(1),
+            idle: Duration::from_secs(args.idle),
+            stuck_after: Some(args.stuck_after).filter(|seconds| *seconds > 0).map(Duration::from_secs),
+        },
     })
 }
