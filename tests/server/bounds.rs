@@ -2,6 +2,7 @@
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -67,6 +68,46 @@ fn many_small_files_of_large_pictures_take_bounded_memory() {
     assert!(statuses.iter().all(|status| *status < 500), "{statuses:?}");
     let grown = peak(&server) - before;
     assert!(grown < 1200 << 20, "{} MiB", grown >> 20);
+}
+
+#[test]
+fn requests_without_pictures_do_not_wait_for_those_with() {
+    const N: usize = 8;
+    let server = Server::start(&[]);
+    eventually(|| Some(()).filter(|()| server.get("/readyz").status == 200));
+    let (bomb, n_read) = (bomb(), &AtomicUsize::new(0));
+    let pictures = json!({ "prompt": "x", "steps": 2, "init_image": bomb, "width": 64, "height": 64 });
+    let texts = [
+        ("/v1/jobs", json!({ "prompt": "x", "steps": 1 })),
+        ("/sdapi/v1/txt2img", json!({ "prompt": "x", "steps": 2 })),
+        ("/v1/images/generations", json!({ "prompt": "x", "steps": 2 })),
+        ("/hf/shapes", json!({ "inputs": "x", "parameters": { "num_inference_steps": 2 } })),
+        (
+            "/v2/models/shapes/infer",
+            json!({ "inputs": [
+            { "name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"] },
+            { "name": "steps", "datatype": "INT32", "shape": [1], "data": [2] }] }),
+        ),
+    ];
+    thread::scope(|scope| {
+        for _ in 0..N {
+            scope.spawn(|| {
+                server.post("/v1/jobs", &pictures).expect(202);
+                n_read.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        // All of them wait for a place, or have one.
+        thread::sleep(Duration::from_millis(200));
+        for (path, body) in &texts {
+            let server = &server;
+            scope.spawn(move || {
+                let answer = server.post(path, body);
+                let n_read = n_read.load(Ordering::SeqCst);
+                assert!(answer.status < 300, "{path}: {}", answer.text());
+                assert!(n_read < N - 2, "{path} has waited for {n_read} pictures");
+            });
+        }
+    });
 }
 
 #[cfg(target_os = "linux")]
