@@ -1,6 +1,8 @@
 //! `kiln serve`, as its clients see it: the real process, over sockets.
 
 mod bounds;
+#[cfg(target_os = "linux")]
+mod disk;
 mod edits;
 mod grpc;
 mod hf;

@@ -78,7 +78,11 @@ impl From<KeeperError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> ApiError {
         tracing::error!("{error}");
-        ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage", "the job cannot be written down")
+        ApiError::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "storage",
+            "jobs cannot be written down or read at the moment",
+        )
     }
 }
 
