@@ -19,16 +19,16 @@ static PLACES: Semaphore = Semaphore::const_new(2);
 const SMALL: usize = 64 << 10;
 
 thread_local! {
-    static READING: Cell<Reading> = const { Cell::new(Reading::AtPlace) };
+    static READING: Cell<Reading> = const { Cell::new(Reading::Placed) };
 }
 
 /// How the thread reads a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
-    AtPlace,
-    WithoutPlace,
+    Placed,
+    Unplaced,
     /// Without a place, and it has come to a picture.
-    NeedsPlace,
+    Wanting,
 }
 
 /// How a request is read: where it is large at a place, else without one until it turns out to hold pictures.
@@ -68,7 +68,7 @@ impl Turn {
             return self.try_read(input, read).await?.1;
         }
         match self.try_read(input.clone(), read).await? {
-            (Reading::NeedsPlace, _) => Turn::at_place().await?.try_read(input, read).await?.1,
+            (Reading::Wanting, _) => Turn::at_place().await?.try_read(input, read).await?.1,
             (_, answer) => answer,
         }
     }
@@ -79,10 +79,10 @@ impl Turn {
         read: impl Fn(I) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<(Reading, Result<T, ApiError>), ApiError> {
         let work = move || {
-            READING.set(if self.has_place() { Reading::AtPlace } else { Reading::WithoutPlace });
+            READING.set(if self.has_place() { Reading::Placed } else { Reading::Unplaced });
             let answer = read(input);
             drop(self);
-            (READING.replace(Reading::AtPlace), answer)
+            (READING.replace(Reading::Placed), answer)
         };
         spawn_blocking(work).await.map_err(|_| internal())
     }
@@ -91,9 +91,9 @@ impl Turn {
 /// Refuses to decode a picture where that needs a place, which [`Turn::read`] then takes.
 pub(crate) fn check_place() -> Result<(), ApiError> {
     match READING.get() {
-        Reading::AtPlace => Ok(()),
+        Reading::Placed => Ok(()),
         _ => {
-            READING.set(Reading::NeedsPlace);
+            READING.set(Reading::Wanting);
             Err(internal())
         }
     }
