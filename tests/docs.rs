@@ -8,6 +8,7 @@ use std::process::Command;
 use kiln_runtime::scheduler::SchedulerClass;
 
 use crate::cli::succeed;
+use crate::server::variables::variables_of_help;
 use crate::support::references;
 
 /// Most lines of the README.
@@ -182,6 +183,17 @@ fn the_reference_lists_the_environment_variables() {
     let rows = table("Environment variables");
     let listed: BTreeSet<&str> = rows.iter().map(|row| row[0].trim_matches('`')).collect();
     assert_eq!(listed, expected);
+}
+
+#[test]
+fn the_reference_lists_the_variable_of_every_flag_of_the_server() {
+    let rows = table("Environment variables of kiln serve");
+    let listed: BTreeMap<String, String> = rows
+        .iter()
+        .map(|row| [&row[1], &row[0]].map(|cell| cell.trim_matches('`').to_owned()))
+        .map(|[flag, variable]| (if flag.starts_with("--") { flag } else { "[MODELS]".into() }, variable))
+        .collect();
+    assert_eq!(listed, variables_of_help());
 }
 
 #[test]

@@ -304,6 +304,28 @@ await step('is usable on a phone, by touch', async () => {
   await phone.context().close();
 });
 
+await step('shows on a phone how far a picture is, without scrolling', async () => {
+  const phone = await open({
+    viewport: { width: 390, height: 844 },
+    hasTouch: true,
+    isMobile: true,
+    deviceScaleFactor: 2,
+  });
+  await done(phone, 6);
+  await fill(phone, { prompt: 'a red circle', width: 192, height: 192, steps: 80, seed: '' });
+  await phone.tap('#draw');
+  await phone.locator('.job .preview:not([hidden])').waitFor();
+  const live = await first(phone).locator('.live').boundingBox();
+  const bar = await phone.locator('.bar').boundingBox();
+  await shot(phone, 'phone-drawing');
+  assert(live.y >= bar.y + bar.height && live.y + live.height <= 844, JSON.stringify(live));
+  const phase = await first(phone).locator('.phase').boundingBox();
+  const isOnTop = ([x, y]) => document.elementFromPoint(x, y)?.closest('.live') !== null;
+  assert(await phone.evaluate(isOnTop, [phase.x + phase.width / 2, phase.y + phase.height / 2]));
+  await done(phone, 7);
+  await phone.context().close();
+});
+
 await step('is dark where the system is', async () => {
   const dark = await open({ colorScheme: 'dark', reducedMotion: 'reduce' });
   await done(dark, 6);

@@ -1,9 +1,10 @@
 //! What clients may take together: memory of pictures and bodies, connections; and who may still come in.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -67,6 +68,46 @@ fn many_small_files_of_large_pictures_take_bounded_memory() {
     assert!(statuses.iter().all(|status| *status < 500), "{statuses:?}");
     let grown = peak(&server) - before;
     assert!(grown < 1200 << 20, "{} MiB", grown >> 20);
+}
+
+#[test]
+fn requests_without_pictures_do_not_wait_for_those_with() {
+    const N: usize = 8;
+    let server = Server::start(&[]);
+    eventually(|| Some(()).filter(|()| server.get("/readyz").status == 200));
+    let (bomb, n_read) = (bomb(), &AtomicUsize::new(0));
+    let pictures = json!({ "prompt": "x", "steps": 2, "init_image": bomb, "width": 64, "height": 64 });
+    let texts = [
+        ("/v1/jobs", json!({ "prompt": "x", "steps": 1 })),
+        ("/sdapi/v1/txt2img", json!({ "prompt": "x", "steps": 2 })),
+        ("/v1/images/generations", json!({ "prompt": "x", "steps": 2 })),
+        ("/hf/shapes", json!({ "inputs": "x", "parameters": { "num_inference_steps": 2 } })),
+        (
+            "/v2/models/shapes/infer",
+            json!({ "inputs": [
+            { "name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"] },
+            { "name": "steps", "datatype": "INT32", "shape": [1], "data": [2] }] }),
+        ),
+    ];
+    thread::scope(|scope| {
+        for _ in 0..N {
+            scope.spawn(|| {
+                server.post("/v1/jobs", &pictures).expect(202);
+                n_read.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        // All of them wait for a place, or have one.
+        thread::sleep(Duration::from_millis(200));
+        for (path, body) in &texts {
+            let server = &server;
+            scope.spawn(move || {
+                let answer = server.post(path, body);
+                let n_read = n_read.load(Ordering::SeqCst);
+                assert!(answer.status < 300, "{path}: {}", answer.text());
+                assert!(n_read < N - 2, "{path} has waited for {n_read} pictures");
+            });
+        }
+    });
 }
 
 #[cfg(target_os = "linux")]
@@ -164,4 +205,48 @@ fn answers_are_measured_by_the_template_of_their_path() {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains("nobody-knows-it"));
+}
+
+/// Raises the limit of open files of this process as far as it goes, and gives it.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no other way asks for limits")]
+fn file_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a limit that lives as long as they run.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn thousands_of_silent_connections_hold_nobody_up_and_are_closed() {
+    let n = (file_limit() / 2).min(2000);
+    let server = Server::start(&[]);
+    eventually(|| Some(()).filter(|()| server.get("/readyz").status == 200));
+    let (before, begun) = (peak(&server), Instant::now());
+    let mut streams: Vec<TcpStream> = (0..n).map(|_| server.connect()).collect();
+    // Half of them have said something before they fall silent.
+    for stream in streams.iter_mut().step_by(2) {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("a head");
+    }
+    for stream in streams.iter_mut().step_by(2) {
+        answer(&mut BufReader::new(stream)).expect(200);
+    }
+    for _ in 0..20 {
+        let asked = Instant::now();
+        server.get("/healthz").expect(200);
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    }
+    server.post("/v1/images/generations", &json!({ "prompt": "x", "steps": 2 })).expect(200);
+    let grown = (peak(&server) - before) / n as u64;
+    assert!(grown < 32 << 10, "{grown} bytes for each connection");
+    for (i, stream) in streams.iter_mut().enumerate() {
+        let rest = stream.read_to_end(&mut Vec::new());
+        assert!(matches!(rest, Ok(0)), "connection {i}: {rest:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }

@@ -97,11 +97,10 @@ fn names_that_are_allowed_and_the_machines_own_are_taken() {
     }
     let shapes = crate::support::references().join("../../models/shapes").display().to_string();
     let empty =
-        kiln(&["serve", &shapes, "--print-config"], work.path()).env("KILN_SERVE_ALLOW_HOSTS", "").output();
+        kiln(&["serve", &shapes, "--print-config"], work.path()).env("KILN_SERVE_ALLOW_HOST", "").output();
     assert!(empty.expect("kiln runs").status.success());
     let mut printing = kiln(&["serve", &shapes, "--print-config"], work.path());
-    let printed =
-        printing.env("KILN_SERVE_ALLOW_HOSTS", "one.example,two.example").output().expect("kiln runs");
+    let printed = printing.env("KILN_SERVE_ALLOW_HOST", "one.example,two.example").output().expect("kiln runs");
     let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
     assert!(printed.contains("- one.example\n") && printed.contains("- two.example\n"), "{printed}");
 }

@@ -1,6 +1,8 @@
 //! `kiln serve`, as its clients see it: the real process, over sockets.
 
 mod bounds;
+#[cfg(target_os = "linux")]
+mod disk;
 mod edits;
 mod grpc;
 mod hf;
@@ -16,10 +18,14 @@ mod otel;
 mod page;
 mod sdapi;
 mod stream;
+#[cfg(target_os = "linux")]
+mod stuck;
+pub(crate) mod variables;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,6 +36,9 @@ use crate::fixtures::{onnxruntime, scratch};
 
 /// How long a server may take for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a server says while it serves, in its folder.
+const LOG: &str = "log";
 
 /// A running server with a folder of its own.
 pub(crate) struct Server {
@@ -92,6 +101,11 @@ impl Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         (self.child, self.address) = launch(self.state.path(), &self.flags, &self.variables);
+    }
+
+    /// The file of what it says while it serves.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.state.path().join(LOG)
     }
 
     pub(crate) fn signal(&self, signal: i32) {
@@ -169,8 +183,8 @@ fn launch(state: &Path, flags: &[String], variables: &[(String, String)]) -> (Ch
         }
         said += &line;
     };
-    // What it says from now on has to go somewhere.
-    std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    let mut log = File::options().create(true).append(true).open(state.join(LOG)).expect("a file");
+    std::thread::spawn(move || std::io::copy(&mut lines, &mut log));
     (child, address)
 }
 

@@ -14,24 +14,10 @@ pub(crate) const KILN_ENGINE_CACHE_LIMIT: Variable = Variable {
     meaning: "how large the engine cache may grow, as 20GiB (default: no limit)",
 };
 
-/// Where the server listens; read by the command line's parser, like the three below.
-pub(crate) const KILN_SERVE_LISTEN: Variable =
-    Variable { name: "KILN_SERVE_LISTEN", meaning: "address and port of kiln serve (default: 127.0.0.1:7860)" };
-
-/// The server's keys.
-pub(crate) const KILN_SERVE_KEYS: Variable =
-    Variable { name: "KILN_SERVE_KEYS", meaning: "file of API keys of kiln serve (default: no key is needed)" };
-
-/// The server's names.
-pub(crate) const KILN_SERVE_ALLOW_HOSTS: Variable = Variable {
-    name: "KILN_SERVE_ALLOW_HOSTS",
-    meaning: "names by which kiln serve without keys may be called, separated by commas (default: the machine's own)",
-};
-
-/// The server's folder.
-pub(crate) const KILN_SERVE_STATE: Variable = Variable {
-    name: "KILN_SERVE_STATE",
-    meaning: "folder for jobs of kiln serve (default: serve/ in KILN_CACHE_DIR)",
+/// The variables of the server's flags; read by the command line's parser.
+const KILN_SERVE: Variable = Variable {
+    name: "KILN_SERVE_*",
+    meaning: "flags of kiln serve, as KILN_SERVE_QUEUE for --queue; kiln serve --help names all",
 };
 
 /// The level from which messages are shown.
@@ -45,31 +31,41 @@ const NO_COLOR: Variable = Variable { name: "NO_COLOR", meaning: "no colours" };
 
 /// All that a user may set.
 pub(crate) fn all() -> impl Iterator<Item = Variable> {
-    VARIABLES.into_iter().chain([
-        KILN_ENGINE_CACHE,
-        KILN_ENGINE_CACHE_LIMIT,
-        KILN_SERVE_LISTEN,
-        KILN_SERVE_KEYS,
-        KILN_SERVE_ALLOW_HOSTS,
-        KILN_SERVE_STATE,
-        KILN_LOG,
-        NO_COLOR,
-    ])
+    VARIABLES.into_iter().chain([KILN_ENGINE_CACHE, KILN_ENGINE_CACHE_LIMIT, KILN_SERVE, KILN_LOG, NO_COLOR])
+}
+
+/// Makes the environment what the program and the libraries in it should read.
+///
+/// Must be called before any thread is started.
+pub(crate) fn prepare() {
+    silence_telemetry();
+    forget_empty();
 }
 
 /// Tells ONNX Runtime, here and in child processes, not to record its use.
 ///
 /// Its Linux wheels open a database in the home folder as the environment is created, before
 /// `DisableTelemetryEvents` can be called. A value that the user has set stays.
-///
-/// Must be called before any thread is started.
-pub(crate) fn silence_telemetry() {
+fn silence_telemetry() {
     const NAME: &str = "ORT_DISABLE_TELEMETRY";
     if std::env::var_os(NAME).is_none() {
         #[expect(unsafe_code, reason = "no other way reaches a library that reads the environment itself")]
         // SAFETY: `main` calls this first, so no other thread reads or writes the environment.
         unsafe {
             std::env::set_var(NAME, "1");
+        }
+    }
+}
+
+/// Removes kiln's variables that are empty, which count as unset.
+fn forget_empty() {
+    let is_own = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("KILN_");
+    let empty = std::env::vars_os().filter(|(name, value)| is_own(name) && value.is_empty());
+    for (name, _) in empty.collect::<Vec<_>>() {
+        #[expect(unsafe_code, reason = "the command line's parser takes an empty variable for a value")]
+        // SAFETY: `main` calls this first, so no other thread reads or writes the environment.
+        unsafe {
+            std::env::remove_var(name);
         }
     }
 }

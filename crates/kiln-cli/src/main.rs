@@ -46,16 +46,14 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::{Cli, Command, Work};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    environment::silence_telemetry();
+    environment::prepare();
     #[cfg(unix)]
     fault::watch();
-    let result = match Cli::try_parse() {
+    let result = match Cli::read() {
         Ok(cli) => start(&cli.command).and_then(|()| run(&cli.command)),
         Err(answer) => {
             output::answer(&answer);

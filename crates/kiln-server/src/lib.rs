@@ -25,6 +25,7 @@ mod models;
 #[cfg(feature = "otel")]
 pub mod otel;
 mod preview;
+mod pulse;
 mod queue;
 mod readiness;
 mod renewal;

@@ -19,9 +19,6 @@ pub enum Load {
 }
 
 impl Load {
-    /// All names.
-    pub const NAMES: [&str; 4] = ["unloaded", "loading", "loaded", "failed"];
-
     /// Its name.
     pub fn name(&self) -> &'static str {
         match self {

@@ -97,6 +97,9 @@ pub struct ServerOptions {
 /// How long the evaluation may take that runs when all jobs are told to stop.
 const LAST_STEP: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether the worker gets on.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A running server.
 pub struct Server {
     tokio: tokio::runtime::Runtime,
@@ -132,6 +135,7 @@ impl Server {
             keeper.reopen()?;
             Keeper::prune_now_and_then(&keeper);
             Keeper::probe_now_and_then(&keeper);
+            tokio::spawn(tell_when_stuck(service.clone()));
         }
         let app = App::new(http::Shared {
             service: service.clone(),
@@ -158,9 +162,9 @@ impl Server {
         self.listening.address()
     }
 
-    /// Whether the worker and the listener are at work.
+    /// Whether the worker and the listener are at work, and the worker gets on.
     pub fn is_alive(&self) -> bool {
-        self.worker.is_alive() && self.listening.is_alive()
+        self.worker.is_alive() && self.listening.is_alive() && self.service.stuck().is_none()
     }
 
     /// Jobs, for programs that serve and draw.
@@ -193,6 +197,26 @@ impl Server {
         });
         self.tokio.shutdown_timeout(Duration::from_secs(5));
         has_ended
+    }
+}
+
+/// Writes a line when the worker is stuck, and when it gets on again.
+async fn tell_when_stuck(service: Service) {
+    let mut stuck = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match (service.stuck(), &stuck) {
+            (Some(now), None) => {
+                let seconds = now.time.as_secs();
+                tracing::error!(model = now.model, "the engine is stuck: nothing has happened for {seconds} s");
+                stuck = Some(now.model);
+            }
+            (None, Some(model)) => {
+                tracing::info!(model, "the engine gets on again");
+                stuck = None;
+            }
+            _ => {}
+        }
     }
 }
 

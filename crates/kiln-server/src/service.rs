@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::estimate::Speeds;
 use crate::metrics::{End, Memory, Metrics, Moment, Refused};
 use crate::models::Models;
+use crate::pulse::{Pulse, Stuck};
 use crate::queue::{Place, Queue};
 use crate::store::Store;
 use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Spec};
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) speeds: Speeds,
     pub(crate) metrics: Metrics,
+    pub(crate) pulse: Pulse,
     /// All jobs that somebody may still ask for.
     jobs: Mutex<HashMap<JobId, Arc<Job>>>,
     share: usize,
@@ -52,6 +54,7 @@ impl Service {
             queue: Queue::new(capacity),
             speeds: Speeds::default(),
             metrics: Metrics::new(),
+            pulse: Pulse::default(),
             jobs: Mutex::default(),
             share,
             closed: watch::Sender::new(false),
@@ -137,6 +140,11 @@ impl Service {
         let job = Arc::new(job);
         self.jobs().insert(job.id.clone(), job.clone());
         job
+    }
+
+    /// What the worker is stuck in, if it is.
+    pub(crate) fn stuck(&self) -> Option<Stuck> {
+        self.0.pulse.stuck()
     }
 
     /// Whether no more jobs are taken.

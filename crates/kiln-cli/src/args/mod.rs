@@ -9,6 +9,7 @@ mod numbers;
 mod serve;
 mod text;
 mod upkeep;
+mod variables;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -37,6 +38,7 @@ pub(crate) use serve::{LogFormat, ServeArgs};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
+pub(crate) use variables::{command, unknown};
 
 /// Turns Stable Diffusion checkpoints into engines and runs them.
 #[derive(Parser)]

@@ -11,19 +11,13 @@ pub(crate) struct ServeArgs {
     /// Models file (.yaml), checkpoint or bundle [default: the small model models/shapes of a checkout].
     pub(crate) models: Option<PathBuf>,
     /// Address and port to listen on.
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:7860",
-        env = "KILN_SERVE_LISTEN",
-        hide_env = true
-    )]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7860")]
     pub(crate) listen: SocketAddr,
     /// File of API keys, one NAME:HASH a line; without it nobody is asked for a key.
-    #[arg(long, value_name = "FILE", env = "KILN_SERVE_KEYS", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
     /// Make an API key of this name, print it and its line for the file of keys, and end.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = key)]
     pub(crate) new_key: Option<String>,
     /// Listen on an address that other machines reach although no key is needed.
     #[arg(long)]
@@ -35,19 +29,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub(crate) tls_key: Option<PathBuf>,
     /// Origin whose pages may call, such as https://example.org; repeatable.
-    #[arg(long = "allow-origin", value_name = "ORIGIN")]
+    #[arg(long = "allow-origin", value_name = "ORIGIN", value_parser = origin)]
     pub(crate) allow_origins: Vec<String>,
     /// Name by which a server without keys may be called, besides addresses, localhost and the machine's own; repeatable.
-    #[arg(
-        long = "allow-host",
-        value_name = "NAME",
-        value_delimiter = ',',
-        env = "KILN_SERVE_ALLOW_HOSTS",
-        hide_env = true
-    )]
+    #[arg(long = "allow-host", value_name = "NAME", value_parser = host)]
     pub(crate) allow_hosts: Vec<String>,
     /// Folder for jobs and their pictures [default: serve/ in kiln's cache folder].
-    #[arg(long, value_name = "DIR", env = "KILN_SERVE_STATE", hide_env = true)]
+    #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// Keep pictures of the job API for so many hours.
     #[arg(long, value_name = "HOURS", default_value_t = 168)]
@@ -79,6 +67,9 @@ pub(crate) struct ServeArgs {
     /// At the end, finish jobs that have begun for at most so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) drain: u64,
+    /// A model is stuck that takes so many seconds for one step, and 20 times as long as ever before; 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub(crate) stuck_after: u64,
     /// Form of log lines on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
@@ -100,4 +91,30 @@ pub(crate) enum LogFormat {
     Text,
     /// An object a line.
     Json,
+}
+
+/// What pages send as their origin (RFC 6454, 6.1), such as `https://example.org:8443`.
+fn origin(text: &str) -> Result<String, &'static str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    match text.split_once("://") {
+        Some((scheme, host))
+            if ![scheme, host].contains(&"") && scheme.chars().all(is_plain) && host.chars().all(is_host) =>
+        {
+            Ok(text.into())
+        }
+        _ => Err("is no origin, such as https://example.org"),
+    }
+}
+
+fn host(text: &str) -> Result<String, &'static str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_name = text.len() <= 253 && text.chars().all(is_plain);
+    is_name.then(|| text.into()).ok_or("is no host name")
+}
+
+fn key(text: &str) -> Result<String, &'static str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_name = !text.is_empty() && text.chars().all(is_plain);
+    is_name.then(|| text.into()).ok_or("is no name of letters, digits, '-', '_' and '.'")
 }

@@ -1,11 +1,11 @@
 //! What flags, environment and models file come to.
 
-use clap::{Arg, ArgAction, ArgMatches, CommandFactory};
+use clap::{Arg, ArgAction, ArgMatches};
 use kiln_server::ServerOptions;
 use kiln_server::config::ModelConfig;
 use serde_json::{Map, Value, json};
 
-use crate::args::Cli;
+use crate::args;
 use crate::failure::Failure;
 use crate::output;
 
@@ -26,7 +26,7 @@ pub(super) fn print(options: &ServerOptions, models: &[ModelConfig]) -> Result<(
 
 /// The flags as they stand on the command line, in the environment, or by default.
 fn flags() -> Result<Map<String, Value>, Failure> {
-    let command = Cli::command();
+    let command = args::command();
     let matches = command.clone().try_get_matches().map_err(Failure::unexpected)?;
     let given = matches.subcommand().and_then(|(name, given)| Some((command.find_subcommand(name)?, given)));
     let Some((serve, given)) = given else { return Ok(Map::new()) };

@@ -23,13 +23,15 @@ use crate::args::ServeArgs;
 use crate::failure::Failure;
 use crate::interrupt::{self, Request};
 use crate::model::Model;
-use crate::{backends, models, output, paths};
+use crate::{args, backends, models, output, paths};
 use reload::Reloads;
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     if let Some(name) = &args.new_key {
-        return new_key(name);
+        new_key(name);
+        return Ok(());
     }
+    name_unknown_variables();
     let configs = configs(args)?;
     let options = options(args)?;
     if args.print_config {
@@ -100,15 +102,17 @@ fn address(args: &ServeArgs, server: &Server) -> String {
     format!("{scheme}://{}", server.address())
 }
 
-fn new_key(name: &str) -> Result<(), Failure> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || !name.chars().all(is_plain) {
-        return Err(Failure::usage("--new-key: a name has letters, digits, '-', '_' and '.'"));
-    }
+fn new_key(name: &str) {
     let (key, line) = Keys::new_key(name);
     output::say(&format!("the key, which nothing can show again: {key}"));
     output::data(&line);
-    Ok(())
+}
+
+fn name_unknown_variables() {
+    let names = args::unknown();
+    if !names.is_empty() {
+        output::say(&format!("{}: no flag of kiln serve has such a variable", names.join(", ")));
+    }
 }
 
 /// The models that are asked for: those of a models file, or one.
@@ -163,17 +167,14 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         Some(folder) => folder.clone(),
         None => kiln_native::cache_dir()?.join("serve"),
     };
-    let origins = args.allow_origins.iter().map(|origin| {
-        let refuse = || Failure::usage(format!("--allow-origin: '{}' is no origin", origin.escape_debug()));
-        origin.parse().map_err(|_| refuse())
-    });
+    let origins = args.allow_origins.iter().map(|origin| origin.parse().map_err(Failure::unexpected));
     Ok(ServerOptions {
         listen: args.listen,
         allows_strangers: args.allow_strangers,
         keys: keys(args)?,
         tls: tls(args),
         origins: origins.collect::<Result<_, _>>()?,
-        hosts: hosts::named(&args.allow_hosts)?,
+        hosts: hosts::named(&args.allow_hosts),
         state,
         retention: Retention {
             age: Duration::from_secs(args.keep_hours.saturating_mul(3600)),
@@ -182,6 +183,10 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         queue: args.queue.max(1),
         share: args.queue_share.unwrap_or(args.queue).max(1),
         max_body: usize::try_from(args.max_body.0).unwrap_or(usize::MAX),
-        worker: WorkerOptions { batch: args.batch.max(1), idle: Duration::from_secs(args.idle) },
+        worker: WorkerOptions {
+            batch: args.batch.max(1),
+            idle: Duration::from_secs(args.idle),
+            stuck_after: Some(args.stuck_after).filter(|seconds| *seconds > 0).map(Duration::from_secs),
+        },
     })
 }

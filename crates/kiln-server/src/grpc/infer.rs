@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use prost::Message;
 use tokio::task::spawn_blocking;
 
 use super::frame::Room;
@@ -13,20 +14,20 @@ use super::{Code, Status};
 use crate::ClientId;
 use crate::fault::shown;
 use crate::http::error::ApiError;
-use crate::http::{Place, check_rate, internal, place};
+use crate::http::{Turn, check_rate, internal};
 use crate::inference::{Asked, Inference, Output, Parameter, Reader, Results, Source, VERSION, unknown};
 
 /// What Triton's client asks for in a stream: whether each answer says that it is the last one of its request.
 const WANTS_FINAL: &str = "triton_enable_empty_final_response";
 const IS_FINAL: &str = "triton_final_response";
 
-/// Answers one request, which is read at a place, within a time.
+/// Answers one request, which is read at its turn, within a time.
 pub(super) async fn infer(
     inference: &Inference,
     client: ClientId,
     mut request: ModelInferRequest,
     time: Option<Duration>,
-    place: Place,
+    turn: Turn,
 ) -> Result<ModelInferResponse, ApiError> {
     let card = inference.model(&request.model_name, &request.model_version)?;
     let wants_final = request.parameters.remove(WANTS_FINAL).is_some_and(|wants| is_true(&wants));
@@ -40,11 +41,14 @@ pub(super) async fn infer(
         let choice = Some(ParameterChoice::Bool(true));
         response.parameters.insert(IS_FINAL.into(), InferParameter { choice });
     }
-    let mut reader = Reader::new(card);
-    if let Some(time) = time {
-        reader.limit_time(time);
-    }
-    let asked = place.read(move || read(reader, request)).await?;
+    let asked = turn.read((card, time, request), |(card, time, request)| {
+        let mut reader = Reader::new(card);
+        if let Some(time) = time {
+            reader.limit_time(time);
+        }
+        read(reader, request)
+    });
+    let asked = asked.await?;
     let results = inference.draw(asked.spec, client, asked.time).await?;
     let written = spawn_blocking(move || write(response, results, &asked.outputs));
     written.await.map_err(|_| internal())?
@@ -58,14 +62,14 @@ pub(super) async fn answer(
     room: Room,
 ) -> ModelStreamInferResponse {
     let (id, model_name) = (request.id.clone(), request.model_name.clone());
-    let place = match check_rate(&inference.app, &client) {
-        Ok(()) => place().await,
+    let turn = match check_rate(&inference.app, &client) {
+        Ok(()) => Turn::of(request.encoded_len()).await,
         Err(error) => Err(error),
     };
-    // From here on the place bounds what is held.
-    drop(room);
-    let answered = match place {
-        Ok(place) => infer(inference, client, request, None, place).await,
+    // Where there is a place, it bounds what is held from here on.
+    let _room = room.filter(|_| turn.as_ref().is_ok_and(|turn| !turn.has_place()));
+    let answered = match turn {
+        Ok(turn) => infer(inference, client, request, None, turn).await,
         Err(error) => Err(error),
     };
     match answered {

@@ -9,16 +9,18 @@ mod status;
 use std::future::{Future, ready};
 
 use axum::Extension;
+use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt;
 use prost::Message;
 use tracing::{Instrument, Span};
 
 use crate::ClientId;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, internal};
 use crate::http::openapi::{Routes, binary, op};
-use crate::http::place;
+use crate::http::{Turn, size};
 use crate::inference::{EXTENSIONS, INPUTS, Inference, OUTPUTS, SERVER, VERSION};
 use frame::Messages;
 use messages::{
@@ -112,15 +114,28 @@ async fn infer(inference: Inference, client: ClientId, request: Request) -> Resp
         request.headers().get("grpc-timeout").map(|time| infer::timeout(time.to_str().unwrap_or_default()));
     match time.transpose() {
         Ok(time) => {
-            // The body has its room until it is a message, which is read at once.
-            let place = match place().await {
-                Ok(place) => place,
+            let (request, turn, _held) = match turn(request).await {
+                Ok(turn) => turn,
                 Err(error) => return Status::from(&error).into_response(),
             };
-            unary(request, limit, |asked| infer::infer(&inference, client, asked, time, place)).await
+            unary(request, limit, |asked| infer::infer(&inference, client, asked, time, turn)).await
         }
         Err(status) => status.into_response(),
     }
+}
+
+/// How a request's message is read, and what has the room of a small one until it is. The body of a large one, or of one that
+/// may be, has its room until it is a message, which is read at once.
+async fn turn(request: Request) -> Result<(Request, Turn, Option<Bytes>), ApiError> {
+    let is_plain = request.headers().get("grpc-encoding").is_none_or(|name| name == "identity");
+    let turn = match is_plain {
+        true => Turn::of(size(request.body())).await?,
+        false => Turn::at_place().await?,
+    };
+    let (parts, body) = request.into_parts();
+    let bytes = body.collect().await.map_err(|_| internal())?.to_bytes();
+    let held = (!turn.has_place()).then(|| bytes.clone());
+    Ok((Request::from_parts(parts, Body::from(bytes)), turn, held))
 }
 
 async fn infer_stream(inference: Inference, client: ClientId, request: Request) -> Response {

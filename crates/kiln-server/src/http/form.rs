@@ -4,6 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{StatusCode, header};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -15,10 +16,13 @@ use super::upload::bytes;
 const MAX_PARTS: usize = 64;
 
 /// A body: its fields, and its pictures in the order in which they came.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Form {
     pub(crate) fields: Fields,
     files: Vec<(String, Bytes)>,
+    /// What it was read from, whose room is taken as long as the form is there.
+    #[expect(dead_code, reason = "held")]
+    body: Bytes,
 }
 
 impl Form {
@@ -31,11 +35,11 @@ impl Form {
             kind.to_str().is_ok_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/form-data"))
         });
         match is_form && !is_json {
-            false => Ok(Form { fields: Fields::of_json(&bytes, table)?, files: Vec::new() }),
+            false => Ok(Form { fields: Fields::of_json(&bytes, table)?, files: Vec::new(), body: bytes }),
             true => {
-                let request = Request::from_parts(parts, Body::from(bytes));
+                let request = Request::from_parts(parts, Body::from(bytes.clone()));
                 let parts = Multipart::from_request(request, &()).await.map_err(|e| refuse(e.body_text()))?;
-                Form::of_parts(parts, table).await
+                Ok(Form { body: bytes, ..Form::of_parts(parts, table).await? })
             }
         }
     }
@@ -61,7 +65,7 @@ impl Form {
             }
         }
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-        Ok(Form { fields: Fields::of_form(values, &names, table)?, files })
+        Ok(Form { fields: Fields::of_form(values, &names, table)?, files, body: Bytes::new() })
     }
 
     /// The files of a name: parts of the form, or base64 in JSON.
@@ -86,6 +90,11 @@ impl Form {
             None => self.fields.finish(),
         }
     }
+}
+
+/// Bytes of a body that was read.
+pub(crate) fn size(body: &Body) -> usize {
+    body.size_hint().exact().and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX)
 }
 
 fn is_file(field: &Field) -> bool {

@@ -50,11 +50,12 @@ pub(crate) use drawing::{bound, new_seed};
 pub(crate) use encode::png;
 pub(crate) use error::internal;
 pub use files::Files;
+pub(crate) use form::size;
 pub use hosts::Hosts;
 pub(crate) use intake::{Intake, Unread, room};
 pub use listen::{Listening, Tls, bind, listen};
 use openapi::Routes;
-pub(crate) use upload::{Place, place};
+pub(crate) use upload::{Turn, check_place};
 
 /// What handlers share. Cheap to clone.
 #[derive(Clone)]

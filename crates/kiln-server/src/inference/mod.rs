@@ -53,11 +53,15 @@ impl Inference {
         }
     }
 
-    /// Refuses while the server ends.
+    /// Refuses while the server ends, and while the worker is stuck.
     pub(crate) fn check_ready(&self) -> Result<(), ApiError> {
-        match self.app.service.is_closed() {
-            true => Err(ApiError { status: StatusCode::SERVICE_UNAVAILABLE, ..Refusal::Ending.into() }),
-            false => Ok(()),
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        if self.app.service.is_closed() {
+            return Err(ApiError { status: unavailable, ..Refusal::Ending.into() });
+        }
+        match self.app.service.stuck() {
+            Some(_) => Err(ApiError::new(unavailable, "stuck", "the engine is stuck")),
+            None => Ok(()),
         }
     }
 

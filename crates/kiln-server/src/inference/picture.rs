@@ -4,6 +4,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use kiln_runtime::image::RgbImage;
 
+use crate::http::check_place;
+
 use super::tensor::{Tensor, Values};
 
 /// The picture of a tensor: `UINT8 [h, w, 3]`, also with a one before it, or one element of BYTES with a file of any
@@ -33,6 +35,7 @@ fn pixels(shape: &[u64], octets: &[u8], allows_grey: bool) -> Result<RgbImage, S
 
 /// No picture's file is plain text; what is, is base64.
 fn file(bytes: &[u8]) -> Result<RgbImage, String> {
+    check_place().map_err(|error| error.message)?;
     let decoded = std::str::from_utf8(bytes).ok().map(|text| {
         let text = text
             .strip_prefix("data:")

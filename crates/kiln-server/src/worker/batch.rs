@@ -10,6 +10,7 @@ use kiln_runtime::{Drawing, Error, Output, Session, Watch};
 use super::Loaded;
 use crate::metrics::End;
 use crate::preview::LatentColours;
+use crate::pulse::Work;
 use crate::service::Shared;
 use crate::{Fault, Finished, Job, LoraChoice, Phase, Spec};
 
@@ -91,6 +92,7 @@ impl<'a> Batch<'a> {
         job.enter(Phase::Loading);
         self.shared.metrics.waited(&self.model, job.age());
         let watch = Watch::new().cancel(&job.cancel);
+        self.shared.pulse.begin(&self.model, Work::Drawing);
         match session.begin(&job.spec.request, watch) {
             Ok(mut drawing) => {
                 drawing.keep_estimates(true);
@@ -114,6 +116,7 @@ impl<'a> Batch<'a> {
 
     fn advance(&self, session: &mut Session<'_>, members: &mut Vec<Member>, colours: Option<&LatentColours>) {
         let begun = Instant::now();
+        self.shared.pulse.begin(&self.model, Work::Drawing);
         let mut drawings: Vec<&mut Drawing> = members.iter_mut().map(|member| &mut member.drawing).collect();
         let results = session.advance(&mut drawings);
         let cost = members.iter().map(|member| member.job.cost / member.drawing.steps().max(1) as f64).sum();
@@ -146,6 +149,7 @@ impl<'a> Batch<'a> {
     ) {
         let Member { job, drawing } = member;
         job.enter(Phase::Decoding);
+        self.shared.pulse.begin(&self.model, Work::Decoding);
         let output = session.finish(drawing, Watch::new().cancel(&job.cancel));
         let output = output.and_then(|output| Ok((texts(session, &job, names)?, output)));
         match output {

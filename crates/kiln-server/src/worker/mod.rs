@@ -15,6 +15,7 @@ use kiln_runtime::{Error, LoraFile, Pipeline, Pool, Request};
 use crate::metrics::End;
 use crate::models::Model;
 use crate::preview::LatentColours;
+use crate::pulse::Work;
 use crate::service::{Service, Shared};
 use crate::{Fault, FaultKind, Job, Load, LoraChoice, Phase};
 use batch::Batch;
@@ -26,6 +27,9 @@ pub struct WorkerOptions {
     pub batch: usize,
     /// How long a model that nobody asks for stays loaded.
     pub idle: Duration,
+    /// How long one step, or loading or decoding, may take at least before the worker counts as stuck; without it, it never
+    /// does.
+    pub stuck_after: Option<Duration>,
 }
 
 /// How long the worker waits for a job before it looks after idle models.
@@ -44,6 +48,7 @@ impl Worker {
     /// Starts the thread.
     pub fn start(service: &Service, pool: Pool, options: WorkerOptions) -> Worker {
         let is_ending = Arc::new(AtomicBool::new(false));
+        service.shared().pulse.expect(options.stuck_after);
         let mut desk = Desk {
             shared: service.shared().clone(),
             pool,
@@ -102,6 +107,7 @@ impl Desk {
     fn work(&mut self) {
         while !self.is_ending.load(Ordering::Relaxed) {
             self.preload();
+            self.shared.pulse.rest();
             match self.shared.queue.next(TICK) {
                 Some(job) => self.draw(job),
                 None => self.tidy(),
@@ -164,6 +170,7 @@ impl Desk {
     /// The model's pipeline, made anew where the model was exchanged.
     fn load(&mut self, model: &Arc<Model>) -> Result<&mut Loaded, Error> {
         let name = &model.card.name;
+        self.shared.pulse.begin(name, Work::Loading);
         if model.readiness.load() != Load::Loaded {
             model.readiness.set(Load::Loading);
         }

@@ -13,10 +13,10 @@ use super::encode::{Format, encode_elsewhere};
 use super::error::ApiError;
 use super::error::internal;
 use super::fields::Fields;
-use super::form::Form;
+use super::form::{Form, size};
 use super::openapi::{Routes, binary, op};
 use super::schema::{COUNT, Field, Kind, SHARE, Table, field, needed};
-use super::upload::{picture, place};
+use super::upload::{Turn, picture};
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
 
@@ -80,9 +80,9 @@ async fn draw(
     request: Request,
 ) -> Result<Response, ApiError> {
     let format = accepted(request.headers());
-    let place = place().await?;
+    let turn = Turn::of(size(request.body())).await?;
     let form = Form::read(request, &BODY).await?;
-    let taken = place.read(move || {
+    let taken = turn.read((form, model, app, client), |(form, model, app, client)| {
         let spec = ask(form.fields, model, &app)?;
         let job = app.service.submit(spec, client)?;
         Ok(Ticket::new(&app.service, job))

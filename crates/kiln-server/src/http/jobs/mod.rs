@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 
 use crate::http::App;
 use crate::http::error::{ApiError, internal};
-use crate::http::upload::place;
+use crate::http::upload::Turn;
 use crate::keeper::{KeeperError, SenderKey};
 use crate::store::{Record, StoreError};
 use crate::{ClientId, JobId};
@@ -49,14 +49,12 @@ pub(crate) async fn create(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let key = headers.get("idempotency-key").map(|key| plain(key.as_bytes()).ok_or_else(no_key)).transpose()?;
-    let (spec, key) = {
-        let app = app.clone();
-        let read = move || {
-            let spec = asked::read(&body, &app)?;
-            Ok::<_, ApiError>((spec, key.map(|key| SenderKey { key, digest: digest(&body) })))
-        };
-        place().await?.read(read).await?
-    };
+    let turn = Turn::of(body.len()).await?;
+    let read = turn.read((app.clone(), body, key), |(app, body, key)| {
+        let spec = asked::read(&body, &app)?;
+        Ok((spec, key.map(|key| SenderKey { key, digest: digest(&body) })))
+    });
+    let (spec, key) = read.await?;
     let id = app.keeper.take(spec, client, key).await?;
     let view = view(&app, &id).await?.ok_or_else(internal)?;
     let location = [(header::LOCATION, format!("/v1/jobs/{id}"))];
@@ -80,7 +78,11 @@ impl From<KeeperError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> ApiError {
         tracing::error!("{error}");
-        ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "storage", "the job cannot be written down")
+        ApiError::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            "storage",
+            "jobs cannot be written down or read at the moment",
+        )
     }
 }
 

@@ -17,7 +17,7 @@ use super::error::ApiError;
 use super::health;
 use super::openapi::shape::{flag, object, text};
 use super::openapi::{Op, Routes, binary, op};
-use super::upload::place;
+use super::upload::Turn;
 use crate::ClientId;
 use crate::inference::{EXTENSIONS, Inference, SERVER};
 
@@ -92,6 +92,8 @@ async fn infer(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let card = inference.model(&named.model, &named.version)?;
-    let (id, asked) = place().await?.read(move || asked::read(card, &headers, body)).await?;
+    let turn = Turn::of(body.len()).await?;
+    let read = turn.read((card, headers, body), |(card, headers, body)| asked::read(card, &headers, body));
+    let (id, asked) = read.await?;
     Ok(answer::answer(inference, client, id, asked).await)
 }

@@ -13,7 +13,7 @@ use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::form::Form;
 use crate::http::schema::{COUNT, Field, Kind as Of, SHARE, Table, field, missing, needed, sides};
-use crate::http::upload::decode;
+use crate::http::upload::{alpha, decode};
 
 /// Most pictures of a request.
 const MAX_PICTURES: i128 = 10;
@@ -181,10 +181,6 @@ fn mask(form: &mut Form, image: &[u8]) -> Result<Option<RgbImage>, ApiError> {
         Some(alpha) => Ok(Some(inverted(&alpha))),
         None => decode("mask", &file).map(Some),
     }
-}
-
-fn alpha(param: &str, file: &[u8]) -> Result<Option<RgbImage>, ApiError> {
-    RgbImage::alpha_from_bytes(file).map_err(|e| ApiError::invalid(param, format!("{param}: {e}")))
 }
 
 fn inverted(image: &RgbImage) -> RgbImage {

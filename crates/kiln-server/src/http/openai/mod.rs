@@ -14,10 +14,10 @@ use super::App;
 use super::error::ApiError;
 use super::error::internal;
 use super::files::origin;
-use super::form::Form;
+use super::form::{Form, size};
 use super::openapi::shape::{event, list, object, one_of};
 use super::openapi::{Routes, op};
-use super::upload::place;
+use super::upload::Turn;
 use super::wait::patiently;
 use crate::service::Ticket;
 use crate::{ClientId, Spec};
@@ -59,10 +59,10 @@ async fn serve(
 ) -> Answered {
     let origin = origin(&app, request.headers(), request.uri());
     let (spec, answer) = {
-        let place = place().await?;
+        let turn = Turn::of(size(request.body())).await?;
         let form = Form::read(request, kind.table()).await?;
-        let app = app.clone();
-        place.read(move || ask(kind, form, origin, &app)).await.map_err(named)?
+        let input = (kind, form, origin, app.clone());
+        turn.read(input, |(kind, form, origin, app)| ask(kind, form, origin, &app)).await.map_err(named)?
     };
     let ticket = submit(&app, spec, client).await?;
     match answer.is_stream {

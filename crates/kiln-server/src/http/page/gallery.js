@@ -36,6 +36,11 @@ export function show(job, before) {
   count();
 }
 
+/** Scrolls until a job can be seen, where it cannot. */
+export function reveal(job) {
+  cards.get(job.id)?.scrollIntoView({ block: 'nearest' });
+}
+
 /** The file of a picture, as an address for elements. */
 export async function address(path) {
   if (!files.has(path)) {

@@ -70,6 +70,7 @@ async function draw() {
     const job = await jobs.submit({ ...settings, ...(await start.read()) }, seed);
     form.showSeed(gallery.seedOf(job, 0));
     form.remember();
+    gallery.reveal(job);
     say('Waiting');
   });
   $('draw').removeAttribute('aria-busy');

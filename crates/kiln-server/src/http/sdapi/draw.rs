@@ -12,7 +12,7 @@ use super::plan::Plan;
 use super::{Caller, Shared};
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::http::upload::place;
+use crate::http::upload::Turn;
 use crate::http::wait::patiently;
 use crate::{ClientId, Ticket};
 
@@ -43,7 +43,10 @@ async fn draw(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let (models, settings) = (app.service.models().cards(), panel.settings(&client));
-    let plan = place().await?.read(move || Plan::read(task, &body, &models, settings));
+    let turn = Turn::of(body.len()).await?;
+    let plan = turn.read((task, body, models, settings), |(task, body, models, settings)| {
+        Plan::read(task, &body, &models, settings)
+    });
     let Plan { specs, answer, settings } = plan.await?;
     let mut tickets = Vec::new();
     for spec in specs {

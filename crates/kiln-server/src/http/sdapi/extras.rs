@@ -16,7 +16,7 @@ use super::tables::{EXTRA_BATCH, EXTRA_SINGLE, PNG_INFO};
 use crate::http::encode::png;
 use crate::http::error::ApiError;
 use crate::http::error::internal;
-use crate::http::upload::{bytes, picture, place};
+use crate::http::upload::{Turn, bytes, picture};
 
 /// Most pictures of `extra-batch-images`.
 const MAX_PICTURES: usize = 64;
@@ -26,7 +26,7 @@ const MAX_BYTES: usize = 256 << 20;
 
 /// `POST extra-single-image`
 pub(super) async fn resize(body: Bytes) -> Result<Json<Value>, ApiError> {
-    let resized = place().await?.read(move || {
+    let resized = Turn::of(body.len()).await?.read(body, |body| {
         let fields = Fields::of(&body, &EXTRA_SINGLE)?;
         let text = fields.text("image").unwrap_or_default();
         Ok(json!({ "image": enlarged(&fields, "image", text)?, "html_info": "" }))
@@ -36,7 +36,7 @@ pub(super) async fn resize(body: Bytes) -> Result<Json<Value>, ApiError> {
 
 /// `POST extra-batch-images`
 pub(super) async fn resize_all(body: Bytes) -> Result<Json<Value>, ApiError> {
-    let resized = place().await?.read(move || {
+    let resized = Turn::of(body.len()).await?.read(body, |body| {
         let fields = Fields::of(&body, &EXTRA_BATCH)?;
         let list = fields.list("imageList");
         if list.len() > MAX_PICTURES {
@@ -91,7 +91,7 @@ fn resized(fields: &Fields, image: &RgbImage) -> Result<RgbImage, ApiError> {
 
 /// `POST png-info`
 pub(super) async fn read(body: Bytes) -> Result<Json<Value>, ApiError> {
-    let read = place().await?.read(move || {
+    let read = Turn::of(body.len()).await?.read(body, |body| {
         let fields = Fields::of(&body, &PNG_INFO)?;
         let text = fields.text("image").unwrap_or_default();
         let texts = png_texts(&bytes("image", text)?).map_err(|e| invalid("image", e.to_string()))?;

@@ -8,7 +8,7 @@ use super::blur::{Plane, fill};
 use super::fields::{Fields, invalid};
 use crate::ModelCard;
 use crate::http::error::ApiError;
-use crate::http::upload::{bytes, decode, picture, shrunk};
+use crate::http::upload::{alpha, bytes, decode, picture, shrunk};
 
 /// An initial picture with its mask and strength, and the picture alone in the size of the drawing.
 pub(super) struct Ready(pub(super) Init, pub(super) RgbImage);
@@ -80,7 +80,7 @@ pub(super) fn task(fields: &Fields, model: &ModelCard, size: Size, strength: f64
 /// The mask in the initial picture's size, blurred; 1 where to paint.
 fn read_mask(fields: &Fields, text: &str, size: Size) -> Result<Plane, ApiError> {
     let file = bytes("mask", text)?;
-    let alpha = RgbImage::alpha_from_bytes(&file).map_err(|e| invalid("mask", e.to_string()))?;
+    let alpha = alpha("mask", &file)?;
     let mask = match alpha.filter(|alpha| alpha.data().iter().any(|x| *x < 255)) {
         Some(alpha) => opaque(&alpha),
         None => decode("mask", &file)?,

@@ -1,0 +1,106 @@
+//! Environment variables of flags: each of `kiln serve` has one.
+
+use std::collections::BTreeSet;
+use std::env::{args_os, var_os, vars_os};
+
+use clap::{Arg, ArgAction, Command, CommandFactory, Error, FromArgMatches};
+
+use super::Cli;
+
+/// What the names of variables of `kiln serve` begin with.
+const PREFIX: &str = "KILN_SERVE_";
+
+impl Cli {
+    /// What command line and environment say.
+    pub(crate) fn read() -> Result<Cli, Error> {
+        let mut command = command();
+        let matches = command.clone().try_get_matches().map_err(|error| blame(&command, error))?;
+        Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// The command line, with the variables of its flags.
+pub(crate) fn command() -> Command {
+    Cli::command().mut_subcommand("serve", |serve| serve.mut_args(with_variable))
+}
+
+/// Variables that are set as if `kiln serve` had a flag of this name, which it has not.
+pub(crate) fn unknown() -> Vec<String> {
+    let command = command();
+    let serve = command.find_subcommand("serve").into_iter();
+    let known: BTreeSet<String> = serve.flat_map(Command::get_arguments).map(name).collect();
+    let set = vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let mut unknown: Vec<_> = set.filter(|name| name.starts_with(PREFIX) && !known.contains(name)).collect();
+    unknown.sort();
+    unknown
+}
+
+/// The name of a flag's variable.
+fn name(arg: &Arg) -> String {
+    let flag = arg.get_long().unwrap_or(arg.get_id().as_str());
+    format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"))
+}
+
+fn with_variable(arg: Arg) -> Arg {
+    let name = name(&arg);
+    // A flag that other commands have, too, has their variable where this one is not set.
+    let arg = match arg.get_env().is_some() && var_os(&name).is_none() {
+        true => arg,
+        false => arg.env(name),
+    };
+    let arg = arg.hide_env(false).hide_env_values(true);
+    match arg.get_action() {
+        ArgAction::SetTrue => arg.value_parser(truth),
+        ArgAction::Append => arg.value_delimiter(','),
+        _ => arg,
+    }
+}
+
+fn truth(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err("is not true, false, 1 or 0"),
+    }
+}
+
+/// Names the variable in an error that the command line alone would not have.
+fn blame(command: &Command, error: Error) -> Error {
+    let has_error = |kept: &str| {
+        let parsed = with_one_variable(command.clone(), kept).try_get_matches();
+        parsed.is_err_and(|other| reason(&other) == reason(&error))
+    };
+    if !error.use_stderr() || has_error("") {
+        return error;
+    }
+    let set = set(command);
+    let names: Vec<_> = set.iter().filter(|name| has_error(name)).map(String::as_str).collect();
+    let names = if names.is_empty() { set.join(", ") } else { names.join(", ") };
+    Error::raw(error.kind(), format!("{names}: {}\n", reason(&error)))
+}
+
+/// What is wrong, in one line.
+fn reason(error: &Error) -> String {
+    let text = error.to_string();
+    let reason = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+    reason.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+/// Variables of the command that is called which are set.
+fn set(command: &Command) -> Vec<String> {
+    let called = args_os().skip(1).find_map(|word| command.find_subcommand(word));
+    let variables = called.into_iter().flat_map(Command::get_arguments).filter_map(Arg::get_env);
+    variables.filter(|name| var_os(name).is_some()).map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+/// The command line with the variable of this name alone.
+fn with_one_variable(command: Command, kept: &str) -> Command {
+    let names: Vec<String> = command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
+    let command = command.mut_args(|arg| match arg.get_env().is_some_and(|name| name == kept) {
+        true => arg,
+        false => arg.env(None),
+    });
+    names
+        .into_iter()
+        .fold(command, |command, name| command.mut_subcommand(name, |below| with_one_variable(below, kept)))
+}
