@@ -5,8 +5,8 @@
 //! cargo run --release -p kiln-kernels --example bench -- [ISA] [THREADS] [FILTER]
 //! ```
 //!
-//! GFLOP/s count the operations of the direct convolution. Each run has other weights, as in a network, so that they come
-//! from memory.
+//! GFLOP/s count the operations of the direct convolution. Each run has other weights, input and output, as in a
+//! network, so that they come from memory.
 #![allow(clippy::print_stdout)]
 
 #[path = "../benches/shapes.rs"]
@@ -22,19 +22,17 @@ use kiln_kernels::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Elements of weights: more than caches hold.
-const WEIGHTS: usize = 256 << 20;
+/// Elements of weights, inputs or outputs: more than caches hold.
+const ELEMENTS: usize = 64 << 20;
 
 /// An operator with its tensors.
 struct Case {
     operator: Operator,
-    /// As many as fill [`WEIGHTS`], one after the other.
-    weights: Vec<f32>,
+    weights: Several,
     sizes: (usize, usize),
-    n_runs: usize,
-    input: Vec<f32>,
+    input: Several,
     bias: Vec<f32>,
-    output: Vec<f32>,
+    output: Several,
     scratch: Vec<f32>,
     flop: f64,
 }
@@ -51,6 +49,25 @@ fn numbers(len: usize, scale: f32) -> Vec<f32> {
         ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// Tensors of one length, of which each run has the next.
+struct Several {
+    values: Vec<f32>,
+    len: usize,
+    at: usize,
+}
+
+impl Several {
+    fn new(len: usize, scale: f32) -> Several {
+        Several { values: numbers(len * (ELEMENTS / len).max(1), scale), len, at: 0 }
+    }
+
+    fn next(&mut self) -> &mut [f32] {
+        let start = self.at;
+        self.at = (start + self.len) % self.values.len();
+        &mut self.values[start..start + self.len]
+    }
 }
 
 impl Case {
@@ -76,20 +93,18 @@ impl Case {
         scratch: usize,
         flop: f64,
     ) -> Result<Case> {
-        let weights = numbers(n * k * (WEIGHTS / (n * k)).max(1), 0.05);
-        let (input, bias) = (numbers(input, 1.0), numbers(n, 1.0));
-        let (output, scratch) = (vec![0.0; output], vec![0.0; scratch]);
-        Ok(Case { operator, weights, sizes: (n, k), n_runs: 0, input, bias, output, scratch, flop })
+        let weights = Several::new(n * k, 0.05);
+        let (input, bias) = (Several::new(input, 1.0), numbers(n, 1.0));
+        let (output, scratch) = (Several::new(output, 0.0), vec![0.0; scratch]);
+        Ok(Case { operator, weights, sizes: (n, k), input, bias, output, scratch, flop })
     }
 
     /// Seconds of one run.
     fn time(&mut self, pool: &dyn Parallel) -> Result<f64> {
         let (n, k) = self.sizes;
-        let mut all = self.weights.chunks_exact(n * k).cycle();
-        let weights = Weights::new(Values::F32(all.nth(self.n_runs).ok_or("no weights")?), n, k)?;
-        self.n_runs = (self.n_runs + 1) % (self.weights.len() / (n * k));
-        let (output, scratch) = (&mut self.output, &mut self.scratch);
-        let tensors = Tensors { input: &self.input, bias: Some(&self.bias), residual: None, output, scratch };
+        let weights = Weights::new(Values::F32(self.weights.next()), n, k)?;
+        let (input, output, scratch) = (self.input.next(), self.output.next(), &mut self.scratch);
+        let tensors = Tensors { input, bias: Some(&self.bias), residual: None, output, scratch };
         let start = Instant::now();
         match &self.operator {
             Operator::Conv(conv) => conv.run(pool, weights, tensors)?,
