@@ -9,6 +9,15 @@ mod extents;
 #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
 pub(crate) mod pool;
 
+#[cfg(all(not(all(target_os = "linux", target_env = "gnu")), feature = "onnxruntime"))]
+#[path = "room_elsewhere.rs"]
+mod room;
+#[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
+mod room;
+
+#[cfg(feature = "onnxruntime")]
+pub(crate) use room::Room;
+
 /// Gives all memory that was freed back to the operating system. Any thread may call it at any time; what other threads
 /// free next is served more slowly.
 pub fn trim() {
@@ -24,7 +33,10 @@ pub fn trim() {
 /// Gives memory of freed tensors back to the operating system, all but so many bytes.
 pub fn trim_tensors(keep: u64) {
     #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
-    pool::trim(usize::try_from(keep).unwrap_or(usize::MAX));
+    {
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        pool::trim(keep - room::trim(keep));
+    }
     #[cfg(not(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime")))]
     let _ = keep;
 }

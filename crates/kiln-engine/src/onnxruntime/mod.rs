@@ -8,7 +8,7 @@ mod kernels;
 mod lanes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 
 use ndarray::{ArrayViewD, IxDyn};
@@ -30,7 +30,7 @@ use crate::{
 #[cfg(feature = "cuda")]
 pub use cuda::OnnxRuntimeCuda;
 pub use kernels::Kernels;
-use kernels::{Scratch, Work};
+use kernels::Work;
 use lanes::Lanes;
 
 /// Most lanes: each holds the weights once more.
@@ -43,7 +43,6 @@ pub struct OnnxRuntime {
     version: String,
     threads: Option<usize>,
     kernels: Kernels,
-    scratch: Arc<Scratch>,
 }
 
 /// What a process opened: one ONNX Runtime, its pool of threads and its allocator, open until the process ends.
@@ -71,8 +70,7 @@ impl OnnxRuntime {
         }
         let environment = environment(&path, threads).map_err(refuse)?;
         environment.set_log_level(LogLevel::Fatal);
-        let (version, scratch) = (version(&path), Arc::default());
-        let runtime = OnnxRuntime { environment, version, threads, kernels, scratch };
+        let runtime = OnnxRuntime { environment, version: version(&path), threads, kernels };
         *opened = Some(Opened { path, runtime: runtime.clone() });
         Ok(runtime)
     }
@@ -95,7 +93,7 @@ impl OnnxRuntime {
         let folder = model.parent().unwrap_or(Path::new("."));
         let opened = match kernels::rewritten(model, self.kernels) {
             Some(bytes) => {
-                let work = Work::new(self.kernels, threads, self.scratch.clone());
+                let work = Work::new(self.kernels, threads);
                 kernels::register(builder, folder, work)
                     .and_then(|mut builder| builder.commit_from_memory(&bytes))
             }

@@ -5,6 +5,7 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::TensorElementType::Float32;
 
 use super::{Pool, Work, failed};
+use crate::heap::Room;
 
 /// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias.
 pub(super) struct Conv(Work);
@@ -37,7 +38,7 @@ impl Operator for Conv {
         let pads: Vec<i64> = context.get("pads").unwrap_or_else(|| vec![0; 4]);
         let pads = pads.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         let padding = <[usize; 4]>::try_from(pads).map_err(|_| failed("pads are not four"))?;
-        Ok(ConvKernel { work: self.0.clone(), padding })
+        Ok(ConvKernel { work: self.0, padding })
     }
 }
 
@@ -67,10 +68,9 @@ impl Kernel for ConvKernel {
         let weights = Weights::new(Values::F32(weights), shape.out_channels, k).map_err(failed)?;
         let scratch = conv.scratch_len(self.work.threads).map_err(failed)?;
         let pool = Pool { context, threads: self.work.threads };
-        self.work.scratch.lend(scratch, |scratch| {
-            let tensors = Tensors { input, bias, residual: None, output, scratch };
-            conv.run(&pool, weights, tensors).map_err(failed)
-        })
+        let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
+        let tensors = Tensors { input, bias, residual: None, output, scratch: room.numbers() };
+        conv.run(&pool, weights, tensors).map_err(failed)
     }
 }
 

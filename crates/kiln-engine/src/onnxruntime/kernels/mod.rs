@@ -5,19 +5,15 @@
 //! weights where they lie.
 
 mod conv;
-mod memory;
 mod rewrite;
 mod wire;
 
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use kiln_kernels::Isa;
 use ort::operator::{ComputeContext, OperatorDomain};
 use ort::session::builder::SessionBuilder;
-
-pub(super) use memory::Scratch;
 
 /// The domain of kiln's operators.
 const DOMAIN: &str = "kiln";
@@ -81,17 +77,15 @@ pub(super) fn register(builder: SessionBuilder, folder: &Path, work: Work) -> or
 }
 
 /// How the kernels of a session work.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Work {
     isa: Isa,
     threads: usize,
-    scratch: Arc<Scratch>,
 }
 
 impl Work {
-    /// With so many threads, in a room that the sessions of a process share.
-    pub(super) fn new(kernels: Kernels, threads: usize, scratch: Arc<Scratch>) -> Work {
-        Work { isa: kernels.isa.unwrap_or(Isa::Portable), threads, scratch }
+    pub(super) fn new(kernels: Kernels, threads: usize) -> Work {
+        Work { isa: kernels.isa.unwrap_or(Isa::Portable), threads }
     }
 }
 
