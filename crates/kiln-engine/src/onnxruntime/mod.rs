@@ -92,11 +92,7 @@ impl OnnxRuntime {
         let mut builder = self.overriding(builder, overrides)?;
         let folder = model.parent().unwrap_or(Path::new("."));
         let opened = match kernels::rewritten(model, self.kernels) {
-            Some(bytes) => {
-                let work = Work::new(self.kernels, threads);
-                kernels::register(builder, folder, work)
-                    .and_then(|mut builder| builder.commit_from_memory(&bytes))
-            }
+            Some(bytes) => kernels::open(builder, &bytes, folder, Work::new(self.kernels, threads)),
             None => builder.commit_from_file(model),
         };
         opened.map_err(|e| e.to_string())

@@ -10,9 +10,11 @@ mod wire;
 
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use kiln_kernels::Isa;
 use ort::operator::{ComputeContext, OperatorDomain};
+use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
 /// The domain of kiln's operators.
@@ -68,12 +70,25 @@ pub(super) fn rewritten(model: &Path, kernels: Kernels) -> Option<Vec<u8>> {
     rewrite::model(&std::fs::read(model).ok()?)
 }
 
-/// A session that knows the kernels, for a model whose weights lie in `folder`.
-pub(super) fn register(builder: SessionBuilder, folder: &Path, work: Work) -> ort::Result<SessionBuilder> {
+/// Whether ONNX Runtime knows the domain.
+static IS_KNOWN: Mutex<bool> = Mutex::new(false);
+
+/// A session of a rewritten model, whose weights lie in `folder`.
+pub(super) fn open(builder: SessionBuilder, model: &[u8], folder: &Path, work: Work) -> ort::Result<Session> {
     let domain = OperatorDomain::new(DOMAIN)?.add(conv::Conv::new(work))?;
     let folder = folder.to_string_lossy();
     let builder = builder.with_operators(domain)?;
-    Ok(builder.with_config_entry("session.model_external_initializers_file_folder_path", &*folder)?)
+    let mut builder =
+        builder.with_config_entry("session.model_external_initializers_file_folder_path", &*folder)?;
+    // Two sessions at once that are the first to have a domain fail: each adds it to one list of the process.
+    let mut is_known = IS_KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if *is_known {
+        drop(is_known);
+        return builder.commit_from_memory(model);
+    }
+    let session = builder.commit_from_memory(model)?;
+    *is_known = true;
+    Ok(session)
 }
 
 /// How the kernels of a session work.
