@@ -44,5 +44,5 @@ fn names_of_no_kernels_are_refused_with_those_that_there_are() {
     let work = scratch();
     let shapes = references().join("../../models/shapes").display().to_string();
     let mut command = kiln(&["generate", "--model", &shapes, "x", "--steps", "1"], work.path());
-    fail(command.env("KILN_KERNELS", "sse9"), 2, "KILN_KERNELS: 'sse9' is not off or one of portable");
+    fail(command.env("KILN_KERNELS", "sse9"), 2, "KILN_KERNELS: 'sse9' is not off, auto or one of portable");
 }

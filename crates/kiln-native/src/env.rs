@@ -3,7 +3,7 @@
 /// Folder for everything that kiln downloads; the platform's cache folder by default.
 pub const KILN_CACHE_DIR: &str = "KILN_CACHE_DIR";
 
-/// Which of kiln's kernels compute on the processor: `off`, or instructions that it has.
+/// Which of kiln's kernels compute on the processor: `off`, `auto`, or instructions that it has.
 pub const KILN_KERNELS: &str = "KILN_KERNELS";
 
 /// ONNX Runtime's shared library, or the folder that holds it.
@@ -54,7 +54,7 @@ pub const VARIABLES: [Variable; 6] = [
     },
     Variable {
         name: KILN_KERNELS,
-        meaning: "kernels on the processor: off, or avx2, avx512, avx512-bf16, neon (default: the fastest)",
+        meaning: "kiln's kernels on the processor: auto, or avx2, avx512, avx512-bf16, neon (default: off)",
     },
 ];
 

@@ -31,9 +31,6 @@ const TEXT_BYTES: f64 = 40.0;
 /// Bytes of a pixel in what a decoder makes.
 const PLANES: f64 = 12.0;
 
-/// Bytes of two huge pages: what engines freed is kept in such, and what is left of one in use is nobody's.
-const PARTLY_USED: f64 = (4 << 20) as f64;
-
 /// One component's part in a request.
 #[derive(Clone, Copy)]
 struct Work {
@@ -164,7 +161,7 @@ impl Forecaster<'_> {
             let others: f64 = held.iter().map(|(_, bytes)| bytes).sum();
             arena = if shares_arena { arena.max(run.peak_bytes - run.held_bytes) } else { 0.0 };
             let own = run.peak_bytes.max(run.held_bytes + arena);
-            let bytes = self.figures.base_bytes as f64 + others + own + aside + PARTLY_USED;
+            let bytes = self.figures.base_bytes as f64 + others + own + aside;
             if bytes > peak.0 {
                 peak = (bytes, work.component);
             }

@@ -23,23 +23,15 @@ const DOMAIN: &str = "kiln";
 /// Largest model file that is read as a whole: larger ones hold their weights, which kiln's do not.
 const MAX_MODEL: u64 = 64 << 20;
 
-/// Which of kiln's kernels compute within ONNX Runtime's graphs on the host; those for the processor's fastest
-/// instructions by default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which of kiln's kernels compute within ONNX Runtime's graphs on the host; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kernels {
     isa: Option<Isa>,
 }
 
 impl Kernels {
-    /// None: ONNX Runtime's own operators alone.
-    pub fn none() -> Kernels {
-        Kernels { isa: None }
-    }
-}
-
-impl Default for Kernels {
-    fn default() -> Kernels {
-        // Without vectors of its own, ONNX Runtime's are faster.
+    /// Those for the fastest instructions of this processor; none where it has no vectors that kiln knows.
+    pub fn fastest() -> Kernels {
         Kernels { isa: Some(Isa::best()).filter(|isa| *isa != Isa::Portable) }
     }
 }
@@ -47,15 +39,16 @@ impl Default for Kernels {
 impl FromStr for Kernels {
     type Err = String;
 
-    /// `off`, or instructions that this processor has.
+    /// `off`, `auto` for the fastest, or instructions that this processor has.
     fn from_str(name: &str) -> Result<Kernels, String> {
         let known = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-        match known.clone().find(|isa| isa.name() == name) {
-            Some(isa) => Ok(Kernels { isa: Some(isa) }),
-            None if name == "off" => Ok(Kernels::none()),
-            None => {
+        match (name, known.clone().find(|isa| isa.name() == name)) {
+            ("off", _) => Ok(Kernels::default()),
+            ("auto", _) => Ok(Kernels::fastest()),
+            (_, Some(isa)) => Ok(Kernels { isa: Some(isa) }),
+            _ => {
                 let known: Vec<&str> = known.map(Isa::name).collect();
-                Err(format!("'{}' is not off or one of {}", name.escape_debug(), known.join(", ")))
+                Err(format!("'{}' is not off, auto or one of {}", name.escape_debug(), known.join(", ")))
             }
         }
     }
