@@ -276,13 +276,16 @@ await step('follows a job over a restart of the server', async () => {
   await done(page, 6);
 });
 
+/** A phone's window of so many pixels. */
+const touched = (width, height) => ({
+  viewport: { width, height },
+  hasTouch: true,
+  isMobile: true,
+  deviceScaleFactor: 2,
+});
+
 await step('is usable on a phone, by touch', async () => {
-  const phone = await open({
-    viewport: { width: 360, height: 740 },
-    hasTouch: true,
-    isMobile: true,
-    deviceScaleFactor: 2,
-  });
+  const phone = await open(touched(360, 740));
   await done(phone, 6);
   const wide = () => phone.evaluate(() => document.documentElement.scrollWidth - screen.width);
   assert.equal(await wide(), 0, 'nothing is wider than the window');
@@ -305,12 +308,7 @@ await step('is usable on a phone, by touch', async () => {
 });
 
 await step('shows on a phone how far a picture is, without scrolling', async () => {
-  const phone = await open({
-    viewport: { width: 390, height: 844 },
-    hasTouch: true,
-    isMobile: true,
-    deviceScaleFactor: 2,
-  });
+  const phone = await open(touched(390, 844));
   await done(phone, 6);
   await fill(phone, { prompt: 'a red circle', width: 192, height: 192, steps: 80, seed: '' });
   await phone.tap('#draw');

@@ -95,11 +95,13 @@ pub(crate) enum LogFormat {
 
 /// What pages send as their origin (RFC 6454, 6.1), such as `https://example.org:8443`.
 fn origin(text: &str) -> Result<String, &'static str> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    let is_of_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
     let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
     match text.split_once("://") {
         Some((scheme, host))
-            if ![scheme, host].contains(&"") && scheme.chars().all(is_plain) && host.chars().all(is_host) =>
+            if ![scheme, host].contains(&"")
+                && scheme.chars().all(is_of_scheme)
+                && host.chars().all(is_host) =>
         {
             Ok(text.into())
         }
@@ -107,14 +109,16 @@ fn origin(text: &str) -> Result<String, &'static str> {
     }
 }
 
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-_.".contains(c)
+}
+
 fn host(text: &str) -> Result<String, &'static str> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_name = text.len() <= 253 && text.chars().all(is_plain);
     is_name.then(|| text.into()).ok_or("is no host name")
 }
 
 fn key(text: &str) -> Result<String, &'static str> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_name = !text.is_empty() && text.chars().all(is_plain);
     is_name.then(|| text.into()).ok_or("is no name of letters, digits, '-', '_' and '.'")
 }

@@ -74,11 +74,6 @@ impl Extents {
         ranges
     }
 
-    /// How many granules hold memory and are nobody's.
-    pub(super) fn n_idle(&self) -> usize {
-        self.idle().count()
-    }
-
     /// Granules that hold memory and that nobody has.
     fn idle(&self) -> impl Iterator<Item = usize> {
         self.free.iter().flat_map(|(start, len)| {

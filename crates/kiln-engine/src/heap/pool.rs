@@ -57,19 +57,8 @@ pub(crate) unsafe fn free(block: *mut c_void) {
 
 /// Gives memory of free blocks back to the operating system, all but so many bytes.
 pub(super) fn trim(keep: usize) {
-    trim_to(|_| keep);
-}
-
-/// Gives so many bytes of free blocks back to the operating system, or all where there are less.
-pub(super) fn make_way(bytes: usize) {
-    trim_to(|idle| idle.saturating_sub(bytes));
-}
-
-/// Gives memory of free blocks back, all but what `keep` says of the bytes that there are.
-fn trim_to(keep: impl FnOnce(usize) -> usize) {
     let mut extents = extents();
-    let discarded = extents.as_mut().map(|extents| extents.discard(keep(extents.n_idle() * GRANULE)));
-    for (start, len) in discarded.unwrap_or_default() {
+    for (start, len) in extents.as_mut().map(|extents| extents.discard(keep)).unwrap_or_default() {
         // Memory that cannot be given back is used again.
         // SAFETY: the range lies in a region of the pool and in no block, and the lock keeps it so.
         let _ = unsafe { madvise(start as *mut c_void, len, Advice::LinuxDontNeed) };

@@ -12,7 +12,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use super::extents::GRANULE;
-use super::pool;
 
 /// Rooms that nobody uses now.
 static IDLE: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
@@ -32,11 +31,7 @@ impl Room {
     pub(crate) fn new(len: usize) -> Option<Room> {
         let bytes = len.checked_mul(size_of::<f32>())?;
         let last = idle().pop().filter(|memory| memory.bytes >= bytes);
-        let memory = last.or_else(|| {
-            // What is kept for tensors is not kept beside a new room.
-            pool::make_way(bytes);
-            Memory::map(bytes)
-        })?;
+        let memory = last.or_else(|| Memory::map(bytes))?;
         Some(Room { memory: Some(memory), len })
     }
 

@@ -172,6 +172,7 @@ mod tests {
 
     #[test]
     fn what_kernels_do_not_compute_stays() {
+        assert_eq!(model(&[]), None);
         let weight = tensor("w", 1, &[8, 4, 3, 3]);
         let other = |attribute: Vec<u8>| node("Conv", "", &[usual(), vec![attribute]].concat());
         for node in [
