@@ -195,7 +195,7 @@ fn budgets_hold_for_other_sizes_batches_and_prompts() {
     for side in ["128", "256", "512"] {
         let (taken, budget) = obeys("a red circle", &["--width", side, "--height", side]);
         // The budget has 15 % more than the forecast, and the forecast is within a tenth.
-        assert!(taken > 0.75 * budget, "{side}: {taken} of {budget}");
+        assert!(taken > 0.8 * budget, "{side}: {taken} of {budget}");
     }
     obeys("a red circle", &["--batch-size", "3"]);
     obeys(&"a red circle, ".repeat(100), &[]);

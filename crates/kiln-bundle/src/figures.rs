@@ -42,6 +42,9 @@ pub struct Sample {
     pub width: u64,
     /// Most bytes that it took, its weights among them.
     pub peak_bytes: u64,
+    /// Bytes of these for intermediate results of kiln's kernels, which stay the same where the size is larger.
+    #[serde(default)]
+    pub scratch_bytes: u64,
     /// Bytes that it held afterwards, as long as it was loaded.
     pub held_bytes: u64,
     /// Seconds to load it; where segments come and go, they are among `seconds`.
@@ -66,7 +69,9 @@ fn check(samples: &[Sample]) -> Result<(), &'static str> {
         let seconds = [sample.load_seconds, sample.seconds];
         (1..=1 << 10).contains(&sample.rows)
             && [sample.height, sample.width].iter().all(|side| (1..=1 << 16).contains(side))
-            && [sample.peak_bytes, sample.held_bytes].iter().all(|bytes| *bytes <= 1 << 48)
+            && [sample.peak_bytes, sample.scratch_bytes, sample.held_bytes]
+                .iter()
+                .all(|bytes| *bytes <= 1 << 48)
             && seconds.iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0)
     };
     match samples {

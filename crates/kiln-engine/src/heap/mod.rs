@@ -22,6 +22,8 @@ pub(crate) use room::Room;
 /// free next is served more slowly.
 pub fn trim() {
     trim_tensors(0);
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
+    room::trim();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "a call into the C library")]
     // SAFETY: `malloc_trim` has no preconditions and may run on any thread.
@@ -30,12 +32,26 @@ pub fn trim() {
     }
 }
 
+/// Most bytes that intermediate results of kiln's kernels took at once since [`reset_scratch_peak`]. They are not among
+/// tensors, and grow with the size only as far as the largest blocks that kernels work on.
+pub fn scratch_peak() -> u64 {
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
+    return room::peak();
+    #[cfg(not(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime")))]
+    0
+}
+
+/// Starts to count anew for [`scratch_peak`].
+pub fn reset_scratch_peak() {
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
+    room::reset_peak();
+}
+
 /// Gives memory of freed tensors back to the operating system, all but so many bytes.
 pub fn trim_tensors(keep: u64) {
     #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
     {
-        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
-        pool::trim(keep - room::trim(keep));
+        pool::trim(usize::try_from(keep).unwrap_or(usize::MAX));
     }
     #[cfg(not(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime")))]
     let _ = keep;

@@ -7,6 +7,7 @@
 
 use std::ptr::{self, NonNull};
 use std::slice;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -15,6 +16,10 @@ use super::extents::GRANULE;
 
 /// Rooms that nobody uses now.
 static IDLE: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
+
+/// Bytes of all rooms now, and the most since somebody began to count.
+static BYTES: AtomicU64 = AtomicU64::new(0);
+static PEAK: AtomicU64 = AtomicU64::new(0);
 
 fn idle() -> MutexGuard<'static, Vec<Memory>> {
     IDLE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,13 +55,18 @@ impl Drop for Room {
     }
 }
 
-/// Gives rooms back to the operating system if they take more than `keep` bytes; what they still take.
-pub(super) fn trim(keep: usize) -> usize {
-    let mut idle = idle();
-    if idle.iter().map(|memory| memory.bytes).sum::<usize>() > keep {
-        idle.clear();
-    }
-    idle.iter().map(|memory| memory.bytes).sum()
+/// Gives rooms that nobody uses back to the operating system.
+pub(super) fn trim() {
+    idle().clear();
+}
+
+/// Most bytes that rooms took since [`reset_peak`].
+pub(super) fn peak() -> u64 {
+    PEAK.load(Relaxed)
+}
+
+pub(super) fn reset_peak() {
+    PEAK.store(BYTES.load(Relaxed), Relaxed);
 }
 
 /// Pages of the process's own.
@@ -79,7 +89,9 @@ impl Memory {
             // SAFETY: the range was just mapped.
             let _ = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
         }
-        NonNull::new(start.cast()).map(|start| Memory { start, bytes })
+        let start = NonNull::new(start.cast())?;
+        PEAK.fetch_max(BYTES.fetch_add(bytes as u64, Relaxed) + bytes as u64, Relaxed);
+        Some(Memory { start, bytes })
     }
 }
 
@@ -87,6 +99,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the range was mapped with this length, and nobody uses it any more.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        BYTES.fetch_sub(self.bytes as u64, Relaxed);
     }
 }
 
@@ -103,6 +116,7 @@ mod tests {
         let mut again = Room::new(1000).expect("memory");
         assert_eq!(again.numbers().len(), 1000);
         drop(again);
-        assert_eq!(trim(0), 0);
+        trim();
+        assert_eq!(idle().len(), 0);
     }
 }

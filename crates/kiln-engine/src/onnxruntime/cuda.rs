@@ -67,11 +67,8 @@ impl OnnxRuntimeCuda {
                 ort::util::preload_dylib(&beside).map_err(|e| EngineError::new(Library, &beside, e))?;
             }
         }
-        let backend = OnnxRuntimeCuda {
-            runtime: OnnxRuntime::open(library, None, Kernels::default())?,
-            device,
-            records: true,
-        };
+        let backend =
+            OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, None, Kernels::OFF)?, device, records: true };
         // What the provider lacks is told now, not when the first engine is loaded.
         backend.builder(CudaTuning::default(), false).map_err(|e| refuse(in_short(&e.to_string())))?;
         Ok(backend)

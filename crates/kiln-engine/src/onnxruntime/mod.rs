@@ -41,7 +41,10 @@ const MAX_LANES: usize = 4;
 pub struct OnnxRuntime {
     environment: Environment,
     version: String,
+    /// Threads that were asked for.
     threads: Option<usize>,
+    /// Threads of the pool that its sessions share.
+    n_threads: usize,
     kernels: Kernels,
 }
 
@@ -70,7 +73,10 @@ impl OnnxRuntime {
         }
         let environment = environment(&path, threads).map_err(refuse)?;
         environment.set_log_level(LogLevel::Fatal);
-        let runtime = OnnxRuntime { environment, version: version(&path), threads, kernels };
+        let suffix = if kernels.are_any() { "+kiln" } else { "" };
+        let version = format!("{}{suffix}", version(&path));
+        let n_threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let runtime = OnnxRuntime { environment, version, threads, n_threads, kernels };
         *opened = Some(Opened { path, runtime: runtime.clone() });
         Ok(runtime)
     }
@@ -119,11 +125,6 @@ impl OnnxRuntime {
         }
         Ok(builder)
     }
-
-    /// Threads of the pool that its sessions share.
-    fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
-    }
 }
 
 /// Opens the library; before that nothing of it can be used, not even its errors.
@@ -146,6 +147,7 @@ fn builder(environment: &Environment, placement: Placement) -> ort::Result<Sessi
     let builder = Session::builder(environment)?
         .with_log_level(LogLevel::Fatal)?
         .with_execution_providers([without_arena])?
+        .with_memory_pattern(false)?
         .with_env_allocators()?;
     Ok(match placement {
         Placement::Packed => builder.with_optimization_level(GraphOptimizationLevel::All)?,
@@ -184,14 +186,14 @@ impl Backend for OnnxRuntime {
     }
 
     fn lanes(&self) -> usize {
-        Some(self.threads()).filter(|&threads| threads <= MAX_LANES).unwrap_or(1)
+        Some(self.n_threads).filter(|&threads| threads <= MAX_LANES).unwrap_or(1)
     }
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let builder = builder(&self.environment, options.placement).map_err(|e| refuse(e.to_string()))?;
         let session =
-            self.session(builder, model, options.overrides.as_deref(), self.threads()).map_err(refuse)?;
+            self.session(builder, model, options.overrides.as_deref(), self.n_threads).map_err(refuse)?;
         let [inputs, outputs] = [session.inputs(), session.outputs()]
             .map(|outlets| outlets.iter().map(port).collect::<Result<Vec<Port>, _>>().map_err(refuse));
         let (model, ports) = (model.to_owned(), Ports { inputs: inputs?, outputs: outputs? });

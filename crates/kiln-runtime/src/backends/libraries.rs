@@ -73,7 +73,7 @@ impl Libraries {
         self.fetch.is_some() && library.can_be_fetched()
     }
 
-    /// Which of kiln's kernels compute on the processor: none, unless the environment says otherwise.
+    /// Which of kiln's kernels compute on the processor: the fastest, unless the environment says otherwise.
     #[cfg(feature = "onnxruntime")]
     pub(crate) fn kernels(&self) -> Result<kiln_engine::Kernels, Error> {
         use kiln_native::env::KILN_KERNELS;

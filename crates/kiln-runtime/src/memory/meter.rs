@@ -19,6 +19,11 @@ pub(crate) trait Meter {
     /// Most bytes that were held.
     fn peak(&self) -> Result<u64, Error>;
 
+    /// Bytes of the peak that do not grow with the size as the rest does: [`heap::scratch_peak`].
+    fn scratch(&self) -> u64 {
+        0
+    }
+
     /// Waits until work is done.
     fn synchronize(&self) -> Result<(), Error>;
 
@@ -43,11 +48,16 @@ impl Meter for ProcessMeter {
     }
 
     fn reset_peak(&self) {
+        heap::reset_scratch_peak();
         process::reset_peak();
     }
 
     fn peak(&self) -> Result<u64, Error> {
         Ok(process::peak().unwrap_or(0))
+    }
+
+    fn scratch(&self) -> u64 {
+        heap::scratch_peak()
     }
 
     fn synchronize(&self) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use crate::generator::TorchCpuGenerator;
 use crate::memory::Meter;
 use crate::plan::Growth;
 use crate::residency::Residency;
-use crate::{Error, MemoryOptions, Offload};
+use crate::{Error, MemoryOptions, Offload, Request};
 
 /// Shares of the model's default size at which components are measured whose memory grows with the area, beside multiples
 /// of it as large as [`MOST`] allows.
@@ -43,6 +43,13 @@ impl Extent {
         let [_, _, height, width] = facts.latent_shape(1, facts.size);
         Extent { rows: 1, size: [height as u64, width as u64], tokens: facts.positions }
     }
+}
+
+/// One step of a picture of half the model's size, or of its own where that cannot be chosen.
+pub(super) fn first_request(facts: &Facts) -> Request {
+    let half = |side: u32| (facts.fixed.is_none()).then(|| (side / 2).next_multiple_of(64));
+    let [height, width] = [facts.size.height, facts.size.width].map(half);
+    Request { steps: Some(1), height, width, ..Request::new("a picture") }
 }
 
 /// Measures what the components take; none where the operating system does not tell what a process holds.
@@ -128,7 +135,7 @@ impl Measurement<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            let peak = self.meter.peak()?;
+            let (peak, scratch_bytes) = (self.meter.peak()?, self.meter.scratch());
             self.settle()?;
             let Extent { rows, size: [height, width], .. } = extent;
             samples.push(Sample {
@@ -136,6 +143,7 @@ impl Measurement<'_> {
                 height,
                 width,
                 peak_bytes: peak.saturating_sub(before),
+                scratch_bytes,
                 held_bytes: self.meter.held()?.saturating_sub(before),
                 load_seconds,
                 seconds,

@@ -185,6 +185,11 @@ impl Pipeline {
     /// In a process that holds little else, for what the process gives back to the components counts as theirs. `None`
     /// where the operating system does not tell what a process holds.
     pub fn measure(&mut self, progress: &mut dyn FnMut(ComponentName)) -> Result<Option<Figures>, Error> {
+        let memory = self.engines.memory();
+        // What a process holds that has drawn, beside engines. What does not draw from text alone is measured without.
+        self.engines.set_memory(MemoryOptions { offload: Offload::Sequential, ..memory });
+        let _ = self.generate(&measure::first_request(&self.facts));
+        self.engines.set_memory(memory);
         measure::measure(&self.facts, &mut self.engines, progress)
     }
 

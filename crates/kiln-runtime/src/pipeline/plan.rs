@@ -155,12 +155,18 @@ impl Forecaster<'_> {
         let shares_arena = self.engines.backend().format().is_for_device() && memory.offload == Offload::None;
         let mut arena = 0.0_f64;
         let mut seconds = 0.0;
-        for work in works {
-            let (run, n_runs, aside) = self.run_of(work, memory)?;
+        let runs = works.iter().map(|work| self.run_of(work, memory)).collect::<Result<Vec<_>, _>>()?;
+        // What kernels of one component needed stays for the next one, unless components come and go.
+        let scratch = match memory.offload {
+            Offload::None => runs.iter().map(|(run, ..)| run.scratch_bytes).fold(0.0, f64::max),
+            Offload::Model | Offload::Sequential => 0.0,
+        };
+        for (work, (run, n_runs, aside)) in works.iter().zip(runs) {
             held.retain(|(name, _)| memory.offload == Offload::None && *name != work.component);
             let others: f64 = held.iter().map(|(_, bytes)| bytes).sum();
             arena = if shares_arena { arena.max(run.peak_bytes - run.held_bytes) } else { 0.0 };
-            let own = run.peak_bytes.max(run.held_bytes + arena);
+            let idle_scratch = (scratch - run.scratch_bytes).max(0.0);
+            let own = run.peak_bytes.max(run.held_bytes + arena) + idle_scratch;
             let bytes = self.figures.base_bytes as f64 + others + own + aside;
             if bytes > peak.0 {
                 peak = (bytes, work.component);

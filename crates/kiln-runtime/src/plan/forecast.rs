@@ -7,6 +7,8 @@ use kiln_bundle::Sample;
 pub(crate) struct Forecast {
     /// Most bytes that the component takes, its weights among them.
     pub(crate) peak_bytes: f64,
+    /// Bytes of these for intermediate results of kiln's kernels, which components use one after the other.
+    pub(crate) scratch_bytes: f64,
     /// Bytes that it holds afterwards.
     pub(crate) held_bytes: f64,
     /// Seconds to load it.
@@ -35,12 +37,15 @@ impl Forecast {
             }
             None => 0.0,
         };
-        let peak = |sample: &Sample| sample.peak_bytes as f64;
+        let peak = |sample: &Sample| sample.peak_bytes.saturating_sub(sample.scratch_bytes) as f64;
+        let scratch = |sample: &Sample| sample.scratch_bytes as f64;
         let held = |sample: &Sample| sample.held_bytes as f64;
         let seconds = |sample: &Sample| sample.seconds;
         let alone = seconds_at(&points(seconds), area);
+        let scratch_bytes = within(&points(scratch), area) + further(scratch).min(scratch(base));
         Forecast {
-            peak_bytes: peak_at(&points(peak), area, growth) + further(peak) * share,
+            peak_bytes: peak_at(&points(peak), area, growth) + further(peak) * share + scratch_bytes,
+            scratch_bytes,
             held_bytes: peak_at(&points(held), area, Growth::Linear) + further(held) * share,
             load_seconds: largest.load_seconds,
             seconds: alone + further(seconds) * alone / base.seconds.max(f64::MIN_POSITIVE),
@@ -82,6 +87,16 @@ fn through(points: &[[f64; 2]], x: f64) -> f64 {
     points.iter().enumerate().map(|(i, [_, y])| y * weight(i)).sum()
 }
 
+/// By the line between the samples next to an area; outside of all of them, what the nearest took.
+fn within(points: &[[f64; 2]], area: f64) -> f64 {
+    let above = points.iter().position(|[x, _]| *x >= area);
+    match above {
+        Some(0) => points[0][1],
+        Some(above) => through(&points[above - 1..=above], area),
+        None => points.last().map_or(0.0, |[_, y]| *y),
+    }
+}
+
 /// What smaller areas took, larger ones take too.
 fn at_least(points: &[[f64; 2]], area: f64) -> f64 {
     points.iter().filter(|[x, _]| *x <= area).map(|[_, y]| *y).fold(0.0, f64::max)
@@ -102,7 +117,19 @@ mod tests {
     use super::*;
 
     fn sample(rows: u64, side: u64, peak_bytes: u64, seconds: f64) -> Sample {
-        Sample { rows, height: side, width: side, peak_bytes, held_bytes: 7, load_seconds: 0.5, seconds }
+        let (height, width, scratch_bytes) = (side, side, 0);
+        Sample { rows, height, width, peak_bytes, scratch_bytes, held_bytes: 7, load_seconds: 0.5, seconds }
+    }
+
+    #[test]
+    fn what_kernels_need_grows_no_further_than_it_was_measured() {
+        let with =
+            |side, peak_bytes, scratch_bytes| Sample { scratch_bytes, ..sample(1, side, peak_bytes, 0.0) };
+        let samples = [with(1, 130, 20), with(2, 190, 50)];
+        let peak = |area: f64| Forecast::new(&samples, 1, area, Growth::Linear).peak_bytes;
+        assert!((peak(1.0) - 130.0).abs() < 1e-6 && (peak(4.0) - 190.0).abs() < 1e-6, "as measured");
+        assert!((peak(2.5) - 160.0).abs() < 1e-6, "between");
+        assert!((peak(16.0) - 310.0).abs() < 1e-6, "{}", peak(16.0));
     }
 
     #[test]

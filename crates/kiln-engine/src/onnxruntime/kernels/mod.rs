@@ -23,15 +23,26 @@ const DOMAIN: &str = "kiln";
 /// Largest model file that is read as a whole: larger ones hold their weights, which kiln's do not.
 const MAX_MODEL: u64 = 64 << 20;
 
-/// Which of kiln's kernels compute within ONNX Runtime's graphs on the host; none by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which of kiln's kernels compute within ONNX Runtime's graphs on the host; by default, those for the fastest
+/// instructions of this processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernels {
     isa: Option<Isa>,
 }
 
 impl Kernels {
-    /// Those for the fastest instructions of this processor; none where it has no vectors that kiln knows.
-    pub fn fastest() -> Kernels {
+    /// None: ONNX Runtime's own operators compute everything.
+    pub const OFF: Kernels = Kernels { isa: None };
+
+    /// Whether there are any.
+    pub fn are_any(self) -> bool {
+        self.isa.is_some()
+    }
+}
+
+impl Default for Kernels {
+    /// None where the processor has no vectors that kiln knows.
+    fn default() -> Kernels {
         Kernels { isa: Some(Isa::best()).filter(|isa| *isa != Isa::Portable) }
     }
 }
@@ -43,8 +54,8 @@ impl FromStr for Kernels {
     fn from_str(name: &str) -> Result<Kernels, String> {
         let known = Isa::ALL.into_iter().filter(|isa| isa.is_available());
         match (name, known.clone().find(|isa| isa.name() == name)) {
-            ("off", _) => Ok(Kernels::default()),
-            ("auto", _) => Ok(Kernels::fastest()),
+            ("off", _) => Ok(Kernels::OFF),
+            ("auto", _) => Ok(Kernels::default()),
             (_, Some(isa)) => Ok(Kernels { isa: Some(isa) }),
             _ => {
                 let known: Vec<&str> = known.map(Isa::name).collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -70,22 +70,27 @@ struct Gone;
 
 impl Follower {
     async fn run(&mut self) -> Result<(), Gone> {
+        let mut lost = ApiError::new(StatusCode::NOT_FOUND, "not_found", "the job is not known any more");
         for _ in 0..SEARCH.1 {
             // The job first: where it is gone, its end is on disk.
             let job = self.app.service.job(&self.id);
-            let Ok(Some(record)) = record(&self.app, &self.id).await else { break };
-            match job {
-                _ if record.ended.is_some() => return self.tell(record, None).await,
-                Some(job) => {
+            match (record(&self.app, &self.id).await, job) {
+                (Ok(Some(record)), _) if record.ended.is_some() => return self.tell(record, None).await,
+                (Ok(Some(record)), Some(job)) => {
                     let watcher = job.watch();
                     if self.watch(record, job, watcher).await? {
                         return Ok(());
                     }
+                    continue;
                 }
-                None => tokio::time::sleep(SEARCH.0).await,
+                (Ok(None), _) => break,
+                (Ok(Some(_)), None) => {}
+                // The store may come back.
+                (Err(error), _) => lost = error,
             }
+            tokio::time::sleep(SEARCH.0).await;
         }
-        let lost = json!({ "error": { "message": "the job is not known any more", "code": "not_found" } });
+        let lost = json!({ "error": { "message": lost.message, "code": lost.code } });
         self.send(event(Some("error"), &lost)).await
     }
 
