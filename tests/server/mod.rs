@@ -4,6 +4,7 @@ mod bounds;
 #[cfg(target_os = "linux")]
 mod disk;
 mod edits;
+mod file;
 mod grpc;
 mod hf;
 mod hosts;

@@ -11,6 +11,7 @@
 //!     limits: {side: 1024, pixels: 1048576, steps: 150, pictures: 8}
 //!     preload: true                  # load it at the start
 //!     keep: true                     # never unload it for being idle
+//! queue: 32                          # what else the program lets the file say
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use kiln_bundle::read;
 use kiln_runtime::Size;
 use kiln_runtime::scheduler::SchedulerClass;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Largest models file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -36,10 +38,12 @@ pub struct ConfigError {
 
 /// The models that are served.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ModelsFile {
     /// The models; the first one is drawn with where a request names none.
     pub models: Vec<ModelConfig>,
+    /// What else it says, which is for the program that serves to take or to refuse: `kiln serve` takes its flags.
+    #[serde(flatten)]
+    pub settings: BTreeMap<String, Value>,
 }
 
 /// One model.

@@ -2,6 +2,7 @@
 
 mod choices;
 mod compile;
+mod file;
 mod group;
 mod help;
 mod memory;
@@ -29,16 +30,17 @@ pub(crate) use choices::{
 pub(crate) use compile::{
     CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,
 };
+pub(crate) use file::is_models_file;
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,
 };
 use numbers::{number, point, share};
-pub(crate) use serve::{LogFormat, ServeArgs};
+pub(crate) use serve::{ACTIONS, LogFormat, SERVE, ServeArgs};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
 };
-pub(crate) use variables::{command, unknown};
+pub(crate) use variables::{command, matches, unknown};
 
 /// Turns Stable Diffusion checkpoints into engines and runs them.
 #[derive(Parser)]

@@ -6,6 +6,12 @@ use kiln_compile::Bytes;
 
 use super::{CacheArgs, CheckpointArgs, ExecutionArgs, OffloadChoice};
 
+/// The command's name.
+pub(crate) const SERVE: &str = "serve";
+
+/// Flags that are no settings.
+pub(crate) const ACTIONS: [&str; 3] = ["help", "new-key", "print-config"];
+
 #[derive(Args, Clone)]
 pub(crate) struct ServeArgs {
     /// Models file (.yaml), checkpoint or bundle [default: the small model models/shapes of a checkout].

@@ -2,32 +2,38 @@
 
 use std::collections::BTreeSet;
 use std::env::{args_os, var_os, vars_os};
+use std::ffi::OsString;
 
-use clap::{Arg, ArgAction, Command, CommandFactory, Error, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, Error, FromArgMatches};
 
-use super::Cli;
+use super::{Cli, SERVE, file};
 
 /// What the names of variables of `kiln serve` begin with.
 const PREFIX: &str = "KILN_SERVE_";
 
 impl Cli {
-    /// What command line and environment say.
+    /// What command line, environment and models file say.
     pub(crate) fn read() -> Result<Cli, Error> {
         let mut command = command();
-        let matches = command.clone().try_get_matches().map_err(|error| blame(&command, error))?;
+        let matches = matches(&command)?;
         Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
     }
 }
 
+/// What command line, environment and models file say, in that order.
+pub(crate) fn matches(command: &Command) -> Result<ArgMatches, Error> {
+    file::parse(command, &args_os().collect::<Vec<OsString>>())
+}
+
 /// The command line, with the variables of its flags.
 pub(crate) fn command() -> Command {
-    Cli::command().mut_subcommand("serve", |serve| serve.mut_args(with_variable))
+    Cli::command().mut_subcommand(SERVE, |serve| serve.mut_args(with_variable))
 }
 
 /// Variables that are set as if `kiln serve` had a flag of this name, which it has not.
 pub(crate) fn unknown() -> Vec<String> {
     let command = command();
-    let serve = command.find_subcommand("serve").into_iter();
+    let serve = command.find_subcommand(SERVE).into_iter();
     let known: BTreeSet<String> = serve.flat_map(Command::get_arguments).map(name).collect();
     let set = vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
     let mut unknown: Vec<_> = set.filter(|name| name.starts_with(PREFIX) && !known.contains(name)).collect();
@@ -65,7 +71,7 @@ fn truth(text: &str) -> Result<bool, &'static str> {
 }
 
 /// Names the variable in an error that the command line alone would not have.
-fn blame(command: &Command, error: Error) -> Error {
+pub(super) fn blame(command: &Command, error: Error) -> Error {
     let has_error = |kept: &str| {
         let parsed = with_one_variable(command.clone(), kept).try_get_matches();
         parsed.is_err_and(|other| reason(&other) == reason(&error))
@@ -80,7 +86,7 @@ fn blame(command: &Command, error: Error) -> Error {
 }
 
 /// What is wrong, in one line.
-fn reason(error: &Error) -> String {
+pub(super) fn reason(error: &Error) -> String {
     let text = error.to_string();
     let reason = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
     reason.lines().map(str::trim).collect::<Vec<_>>().join(" ")

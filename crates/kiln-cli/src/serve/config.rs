@@ -5,14 +5,11 @@ use kiln_server::ServerOptions;
 use kiln_server::config::ModelConfig;
 use serde_json::{Map, Value, json};
 
-use crate::args;
+use crate::args::{self, ACTIONS};
 use crate::failure::Failure;
 use crate::output;
 
-/// Flags that are no settings.
-const ACTIONS: [&str; 3] = ["help", "new-key", "print-config"];
-
-/// Prints every flag under its name, with `_` for `-`, and the models, as YAML.
+/// Prints every flag under its name, with `_` for `-`, and the models, as a models file.
 pub(super) fn print(options: &ServerOptions, models: &[ModelConfig]) -> Result<(), Failure> {
     let mut config = flags()?;
     config.insert("state".into(), json!(options.state));
@@ -24,10 +21,10 @@ pub(super) fn print(options: &ServerOptions, models: &[ModelConfig]) -> Result<(
     Ok(())
 }
 
-/// The flags as they stand on the command line, in the environment, or by default.
+/// The flags as they stand on the command line, in the environment, in the models file, or by default.
 fn flags() -> Result<Map<String, Value>, Failure> {
     let command = args::command();
-    let matches = command.clone().try_get_matches().map_err(Failure::unexpected)?;
+    let matches = args::matches(&command).map_err(Failure::unexpected)?;
     let given = matches.subcommand().and_then(|(name, given)| Some((command.find_subcommand(name)?, given)));
     let Some((serve, given)) = given else { return Ok(Map::new()) };
     let named = serve.get_arguments().filter_map(|flag| Some((flag.get_long()?, flag)));

@@ -118,8 +118,7 @@ fn name_unknown_variables() {
 /// The models that are asked for: those of a models file, or one.
 fn configs(args: &ServeArgs) -> Result<Vec<ModelConfig>, Failure> {
     let path = paths::model(args.models.as_ref())?;
-    let is_file = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
-    match is_file && !Bundle::is_bundle(&path) {
+    match args::is_models_file(&path) {
         true => Ok(ModelsFile::read(&path)?.models),
         false => {
             Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(file_name(&path), path) }])

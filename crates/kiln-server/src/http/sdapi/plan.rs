@@ -303,14 +303,17 @@ struct Seeds {
 fn schedule(name: &str) -> Result<WebUiSchedule, ApiError> {
     WebUiSchedule::named(name).ok_or_else(|| {
         let known: Vec<&str> = WEB_UI_SCHEDULES.iter().map(|schedule| schedule.label).collect();
-        invalid("scheduler", format!("'{}' is not one of {}", shown(name), known.join(", ")))
+        invalid("scheduler", format!("'{}' is not one of this server's: {}", shown(name), known.join(", ")))
     })
 }
 
 fn scheduler(name: &str, schedule: Option<WebUiSchedule>) -> Result<String, ApiError> {
     let Some((sampler, own)) = WebUiSampler::with_schedule(name) else {
         let known: Vec<&str> = WEB_UI_SAMPLERS.iter().map(|sampler| sampler.name).collect();
-        return Err(invalid("sampler_name", format!("'{}' is not one of {}", shown(name), known.join(", "))));
+        return Err(invalid(
+            "sampler_name",
+            format!("'{}' is not one of this server's: {}", shown(name), known.join(", ")),
+        ));
     };
     let scheduler = sampler.scheduler(own.or(schedule));
     scheduler.map_err(|_| invalid("scheduler", format!("{} has no choice of schedules", sampler.name)))
