@@ -89,6 +89,10 @@ pub struct PrecisionPolicy {
     pub scopes: Vec<(String, ElementType)>,
     /// Type that weights are stored in; `None` stores each in the type of its first use.
     pub storage: Option<ElementType>,
+    /// Type that factors of convolutions and linear layers are rounded to, while sums and all else are computed as above.
+    /// Their weights are stored in it, outside of [`scopes`](Self::scopes), and the model asks for it in its metadata: a
+    /// runtime that does not know how computes as above.
+    pub products: Option<ElementType>,
 }
 
 impl PrecisionPolicy {
@@ -100,7 +104,20 @@ impl PrecisionPolicy {
             softmax: ElementType::F32,
             scopes: Vec::new(),
             storage: None,
+            products: None,
         }
+    }
+
+    /// Everything computed in f32 but products, whose factors are rounded to `dtype`.
+    pub fn with_products(dtype: ElementType) -> PrecisionPolicy {
+        PrecisionPolicy { products: Some(dtype), ..PrecisionPolicy::default() }
+    }
+
+    /// Type that a weight of so many axes in `scope` is stored in, where its first use is in `used`.
+    pub(crate) fn stored(&self, scope: &str, n_axes: usize, used: ElementType) -> ElementType {
+        let is_kept = || self.scopes.iter().any(|(prefix, _)| is_inside(scope, prefix));
+        let factor = self.products.filter(|_| n_axes > 1 && !is_kept());
+        factor.or(self.storage).unwrap_or(used)
     }
 
     pub(crate) fn in_scope(&self, scope: &str) -> ElementType {

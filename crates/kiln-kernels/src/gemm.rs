@@ -190,7 +190,11 @@ pub(crate) struct Block {
 /// The processor has `S`; the block, panel and sums are of the sizes that `block` says.
 #[inline(always)]
 pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Block, next: (*const f32, usize)) {
-    let n_tiles = rows.div_ceil(S::ROWS);
+    let most = match element {
+        Element::F32 => S::ROWS,
+        Element::Bf16 => S::PAIR_ROWS,
+    };
+    let n_tiles = rows.div_ceil(most);
     let Block { b, skip, steps, add, .. } = block;
     let words = next.1.div_ceil(n_tiles * steps);
     for index in 0..n_tiles {

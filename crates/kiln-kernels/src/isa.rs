@@ -19,11 +19,13 @@ pub enum Isa {
     Avx512,
     /// AVX-512F and BF16: products of bf16 pairs in one instruction.
     Avx512Bf16,
+    /// The same, with products of bf16 in tiles by AMX, which Linux lets the process use.
+    Amx,
 }
 
 impl Isa {
     /// All of them, the slowest first.
-    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The fastest that this processor and its operating system have.
     pub fn best() -> Isa {
@@ -46,6 +48,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -58,12 +61,12 @@ impl Isa {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn available(isa: Isa) -> bool {
     let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+    let bf16 = avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
     match isa {
         Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
         Isa::Avx512 => avx512,
-        Isa::Avx512Bf16 => {
-            avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16")
-        }
+        Isa::Avx512Bf16 => bf16,
+        Isa::Amx => bf16 && crate::simd::amx::is_available(),
         _ => false,
     }
 }

@@ -21,8 +21,22 @@ pub(super) fn runner() -> impl TypedValueParser<Value = Runner> {
 
 /// Types that networks compute in and weights are stored in.
 pub(super) fn float() -> impl TypedValueParser<Value = ElementType> {
-    let floats = [(ElementType::F32, "32-bit floats"), (ElementType::F16, "16-bit floats")];
-    let values = floats.map(|(element, help)| PossibleValue::new(element.name()).help(help));
+    of_types([(ElementType::F32, "32-bit floats"), (ElementType::F16, "16-bit floats")])
+}
+
+/// Types that networks of a bundle compute in.
+pub(super) fn precision() -> impl TypedValueParser<Value = ElementType> {
+    of_types([
+        (ElementType::F32, "32-bit floats"),
+        (ElementType::F16, "16-bit floats"),
+        (ElementType::Bf16, "floats of 8 bits of precision; on a processor, of products' factors alone"),
+    ])
+}
+
+fn of_types<const N: usize>(
+    types: [(ElementType, &'static str); N],
+) -> impl TypedValueParser<Value = ElementType> {
+    let values = types.map(|(element, help)| PossibleValue::new(element.name()).help(help));
     PossibleValuesParser::new(values).try_map(|name| name.parse::<ElementType>())
 }
 

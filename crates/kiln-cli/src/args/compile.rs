@@ -5,7 +5,7 @@ use kiln_bundle::{ElementType, Target};
 use kiln_compile::{Bytes, CheckpointOptions, Components, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
-use super::choices::float;
+use super::choices::{float, precision};
 use super::group::Group;
 use super::{CacheArgs, ExecutionArgs, PredictionChoice};
 
@@ -56,7 +56,7 @@ pub(crate) struct CompileArgs {
 #[derive(Args)]
 pub(crate) struct NetworkArgs {
     /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
-    #[arg(long, value_name = "TYPE", value_parser = float())]
+    #[arg(long, value_name = "TYPE", value_parser = precision())]
     pub(crate) precision: Option<ElementType>,
     /// Type to store weights in [default: the type they are used in].
     #[arg(long, value_name = "TYPE", value_parser = float())]

@@ -1,10 +1,14 @@
 //! By which names a server may be called.
 
-/// The names by which the server may be called: those that are allowed, and the machine's own, also as mDNS gives it. An
-/// empty one is none.
+use std::collections::BTreeSet;
+
+/// The names by which the server may be called, each once: those that are allowed, and the machine's own, also as mDNS
+/// gives it. An empty one is none.
 pub(super) fn named(allowed: &[String]) -> Vec<String> {
     let own = machine().into_iter().flat_map(|name| [format!("{name}.local"), name]);
-    allowed.iter().filter(|name| !name.is_empty()).cloned().chain(own).collect()
+    let mut known = BTreeSet::new();
+    let names = allowed.iter().filter(|name| !name.is_empty()).cloned().chain(own);
+    names.filter(|name| known.insert(name.clone())).collect()
 }
 
 /// The machine's name.

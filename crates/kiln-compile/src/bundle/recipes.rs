@@ -134,7 +134,10 @@ fn canonical_text(
 
 fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
     let TraceOptions { policy, precisions, sizes, controlled, runtime_ports, loras: _ } = options;
-    let types = precisions.iter().map(|(name, precision)| format!("{name} {}", precision.compute));
+    let types = precisions.iter().map(|(name, precision)| match precision.products {
+        Some(products) => format!("{name} {products} products"),
+        None => format!("{name} {}", precision.compute),
+    });
     let sizes = match sizes {
         Sizes::Dynamic => "dynamic".into(),
         Sizes::Static { batch, height, width } => format!("batch {batch}, latents {height}x{width}"),
@@ -145,6 +148,7 @@ fn named_options(options: &TraceOptions) -> BTreeMap<String, String> {
         ("attention".into(), policy.attention.to_string()),
         ("flavor".into(), policy.flavor.to_string()),
         ("compute".into(), precision.compute.to_string()),
+        ("products".into(), precision.products.map_or("as computed".into(), |dtype| dtype.to_string())),
         ("storage".into(), precision.storage.map_or("as computed".into(), |dtype| dtype.to_string())),
         ("norms".into(), precision.norms.to_string()),
         ("softmax".into(), precision.softmax.to_string()),

@@ -27,7 +27,11 @@ impl TargetSpec {
             norms: if row.norms_as_computed { compute } else { ElementType::F32 },
             scopes: precision.keep_f32.iter().map(|scope| (scope.clone(), ElementType::F32)).collect(),
             storage: precision.storage,
-            ..PrecisionPolicy::uniform(compute)
+            ..match (self.target(), compute) {
+                // Its graphs are of f32; kernels round what they multiply.
+                (Target::Cpu, ElementType::Bf16) => PrecisionPolicy::with_products(compute),
+                _ => PrecisionPolicy::uniform(compute),
+            }
         };
         let segments = self.segments().map(|bytes| bytes.0).or(row.segments);
         let policy = EmitPolicy {

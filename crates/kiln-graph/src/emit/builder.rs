@@ -193,7 +193,7 @@ impl<'a> Builder<'a> {
         if let Some((value, found)) = self.computed.get(&tensor.0.id).cloned() {
             return self.cast(&value, found, dtype);
         }
-        let stored = self.policy.precision.storage.unwrap_or(dtype);
+        let stored = self.policy.precision.stored(&tensor.0.scope, dims.len(), dtype);
         if self.names.insert(name.to_owned()) {
             self.weights.push(StoredWeight { name: name.into(), dtype: stored, dims: dims.to_vec() });
         }

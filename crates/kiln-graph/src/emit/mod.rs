@@ -9,8 +9,8 @@ mod segments;
 use std::collections::BTreeSet;
 
 use crate::proto::{
-    DimensionProto, DimensionValue, GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto,
-    TensorTypeProto, TypeProto, ValueInfoProto, data_type,
+    DimensionProto, DimensionValue, GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto,
+    TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, data_type,
 };
 use crate::{ElementType, EmitPolicy, Shape, Tensor, TraceError};
 
@@ -155,7 +155,13 @@ fn model_proto(name: &str, policy: &EmitPolicy, mut graph: GraphProto, ports: [&
         producer_version: env!("CARGO_PKG_VERSION").into(),
         opset_import,
         graph: Some(graph),
+        metadata_props: policy.precision.products.map(products).into_iter().collect(),
     }
+}
+
+/// The entry that asks for products of a type.
+fn products(dtype: ElementType) -> StringStringEntryProto {
+    StringStringEntryProto { key: "kiln.products".into(), value: dtype.to_string() }
 }
 
 fn value_info(port: &ModelPort) -> ValueInfoProto {

@@ -197,7 +197,8 @@ fn spaced(order: &[Tensor], cuts: Vec<Tensor>, bytes: u64, policy: &EmitPolicy) 
     let segment_of = assign(order, &cuts);
     let mut sizes = vec![0_u64; cuts.len() + 1];
     for weight in order.iter().filter(|t| matches!(t.0.op, Op::Weight { .. })) {
-        let dtype = policy.precision.storage.unwrap_or_else(|| weight.dtype(&policy.precision));
+        let precision = &policy.precision;
+        let dtype = precision.stored(&weight.0.scope, weight.shape().len(), weight.dtype(precision));
         let n: u64 = weight.shape().iter().filter_map(Dim::fixed).product();
         sizes[segment_of[&weight.0.id]] += n * dtype.n_bytes() as u64;
     }

@@ -1,22 +1,25 @@
-//! AVX-512F, alone and with BF16: vectors of sixteen, tiles of 12 x 32.
+//! AVX-512F, alone, with BF16 and with AMX: vectors of sixteen, tiles of 12 x 32.
 
 use std::arch::x86_64::*;
 
 use super::tile::{Dot, Pairs, Single, by_rows, multiply};
-use super::{Kernel, MAX_LANES, Simd, Tile};
+use super::{Kernel, MAX_LANES, Simd, Tile, amx};
+use crate::gemm::part;
 
-/// Vectors of sixteen; with `BF16`, the processor multiplies and rounds bf16 itself.
+/// Vectors of sixteen; with `BF16`, the processor multiplies and rounds bf16 itself, with `AMX` also tiles of it.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>;
+pub(crate) struct Avx512<const BF16: bool, const AMX: bool>;
 
 const LANES: usize = 16;
+/// Rows of a tile in vectors.
+const ROWS: usize = 12;
 
 /// # Safety
 /// As [`super::run`].
 #[target_feature(enable = "avx512f,fma")]
 pub(super) unsafe fn run<K: Kernel>(kernel: &K, lane: usize, item: usize) {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx512<false>>(lane, item) }
+    unsafe { kernel.run::<Avx512<false, false>>(lane, item) }
 }
 
 /// # Safety
@@ -24,19 +27,30 @@ pub(super) unsafe fn run<K: Kernel>(kernel: &K, lane: usize, item: usize) {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
 pub(super) unsafe fn run_bf16<K: Kernel>(kernel: &K, lane: usize, item: usize) {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx512<true>>(lane, item) }
+    unsafe { kernel.run::<Avx512<true, false>>(lane, item) }
+}
+
+/// # Safety
+/// As [`super::run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
+pub(super) unsafe fn run_amx<K: Kernel>(kernel: &K, lane: usize, item: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        kernel.run::<Avx512<true, true>>(lane, item);
+        amx::release();
+    }
 }
 
 #[target_feature(enable = "avx512f,fma")]
-unsafe fn columns<D: Dot<Avx512<false>>, const ROWS: usize>(tile: Tile) {
+unsafe fn columns<D: Dot<Avx512<false, false>>, const ROWS: usize>(tile: Tile) {
     // SAFETY: the caller's promise.
-    unsafe { multiply::<Avx512<false>, D, ROWS, 2>(tile) }
+    unsafe { multiply::<Avx512<false, false>, D, ROWS, 2>(tile) }
 }
 
 /// bf16 pairs by `vdpbf16ps`.
 struct Native;
 
-impl Dot<Avx512<true>> for Native {
+impl<const AMX: bool> Dot<Avx512<true, AMX>> for Native {
     #[inline(always)]
     unsafe fn dot(sum: __m512, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the caller's promise; both are 64 bytes of any value.
@@ -48,9 +62,9 @@ impl Dot<Avx512<true>> for Native {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
-unsafe fn native_columns<D: Dot<Avx512<true>>, const ROWS: usize>(tile: Tile) {
+unsafe fn native_columns<D: Dot<Avx512<true, false>>, const ROWS: usize>(tile: Tile) {
     // SAFETY: the caller's promise.
-    unsafe { multiply::<Avx512<true>, D, ROWS, 2>(tile) }
+    unsafe { multiply::<Avx512<true, false>, D, ROWS, 2>(tile) }
 }
 
 /// Each element rounded to bf16, in the upper half of its word, as [`crate::bf16::from_f32`] does it.
@@ -122,9 +136,10 @@ unsafe fn transpose_across(v: [__m512; 4]) -> [__m512; 4] {
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const LANES: usize = LANES;
-    const ROWS: usize = 12;
+    const ROWS: usize = ROWS;
+    const PAIR_ROWS: usize = if AMX { amx::ROWS } else { ROWS };
     type V = __m512;
 
     #[inline(always)]
@@ -258,9 +273,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn tile_bf16(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe {
-            match BF16 {
-                true => by_rows!(rows, native_columns::<Native>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
-                false => by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
+            match (AMX, BF16) {
+                (true, _) if tile.skip == 0 => amx::multiply(rows, tile),
+                // Panels with gaps are no tiles.
+                (true, _) => {
+                    let n = rows.div_ceil(ROWS);
+                    for rows in (0..n).map(|index| part(rows, n, index)) {
+                        Avx512::<true, false>::tile_bf16(rows.len(), tile.below(rows.start));
+                    }
+                }
+                (_, true) => by_rows!(rows, native_columns::<Native>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
+                (_, false) => by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
             }
         }
     }

@@ -4,6 +4,8 @@
 //! [`run`], the one place that enters it. So all of them are unsafe for the same reason: the processor must have it.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -28,6 +30,8 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// Rows of the largest tile of a product.
     const ROWS: usize;
+    /// The same of bf16 pairs.
+    const PAIR_ROWS: usize = Self::ROWS;
     /// A vector.
     type V: Copy;
 
@@ -61,7 +65,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn prefetch(from: *const f32);
     /// The product of `rows <= ROWS` rows and a panel.
     unsafe fn tile(rows: usize, tile: Tile);
-    /// The same of bf16 pairs.
+    /// The same of bf16 pairs, `rows <= PAIR_ROWS`.
     unsafe fn tile_bf16(rows: usize, tile: Tile);
 }
 
@@ -97,6 +101,8 @@ unsafe fn run<K: Kernel>(isa: Isa, kernel: &K, lane: usize, item: usize) {
             Isa::Avx512 => avx512::run(kernel, lane, item),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::run_bf16(kernel, lane, item),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => avx512::run_amx(kernel, lane, item),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::run(kernel, lane, item),
             _ => kernel.run::<portable::Portable>(lane, item),

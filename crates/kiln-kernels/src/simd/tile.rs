@@ -39,6 +39,12 @@ pub(crate) struct Ahead {
 }
 
 impl Tile {
+    /// The same tile `rows` further down.
+    #[inline(always)]
+    pub(crate) fn below(self, rows: usize) -> Tile {
+        Tile { a: self.a.wrapping_add(rows * ROW), c: self.c.wrapping_add(rows * self.stride), ..self }
+    }
+
     /// The same tile `columns` to the right.
     #[inline(always)]
     pub(crate) fn right(self, columns: usize) -> Tile {

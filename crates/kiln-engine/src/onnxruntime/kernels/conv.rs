@@ -1,21 +1,29 @@
-//! Convolutions of 3 x 3 kernels and stride 1 by Winograd's algorithm.
+//! Convolutions: by Winograd's algorithm where kernels are 3 x 3 and strides 1, else as products of matrices.
 
-use kiln_kernels::{Algorithm, ConvShape, Element, Tensors, Values, Weights};
+use kiln_kernels::{Algorithm, ConvShape, Element, Isa, Tensors, Weights};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Work, failed};
+use super::{Pool, Stored, Work, failed, given, sizes};
 use crate::heap::Room;
 
 /// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias.
-pub(super) struct Conv(Work);
+pub(super) struct Conv {
+    work: Work,
+    stored: Stored,
+}
 
 impl Conv {
-    /// Its name in kiln's domain.
-    pub(super) const NAME: &str = "Conv";
+    /// Its name in kiln's domain, by the type of its weights.
+    pub(super) const fn name_of(stored: Stored) -> &'static str {
+        match stored {
+            Stored::F32 => "Conv",
+            Stored::Bf16 => "ConvBf16",
+        }
+    }
 
-    pub(super) fn new(work: Work) -> Conv {
-        Conv(work)
+    pub(super) fn new(work: Work, stored: Stored) -> Conv {
+        Conv { work, stored }
     }
 }
 
@@ -23,11 +31,15 @@ impl Operator for Conv {
     type Kernel<'attr> = ConvKernel;
 
     fn name(&self) -> &str {
-        Conv::NAME
+        Conv::name_of(self.stored)
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        [OperatorInput::required(Float32), OperatorInput::required(Float32), OperatorInput::optional(Float32)]
+        [
+            OperatorInput::required(Float32),
+            OperatorInput::required(self.stored.element_type()),
+            OperatorInput::optional(Float32),
+        ]
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -35,25 +47,30 @@ impl Operator for Conv {
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<ConvKernel> {
-        let pads: Vec<i64> = context.get("pads").unwrap_or_else(|| vec![0; 4]);
-        let pads = pads.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-        let padding = <[usize; 4]>::try_from(pads).map_err(|_| failed("pads are not four"))?;
-        Ok(ConvKernel { work: self.0, padding })
+        let numbers = |name: &str, default: &[i64]| context.get(name).unwrap_or_else(|| default.to_vec());
+        Ok(ConvKernel {
+            work: self.work,
+            stored: self.stored,
+            padding: sizes(&numbers("pads", &[0; 4]))?,
+            stride: sizes(&numbers("strides", &[1; 2]))?,
+            dilation: sizes(&numbers("dilations", &[1; 2]))?,
+        })
     }
 }
 
 pub(super) struct ConvKernel {
     work: Work,
+    stored: Stored,
     padding: [usize; 4],
+    stride: [usize; 2],
+    dilation: [usize; 2],
 }
 
 impl Kernel for ConvKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let missing = || failed("an input is missing");
-        let (x, weights) = (context.input(0)?.ok_or_else(missing)?, context.input(1)?.ok_or_else(missing)?);
-        let bias = context.input(2)?;
+        let (x, weights, bias) = (given(context, 0)?, given(context, 1)?, context.input(2)?);
         let (x_shape, input) = x.try_extract_tensor::<f32>()?;
-        let (w_shape, weights) = weights.try_extract_tensor::<f32>()?;
+        let (w_shape, values) = self.stored.numbers(&weights)?;
         let bias =
             bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
         let shape = self.shape(x_shape, w_shape)?;
@@ -62,40 +79,40 @@ impl Kernel for ConvKernel {
         let mut output = context.output(0, sizes)?.ok_or_else(|| failed("the output is missing"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
 
-        let conv =
-            kiln_kernels::Conv::new(shape, algorithm(&shape), Element::F32, self.work.isa).map_err(failed)?;
+        let Work { isa, threads } = self.work;
+        let (algorithm, products) = plan(&shape, self.stored.products(isa), isa);
+        let conv = kiln_kernels::Conv::new(shape, algorithm, products, isa).map_err(failed)?;
         let k = shape.k().map_err(failed)?;
-        let weights = Weights::new(Values::F32(weights), shape.out_channels, k).map_err(failed)?;
-        let scratch = conv.scratch_len(self.work.threads).map_err(failed)?;
-        let pool = Pool { context, threads: self.work.threads };
+        let weights = Weights::new(values, shape.out_channels, k).map_err(failed)?;
+        let scratch = conv.scratch_len(threads).map_err(failed)?;
         let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
         let tensors = Tensors { input, bias, residual: None, output, scratch: room.numbers() };
-        conv.run(&pool, weights, tensors).map_err(failed)
+        conv.run(&Pool { context, threads }, weights, tensors).map_err(failed)
     }
 }
 
 impl ConvKernel {
     fn shape(&self, x: &[i64], weights: &[i64]) -> ort::Result<ConvShape> {
-        let sizes = |shape: &[i64]| -> ort::Result<[usize; 4]> {
-            let sizes =
-                shape.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-            sizes.try_into().map_err(|_| failed(format!("a shape of {} axes, not 4", shape.len())))
-        };
-        let ([batch, in_channels, height, width], [out_channels, channels, rows, columns]) =
-            (sizes(x)?, sizes(weights)?);
+        let [batch, in_channels, height, width] = sizes(x)?;
+        let [out_channels, channels, rows, columns] = sizes(weights)?;
         if channels != in_channels {
             return Err(failed(format!("{in_channels} channels, of which the weights have {channels}")));
         }
         let (size, kernel, padding) = ([height, width], [rows, columns], self.padding);
-        let ones = [1; 2];
-        Ok(ConvShape { batch, in_channels, size, out_channels, kernel, stride: ones, dilation: ones, padding })
+        let (stride, dilation) = (self.stride, self.dilation);
+        Ok(ConvShape { batch, in_channels, size, out_channels, kernel, stride, dilation, padding })
     }
 }
 
-/// By the size of a picture alone: what a batch has besides does not change a picture's sums.
-fn algorithm(shape: &ConvShape) -> Algorithm {
+/// By the size of a picture alone: what a batch has besides does not change a picture's sums. Winograd's algorithm is never
+/// of bf16, in which it loses more than it saves; AMX needs it not.
+fn plan(shape: &ConvShape, products: Element, isa: Isa) -> (Algorithm, Element) {
+    let is_winograds = shape.kernel == [3; 2] && shape.stride == [1; 2] && shape.dilation == [1; 2];
     match shape.size.into_iter().min() {
-        Some(0..=8) => Algorithm::WinogradF2,
-        _ => Algorithm::WinogradF4,
+        _ if !is_winograds || (products == Element::Bf16 && isa == Isa::Amx) => {
+            (Algorithm::ImplicitGemm, products)
+        }
+        Some(0..=8) => (Algorithm::WinogradF2, Element::F32),
+        _ => (Algorithm::WinogradF4, Element::F32),
     }
 }

@@ -5,6 +5,7 @@
 //! weights where they lie.
 
 mod conv;
+mod linear;
 mod rewrite;
 mod wire;
 
@@ -12,10 +13,12 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
-use kiln_kernels::Isa;
+use half::slice::HalfFloatSliceExt;
+use kiln_kernels::{Element, Isa, Values};
 use ort::operator::{ComputeContext, OperatorDomain};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
+use ort::value::{DynValueTypeMarker, TensorElementType, ValueRef};
 
 /// The domain of kiln's operators.
 const DOMAIN: &str = "kiln";
@@ -67,11 +70,16 @@ impl FromStr for Kernels {
 
 /// The model with kernels of kiln in place of operators that they compute, if there are any.
 pub(super) fn rewritten(model: &Path, kernels: Kernels) -> Option<Vec<u8>> {
-    kernels.isa?;
+    let isa = kernels.isa?;
     if model.metadata().ok()?.len() > MAX_MODEL {
         return None;
     }
-    rewrite::model(&std::fs::read(model).ok()?)
+    rewrite::model(&std::fs::read(model).ok()?, multiplies_bf16(isa))
+}
+
+/// Whether instructions multiply bf16 faster than f32.
+fn multiplies_bf16(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512Bf16 | Isa::Amx)
 }
 
 /// Whether ONNX Runtime knows the domain.
@@ -79,7 +87,10 @@ static IS_KNOWN: Mutex<bool> = Mutex::new(false);
 
 /// A session of a rewritten model, whose weights lie in `folder`.
 pub(super) fn open(builder: SessionBuilder, model: &[u8], folder: &Path, work: Work) -> ort::Result<Session> {
-    let domain = OperatorDomain::new(DOMAIN)?.add(conv::Conv::new(work))?;
+    let domain = OperatorDomain::new(DOMAIN)?
+        .add(conv::Conv::new(work, Stored::F32))?
+        .add(conv::Conv::new(work, Stored::Bf16))?
+        .add(linear::Linear::new(work))?;
     let folder = folder.to_string_lossy();
     let builder = builder.with_operators(domain)?;
     let mut builder =
@@ -106,6 +117,58 @@ impl Work {
     pub(super) fn new(kernels: Kernels, threads: usize) -> Work {
         Work { isa: kernels.isa.unwrap_or(Isa::Portable), threads }
     }
+}
+
+/// Type of an operator's weights; bf16 is that of models whose products are of bf16, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    F32,
+    Bf16,
+}
+
+impl Stored {
+    fn element_type(self) -> TensorElementType {
+        match self {
+            Stored::F32 => TensorElementType::Float32,
+            Stored::Bf16 => TensorElementType::Bfloat16,
+        }
+    }
+
+    /// What factors are rounded to.
+    fn products(self, isa: Isa) -> Element {
+        match self {
+            Stored::Bf16 if multiplies_bf16(isa) => Element::Bf16,
+            Stored::F32 | Stored::Bf16 => Element::F32,
+        }
+    }
+
+    /// Shape and numbers of weights.
+    fn numbers<'v>(self, weights: &'v Value<'_>) -> ort::Result<(&'v [i64], Values<'v>)> {
+        Ok(match self {
+            Stored::F32 => {
+                let (shape, values) = weights.try_extract_tensor::<f32>()?;
+                (shape, Values::F32(values))
+            }
+            Stored::Bf16 => {
+                let (shape, values) = weights.try_extract_tensor::<half::bf16>()?;
+                (shape, Values::Bf16(values.reinterpret_cast()))
+            }
+        })
+    }
+}
+
+/// An operator's input.
+type Value<'a> = ValueRef<'a, DynValueTypeMarker>;
+
+/// An input that there must be.
+fn given<'a>(context: &'a ComputeContext, at: usize) -> ort::Result<Value<'a>> {
+    context.input(at)?.ok_or_else(|| failed("an input is missing"))
+}
+
+/// Sizes of a shape with so many axes.
+fn sizes<const N: usize>(shape: &[i64]) -> ort::Result<[usize; N]> {
+    let sizes = shape.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    sizes.try_into().map_err(|_| failed(format!("a shape of {} axes, not {N}", shape.len())))
 }
 
 /// ONNX Runtime's threads.

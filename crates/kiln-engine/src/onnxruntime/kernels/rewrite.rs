@@ -2,43 +2,147 @@
 //!
 //! Messages are copied field by field, so that what is not exchanged stays as it is (`onnx/onnx.proto3`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::wire::{Field, fields, put, put_bytes};
-use super::{DOMAIN, conv};
+use super::{DOMAIN, Stored, conv, linear};
 
 /// Numbers of fields.
 mod number {
     pub(super) const MODEL_GRAPH: u32 = 7;
     pub(super) const MODEL_OPSET: u32 = 8;
+    pub(super) const MODEL_METADATA: u32 = 14;
     pub(super) const OPSET_DOMAIN: u32 = 1;
     pub(super) const OPSET_VERSION: u32 = 2;
+    pub(super) const ENTRY_KEY: u32 = 1;
+    pub(super) const ENTRY_VALUE: u32 = 2;
     pub(super) const GRAPH_NODE: u32 = 1;
     pub(super) const GRAPH_INITIALIZER: u32 = 5;
+    pub(super) const GRAPH_OUTPUT: u32 = 12;
+    pub(super) const VALUE_NAME: u32 = 1;
     pub(super) const NODE_INPUT: u32 = 1;
+    pub(super) const NODE_OUTPUT: u32 = 2;
     pub(super) const NODE_OPERATOR: u32 = 4;
     pub(super) const NODE_ATTRIBUTE: u32 = 5;
     pub(super) const NODE_DOMAIN: u32 = 7;
     pub(super) const ATTRIBUTE_NAME: u32 = 1;
+    pub(super) const ATTRIBUTE_INT: u32 = 3;
     pub(super) const ATTRIBUTE_INTS: u32 = 8;
     pub(super) const TENSOR_DIMS: u32 = 1;
     pub(super) const TENSOR_TYPE: u32 = 2;
     pub(super) const TENSOR_NAME: u32 = 8;
 }
 
-/// `TensorProto.DataType.FLOAT`.
+/// Key of the model's metadata whose value is the type that products' factors are rounded to.
+const PRODUCTS_KEY: &str = "kiln.products";
+
+/// Values of `TensorProto.DataType`.
 const FLOAT: i64 = 1;
+const BFLOAT16: i64 = 16;
 
-/// The shapes of weights in f32, by name.
-type Weights<'a> = HashMap<&'a str, Vec<i64>>;
+/// A weight.
+struct Weight<'a> {
+    name: &'a str,
+    stored: Stored,
+    dims: Vec<i64>,
+}
 
-/// The model with what kernels compute exchanged; none where there is nothing of that kind.
-pub(super) fn model(bytes: &[u8]) -> Option<Vec<u8>> {
+/// What is known of a graph.
+struct Known<'a> {
+    /// Weights by the name under which nodes read them in f32.
+    weights: HashMap<&'a str, Weight<'a>>,
+    /// Whether products are to be of bf16.
+    is_bf16: bool,
+    /// Whether the processor multiplies bf16 faster than f32.
+    has_bf16: bool,
+}
+
+/// A node.
+struct Node<'a> {
+    fields: Vec<Field<'a>>,
+}
+
+impl<'a> Node<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Node<'a>> {
+        Some(Node { fields: fields(bytes)? })
+    }
+
+    fn all(&self, number: u32) -> impl Iterator<Item = &Field<'a>> {
+        self.fields.iter().filter(move |field| field.number == number)
+    }
+
+    /// The operator's name, if it is one of `ai.onnx`.
+    fn operator(&self) -> Option<&'a str> {
+        let is_standard =
+            self.all(number::NODE_DOMAIN).all(|domain| domain.bytes().is_some_and(<[u8]>::is_empty));
+        self.all(number::NODE_OPERATOR).next()?.text().filter(|_| is_standard)
+    }
+
+    fn input(&self, at: usize) -> Option<&'a str> {
+        self.all(number::NODE_INPUT).nth(at)?.text()
+    }
+
+    fn output(&self) -> Option<&'a str> {
+        self.all(number::NODE_OUTPUT).next()?.text()
+    }
+
+    fn has(&self, is_fit: impl Fn(&Attribute<'_>) -> bool) -> bool {
+        self.all(number::NODE_ATTRIBUTE)
+            .all(|field| field.bytes().and_then(Attribute::new).is_some_and(|attribute| is_fit(&attribute)))
+    }
+}
+
+/// An attribute of numbers.
+struct Attribute<'a> {
+    name: &'a str,
+    number: Option<i64>,
+    numbers: Vec<i64>,
+}
+
+impl<'a> Attribute<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Attribute<'a>> {
+        let fields = fields(bytes)?;
+        let all = |number| fields.iter().filter(move |field| field.number == number);
+        Some(Attribute {
+            name: all(number::ATTRIBUTE_NAME).next()?.text()?,
+            number: all(number::ATTRIBUTE_INT).next().and_then(Field::number),
+            numbers: all(number::ATTRIBUTE_INTS).map(Field::number).collect::<Option<_>>()?,
+        })
+    }
+
+    /// Whether it is of a convolution that kernels compute.
+    fn is_convs(&self) -> bool {
+        match self.name {
+            "kernel_shape" | "strides" | "dilations" => {
+                self.numbers.len() == 2 && self.numbers.iter().all(|n| *n > 0)
+            }
+            "pads" => self.numbers.len() == 4 && self.numbers.iter().all(|n| *n >= 0),
+            _ => false,
+        }
+    }
+
+    /// Whether it is of a convolution that Winograd's algorithm computes.
+    fn is_winograds(&self) -> bool {
+        match self.name {
+            "kernel_shape" => self.numbers == [3; 2],
+            "strides" | "dilations" => self.numbers == [1; 2],
+            _ => self.is_convs(),
+        }
+    }
+}
+
+/// The model with what kernels compute exchanged; none where there is nothing of that kind. `has_bf16` says that the
+/// processor multiplies bf16 faster than f32.
+pub(super) fn model(bytes: &[u8], has_bf16: bool) -> Option<Vec<u8>> {
     let (fields, mut out) = (fields(bytes)?, Vec::with_capacity(bytes.len()));
     fields.iter().find(|field| field.number == number::MODEL_GRAPH)?;
+    let is_bf16 =
+        fields.iter().any(|field| field.number == number::MODEL_METADATA && says_bf16(field).is_some());
     for field in fields {
         match field.number {
-            number::MODEL_GRAPH => put_bytes(&mut out, number::MODEL_GRAPH, &graph(field.bytes()?)?),
+            number::MODEL_GRAPH => {
+                put_bytes(&mut out, number::MODEL_GRAPH, &graph(field.bytes()?, is_bf16, has_bf16)?);
+            }
             _ => out.extend_from_slice(field.raw),
         }
     }
@@ -49,67 +153,142 @@ pub(super) fn model(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn graph(bytes: &[u8]) -> Option<Vec<u8>> {
+/// Whether an entry of the metadata asks for products of bf16.
+fn says_bf16(entry: &Field<'_>) -> Option<()> {
+    let fields = fields(entry.bytes()?)?;
+    let text = |number| fields.iter().find(|field| field.number == number)?.text();
+    (text(number::ENTRY_KEY)? == PRODUCTS_KEY && text(number::ENTRY_VALUE)? == "bf16").then_some(())
+}
+
+fn graph(bytes: &[u8], is_bf16: bool, has_bf16: bool) -> Option<Vec<u8>> {
     let fields = fields(bytes)?;
-    let tensors = fields.iter().filter(|field| field.number == number::GRAPH_INITIALIZER);
-    let weights: Weights<'_> = tensors.filter_map(|field| weight(field.bytes()?)).collect();
-    let (mut out, mut n_exchanged) = (Vec::with_capacity(bytes.len()), 0);
-    for field in &fields {
-        match field
-            .bytes()
-            .filter(|_| field.number == number::GRAPH_NODE)
-            .and_then(|node| exchanged(node, &weights))
-        {
-            Some(node) => {
-                n_exchanged += 1;
-                put_bytes(&mut out, number::GRAPH_NODE, &node);
-            }
+    let nodes: Vec<Option<Node<'_>>> = fields
+        .iter()
+        .map(|field| field.bytes().filter(|_| field.number == number::GRAPH_NODE).and_then(Node::new))
+        .collect();
+    let known = Known { weights: weights(&fields, &nodes), is_bf16, has_bf16 };
+    let exchanged: Vec<Option<Vec<u8>>> =
+        nodes.iter().map(|node| node.as_ref().and_then(|node| known.exchanged(node))).collect();
+    if exchanged.iter().all(Option::is_none) {
+        return None;
+    }
+    let unread = unread(&fields, &nodes, &exchanged, &known);
+    let mut out = Vec::with_capacity(bytes.len());
+    for ((field, node), exchanged) in fields.iter().zip(&nodes).zip(exchanged) {
+        match exchanged {
+            Some(bytes) => put_bytes(&mut out, number::GRAPH_NODE, &bytes),
+            None if node.as_ref().and_then(Node::output).is_some_and(|name| unread.contains(name)) => {}
             None => out.extend_from_slice(field.raw),
         }
     }
-    (n_exchanged > 0).then_some(out)
-}
-
-fn weight(tensor: &[u8]) -> Option<(&str, Vec<i64>)> {
-    let fields = fields(tensor)?;
-    let first = |number| fields.iter().find(move |field| field.number == number);
-    let dims = fields.iter().filter(|field| field.number == number::TENSOR_DIMS);
-    let is_float = first(number::TENSOR_TYPE)?.number() == Some(FLOAT);
-    let name = first(number::TENSOR_NAME)?.text().filter(|_| is_float)?;
-    Some((name, dims.map(Field::number).collect::<Option<_>>()?))
-}
-
-/// The node as one of kiln's, where a kernel computes it.
-fn exchanged(node: &[u8], weights: &Weights<'_>) -> Option<Vec<u8>> {
-    let fields = fields(node)?;
-    let all = |number| fields.iter().filter(move |field| field.number == number);
-    let is_standard = all(number::NODE_DOMAIN).all(|domain| domain.bytes().is_some_and(<[u8]>::is_empty));
-    if !is_standard || all(number::NODE_OPERATOR).next()?.text() != Some("Conv") {
-        return None;
-    }
-    let weight = weights.get(all(number::NODE_INPUT).nth(1)?.text()?)?;
-    let is_fit = all(number::NODE_ATTRIBUTE).all(|field| field.bytes().is_some_and(is_winograds));
-    if weight.len() != 4 || weight[2..] != [3, 3] || !is_fit {
-        return None;
-    }
-    let kept =
-        fields.iter().filter(|field| ![number::NODE_OPERATOR, number::NODE_DOMAIN].contains(&field.number));
-    let mut out: Vec<u8> = kept.flat_map(|field| field.raw).copied().collect();
-    put_bytes(&mut out, number::NODE_OPERATOR, conv::Conv::NAME.as_bytes());
-    put_bytes(&mut out, number::NODE_DOMAIN, DOMAIN.as_bytes());
     Some(out)
 }
 
-/// Whether an attribute is one that Winograd's algorithm knows, with a value that it computes.
-fn is_winograds(attribute: &[u8]) -> bool {
-    let Some(fields) = fields(attribute) else { return false };
-    let name = fields.iter().find(|field| field.number == number::ATTRIBUTE_NAME).and_then(Field::text);
-    let numbers = || fields.iter().filter(|field| field.number == number::ATTRIBUTE_INTS).map(Field::number);
-    match name {
-        Some("kernel_shape") => numbers().eq([Some(3); 2]),
-        Some("strides" | "dilations") => numbers().eq([Some(1); 2]),
-        Some("pads") => numbers().count() == 4 && numbers().all(|n| n.is_some_and(|n| n >= 0)),
-        _ => false,
+/// Weights in f32, and those in bf16 under the name of what makes them f32.
+fn weights<'a>(fields: &[Field<'a>], nodes: &[Option<Node<'a>>]) -> HashMap<&'a str, Weight<'a>> {
+    let tensors = fields.iter().filter(|field| field.number == number::GRAPH_INITIALIZER);
+    let (mut found, mut halves) = (HashMap::new(), HashMap::new());
+    for weight in tensors.filter_map(|field| weight(field.bytes()?)) {
+        match weight.stored {
+            Stored::F32 => found.insert(weight.name, weight),
+            Stored::Bf16 => halves.insert(weight.name, weight),
+        };
+    }
+    let casts = nodes.iter().flatten().filter(|node| {
+        node.operator() == Some("Cast") && node.has(|cast| cast.name != "to" || cast.number == Some(FLOAT))
+    });
+    for cast in casts {
+        if let (Some(name), Some(weight)) = (cast.output(), cast.input(0).and_then(|name| halves.get(name))) {
+            found.insert(name, Weight { name: weight.name, stored: weight.stored, dims: weight.dims.clone() });
+        }
+    }
+    found
+}
+
+fn weight(tensor: &[u8]) -> Option<Weight<'_>> {
+    let fields = fields(tensor)?;
+    let first = |number| fields.iter().find(move |field| field.number == number);
+    let dims = fields.iter().filter(|field| field.number == number::TENSOR_DIMS);
+    let stored = match first(number::TENSOR_TYPE)?.number()? {
+        FLOAT => Stored::F32,
+        BFLOAT16 => Stored::Bf16,
+        _ => return None,
+    };
+    let dims = dims.map(Field::number).collect::<Option<_>>()?;
+    Some(Weight { name: first(number::TENSOR_NAME)?.text()?, stored, dims })
+}
+
+/// Weights in f32 that no node makes use of any more, because those that did read them in bf16.
+fn unread<'a>(
+    fields: &[Field<'a>],
+    nodes: &[Option<Node<'a>>],
+    exchanged: &[Option<Vec<u8>>],
+    known: &Known<'a>,
+) -> HashSet<&'a str> {
+    let is_half = |(_, weight): &(&&str, &Weight<'_>)| weight.stored == Stored::Bf16;
+    let mut unread: HashSet<&str> = known.weights.iter().filter(is_half).map(|(name, _)| *name).collect();
+    for (node, exchanged) in nodes.iter().zip(exchanged) {
+        let inputs = node.iter().flat_map(|node| node.all(number::NODE_INPUT).filter_map(Field::text));
+        // Of an exchanged node, all but its weight, which is the second.
+        let read = inputs.enumerate().filter(|(at, _)| exchanged.is_none() || *at != 1);
+        read.for_each(|(_, name)| {
+            unread.remove(name);
+        });
+    }
+    for output in fields.iter().filter(|field| field.number == number::GRAPH_OUTPUT) {
+        let parts = output.bytes().and_then(super::wire::fields).unwrap_or_default();
+        if let Some(name) = parts.iter().find(|part| part.number == number::VALUE_NAME).and_then(Field::text) {
+            unread.remove(name);
+        }
+    }
+    unread
+}
+
+impl Known<'_> {
+    /// The node as one of kiln's, where a kernel computes it.
+    fn exchanged(&self, node: &Node<'_>) -> Option<Vec<u8>> {
+        let operator = node.operator()?;
+        let weight = self.weights.get(node.input(1)?)?;
+        let is_halves = weight.stored == Stored::Bf16;
+        if is_halves && !self.is_bf16 {
+            return None;
+        }
+        let name = match (operator, weight.dims.as_slice()) {
+            ("Conv", [_, _, 3, 3]) if node.has(|attribute| attribute.is_winograds()) => conv::Conv::name_of(weight.stored),
+            ("Conv", [_, _, _, _]) if is_halves && self.has_bf16 && node.has(|attribute| attribute.is_convs()) => {
+                conv::Conv::name_of(weight.stored)
+            }
+            ("Gemm", [n, _]) if is_halves && self.has_bf16 && self.is_linear(node, *n) => linear::Linear::NAME,
+            _ => return None,
+        };
+        let mut out = Vec::new();
+        let mut n_inputs = 0;
+        for field in &node.fields {
+            match field.number {
+                number::NODE_OPERATOR | number::NODE_DOMAIN | number::NODE_ATTRIBUTE
+                    if name == linear::Linear::NAME || field.number != number::NODE_ATTRIBUTE => {}
+                number::NODE_INPUT => {
+                    let is_weight = n_inputs == 1;
+                    n_inputs += 1;
+                    match is_weight {
+                        true => put_bytes(&mut out, number::NODE_INPUT, weight.name.as_bytes()),
+                        false => out.extend_from_slice(field.raw),
+                    }
+                }
+                _ => out.extend_from_slice(field.raw),
+            }
+        }
+        put_bytes(&mut out, number::NODE_OPERATOR, name.as_bytes());
+        put_bytes(&mut out, number::NODE_DOMAIN, DOMAIN.as_bytes());
+        Some(out)
+    }
+
+    /// Whether a `Gemm` is a linear layer of `n` features, as checkpoints store its weights.
+    fn is_linear(&self, gemm: &Node<'_>, n: i64) -> bool {
+        let is_transposed = gemm.all(number::NODE_ATTRIBUTE).count() == 1
+            && gemm.has(|attribute| attribute.name == "transB" && attribute.number == Some(1));
+        let has_bias = |name: &str| self.weights.get(name).is_some_and(|bias| bias.dims == [n]);
+        is_transposed && gemm.input(2).is_none_or(|name| name.is_empty() || has_bias(name))
     }
 }
 
@@ -158,7 +337,7 @@ mod tests {
     #[test]
     fn a_convolution_of_3x3_is_exchanged_and_the_rest_stays() {
         let weight = tensor("w", 1, &[8, 4, 3, 3]);
-        let found = model(&with(&node("Conv", "", &usual()), &weight)).expect("a model");
+        let found = model(&with(&node("Conv", "", &usual()), &weight), true).expect("a model");
         let fields = fields(&found).expect("a message");
         let numbers: Vec<u32> = fields.iter().map(|field| field.number).collect();
         assert_eq!(numbers, [2, number::MODEL_GRAPH, number::MODEL_OPSET]);
@@ -167,12 +346,12 @@ mod tests {
         let texts: Vec<&str> = node.iter().filter_map(Field::text).collect();
         assert_eq!((&texts[..3], &texts[texts.len() - 2..]), (&["x", "w", "y"][..], &["Conv", DOMAIN][..]));
         assert_eq!((graph[1].text(), graph[2].bytes()), (Some("name"), Some(weight.as_slice())));
-        assert_eq!(model(&found), None);
+        assert_eq!(model(&found, true), None);
     }
 
     #[test]
     fn what_kernels_do_not_compute_stays() {
-        assert_eq!(model(&[]), None);
+        assert_eq!(model(&[], true), None);
         let weight = tensor("w", 1, &[8, 4, 3, 3]);
         let other = |attribute: Vec<u8>| node("Conv", "", &[usual(), vec![attribute]].concat());
         for node in [
@@ -184,7 +363,7 @@ mod tests {
             other(message(&[(number::ATTRIBUTE_NAME, b"group")])),
             other(message(&[(number::ATTRIBUTE_NAME, b"auto_pad")])),
         ] {
-            assert_eq!(model(&with(&node, &weight)), None);
+            assert_eq!(model(&with(&node, &weight), true), None);
         }
         let conv = node("Conv", "", &usual());
         for weight in [
@@ -193,21 +372,21 @@ mod tests {
             tensor("w", 1, &[8, 4, 3]),
             tensor("v", 1, &[8, 4, 3, 3]),
         ] {
-            assert_eq!(model(&with(&conv, &weight)), None);
+            assert_eq!(model(&with(&conv, &weight), true), None);
         }
     }
 
     proptest! {
         #[test]
         fn bytes_that_are_no_model_stay(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            let _ = model(&bytes);
+            let _ = model(&bytes, true);
         }
 
         #[test]
         fn a_model_that_is_cut_is_none(end in 0..200usize) {
             let whole = with(&node("Conv", "", &usual()), &tensor("w", 1, &[8, 4, 3, 3]));
             let cut = &whole[..end.min(whole.len() - 1)];
-            prop_assert!(model(cut).is_none());
+            prop_assert!(model(cut, true).is_none());
         }
     }
 }
