@@ -25,12 +25,19 @@ pub struct Component {
     /// The checkpoint's weights on which no output depends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread_weights: Vec<String>,
-    /// Type that it computes in.
+    /// Type that it computes in; on a processor, bf16 is that of products' factors, and sums and all else are f32.
     pub precision: String,
     /// What it reads.
     pub inputs: Vec<PortInfo>,
     /// What it makes.
     pub outputs: Vec<PortInfo>,
+}
+
+impl Component {
+    /// Whether factors of its products are rounded to bf16.
+    pub fn multiplies_bf16(&self) -> bool {
+        self.precision == "bf16"
+    }
 }
 
 /// What a component does in a pipeline.

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, SealKey};
+use kiln_bundle::{Bundle, Component, SealKey};
 use kiln_runtime::{Backend, Backends, Device, Error, Event, Place, Reference, Watch};
 use serde_json::json;
 
@@ -30,13 +30,14 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
+    let max_drift = max_drift(&bundle, args);
     let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let verification = watched(|watch| match pipeline.verify(&reference, watch) {
         Err(error) if error.is_overflow() => Err(Failure::differs(error.to_string())),
         result => Ok(result?),
     })?;
     let is_close = verification.psnr.is_none_or(|psnr| psnr >= args.min_psnr);
-    let passes = verification.drift <= args.max_drift && is_close && !verification.is_flat;
+    let passes = verification.drift <= max_drift && is_close && !verification.is_flat;
     if args.json {
         let mut report = json!(verification);
         report["passes"] = json!(passes);
@@ -50,12 +51,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
     match verification {
         found if found.is_flat => Err(Failure::differs("the picture is of one colour")),
-        found if found.drift <= args.max_drift && !is_close => {
+        found if found.drift <= max_drift && !is_close => {
             let psnr = found.psnr.unwrap_or(f64::INFINITY);
             Err(Failure::differs(format!("the picture's PSNR of {psnr:.1} dB is under {}", args.min_psnr)))
         }
         found if !passes => {
-            let (drift, max) = (found.drift, args.max_drift);
+            let (drift, max) = (found.drift, max_drift);
             let (difference, made_by) = (found.max_difference, reference.backend());
             Err(Failure::differs(format!(
                 "drift {drift:.2e} is over {max:e} (largest difference {difference:.2e}; reference by {made_by})"
@@ -63,6 +64,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// The drift that is allowed: processors round to bf16 alike, and add what they multiply in other orders and precisions.
+fn max_drift(bundle: &Bundle, args: &VerifyArgs) -> f64 {
+    let has_bf16 = bundle.manifest().components.values().any(Component::multiplies_bf16);
+    args.max_drift.unwrap_or(if has_bf16 { 0.02 } else { 1e-3 })
 }
 
 /// Compares a bundle's components with those of another.
@@ -86,11 +93,12 @@ fn against(
             (found()?, expected)
         }
     };
+    let max_drift = max_drift(&bundle, args);
     let mut found = models::pipeline(bundle, found)?;
     let mut expected = models::pipeline(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;
     let worst = drifts.iter().map(|(_, drift)| *drift).fold(0.0, f64::max);
-    let passes = worst <= args.max_drift;
+    let passes = worst <= max_drift;
     if args.json {
         let components: serde_json::Map<_, _> =
             drifts.iter().map(|(role, drift)| (role.to_string(), json!(drift))).collect();
@@ -102,7 +110,7 @@ fn against(
     }
     match passes {
         true => Ok(()),
-        false => Err(Failure::differs(format!("drift {worst:.2e} is over {:e}", args.max_drift))),
+        false => Err(Failure::differs(format!("drift {worst:.2e} is over {max_drift:e}"))),
     }
 }
 

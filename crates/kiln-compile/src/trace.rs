@@ -384,7 +384,7 @@ impl<'a, 'o> Tracer<'a, 'o> {
         let changes = self.plan.changes(owner).cloned();
         let policy = self.policy.precision.clone();
         let precision = self.precisions.get(&owner).cloned().unwrap_or(policy);
-        let compute = precision.compute;
+        let compute = precision.products.unwrap_or(precision.compute);
         let models = emit(&graph, &EmitPolicy { cuts, precision, ..self.policy.clone() })?;
         self.traced.push(Traced {
             name,

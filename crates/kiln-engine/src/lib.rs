@@ -71,6 +71,11 @@ pub trait Backend: Send + Sync {
         Format::Onnx
     }
 
+    /// Whether it runs models whose weights are in bf16.
+    fn reads_bf16(&self) -> bool {
+        true
+    }
+
     /// Whether it holds the matrix of all scores of an attention even where the model has it as one operator.
     fn holds_scores(&self) -> bool {
         false

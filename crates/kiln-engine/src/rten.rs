@@ -40,6 +40,10 @@ impl Backend for Rten {
         Some(format!("{} {:?}", self.name(), self.threads))
     }
 
+    fn reads_bf16(&self) -> bool {
+        false
+    }
+
     fn holds_scores(&self) -> bool {
         true
     }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, SealKey, Target};
+use kiln_bundle::{Bundle, Component, SealKey, Target};
 use kiln_engine::{Backend, Format};
 
 use super::Pipeline;
@@ -141,7 +141,11 @@ impl PipelineBuilder {
 pub(super) fn check_target(bundle: &Bundle, backend: &dyn Backend, key: Option<&SealKey>) -> Result<(), Error> {
     let target = bundle.manifest().target;
     let refuse = |reason: String| Err(Error::Target { path: bundle.root().into(), target, reason });
+    let has_bf16 = || bundle.manifest().components.values().any(Component::multiplies_bf16);
     match (target, backend.format()) {
+        (Target::Cpu, Format::Onnx) if !backend.reads_bf16() && has_bf16() => {
+            refuse(format!("{} reads no weights in bf16", backend.name()))
+        }
         (Target::Cpu, Format::Onnx) | (Target::Cuda, Format::OnnxForCuda) => Ok(()),
         (Target::TensorrtRtx, Format::TensorRtRtx) | (Target::Tensorrt, Format::TensorRt) => match key {
             Some(key) => Ok(bundle.check_seal(key)?),

@@ -254,8 +254,12 @@ impl Known<'_> {
             return None;
         }
         let name = match (operator, weight.dims.as_slice()) {
-            ("Conv", [_, _, 3, 3]) if node.has(|attribute| attribute.is_winograds()) => conv::Conv::name_of(weight.stored),
-            ("Conv", [_, _, _, _]) if is_halves && self.has_bf16 && node.has(|attribute| attribute.is_convs()) => {
+            ("Conv", [_, _, 3, 3]) if node.has(|attribute| attribute.is_winograds()) => {
+                conv::Conv::name_of(weight.stored)
+            }
+            ("Conv", [_, _, _, _])
+                if is_halves && self.has_bf16 && node.has(|attribute| attribute.is_convs()) =>
+            {
                 conv::Conv::name_of(weight.stored)
             }
             ("Gemm", [n, _]) if is_halves && self.has_bf16 && self.is_linear(node, *n) => linear::Linear::NAME,
@@ -347,6 +351,75 @@ mod tests {
         assert_eq!((&texts[..3], &texts[texts.len() - 2..]), (&["x", "w", "y"][..], &["Conv", DOMAIN][..]));
         assert_eq!((graph[1].text(), graph[2].bytes()), (Some("name"), Some(weight.as_slice())));
         assert_eq!(model(&found, true), None);
+    }
+
+    /// A model that asks for products of bf16, with a layer whose weights are `w`, and what else reads `v` if need be.
+    fn of_halves(layer: &[u8], others: &[Vec<u8>], dims: &[u64]) -> Vec<u8> {
+        let mut cast = message(&[(1, b"w"), (2, b"v"), (number::NODE_OPERATOR, b"Cast")]);
+        let mut to = message(&[(number::ATTRIBUTE_NAME, b"to")]);
+        put(&mut to, number::ATTRIBUTE_INT, 1);
+        put_bytes(&mut cast, number::NODE_ATTRIBUTE, &to);
+        let mut graph = message(&[(number::GRAPH_NODE, &cast), (number::GRAPH_NODE, layer)]);
+        others.iter().for_each(|node| put_bytes(&mut graph, number::GRAPH_NODE, node));
+        put_bytes(&mut graph, number::GRAPH_INITIALIZER, &tensor("w", 16, dims));
+        put_bytes(&mut graph, number::GRAPH_INITIALIZER, &tensor("b", 1, &dims[..1]));
+        let entry = message(&[(number::ENTRY_KEY, PRODUCTS_KEY.as_bytes()), (number::ENTRY_VALUE, b"bf16")]);
+        message(&[(number::MODEL_GRAPH, &graph), (number::MODEL_METADATA, &entry)])
+    }
+
+    fn gemm(attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = message(&[(1, b"x"), (1, b"v"), (1, b"b"), (2, b"y"), (number::NODE_OPERATOR, b"Gemm")]);
+        attributes.iter().for_each(|attribute| put_bytes(&mut out, number::NODE_ATTRIBUTE, attribute));
+        out
+    }
+
+    fn trans_b(value: u64) -> Vec<u8> {
+        let mut out = message(&[(number::ATTRIBUTE_NAME, b"transB")]);
+        put(&mut out, number::ATTRIBUTE_INT, value);
+        out
+    }
+
+    /// Texts of the nodes of a model.
+    fn nodes(model: &[u8]) -> Vec<Vec<String>> {
+        let fields = fields(model).expect("a message");
+        let graph = fields.iter().find(|field| field.number == number::MODEL_GRAPH).expect("a graph");
+        let parts = super::fields(graph.bytes().expect("bytes")).expect("a message");
+        let nodes = parts.iter().filter(|part| part.number == number::GRAPH_NODE);
+        let texts = |node: &Field<'_>| {
+            let fields = super::fields(node.bytes().expect("bytes")).expect("a message");
+            let kept = fields.iter().filter(|field| field.number != number::NODE_ATTRIBUTE);
+            kept.filter_map(|field| field.text().map(str::to_owned)).collect()
+        };
+        nodes.map(texts).collect()
+    }
+
+    #[test]
+    fn layers_with_weights_in_bf16_read_them_as_they_lie() {
+        let linear = of_halves(&gemm(&[trans_b(1)]), &[], &[8, 4]);
+        let found = model(&linear, true).expect("a model");
+        assert_eq!(nodes(&found), [["x", "w", "b", "y", linear::Linear::NAME, DOMAIN]]);
+        let mut strided = message(&[(1, b"x"), (1, b"v"), (2, b"y"), (number::NODE_OPERATOR, b"Conv")]);
+        put_bytes(&mut strided, number::NODE_ATTRIBUTE, &ints("strides", &[2, 2]));
+        let found = model(&of_halves(&strided, &[], &[8, 4, 3, 3]), true).expect("a model");
+        assert_eq!(nodes(&found), [["x", "w", "y", conv::Conv::name_of(Stored::Bf16), DOMAIN]]);
+    }
+
+    #[test]
+    fn weights_that_others_read_in_f32_are_made_f32_for_them() {
+        let other = message(&[(1, b"v"), (2, b"z"), (number::NODE_OPERATOR, b"Identity")]);
+        let found = model(&of_halves(&gemm(&[trans_b(1)]), &[other], &[8, 4]), true).expect("a model");
+        assert_eq!(nodes(&found).len(), 3, "{:?}", nodes(&found));
+    }
+
+    #[test]
+    fn products_stay_of_f32_where_the_model_or_the_processor_wants_it() {
+        let whole = of_halves(&gemm(&[trans_b(1)]), &[], &[8, 4]);
+        assert_eq!(model(&whole, false), None, "the processor has no bf16");
+        let unsaid = &whole[..whole.len() - 2 - PRODUCTS_KEY.len() - 2 - 6];
+        assert_eq!(model(unsaid, true), None, "the model does not ask");
+        for attributes in [vec![], vec![trans_b(0)], vec![trans_b(1), ints("alpha", &[2])]] {
+            assert_eq!(model(&of_halves(&gemm(&attributes), &[], &[8, 4]), true), None);
+        }
     }
 
     #[test]
