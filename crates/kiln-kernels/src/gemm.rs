@@ -14,8 +14,13 @@ use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
 use crate::weights::PANEL;
 use crate::{Element, Error, Isa, Weights};
 
-/// Rows of the largest block.
-pub(crate) const BLOCK: usize = 96;
+/// Rows of the largest block: with AMX two of its tiles, so that a block and a panel are in L1.
+fn most_rows(isa: Isa, products: Element) -> usize {
+    match (isa, products) {
+        (Isa::Amx, Element::Bf16) => 64,
+        _ => 96,
+    }
+}
 /// Panels whose sums a block keeps.
 const MAX_PANELS: usize = 40;
 
@@ -41,17 +46,20 @@ pub(crate) struct Blocks {
     k: usize,
     products: Element,
     panels: usize,
+    /// Rows of the largest block.
+    block: usize,
     row_blocks: usize,
     groups: usize,
 }
 
 impl Blocks {
     /// Blocks of `rows` x `n` outputs for as many lanes: several items a lane where there are as many.
-    pub(crate) fn new(rows: usize, [n, k]: [usize; 2], products: Element, lanes: usize) -> Self {
+    pub(crate) fn new(isa: Isa, rows: usize, [n, k]: [usize; 2], products: Element, lanes: usize) -> Self {
         let panels = n.div_ceil(PANEL);
-        let row_blocks = rows.div_ceil(BLOCK);
+        let block = most_rows(isa, products);
+        let row_blocks = rows.div_ceil(block);
         let wanted = lanes.saturating_mul(4).div_ceil(row_blocks).min(panels);
-        Self { rows, k, products, panels, row_blocks, groups: panels.div_ceil(MAX_PANELS).max(wanted) }
+        Self { rows, k, products, panels, block, row_blocks, groups: panels.div_ceil(MAX_PANELS).max(wanted) }
     }
 
     fn group_panels(&self) -> usize {
@@ -60,7 +68,7 @@ impl Blocks {
 
     /// Words that a lane needs.
     fn lane_words(&self) -> Result<usize, Error> {
-        product(&[BLOCK, ROW + self.group_panels() * PANEL])
+        product(&[self.block, ROW + self.group_panels() * PANEL])
     }
 
     /// Words of a panel.
@@ -133,7 +141,7 @@ impl<R: Rows> Kernel for Gemm<'_, R> {
         let rows = part(self.blocks.rows, self.blocks.row_blocks, item % self.blocks.row_blocks);
         let panels = part(self.blocks.panels, self.blocks.groups, item / self.blocks.row_blocks);
         let block = self.scratch.at(lane * self.lane_words);
-        let sums = block.wrapping_add(BLOCK * ROW);
+        let sums = block.wrapping_add(self.blocks.block * ROW);
         // SAFETY: the lane's part of the scratch is a block and sums; the item's rows and panels are its own.
         unsafe {
             self.sum::<S>(rows.clone(), panels.clone(), block, sums);

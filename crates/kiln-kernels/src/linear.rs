@@ -46,7 +46,7 @@ impl Linear {
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
         self.lengths()?;
         let sizes = [self.out_features, self.in_features];
-        Ok(Blocks::new(self.rows, sizes, self.products, lanes.max(1)))
+        Ok(Blocks::new(self.isa, self.rows, sizes, self.products, lanes.max(1)))
     }
 
     /// Elements of the input and the output.
