@@ -36,7 +36,7 @@ def arguments():
     parser.add_argument("--each", type=int, default=1, help=f"pictures of each of {MANY} clients in a round")
     parser.add_argument("--overhead", type=int, default=20, help="jobs in a round that measure kiln's overhead")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--side", type=int, default=64, help="of the pictures; 64 is the small model's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rest", type=float, default=1, help="seconds before each round")
     parser.add_argument("--json", help="a file for the figures")
