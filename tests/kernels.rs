@@ -84,6 +84,8 @@ fn products_of_bf16_halve_the_bundle_and_keep_the_picture_on_every_processor() {
         let mut verify = kiln(&["verify", &rounded], work.path());
         succeed(verify.env("KILN_KERNELS", kernels));
     }
+    let cuda = ["compile", &shapes, "--precision", "bf16", "--target", "cuda"];
+    fail(&mut kiln(&cuda, work.path()), 2, "precision: ONNX Runtime's CUDA provider has no kernels of bf16");
     let resident = draw(&rounded, "auto", &["--offload", "none", "--weights", "mapped"]);
     assert!(resident == draw(&rounded, "auto", &["--offload", "sequential"]), "offload changes no bit");
     let rten = kiln(&["generate", "--model", &rounded, "x", "--backend", "rten"], work.path());

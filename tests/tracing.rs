@@ -124,6 +124,28 @@ fn weights_stored_in_half_precision_compute_in_single() {
 }
 
 #[test]
+fn products_of_bf16_store_their_weights_in_it_and_no_others() {
+    let folder = scratch();
+    let bytes = |models: &[TracedModel]| -> u64 { models.iter().map(|model| model.weight_bytes).sum() };
+    let full = bytes(&traced(&TraceOptions::default(), folder.path()));
+    let of = |scopes: Vec<(String, ElementType)>, storage| {
+        let precision =
+            PrecisionPolicy { scopes, storage, ..PrecisionPolicy::with_products(ElementType::Bf16) };
+        let policy = EmitPolicy { precision, ..EmitPolicy::default() };
+        bytes(&check(&options(policy), &*onnxruntime(), 3e-2))
+    };
+    let rounded = of(vec![], None);
+    // Embeddings, norms and biases stay, and embeddings are the most of so small a model.
+    assert!(rounded < full && 2 * rounded > full, "{rounded} of {full}");
+    assert_eq!(
+        of(vec![], Some(ElementType::F16)),
+        rounded,
+        "what is no factor stays in the type it is used in"
+    );
+    assert!(of(vec![("mid_block".into(), ElementType::F32)], None) > rounded, "scopes that are kept");
+}
+
+#[test]
 fn segments_in_turn_compute_the_same() {
     let cuts = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0"];
     let cuts: Vec<String> = cuts.into_iter().map(Into::into).collect();

@@ -65,12 +65,26 @@ fn paths_are_relative_to_the_file() {
 }
 
 #[test]
+fn what_is_printed_says_the_same_in_another_folder() {
+    let work = scratch();
+    let line = succeed(&mut kiln(&["serve", "--new-key", "ann"], work.path()));
+    fs::write(work.path().join("keys.txt"), line).expect("a file");
+    fs::create_dir(work.path().join("below")).expect("a folder");
+    write(work.path(), "keys: keys.txt\n");
+    let printed = config(&["models.yaml"], &[], work.path());
+    fs::write(work.path().join("below/all.yaml"), serde_yaml::to_string(&printed).expect("YAML"))
+        .expect("a file");
+    assert_eq!(config(&["below/all.yaml"], &[], work.path()), printed);
+    assert!(printed["keys"].as_str().is_some_and(|keys| Path::new(keys).is_absolute()), "{printed}");
+}
+
+#[test]
 fn what_is_wrong_is_told_with_file_and_key() {
     let work = scratch();
     let cases = [
-        ("qeue: 7", "qeue: no flag of kiln serve is called so"),
-        ("print_config: true", "print_config: no flag of kiln serve is called so"),
-        ("new_key: ann", "new_key: no flag of kiln serve is called so"),
+        ("qeue: 7", "qeue: kiln serve has no such flag"),
+        ("print_config: true", "print_config: kiln serve has no such flag"),
+        ("new_key: ann", "new_key: kiln serve has no such flag"),
         ("queue: many", "queue: invalid value 'many' for '--queue <N>'"),
         ("queue: -1", "queue: invalid value '-1' for '--queue <N>'"),
         ("queue: [1, 2]", "queue: is not a text or a number"),

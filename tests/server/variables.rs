@@ -121,7 +121,10 @@ fn every_variable_sets_its_flag() {
     let printed = config(&[], &set);
     for (key, value) in expected {
         let value = if key == "keys" { json!(keys) } else { value };
-        assert_eq!(printed[&key], value, "{key}");
+        let is_path = |printed: &Value| {
+            printed.as_str().zip(value.as_str()).is_some_and(|(found, name)| Path::new(found).ends_with(name))
+        };
+        assert!(printed[&key] == value || is_path(&printed[&key]), "{key}: {}", printed[&key]);
     }
     let hosts = config(&[], &[("KILN_SERVE_ALLOW_HOST", "a.example,b.example")])["allow_host"].clone();
     let hosts: Vec<_> = hosts.as_array().expect("names").iter().take(2).cloned().collect();
@@ -147,7 +150,7 @@ fn a_flag_wins_over_its_variable_and_an_empty_one_is_unset() {
     let printed = config(&["--allow-origin", "https://b.example"], &origins);
     assert_eq!(printed["allow_origin"], json!(["https://b.example"]));
     let elsewhere = [("KILN_SERVE_ENGINE_CACHE", "here"), ("KILN_ENGINE_CACHE", "there")];
-    assert_eq!(config(&[], &elsewhere)["engine_cache"], "here");
+    assert!(config(&[], &elsewhere)["engine_cache"].as_str().is_some_and(|path| path.ends_with("/here")));
 }
 
 #[test]

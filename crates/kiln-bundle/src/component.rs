@@ -34,8 +34,8 @@ pub struct Component {
 }
 
 impl Component {
-    /// Whether factors of its products are rounded to bf16.
-    pub fn multiplies_bf16(&self) -> bool {
+    /// Whether it computes in bf16, or rounds factors of products to it.
+    pub fn is_bf16(&self) -> bool {
         self.precision == "bf16"
     }
 }

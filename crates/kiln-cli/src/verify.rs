@@ -30,7 +30,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
-    let max_drift = max_drift(&bundle, args);
+    let max_drift = max_drift([&bundle], args);
     let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let verification = watched(|watch| match pipeline.verify(&reference, watch) {
         Err(error) if error.is_overflow() => Err(Failure::differs(error.to_string())),
@@ -67,8 +67,9 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
 }
 
 /// The drift that is allowed: processors round to bf16 alike, and add what they multiply in other orders and precisions.
-fn max_drift(bundle: &Bundle, args: &VerifyArgs) -> f64 {
-    let has_bf16 = bundle.manifest().components.values().any(Component::multiplies_bf16);
+fn max_drift<const N: usize>(bundles: [&Bundle; N], args: &VerifyArgs) -> f64 {
+    let mut components = bundles.iter().flat_map(|bundle| bundle.manifest().components.values());
+    let has_bf16 = components.any(Component::is_bf16);
     args.max_drift.unwrap_or(if has_bf16 { 0.02 } else { 1e-3 })
 }
 
@@ -93,7 +94,7 @@ fn against(
             (found()?, expected)
         }
     };
-    let max_drift = max_drift(&bundle, args);
+    let max_drift = max_drift([&bundle, &other], args);
     let mut found = models::pipeline(bundle, found)?;
     let mut expected = models::pipeline(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;

@@ -90,8 +90,9 @@ pub struct PrecisionPolicy {
     /// Type that weights are stored in; `None` stores each in the type of its first use.
     pub storage: Option<ElementType>,
     /// Type that factors of convolutions and linear layers are rounded to, while sums and all else are computed as above.
-    /// Their weights are stored in it, outside of [`scopes`](Self::scopes), and the model asks for it in its metadata: a
-    /// runtime that does not know how computes as above.
+    /// Their weights are stored in it, outside of [`scopes`](Self::scopes), and all others in the type of their first use,
+    /// whatever [`storage`](Self::storage) says. The model asks for it in its metadata: a runtime that does not know how
+    /// computes as above.
     pub products: Option<ElementType>,
 }
 
@@ -113,11 +114,14 @@ impl PrecisionPolicy {
         PrecisionPolicy { products: Some(dtype), ..PrecisionPolicy::default() }
     }
 
-    /// Type that a weight of so many axes in `scope` is stored in, where its first use is in `used`.
-    pub(crate) fn stored(&self, scope: &str, n_axes: usize, used: ElementType) -> ElementType {
+    /// Type that a weight in `scope` is stored in, where its first use is in `used`; whether it is a factor of a product.
+    pub(crate) fn stored(&self, scope: &str, is_factor: bool, used: ElementType) -> ElementType {
         let is_kept = || self.scopes.iter().any(|(prefix, _)| is_inside(scope, prefix));
-        let factor = self.products.filter(|_| n_axes > 1 && !is_kept());
-        factor.or(self.storage).unwrap_or(used)
+        match self.products {
+            Some(products) if is_factor && !is_kept() => products,
+            Some(_) => used,
+            None => self.storage.unwrap_or(used),
+        }
     }
 
     pub(crate) fn in_scope(&self, scope: &str) -> ElementType {

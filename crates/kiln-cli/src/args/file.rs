@@ -7,14 +7,17 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, Error, ValueHint};
-use kiln_server::config::ModelsFile;
+use kiln_server::config::{ModelConfig, ModelsFile};
 use serde_json::Value;
 
-use super::variables::{blame, reason};
+use super::variables::{blame, command, reason};
 use super::{ACTIONS, SERVE};
+use crate::failure::Failure;
 
 /// A setting of the file, as words of the command line.
 struct Setting {
+    /// The flag.
+    id: String,
     key: String,
     words: Vec<OsString>,
 }
@@ -22,7 +25,7 @@ struct Setting {
 /// Parses `words`, to which the models file that they name, if any, adds flags that neither they nor the environment give.
 pub(super) fn parse(command: &Command, words: &[OsString]) -> Result<ArgMatches, Error> {
     let parse = |settings: &[Setting]| {
-        let at = words.iter().position(|word| word == SERVE).map_or(0, |at| at + 1);
+        let at = words.iter().skip(1).position(|word| word == SERVE).map_or(0, |at| at + 2);
         let added = settings.iter().flat_map(|setting| &setting.words);
         command.clone().try_get_matches_from(words[..at].iter().chain(added).chain(&words[at..]))
     };
@@ -50,20 +53,33 @@ fn settings(command: &Command, words: &[OsString]) -> Result<Option<(PathBuf, Ve
     };
     // A file that is wrong is told where it is read for its models.
     let Ok(file) = ModelsFile::read(path) else { return Ok(None) };
-    let Some(serve) = command.find_subcommand(SERVE) else { return Ok(None) };
-    let flags: BTreeMap<String, &Arg> =
-        serve.get_arguments().filter_map(|flag| Some((flag.get_long()?.replace('-', "_"), flag))).collect();
-    let mut settings = Vec::new();
-    for (key, value) in &file.settings {
-        let flag = flags.get(key).filter(|flag| !ACTIONS.contains(&flag.get_long().unwrap_or_default()));
-        let flag = flag.ok_or_else(|| refuse(path, key, "no flag of kiln serve is called so"))?;
-        let words = words_of(flag, value, path).map_err(|why| refuse(path, key, why))?;
-        let source = given.value_source(flag.get_id().as_str());
-        if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
-            settings.push(Setting { key: key.clone(), words });
-        }
-    }
+    let is_open = |setting: &Setting| {
+        let source = given.value_source(&setting.id);
+        !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+    };
+    let settings = read(command, path, &file)?.into_iter().filter(is_open).collect();
     Ok(Some((path.clone(), settings)))
+}
+
+/// What a models file says besides models, as flags that there are.
+fn read(command: &Command, path: &Path, file: &ModelsFile) -> Result<Vec<Setting>, Error> {
+    let serve = command.find_subcommand(SERVE).into_iter().flat_map(Command::get_arguments);
+    let flags: BTreeMap<String, &Arg> =
+        serve.filter_map(|flag| Some((flag.get_long()?.replace('-', "_"), flag))).collect();
+    let setting = |(key, value): (&String, &Value)| {
+        let flag = flags.get(key).filter(|flag| !ACTIONS.contains(&flag.get_long().unwrap_or_default()));
+        let flag = flag.ok_or_else(|| refuse(path, key, "kiln serve has no such flag"))?;
+        let words = words_of(flag, value, path).map_err(|why| refuse(path, key, why))?;
+        Ok(Setting { id: flag.get_id().to_string(), key: key.clone(), words })
+    };
+    file.settings.iter().map(setting).collect()
+}
+
+/// The models of a file, which says nothing besides that is wrong.
+pub(crate) fn models(path: &Path) -> Result<Vec<ModelConfig>, Failure> {
+    let file = ModelsFile::read(path)?;
+    read(&command(), path, &file).map_err(|error| Failure::usage(reason(&error)))?;
+    Ok(file.models)
 }
 
 /// Whether a path is that of a models file and not of a model.

@@ -30,7 +30,7 @@ pub(crate) use choices::{
 pub(crate) use compile::{
     CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,
 };
-pub(crate) use file::is_models_file;
+pub(crate) use file::{is_models_file, models};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,

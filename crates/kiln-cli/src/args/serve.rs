@@ -9,7 +9,7 @@ use super::{CacheArgs, CheckpointArgs, ExecutionArgs, OffloadChoice};
 /// The command's name.
 pub(crate) const SERVE: &str = "serve";
 
-/// Flags that are no settings.
+/// Flags that are not settings.
 pub(crate) const ACTIONS: [&str; 3] = ["help", "new-key", "print-config"];
 
 #[derive(Args, Clone)]

@@ -1,6 +1,9 @@
 //! What flags, environment and models file come to.
 
-use clap::{Arg, ArgAction, ArgMatches};
+use std::ffi::OsStr;
+use std::path::absolute;
+
+use clap::{Arg, ArgAction, ArgMatches, ValueHint};
 use kiln_server::ServerOptions;
 use kiln_server::config::ModelConfig;
 use serde_json::{Map, Value, json};
@@ -15,10 +18,18 @@ pub(super) fn print(options: &ServerOptions, models: &[ModelConfig]) -> Result<(
     config.insert("state".into(), json!(options.state));
     config.insert("allow_host".into(), json!(options.hosts));
     config.insert("queue_share".into(), json!(options.share));
+    let models: Vec<ModelConfig> = models.iter().cloned().map(from_anywhere).collect();
     config.insert("models".into(), serde_json::to_value(models).map_err(Failure::unexpected)?);
     let text = serde_yaml::to_string(&config).map_err(Failure::unexpected)?;
     output::data(text.trim_end());
     Ok(())
+}
+
+/// The model with paths that are the same from every folder.
+fn from_anywhere(mut model: ModelConfig) -> ModelConfig {
+    model.bundle = absolute(&model.bundle).unwrap_or(model.bundle);
+    model.loras.values_mut().for_each(|lora| *lora = absolute(&*lora).unwrap_or_else(|_| lora.clone()));
+    model
 }
 
 /// The flags as they stand on the command line, in the environment, in the models file, or by default.
@@ -34,7 +45,12 @@ fn flags() -> Result<Map<String, Value>, Failure> {
 
 fn value(flag: &Arg, given: &ArgMatches) -> Value {
     let id = flag.get_id().as_str();
-    let mut texts = given.get_raw(id).into_iter().flatten().map(|text| scalar(&text.to_string_lossy()));
+    let is_path = flag.get_value_hint() == ValueHint::AnyPath;
+    let text = |text: &OsStr| match absolute(text) {
+        Ok(path) if is_path => path.to_string_lossy().into(),
+        _ => scalar(&text.to_string_lossy()),
+    };
+    let mut texts = given.get_raw(id).into_iter().flatten().map(text);
     match flag.get_action() {
         ArgAction::SetTrue => given.get_flag(id).into(),
         ArgAction::Append => texts.collect(),

@@ -14,7 +14,7 @@ use kiln_bundle::Bundle;
 use kiln_bundle::fs::abandon;
 use kiln_compile::file_name;
 use kiln_runtime::{MemoryOptions, Pool};
-use kiln_server::config::{ModelConfig, ModelsFile};
+use kiln_server::config::ModelConfig;
 use kiln_server::http::Keys;
 use kiln_server::store::Retention;
 use kiln_server::{Runtime, Server, ServerOptions, WorkerOptions};
@@ -119,7 +119,7 @@ fn name_unknown_variables() {
 fn configs(args: &ServeArgs) -> Result<Vec<ModelConfig>, Failure> {
     let path = paths::model(args.models.as_ref())?;
     match args::is_models_file(&path) {
-        true => Ok(ModelsFile::read(&path)?.models),
+        true => args::models(&path),
         false => {
             Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(file_name(&path), path) }])
         }

@@ -23,6 +23,15 @@ impl TargetSpec {
     ) -> Result<TraceOptions, CompileError> {
         let (row, networks) = (TargetRow::of(self.target()), self.networks());
         let precision = &networks.precision;
+        let mut asked = precision.compute.iter().chain(precision.components.values());
+        if self.target() == Target::Cuda && asked.any(|compute| *compute == ElementType::Bf16) {
+            return Err(CompileError::Option {
+                path: checkpoint.root().into(),
+                reason: "precision: ONNX Runtime's CUDA provider has no kernels of bf16 for all operators"
+                    .into(),
+                hint: "f16 is the default for cuda".into(),
+            });
+        }
         let of = |compute: ElementType| PrecisionPolicy {
             norms: if row.norms_as_computed { compute } else { ElementType::F32 },
             scopes: precision.keep_f32.iter().map(|scope| (scope.clone(), ElementType::F32)).collect(),

@@ -22,14 +22,19 @@ pub(crate) use room::Room;
 /// free next is served more slowly.
 pub fn trim() {
     trim_tensors(0);
-    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
-    room::trim();
+    trim_scratch();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[expect(unsafe_code, reason = "a call into the C library")]
     // SAFETY: `malloc_trim` has no preconditions and may run on any thread.
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Gives back room for intermediate results of kiln's kernels that no operator uses now.
+pub fn trim_scratch() {
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "onnxruntime"))]
+    room::trim();
 }
 
 /// Most bytes that intermediate results of kiln's kernels took at once since [`reset_scratch_peak`]. They are not among

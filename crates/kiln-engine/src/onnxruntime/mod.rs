@@ -73,8 +73,8 @@ impl OnnxRuntime {
         }
         let environment = environment(&path, threads).map_err(refuse)?;
         environment.set_log_level(LogLevel::Fatal);
-        let suffix = if kernels.are_any() { "+kiln" } else { "" };
-        let version = format!("{}{suffix}", version(&path));
+        let suffix = kernels.name().map_or_else(String::new, |name| format!("+kiln-{name}"));
+        let version = version(&path) + &suffix;
         let n_threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let runtime = OnnxRuntime { environment, version, threads, n_threads, kernels };
         *opened = Some(Opened { path, runtime: runtime.clone() });

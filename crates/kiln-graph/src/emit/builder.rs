@@ -25,6 +25,8 @@ pub(super) struct Builder<'a> {
     outputs: Vec<ModelPort>,
     pub(super) n_attentions: usize,
     computed: HashMap<u64, (Value, ElementType)>,
+    /// Weights of convolutions and linear layers.
+    factors: HashSet<u64>,
     casts: HashMap<(Value, ElementType), Value>,
     flattened: HashMap<Value, Value>,
     sizes: HashMap<Dim, Value>,
@@ -49,6 +51,7 @@ impl<'a> Builder<'a> {
             outputs: Vec::new(),
             n_attentions: 0,
             computed: HashMap::new(),
+            factors: HashSet::new(),
             casts: HashMap::new(),
             flattened: HashMap::new(),
             sizes: HashMap::new(),
@@ -173,6 +176,12 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Values of a product's operands, of which the second is its weight.
+    pub(super) fn operands(&mut self, inputs: &[Tensor], dtype: ElementType) -> Result<Vec<Value>, TraceError> {
+        self.factors.insert(inputs[1].resolved().0.id);
+        inputs.iter().map(|input| self.value(input, dtype)).collect()
+    }
+
     /// A weight under a shape of its own, which must hold the same elements.
     pub(super) fn weight_as(
         &mut self,
@@ -193,7 +202,7 @@ impl<'a> Builder<'a> {
         if let Some((value, found)) = self.computed.get(&tensor.0.id).cloned() {
             return self.cast(&value, found, dtype);
         }
-        let stored = self.policy.precision.stored(&tensor.0.scope, dims.len(), dtype);
+        let stored = self.policy.precision.stored(&tensor.0.scope, self.factors.contains(&tensor.0.id), dtype);
         if self.names.insert(name.to_owned()) {
             self.weights.push(StoredWeight { name: name.into(), dtype: stored, dims: dims.to_vec() });
         }

@@ -196,9 +196,11 @@ fn distinct(mut cuts: Vec<Tensor>) -> Vec<Tensor> {
 fn spaced(order: &[Tensor], cuts: Vec<Tensor>, bytes: u64, policy: &EmitPolicy) -> Vec<Tensor> {
     let segment_of = assign(order, &cuts);
     let mut sizes = vec![0_u64; cuts.len() + 1];
+    let products = order.iter().filter(|node| matches!(node.0.op, Op::Conv2d { .. } | Op::Linear));
+    let factors: HashSet<u64> = products.map(|node| node.0.inputs[1].resolved().0.id).collect();
     for weight in order.iter().filter(|t| matches!(t.0.op, Op::Weight { .. })) {
         let precision = &policy.precision;
-        let dtype = precision.stored(&weight.0.scope, weight.shape().len(), weight.dtype(precision));
+        let dtype = precision.stored(&weight.0.scope, factors.contains(&weight.0.id), weight.dtype(precision));
         let n: u64 = weight.shape().iter().filter_map(Dim::fixed).product();
         sizes[segment_of[&weight.0.id]] += n * dtype.n_bytes() as u64;
     }

@@ -1,7 +1,8 @@
 //! AMX: products of bf16 pairs in tiles of 32 x 32, summed in f32 by `tdpbf16ps`.
 //!
 //! The layouts are those of `vdpbf16ps`: a row's words are a tile's row, and 16 steps of a panel a tile of the right factor.
-//! Tiles are written in assembly, because the intrinsics are not stable.
+//! Tiles are written in assembly, because the intrinsics are not stable. They live from one block of it to the next:
+//! a compiler that may not use AMX itself makes no use of tile registers in between.
 
 use std::arch::asm;
 use std::cell::Cell;

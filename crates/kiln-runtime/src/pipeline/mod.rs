@@ -188,7 +188,10 @@ impl Pipeline {
         let memory = self.engines.memory();
         // What a process holds that has drawn, beside engines. What does not draw from text alone is measured without.
         self.engines.set_memory(MemoryOptions { offload: Offload::Sequential, ..memory });
-        let _ = self.generate(&measure::first_request(&self.facts));
+        let first = measure::first_request(&self.facts);
+        if self.resolve(&first).is_ok() {
+            self.generate(&first)?;
+        }
         self.engines.set_memory(memory);
         measure::measure(&self.facts, &mut self.engines, progress)
     }

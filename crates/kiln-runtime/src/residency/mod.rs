@@ -274,7 +274,7 @@ impl Residency {
 
     /// Gives back memory of tensors before a segment runs.
     ///
-    /// Under sequential offload, idle memory and weights together stay below the weights of the largest segment. An
+    /// Under sequential offload, idle tensors and weights together stay below the weights of the largest segment. An
     /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
     fn trim(&self, component: &Component, i: usize) {
         if self.memory.offload == Offload::Sequential {

@@ -159,7 +159,7 @@ impl Pool {
     pub(super) fn trim(&self) {
         match self.shared.n_active.load(Relaxed) {
             0 | 1 => heap::trim(),
-            _ => heap::trim_tensors(u64::MAX),
+            _ => heap::trim_scratch(),
         }
     }
 

@@ -105,7 +105,7 @@ impl ConvKernel {
 }
 
 /// By the size of a picture alone: what a batch has besides does not change a picture's sums. Winograd's algorithm is never
-/// of bf16, in which it loses more than it saves; AMX needs it not.
+/// of bf16, in which it loses more than it saves, and AMX does not need it.
 fn plan(shape: &ConvShape, products: Element, isa: Isa) -> (Algorithm, Element) {
     let is_winograds = shape.kernel == [3; 2] && shape.stride == [1; 2] && shape.dilation == [1; 2];
     match shape.size.into_iter().min() {

@@ -37,9 +37,9 @@ impl Kernels {
     /// None: ONNX Runtime's own operators compute everything.
     pub const OFF: Kernels = Kernels { isa: None };
 
-    /// Whether there are any.
-    pub fn are_any(self) -> bool {
-        self.isa.is_some()
+    /// The name of their instructions; none where there are none.
+    pub fn name(self) -> Option<&'static str> {
+        self.isa.map(Isa::name)
     }
 }
 

@@ -52,9 +52,9 @@ struct Known<'a> {
     /// Weights by the name under which nodes read them in f32.
     weights: HashMap<&'a str, Weight<'a>>,
     /// Whether products are to be of bf16.
-    is_bf16: bool,
+    wants_bf16: bool,
     /// Whether the processor multiplies bf16 faster than f32.
-    has_bf16: bool,
+    cpu_has_bf16: bool,
 }
 
 /// A node.
@@ -111,7 +111,7 @@ impl<'a> Attribute<'a> {
     }
 
     /// Whether it is of a convolution that kernels compute.
-    fn is_convs(&self) -> bool {
+    fn fits_conv(&self) -> bool {
         match self.name {
             "kernel_shape" | "strides" | "dilations" => {
                 self.numbers.len() == 2 && self.numbers.iter().all(|n| *n > 0)
@@ -122,26 +122,26 @@ impl<'a> Attribute<'a> {
     }
 
     /// Whether it is of a convolution that Winograd's algorithm computes.
-    fn is_winograds(&self) -> bool {
+    fn fits_winograd(&self) -> bool {
         match self.name {
             "kernel_shape" => self.numbers == [3; 2],
             "strides" | "dilations" => self.numbers == [1; 2],
-            _ => self.is_convs(),
+            _ => self.fits_conv(),
         }
     }
 }
 
-/// The model with what kernels compute exchanged; none where there is nothing of that kind. `has_bf16` says that the
+/// The model with what kernels compute exchanged; none where there is nothing of that kind. `cpu_has_bf16` says that the
 /// processor multiplies bf16 faster than f32.
-pub(super) fn model(bytes: &[u8], has_bf16: bool) -> Option<Vec<u8>> {
+pub(super) fn model(bytes: &[u8], cpu_has_bf16: bool) -> Option<Vec<u8>> {
     let (fields, mut out) = (fields(bytes)?, Vec::with_capacity(bytes.len()));
     fields.iter().find(|field| field.number == number::MODEL_GRAPH)?;
-    let is_bf16 =
+    let wants_bf16 =
         fields.iter().any(|field| field.number == number::MODEL_METADATA && says_bf16(field).is_some());
     for field in fields {
         match field.number {
             number::MODEL_GRAPH => {
-                put_bytes(&mut out, number::MODEL_GRAPH, &graph(field.bytes()?, is_bf16, has_bf16)?);
+                put_bytes(&mut out, number::MODEL_GRAPH, &graph(field.bytes()?, wants_bf16, cpu_has_bf16)?);
             }
             _ => out.extend_from_slice(field.raw),
         }
@@ -160,13 +160,13 @@ fn says_bf16(entry: &Field<'_>) -> Option<()> {
     (text(number::ENTRY_KEY)? == PRODUCTS_KEY && text(number::ENTRY_VALUE)? == "bf16").then_some(())
 }
 
-fn graph(bytes: &[u8], is_bf16: bool, has_bf16: bool) -> Option<Vec<u8>> {
+fn graph(bytes: &[u8], wants_bf16: bool, cpu_has_bf16: bool) -> Option<Vec<u8>> {
     let fields = fields(bytes)?;
     let nodes: Vec<Option<Node<'_>>> = fields
         .iter()
         .map(|field| field.bytes().filter(|_| field.number == number::GRAPH_NODE).and_then(Node::new))
         .collect();
-    let known = Known { weights: weights(&fields, &nodes), is_bf16, has_bf16 };
+    let known = Known { weights: weights(&fields, &nodes), wants_bf16, cpu_has_bf16 };
     let exchanged: Vec<Option<Vec<u8>>> =
         nodes.iter().map(|node| node.as_ref().and_then(|node| known.exchanged(node))).collect();
     if exchanged.iter().all(Option::is_none) {
@@ -187,18 +187,18 @@ fn graph(bytes: &[u8], is_bf16: bool, has_bf16: bool) -> Option<Vec<u8>> {
 /// Weights in f32, and those in bf16 under the name of what makes them f32.
 fn weights<'a>(fields: &[Field<'a>], nodes: &[Option<Node<'a>>]) -> HashMap<&'a str, Weight<'a>> {
     let tensors = fields.iter().filter(|field| field.number == number::GRAPH_INITIALIZER);
-    let (mut found, mut halves) = (HashMap::new(), HashMap::new());
+    let (mut found, mut rounded) = (HashMap::new(), HashMap::new());
     for weight in tensors.filter_map(|field| weight(field.bytes()?)) {
         match weight.stored {
             Stored::F32 => found.insert(weight.name, weight),
-            Stored::Bf16 => halves.insert(weight.name, weight),
+            Stored::Bf16 => rounded.insert(weight.name, weight),
         };
     }
     let casts = nodes.iter().flatten().filter(|node| {
         node.operator() == Some("Cast") && node.has(|cast| cast.name != "to" || cast.number == Some(FLOAT))
     });
     for cast in casts {
-        if let (Some(name), Some(weight)) = (cast.output(), cast.input(0).and_then(|name| halves.get(name))) {
+        if let (Some(name), Some(weight)) = (cast.output(), cast.input(0).and_then(|name| rounded.get(name))) {
             found.insert(name, Weight { name: weight.name, stored: weight.stored, dims: weight.dims.clone() });
         }
     }
@@ -225,8 +225,8 @@ fn unread<'a>(
     exchanged: &[Option<Vec<u8>>],
     known: &Known<'a>,
 ) -> HashSet<&'a str> {
-    let is_half = |(_, weight): &(&&str, &Weight<'_>)| weight.stored == Stored::Bf16;
-    let mut unread: HashSet<&str> = known.weights.iter().filter(is_half).map(|(name, _)| *name).collect();
+    let is_bf16 = |(_, weight): &(&&str, &Weight<'_>)| weight.stored == Stored::Bf16;
+    let mut unread: HashSet<&str> = known.weights.iter().filter(is_bf16).map(|(name, _)| *name).collect();
     for (node, exchanged) in nodes.iter().zip(exchanged) {
         let inputs = node.iter().flat_map(|node| node.all(number::NODE_INPUT).filter_map(Field::text));
         // Of an exchanged node, all but its weight, which is the second.
@@ -249,20 +249,22 @@ impl Known<'_> {
     fn exchanged(&self, node: &Node<'_>) -> Option<Vec<u8>> {
         let operator = node.operator()?;
         let weight = self.weights.get(node.input(1)?)?;
-        let is_halves = weight.stored == Stored::Bf16;
-        if is_halves && !self.is_bf16 {
+        let is_bf16_weight = weight.stored == Stored::Bf16;
+        if is_bf16_weight && !self.wants_bf16 {
             return None;
         }
         let name = match (operator, weight.dims.as_slice()) {
-            ("Conv", [_, _, 3, 3]) if node.has(|attribute| attribute.is_winograds()) => {
+            ("Conv", [_, _, 3, 3]) if node.has(|attribute| attribute.fits_winograd()) => {
                 conv::Conv::name_of(weight.stored)
             }
             ("Conv", [_, _, _, _])
-                if is_halves && self.has_bf16 && node.has(|attribute| attribute.is_convs()) =>
+                if is_bf16_weight && self.cpu_has_bf16 && node.has(|attribute| attribute.fits_conv()) =>
             {
                 conv::Conv::name_of(weight.stored)
             }
-            ("Gemm", [n, _]) if is_halves && self.has_bf16 && self.is_linear(node, *n) => linear::Linear::NAME,
+            ("Gemm", [n, _]) if is_bf16_weight && self.cpu_has_bf16 && self.is_linear(node, *n) => {
+                linear::Linear::NAME
+            }
             _ => return None,
         };
         let mut out = Vec::new();
@@ -354,7 +356,7 @@ mod tests {
     }
 
     /// A model that asks for products of bf16, with a layer whose weights are `w`, and what else reads `v` if need be.
-    fn of_halves(layer: &[u8], others: &[Vec<u8>], dims: &[u64]) -> Vec<u8> {
+    fn of_bf16(layer: &[u8], others: &[Vec<u8>], dims: &[u64]) -> Vec<u8> {
         let mut cast = message(&[(1, b"w"), (2, b"v"), (number::NODE_OPERATOR, b"Cast")]);
         let mut to = message(&[(number::ATTRIBUTE_NAME, b"to")]);
         put(&mut to, number::ATTRIBUTE_INT, 1);
@@ -395,30 +397,30 @@ mod tests {
 
     #[test]
     fn layers_with_weights_in_bf16_read_them_as_they_lie() {
-        let linear = of_halves(&gemm(&[trans_b(1)]), &[], &[8, 4]);
+        let linear = of_bf16(&gemm(&[trans_b(1)]), &[], &[8, 4]);
         let found = model(&linear, true).expect("a model");
         assert_eq!(nodes(&found), [["x", "w", "b", "y", linear::Linear::NAME, DOMAIN]]);
         let mut strided = message(&[(1, b"x"), (1, b"v"), (2, b"y"), (number::NODE_OPERATOR, b"Conv")]);
         put_bytes(&mut strided, number::NODE_ATTRIBUTE, &ints("strides", &[2, 2]));
-        let found = model(&of_halves(&strided, &[], &[8, 4, 3, 3]), true).expect("a model");
+        let found = model(&of_bf16(&strided, &[], &[8, 4, 3, 3]), true).expect("a model");
         assert_eq!(nodes(&found), [["x", "w", "y", conv::Conv::name_of(Stored::Bf16), DOMAIN]]);
     }
 
     #[test]
     fn weights_that_others_read_in_f32_are_made_f32_for_them() {
         let other = message(&[(1, b"v"), (2, b"z"), (number::NODE_OPERATOR, b"Identity")]);
-        let found = model(&of_halves(&gemm(&[trans_b(1)]), &[other], &[8, 4]), true).expect("a model");
+        let found = model(&of_bf16(&gemm(&[trans_b(1)]), &[other], &[8, 4]), true).expect("a model");
         assert_eq!(nodes(&found).len(), 3, "{:?}", nodes(&found));
     }
 
     #[test]
     fn products_stay_of_f32_where_the_model_or_the_processor_wants_it() {
-        let whole = of_halves(&gemm(&[trans_b(1)]), &[], &[8, 4]);
+        let whole = of_bf16(&gemm(&[trans_b(1)]), &[], &[8, 4]);
         assert_eq!(model(&whole, false), None, "the processor has no bf16");
         let unsaid = &whole[..whole.len() - 2 - PRODUCTS_KEY.len() - 2 - 6];
         assert_eq!(model(unsaid, true), None, "the model does not ask");
         for attributes in [vec![], vec![trans_b(0)], vec![trans_b(1), ints("alpha", &[2])]] {
-            assert_eq!(model(&of_halves(&gemm(&attributes), &[], &[8, 4]), true), None);
+            assert_eq!(model(&of_bf16(&gemm(&attributes), &[], &[8, 4]), true), None);
         }
     }
 

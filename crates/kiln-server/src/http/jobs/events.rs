@@ -70,7 +70,8 @@ struct Gone;
 
 impl Follower {
     async fn run(&mut self) -> Result<(), Gone> {
-        let mut lost = ApiError::new(StatusCode::NOT_FOUND, "not_found", "the job is not known any more");
+        let unknown = || ApiError::new(StatusCode::NOT_FOUND, "not_found", "the job is not known any more");
+        let mut lost = unknown();
         for _ in 0..SEARCH.1 {
             // The job first: where it is gone, its end is on disk.
             let job = self.app.service.job(&self.id);
@@ -83,8 +84,11 @@ impl Follower {
                     }
                     continue;
                 }
-                (Ok(None), _) => break,
-                (Ok(Some(_)), None) => {}
+                (Ok(None), _) => {
+                    lost = unknown();
+                    break;
+                }
+                (Ok(Some(_)), None) => lost = unknown(),
                 // The store may come back.
                 (Err(error), _) => lost = error,
             }
