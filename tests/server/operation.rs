@@ -209,10 +209,12 @@ fn models_are_read_anew_and_jobs_go_on() {
         let ended = eventually(|| Some(server.get(&path).json()).filter(|job| job["ended"].is_u64()));
         assert_eq!(ended["status"], "done", "{ended}");
     }
-    std::fs::write(&models, "models: nonsense").expect("a file");
-    server.signal(HUP);
-    std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(names(), json!(["shapes", "small"]));
+    for wrong in ["models: nonsense".into(), format!("models:\n{}qeue: 7\n", model("small", &sd15()))] {
+        std::fs::write(&models, wrong).expect("a file");
+        server.signal(HUP);
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(names(), json!(["shapes", "small"]));
+    }
 }
 
 /// A checkpoint's bundle.

@@ -47,7 +47,7 @@ impl Extent {
 
 /// One step of a picture of half the model's size, or of its own where that cannot be chosen.
 pub(super) fn first_request(facts: &Facts) -> Request {
-    let half = |side: u32| (facts.fixed.is_none()).then(|| (side / 2).next_multiple_of(64));
+    let half = |side: u32| facts.fixed.is_none().then(|| (side / 2).next_multiple_of(64).min(side));
     let [height, width] = [facts.size.height, facts.size.width].map(half);
     Request { steps: Some(1), height, width, ..Request::new("a picture") }
 }
