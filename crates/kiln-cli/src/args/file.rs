@@ -24,12 +24,13 @@ struct Setting {
 
 /// Parses `words`, to which the models file that they name, if any, adds flags that neither they nor the environment give.
 pub(super) fn parse(command: &Command, words: &[OsString]) -> Result<ArgMatches, Error> {
+    let at = words.iter().skip(1).position(|word| word == SERVE).map_or(0, |at| at + 2);
     let parse = |settings: &[Setting]| {
-        let at = words.iter().skip(1).position(|word| word == SERVE).map_or(0, |at| at + 2);
         let added = settings.iter().flat_map(|setting| &setting.words);
         command.clone().try_get_matches_from(words[..at].iter().chain(added).chain(&words[at..]))
     };
-    let Some((path, settings)) = settings(command, words)? else {
+    let settings = if at > 0 { settings(command, words)? } else { None };
+    let Some((path, settings)) = settings else {
         return parse(&[]).map_err(|error| blame(command, error));
     };
     parse(&settings).map_err(|error| {

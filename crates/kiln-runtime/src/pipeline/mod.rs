@@ -189,10 +189,9 @@ impl Pipeline {
         // What a process holds that has drawn, beside engines. What does not draw from text alone is measured without.
         self.engines.set_memory(MemoryOptions { offload: Offload::Sequential, ..memory });
         let first = measure::first_request(&self.facts);
-        if self.resolve(&first).is_ok() {
-            self.generate(&first)?;
-        }
+        let drawn = self.resolve(&first).is_ok().then(|| self.generate(&first));
         self.engines.set_memory(memory);
+        drawn.transpose()?;
         measure::measure(&self.facts, &mut self.engines, progress)
     }
 

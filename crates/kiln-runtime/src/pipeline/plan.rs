@@ -151,6 +151,7 @@ impl Forecaster<'_> {
     fn forecast(&self, works: &[Work], memory: MemoryOptions) -> Result<MemoryChoice, Error> {
         let mut held: Vec<(ComponentName, f64)> = Vec::new();
         let mut peak = (0.0, self.facts.image_decoder);
+        let mut denoiser_bytes = 0.0_f64;
         // On a device all engines compute in one memory, which stays as large as the largest needs.
         let shares_arena = self.engines.backend().format().is_for_device() && memory.offload == Offload::None;
         let mut arena = 0.0_f64;
@@ -171,13 +172,18 @@ impl Forecaster<'_> {
             if bytes > peak.0 {
                 peak = (bytes, work.component);
             }
+            if self.engines.component(work.component)?.stage == Stage::Denoiser {
+                denoiser_bytes = denoiser_bytes.max(bytes);
+            }
             held.push((work.component, run.held_bytes));
             seconds += run.seconds * n_runs;
             if memory.offload == Offload::Model {
                 seconds += run.load_seconds;
             }
         }
-        Ok(MemoryChoice { memory, peak_bytes: peak.0 as u64, peak_component: peak.1, seconds })
+        let (peak_bytes, peak_component) = (peak.0 as u64, peak.1);
+        let denoiser_bytes = denoiser_bytes as u64;
+        Ok(MemoryChoice { memory, peak_bytes, denoiser_bytes, peak_component, seconds })
     }
 
     /// One run of a component, how many of them there are, and the bytes besides it.

@@ -68,10 +68,15 @@ fn peak_at(points: &[[f64; 2]], area: f64, growth: Growth) -> f64 {
         Growth::Linear => 1,
         Growth::Quadratic => 2,
     };
+    near(points, area, degree).max(at_least(points, area))
+}
+
+/// By the polynomial of a degree through the samples next to an area.
+fn near(points: &[[f64; 2]], area: f64, degree: usize) -> f64 {
     let n = (degree + 1).min(points.len());
     let above = points.iter().position(|[x, _]| *x >= area).unwrap_or(points.len() - 1);
     let end = (above + 1).clamp(n, points.len());
-    through(&points[end - n..end], area).max(at_least(points, area))
+    through(&points[end - n..end], area)
 }
 
 fn sample_area(sample: &Sample) -> f64 {
@@ -89,12 +94,8 @@ fn through(points: &[[f64; 2]], x: f64) -> f64 {
 
 /// By the line between the samples next to an area; outside of all of them, what the nearest took.
 fn within(points: &[[f64; 2]], area: f64) -> f64 {
-    let above = points.iter().position(|[x, _]| *x >= area);
-    match above {
-        Some(0) => points[0][1],
-        Some(above) => through(&points[above - 1..=above], area),
-        None => points.last().map_or(0.0, |[_, y]| *y),
-    }
+    let [first, last] = [0, points.len() - 1].map(|at| points[at][0]);
+    near(points, area.max(first).min(last), 1)
 }
 
 /// What smaller areas took, larger ones take too.

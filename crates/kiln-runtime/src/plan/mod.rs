@@ -25,7 +25,9 @@ pub struct MemoryChoice {
     pub memory: MemoryOptions,
     /// Most bytes that the process will hold.
     pub peak_bytes: u64,
-    /// The component that runs when it does.
+    /// Most bytes that it will hold while the denoiser runs.
+    pub denoiser_bytes: u64,
+    /// The component that runs when it holds most.
     pub peak_component: ComponentName,
     /// Seconds, where everything is loaded that the options let stay.
     pub seconds: f64,
@@ -67,7 +69,9 @@ impl MemoryPlan {
         if choice.memory.offload == Offload::Sequential {
             let (keep_bytes, held_bytes) = self.kept_within(usable - choice.peak_bytes);
             choice.memory.keep_bytes = keep_bytes;
-            choice.peak_bytes += held_bytes;
+            // Other components run when these segments have left.
+            choice.denoiser_bytes += held_bytes;
+            choice.peak_bytes = choice.peak_bytes.max(choice.denoiser_bytes);
         }
         Ok(choice)
     }
