@@ -33,8 +33,19 @@ def model(operator, shapes, weights, **attributes):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
 
 
+def attention(queries, keys, heads):
+    """A model of ONNX Runtime's own operator for attention."""
+    names, shapes = "qkv", [queries, keys, keys]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip(names, shapes)]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, queries)
+    node = helper.make_node("MultiHeadAttention", list(names), ["y"], domain="com.microsoft", num_heads=heads)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "g", inputs, [output])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
 def session(line, threads):
-    """A session of the operator and its input."""
+    """A session of the operator and its inputs."""
     kind, *sizes = line.split()
     sizes = [int(size) for size in sizes]
     random = np.random.default_rng(0)
@@ -45,15 +56,19 @@ def session(line, threads):
         weights = numbers(outputs, inputs, kernel, kernel) * np.float32(0.02), numbers(outputs)
         attributes = dict(kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[kernel // 2] * 4)
         y = [batch, outputs, -(-height // stride), -(-width // stride)]
-        built = model("Conv", (x.shape, y), weights, **attributes)
+        built, feed = model("Conv", (x.shape, y), weights, **attributes), {"x": x}
+    elif kind == "attention":
+        batch, queries, keys, heads, size = sizes
+        feed = {name: numbers(batch, n, heads * size) for name, n in zip("qkv", [queries, keys, keys])}
+        built = attention(feed["q"].shape, feed["k"].shape, heads)
     else:
         rows, inputs, outputs = sizes
         x = numbers(rows, inputs)
         weights = numbers(outputs, inputs) * np.float32(0.02), numbers(outputs)
-        built = model("Gemm", (x.shape, [rows, outputs]), weights, transB=1)
+        built, feed = model("Gemm", (x.shape, [rows, outputs]), weights, transB=1), {"x": x}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(built, options, providers=["CPUExecutionProvider"]), x
+    return onnxruntime.InferenceSession(built, options, providers=["CPUExecutionProvider"]), feed
 
 
 class Kiln:
@@ -68,10 +83,10 @@ class Kiln:
         return [float(seconds) for seconds in self.process.stdout.readline().split()]
 
 
-def of_onnxruntime(opened, x, runs):
+def of_onnxruntime(opened, feed, runs):
     def once():
         start = time.perf_counter()
-        opened.run(None, {"x": x})
+        opened.run(None, feed)
         return time.perf_counter() - start
 
     return [once() for _ in range(runs)]
@@ -79,12 +94,12 @@ def of_onnxruntime(opened, x, runs):
 
 def compare(line, kiln, arguments):
     """Times by contender, in milliseconds."""
-    opened, x = session(line, arguments.threads)
+    opened, feed = session(line, arguments.threads)
     kind, _, sizes = line.partition(" ")
     winograd = sizes.endswith(" 3 1")
     names = ["f4", "f2", "gemm", "f4-bf16", "f2-bf16", "gemm-bf16"] if winograd else ["gemm", "gemm-bf16"]
     names = [name for name in names if name in arguments.algorithms.split(",")]
-    contenders = {"ort": lambda runs: of_onnxruntime(opened, x, runs)}
+    contenders = {"ort": lambda runs: of_onnxruntime(opened, feed, runs)}
     for name in names:
         contenders[name] = lambda runs, name=name: kiln.times(runs, f"{kind} {name} {sizes}")
     seconds = {name: [] for name in contenders}
@@ -103,6 +118,9 @@ def gflop(line):
     sizes = [int(size) for size in sizes]
     if kind == "linear":
         return 2e-9 * sizes[0] * sizes[1] * sizes[2]
+    if kind == "attention":
+        batch, queries, keys, heads, size = sizes
+        return 4e-9 * batch * queries * keys * heads * size
     batch, inputs, height, width, outputs, kernel, stride = sizes
     return 2e-9 * batch * inputs * outputs * kernel**2 * -(-height // stride) * -(-width // stride)
 

@@ -1,4 +1,5 @@
-//! Operators of Stable Diffusion 1.5: `conv BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE`, `linear ROWS IN OUT`.
+//! Operators of Stable Diffusion 1.5: `conv BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE`, `linear ROWS IN OUT`,
+//! `attention BATCH QUERIES KEYS HEADS HEAD_SIZE`.
 
 /// The UNet's at 512 px and batch 2, then the VAE decoder's.
 pub(crate) const ALL: &str = "\
@@ -40,6 +41,12 @@ linear 512 1280 10240
 linear 512 5120 1280
 linear 154 768 320
 linear 2 1280 1280
+attention 2 4096 4096 8 40
+attention 2 1024 1024 8 80
+attention 2 256 256 8 160
+attention 2 4096 77 8 40
+attention 2 1024 77 8 80
+attention 1 4096 4096 1 512
 conv 1 512 64 64 512 3 1
 conv 1 512 128 128 512 3 1
 conv 1 512 256 256 512 3 1

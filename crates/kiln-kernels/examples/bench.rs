@@ -1,4 +1,4 @@
-//! Times convolutions and linear layers. Without arguments, all shapes of Stable Diffusion 1.5's UNet (512 px, batch 2)
+//! Times convolutions, linear layers and attention. Without arguments, all shapes of Stable Diffusion 1.5's UNet (512 px, batch 2)
 //! and VAE decoder with every algorithm; with `serve`, what lines on stdin ask for (`benches/compare.py` does).
 //!
 //! ```sh
@@ -17,7 +17,8 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use kiln_kernels::{
-    Algorithm, Conv, ConvShape, Element, Isa, Linear, Parallel, Serial, Tensors, Threads, Values, Weights,
+    Algorithm, Attention, AttentionTensors, Conv, ConvShape, Element, Isa, Linear, Parallel, Serial, Tensors,
+    Threads, Values, Weights,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -26,7 +27,16 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const ELEMENTS: usize = 64 << 20;
 
 /// An operator with its tensors.
-struct Case {
+trait Case {
+    /// Operations of a run.
+    fn flop(&self) -> f64;
+
+    /// Seconds of one run.
+    fn time(&mut self, pool: &dyn Parallel) -> Result<f64>;
+}
+
+/// A convolution or linear layer.
+struct Product {
     operator: Operator,
     weights: Several,
     sizes: (usize, usize),
@@ -70,8 +80,14 @@ impl Several {
     }
 }
 
-impl Case {
-    fn conv(shape: ConvShape, algorithm: Algorithm, element: Element, isa: Isa, lanes: usize) -> Result<Case> {
+impl Product {
+    fn conv(
+        shape: ConvShape,
+        algorithm: Algorithm,
+        element: Element,
+        isa: Isa,
+        lanes: usize,
+    ) -> Result<Product> {
         let conv = Conv::new(shape, algorithm, element, isa)?;
         let (input, output) = shape.lengths()?;
         let (n, k) = (shape.out_channels, shape.k()?);
@@ -79,8 +95,8 @@ impl Case {
         Self::new(Operator::Conv(conv), (n, k), (input, output), conv.scratch_len(lanes)?, flop)
     }
 
-    fn linear([rows, k, n]: [usize; 3], element: Element, isa: Isa, lanes: usize) -> Result<Case> {
-        let linear = Linear { rows, in_features: k, out_features: n, products: element, isa };
+    fn linear([rows, k, n]: [usize; 3], element: Element, isa: Isa, lanes: usize) -> Result<Product> {
+        let linear = Linear { rows, in_features: k, out_features: n, is_gated: false, products: element, isa };
         let flop = 2.0 * (rows * k * n) as f64;
         let lengths = (rows * k, rows * n);
         Self::new(Operator::Linear(linear), (n, k), lengths, linear.scratch_len(lanes)?, flop)
@@ -92,14 +108,19 @@ impl Case {
         (input, output): (usize, usize),
         scratch: usize,
         flop: f64,
-    ) -> Result<Case> {
+    ) -> Result<Product> {
         let weights = Several::new(n * k, 0.05);
         let (input, bias) = (Several::new(input, 1.0), numbers(n, 1.0));
         let (output, scratch) = (Several::new(output, 0.0), vec![0.0; scratch]);
-        Ok(Case { operator, weights, sizes: (n, k), input, bias, output, scratch, flop })
+        Ok(Product { operator, weights, sizes: (n, k), input, bias, output, scratch, flop })
+    }
+}
+
+impl Case for Product {
+    fn flop(&self) -> f64 {
+        self.flop
     }
 
-    /// Seconds of one run.
     fn time(&mut self, pool: &dyn Parallel) -> Result<f64> {
         let (n, k) = self.sizes;
         let weights = Weights::new(Values::F32(self.weights.next()), n, k)?;
@@ -110,6 +131,40 @@ impl Case {
             Operator::Conv(conv) => conv.run(pool, weights, tensors)?,
             Operator::Linear(linear) => linear.run(pool, weights, tensors)?,
         }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// Attention with its tensors.
+struct Attended {
+    attention: Attention,
+    query: Several,
+    key: Several,
+    value: Several,
+    output: Several,
+    scratch: Vec<f32>,
+}
+
+impl Attended {
+    fn new(attention: Attention, lanes: usize) -> Result<Attended> {
+        let Attention { batch, queries, keys, heads, head_size, .. } = attention;
+        let several = |rows: usize| Several::new(batch * rows * heads * head_size, 1.0);
+        let [query, key, value, output] = [queries, keys, keys, queries].map(several);
+        Ok(Attended { attention, query, key, value, output, scratch: vec![0.0; attention.scratch_len(lanes)?] })
+    }
+}
+
+impl Case for Attended {
+    fn flop(&self) -> f64 {
+        let Attention { batch, queries, keys, heads, head_size, .. } = self.attention;
+        4.0 * (batch * queries * keys * heads * head_size) as f64
+    }
+
+    fn time(&mut self, pool: &dyn Parallel) -> Result<f64> {
+        let (query, key, value) = (self.query.next(), self.key.next(), self.value.next());
+        let (output, scratch) = (self.output.next(), &mut self.scratch);
+        let start = Instant::now();
+        self.attention.run(pool, AttentionTensors { query, key, value, output, scratch })?;
         Ok(start.elapsed().as_secs_f64())
     }
 }
@@ -126,8 +181,9 @@ fn algorithm(name: &str) -> Result<(Algorithm, Element)> {
     })
 }
 
-/// `conv ALGORITHM BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE` or `linear ALGORITHM ROWS IN OUT`.
-fn case(line: &str, isa: Isa, lanes: usize) -> Result<Case> {
+/// `conv ALGORITHM BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE`, `linear ALGORITHM ROWS IN OUT` or
+/// `attention ALGORITHM BATCH QUERIES KEYS HEADS HEAD_SIZE`.
+fn case(line: &str, isa: Isa, lanes: usize) -> Result<Box<dyn Case>> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [kind, name, sizes @ ..] = words.as_slice() else {
         return Err(format!("{line:?} is no operator").into());
@@ -137,16 +193,23 @@ fn case(line: &str, isa: Isa, lanes: usize) -> Result<Case> {
     match (*kind, sizes.as_slice()) {
         ("conv", &[batch, in_channels, height, width, out_channels, kernel, stride]) => {
             let same = ConvShape::same(batch, in_channels, [height, width], out_channels, kernel);
-            Case::conv(ConvShape { stride: [stride; 2], ..same }, algorithm, element, isa, lanes)
+            let shape = ConvShape { stride: [stride; 2], ..same };
+            Ok(Box::new(Product::conv(shape, algorithm, element, isa, lanes)?))
         }
-        ("linear", &[rows, k, n]) => Case::linear([rows, k, n], element, isa, lanes),
+        ("linear", &[rows, k, n]) => Ok(Box::new(Product::linear([rows, k, n], element, isa, lanes)?)),
+        ("attention", &[batch, queries, keys, heads, head_size]) => {
+            let scale = 1.0 / (head_size as f32).sqrt();
+            let (products, is_causal) = (element, false);
+            let sizes = Attention { batch, queries, keys, heads, head_size, scale, is_causal, products, isa };
+            Ok(Box::new(Attended::new(sizes, lanes)?))
+        }
         _ => Err(format!("{line:?} is no operator").into()),
     }
 }
 
 /// Answers each operator with the seconds of as many runs as the first word says.
 fn serve(pool: &dyn Parallel, isa: Isa) -> Result<()> {
-    let mut last: Option<(String, Case)> = None;
+    let mut last: Option<(String, Box<dyn Case>)> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (runs, operator) = line.split_once(' ').ok_or("no number of runs")?;
@@ -175,7 +238,7 @@ fn report(pool: &dyn Parallel, isa: Isa, filter: &str) -> Result<()> {
             for _ in 0..(0.3 / least).clamp(2.0, 20.0) as usize {
                 least = least.min(case.time(pool)?);
             }
-            text += &format!("  {name} {:7.2} ms {:5.0}", least * 1e3, case.flop / least * 1e-9);
+            text += &format!("  {name} {:7.2} ms {:5.0}", least * 1e3, case.flop() / least * 1e-9);
         }
         println!("{text}");
     }

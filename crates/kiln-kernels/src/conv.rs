@@ -161,6 +161,7 @@ impl Conv {
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
         let [height, width] = self.shape.output_size()?;
         let rows = product(&[self.shape.batch, height, width])?;
-        Ok(Blocks::new(self.isa, rows, [self.shape.out_channels, self.shape.k()?], self.products, lanes))
+        let sizes = [self.shape.out_channels, self.shape.k()?];
+        Ok(Blocks::new(self.isa, rows, sizes, self.products, lanes))
     }
 }

@@ -1,7 +1,7 @@
 //! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
 //! caches. All panels are made first, by all lanes.
 //!
-//! A block is up to 96 rows of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words apart: 48 KiB.
+//! A block is up to 96 rows, or 64 with AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words apart: 48 KiB.
 //! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
 //! `[panel][row][32]`, at most 480 KiB, in L2.
 
@@ -15,7 +15,7 @@ use crate::weights::PANEL;
 use crate::{Element, Error, Isa, Weights};
 
 /// Rows of the largest block: with AMX two of its tiles, so that a block and a panel are in L1.
-fn most_rows(isa: Isa, products: Element) -> usize {
+pub(crate) fn most_rows(isa: Isa, products: Element) -> usize {
     match (isa, products) {
         (Isa::Amx, Element::Bf16) => 64,
         _ => 96,
@@ -32,17 +32,19 @@ pub(crate) trait Rows: Sync {
     /// The processor has `S`; `to` has [`ROW`] words for each row, written by nobody else.
     unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, element: Element, to: *mut f32);
 
-    /// Writes the sums of `rows` and a panel, `[row][32]`.
+    /// Writes the sums of `rows` and a panel of outputs, `[row][32]`, behind which those of their gates are, where they
+    /// have some; they may be overwritten.
     ///
     /// # Safety
     /// The processor has `S`; nobody else writes the same rows and panel.
-    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *const f32);
+    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *mut f32);
 }
 
 /// How a product is split.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     rows: usize,
+    n: usize,
     k: usize,
     products: Element,
     panels: usize,
@@ -50,20 +52,61 @@ pub(crate) struct Blocks {
     block: usize,
     row_blocks: usize,
     groups: usize,
+    /// Whether the second half of the outputs are gates of the first: panels of both alternate.
+    is_gated: bool,
 }
 
 impl Blocks {
     /// Blocks of `rows` x `n` outputs for as many lanes: several items a lane where there are as many.
     pub(crate) fn new(isa: Isa, rows: usize, [n, k]: [usize; 2], products: Element, lanes: usize) -> Self {
-        let panels = n.div_ceil(PANEL);
+        Self::split(isa, rows, [n, k], products, lanes, false)
+    }
+
+    /// The same with gates: `n` is even.
+    pub(crate) fn gated(isa: Isa, rows: usize, sizes: [usize; 2], products: Element, lanes: usize) -> Self {
+        Self::split(isa, rows, sizes, products, lanes, true)
+    }
+
+    fn split(
+        isa: Isa,
+        rows: usize,
+        [n, k]: [usize; 2],
+        products: Element,
+        lanes: usize,
+        is_gated: bool,
+    ) -> Self {
+        let units = if is_gated { (n / 2).div_ceil(PANEL) } else { n.div_ceil(PANEL) };
+        let panels = if is_gated { 2 * units } else { units };
         let block = most_rows(isa, products);
         let row_blocks = rows.div_ceil(block);
-        let wanted = lanes.saturating_mul(4).div_ceil(row_blocks).min(panels);
-        Self { rows, k, products, panels, block, row_blocks, groups: panels.div_ceil(MAX_PANELS).max(wanted) }
+        let wanted = lanes.saturating_mul(4).div_ceil(row_blocks).min(units);
+        let groups = panels.div_ceil(MAX_PANELS).max(wanted);
+        Self { rows, n, k, products, panels, block, row_blocks, groups, is_gated }
+    }
+
+    /// Panels that are written together.
+    fn unit(&self) -> usize {
+        if self.is_gated { 2 } else { 1 }
     }
 
     fn group_panels(&self) -> usize {
-        self.panels.div_ceil(self.groups)
+        (self.panels / self.unit()).div_ceil(self.groups) * self.unit()
+    }
+
+    /// Panels of a group.
+    fn group(&self, index: usize) -> Range<usize> {
+        let units = part(self.panels / self.unit(), self.groups, index);
+        units.start * self.unit()..units.end * self.unit()
+    }
+
+    /// Outputs of a panel.
+    fn outputs(&self, panel: usize) -> Range<usize> {
+        let (first, end) = match (self.is_gated, panel % 2) {
+            (false, _) => (panel * PANEL, self.n),
+            (true, 0) => (panel / 2 * PANEL, self.n / 2),
+            (true, _) => (self.n / 2 + panel / 2 * PANEL, self.n),
+        };
+        first..end.min(first + PANEL)
     }
 
     /// Words that a lane needs.
@@ -96,7 +139,7 @@ impl Kernel for Panels<'_> {
         let Blocks { k, products, .. } = self.blocks;
         let to = self.to.at(panel * self.blocks.panel_words());
         // SAFETY: the item's panel is its own; the scratch has room for all.
-        unsafe { self.weights.pack::<S>(panel, 0..k, products, to) }
+        unsafe { self.weights.pack::<S>(self.blocks.outputs(panel).start, 0..k, products, to) }
     }
 }
 
@@ -139,14 +182,15 @@ impl<R: Rows> Kernel for Gemm<'_, R> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, lane: usize, item: usize) {
         let rows = part(self.blocks.rows, self.blocks.row_blocks, item % self.blocks.row_blocks);
-        let panels = part(self.blocks.panels, self.blocks.groups, item / self.blocks.row_blocks);
+        let panels = self.blocks.group(item / self.blocks.row_blocks);
         let block = self.scratch.at(lane * self.lane_words);
         let sums = block.wrapping_add(self.blocks.block * ROW);
         // SAFETY: the lane's part of the scratch is a block and sums; the item's rows and panels are its own.
         unsafe {
             self.sum::<S>(rows.clone(), panels.clone(), block, sums);
-            for (i, panel) in panels.enumerate() {
-                self.rows.write::<S>(rows.clone(), panel, sums.add(i * rows.len() * PANEL));
+            for (i, panel) in panels.enumerate().step_by(self.blocks.unit()) {
+                let sums = sums.add(i * rows.len() * PANEL);
+                self.rows.write::<S>(rows.clone(), panel / self.blocks.unit(), sums);
             }
         }
     }
@@ -169,8 +213,9 @@ impl<R: Rows> Gemm<'_, R> {
                         self.panels.at(panel * self.blocks.panel_words() + step * PANEL).cast_const()
                     };
                     let (b, c) = (words(panel), sums.add(i * rows.len() * PANEL));
+                    let columns = self.blocks.outputs(panel).len();
                     let next = words(if panel + 1 < panels.end { panel + 1 } else { panels.start });
-                    let block = Block { a: block, b, skip: 0, steps, c, add: start > 0 };
+                    let block = Block { a: block, b, skip: 0, steps, c, columns, add: start > 0 };
                     multiply::<S>(element, rows.len(), block, (next, steps * PANEL));
                 }
             }
@@ -187,6 +232,8 @@ pub(crate) struct Block {
     pub(crate) skip: usize,
     pub(crate) steps: usize,
     pub(crate) c: *mut f32,
+    /// Columns of the panel that are needed; the others' sums may be left as they are.
+    pub(crate) columns: usize,
     /// Whether the sums are added to what is there.
     pub(crate) add: bool,
 }
@@ -203,14 +250,14 @@ pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Blo
         Element::Bf16 => S::PAIR_ROWS,
     };
     let n_tiles = rows.div_ceil(most);
-    let Block { b, skip, steps, add, .. } = block;
+    let Block { b, skip, steps, columns, add, .. } = block;
     let words = next.1.div_ceil(n_tiles * steps);
     for index in 0..n_tiles {
         let rows = part(rows, n_tiles, index);
         let (a, c) = (block.a.wrapping_add(rows.start * ROW), block.c.wrapping_add(rows.start * PANEL));
         let rows_ahead = Ahead { from: a.wrapping_add(rows.len() * ROW), words: LINE };
         let next = Ahead { from: next.0.wrapping_add(index * steps * words), words };
-        let tile = Tile { a, b, skip, steps, c, stride: PANEL, add, ahead: [rows_ahead, next] };
+        let tile = Tile { a, b, skip, steps, c, stride: PANEL, columns, add, ahead: [rows_ahead, next] };
         // SAFETY: the caller's promise.
         unsafe {
             match element {

@@ -149,7 +149,7 @@ impl Rows for Pixels<'_> {
     }
 
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *const f32) {
+    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *mut f32) {
         let plane = self.size[0] * self.size[1];
         let mut row = rows.start;
         while row < rows.end {

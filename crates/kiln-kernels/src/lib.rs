@@ -1,7 +1,8 @@
-//! Convolutions and linear layers for processors.
+//! What networks of diffusion models compute, for processors.
 //!
 //! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]` by Winograd's algorithm or implicit GEMM,
-//!   [`Linear`] linear layers; both add bias and residual.
+//!   [`Linear`] linear layers; both add bias and residual. [`Attention`] never keeps scores in memory.
+//! - [`GroupNorm`] normalises, [`Upsample`] enlarges planes.
 //! - [`Weights`] are read as checkpoints store them, in f32 or bf16: a mapped file of safetensors will do.
 //! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state,
 //!   and no environment variable is read.
@@ -15,6 +16,7 @@
 //! This is the crate of kiln's where `unsafe` is for speed: intrinsics, and unchecked access to blocks whose sizes are
 //! computed in one place and checked against the caller's slices before any work.
 
+mod attention;
 pub mod bf16;
 mod conv;
 mod error;
@@ -23,16 +25,21 @@ mod implicit;
 mod isa;
 mod linear;
 mod memory;
+mod norm;
 mod output;
 mod parallel;
 mod simd;
+mod upsample;
 mod weights;
 mod winograd;
 
+pub use attention::{Attention, AttentionTensors};
 pub use conv::{Algorithm, Conv, ConvShape};
 pub use error::Error;
 pub use isa::Isa;
 pub use linear::Linear;
+pub use norm::{GroupNorm, NormTensors};
 pub use output::Tensors;
 pub use parallel::{Parallel, Serial, Threads};
+pub use upsample::Upsample;
 pub use weights::{Element, Values, Weights};

@@ -1,4 +1,4 @@
-//! Linear layers: `output[row][n] = sum over k of input[row][k] * weight[n][k]`, with bias and residual.
+//! Linear layers: `output[row][n] = sum over k of input[row][k] * weight[n][k]`, with bias and residual, or gates.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use crate::error::product;
 use crate::gemm::{self, Blocks, Rows};
 use crate::output::{Output, Tensors};
 use crate::parallel::Pool;
-use crate::simd::{ROW, Simd};
+use crate::simd::{ROW, Simd, gelu};
 use crate::weights::PANEL;
 use crate::{Element, Error, Isa, Parallel, Weights};
 
@@ -19,6 +19,9 @@ pub struct Linear {
     pub in_features: usize,
     /// `n`: elements of an output row.
     pub out_features: usize,
+    /// Whether each output has a gate, by whose GELU it is multiplied (Shazeer, "GLU Variants Improve Transformer", 2020):
+    /// weights and bias are those of all outputs, then those of their gates.
+    pub is_gated: bool,
     /// What factors are rounded to.
     pub products: Element,
     /// Instructions to use.
@@ -35,18 +38,31 @@ impl Linear {
     pub fn run(&self, pool: &dyn Parallel, weights: Weights<'_>, tensors: Tensors<'_>) -> Result<(), Error> {
         let pool = Pool::new(pool);
         let blocks = self.blocks(pool.lanes)?;
-        weights.check(self.in_features, self.out_features)?;
+        weights.check(self.in_features, self.n()?)?;
         let (input, output) = self.lengths()?;
-        tensors.check(input, output, self.out_features, blocks.scratch_len(pool.lanes)?)?;
-        let (input, output, scratch) = tensors.split(self.out_features, 1);
-        let rows = Dense { input, k: self.in_features, output };
+        tensors.check(input, output, self.n()?, blocks.scratch_len(pool.lanes)?)?;
+        let bias = tensors.bias;
+        let (input, mut output, scratch) = tensors.split(self.out_features, 1);
+        let gates = self.is_gated.then(|| {
+            output.take_bias();
+            Gates { bias, n: self.out_features }
+        });
+        let rows = Dense { input, k: self.in_features, output, gates };
         gemm::run(self.isa, pool, blocks, &rows, weights, scratch)
     }
 
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
         self.lengths()?;
-        let sizes = [self.out_features, self.in_features];
-        Ok(Blocks::new(self.isa, self.rows, sizes, self.products, lanes.max(1)))
+        let (sizes, lanes) = ([self.n()?, self.in_features], lanes.max(1));
+        Ok(match self.is_gated {
+            true => Blocks::gated(self.isa, self.rows, sizes, self.products, lanes),
+            false => Blocks::new(self.isa, self.rows, sizes, self.products, lanes),
+        })
+    }
+
+    /// Outputs, and their gates.
+    fn n(&self) -> Result<usize, Error> {
+        product(&[self.out_features, if self.is_gated { 2 } else { 1 }])
     }
 
     /// Elements of the input and the output.
@@ -63,6 +79,41 @@ struct Dense<'a> {
     input: &'a [f32],
     k: usize,
     output: Output<'a>,
+    gates: Option<Gates<'a>>,
+}
+
+/// Gates of `n` outputs, whose bias is that of the outputs and the gates.
+struct Gates<'a> {
+    bias: Option<&'a [f32]>,
+    n: usize,
+}
+
+impl Gates<'_> {
+    /// Multiplies sums of a panel, `[row][32]`, by the GELU of those behind them.
+    ///
+    /// # Safety
+    /// The processor has `S`, and there are as many sums.
+    #[inline(always)]
+    unsafe fn apply<S: Simd>(&self, rows: usize, panel: usize, sums: *mut f32) {
+        for column in (0..PANEL).step_by(S::LANES) {
+            let feature = panel * PANEL + column;
+            let n = self.n.saturating_sub(feature).min(S::LANES);
+            // SAFETY: the caller's promise; the bias has as many elements.
+            unsafe {
+                let bias = |at: usize| match self.bias {
+                    Some(bias) => S::load_n(bias.as_ptr().wrapping_add(at), n),
+                    None => S::splat(0.0),
+                };
+                let (of_value, of_gate) = (bias(feature), bias(self.n + feature));
+                for row in 0..rows {
+                    let value = sums.add(row * PANEL + column);
+                    let gate = S::add(S::load(value.add(rows * PANEL)), of_gate);
+                    let product = S::mul(S::add(S::load(value), of_value), gelu::<S>(gate));
+                    S::store(value, product);
+                }
+            }
+        }
+    }
 }
 
 impl Rows for Dense<'_> {
@@ -81,7 +132,11 @@ impl Rows for Dense<'_> {
     }
 
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *const f32) {
+    unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *mut f32) {
+        if let Some(gates) = &self.gates {
+            // SAFETY: the caller's promise.
+            unsafe { gates.apply::<S>(rows.len(), panel, sums) }
+        }
         for (i, row) in rows.enumerate() {
             // SAFETY: the caller's promise; there are 32 sums a row.
             unsafe { self.output.write_row::<S>(row, panel, sums.add(i * PANEL)) }

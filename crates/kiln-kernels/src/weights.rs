@@ -53,6 +53,8 @@ pub struct Weights<'a> {
     values: Values<'a>,
     n: usize,
     k: usize,
+    /// Values from one output's first to the next one's.
+    stride: usize,
 }
 
 impl<'a> Weights<'a> {
@@ -63,7 +65,12 @@ impl<'a> Weights<'a> {
             Values::Bf16(values) => values.len(),
         };
         check_length("the weights", product(&[n, k])?, len)?;
-        Ok(Self { values, n, k })
+        Ok(Self { values, n, k, stride: k })
+    }
+
+    /// `n` rows of `k` values, `stride` values apart, in values that reach the end of the last one at least.
+    pub(crate) fn strided(values: Values<'a>, [n, k]: [usize; 2], stride: usize) -> Self {
+        Self { values, n, k, stride }
     }
 
     /// `Ok` where they have `k` input and `n` output features.
@@ -75,21 +82,21 @@ impl<'a> Weights<'a> {
     /// Where the weights of output `n` begin that lie `k` behind its first, and the words that `n_k` of them fill: for
     /// prefetches, which may reach past the end.
     pub(crate) fn ahead(&self, n: usize, k: usize, n_k: usize) -> (*const f32, usize) {
-        let at = n * self.k + k;
+        let at = n * self.stride + k;
         match self.values {
             Values::F32(values) => (values.as_ptr().wrapping_add(at), n_k),
             Values::Bf16(values) => (values.as_ptr().wrapping_add(at).cast(), n_k.div_ceil(2)),
         }
     }
 
-    /// Writes `k` of panel `panel` as [`PANEL`] words a step; `k` starts at an even number for bf16.
+    /// Writes `k` of a panel's outputs from `first` on as [`PANEL`] words a step; `k` starts at an even number for bf16.
     ///
     /// # Safety
     /// The processor has `S`; `to` has room for as many steps, written by nobody else.
     #[inline(always)]
-    pub(crate) unsafe fn pack<S: Simd>(&self, panel: usize, k: Range<usize>, products: Element, to: *mut f32) {
+    pub(crate) unsafe fn pack<S: Simd>(&self, first: usize, k: Range<usize>, products: Element, to: *mut f32) {
         for column in (0..PANEL).step_by(S::LANES) {
-            let first = panel * PANEL + column;
+            let first = first + column;
             for at in k.clone().step_by(S::LANES) {
                 let n_k = S::LANES.min(k.end - at);
                 let to = to.wrapping_add((at - k.start) / products.per_word() * PANEL + column);
@@ -110,7 +117,7 @@ impl<'a> Weights<'a> {
             let mut square = [S::splat(0.0); MAX_LANES];
             for (i, v) in square.iter_mut().enumerate().take(S::LANES) {
                 if first + i < self.n {
-                    *v = self.load::<S>((first + i) * self.k + k, n_k);
+                    *v = self.load::<S>((first + i) * self.stride + k, n_k);
                 }
             }
             S::transpose(&mut square);

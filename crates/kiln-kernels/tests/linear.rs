@@ -1,7 +1,7 @@
 use kiln_kernels::{Element, Error, Isa, Linear, Serial, Tensors, Threads};
 use proptest::prelude::*;
 
-use crate::reference::{Case, Stored, error, isas};
+use crate::reference::{Case, Numbers, Stored, error, isas};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
@@ -13,7 +13,7 @@ proptest! {
     ) {
         for isa in isas() {
             for products in [Element::F32, Element::Bf16] {
-                let linear = Linear { rows, in_features, out_features, products, isa };
+                let linear = Linear { rows, in_features, out_features, is_gated: false, products, isa };
                 let case = Case::of_linear(&linear, seed, extras);
                 let expected = case.linear_reference(&linear, products);
                 let pool = Threads::new(1 + seed as usize % 3);
@@ -32,7 +32,7 @@ fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
     // AMX sums pairs in an order of its own.
     let all = isas().into_iter().filter(|isa| *isa != Isa::Amx);
     let products = Element::Bf16;
-    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, products, isa };
+    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, is_gated: false, products, isa };
     let case = Case::of_linear(&linear(Isa::Portable), 5, false);
     let expected = case.linear(&linear(Isa::Portable), Element::Bf16, &Serial);
     for isa in all {
@@ -43,7 +43,7 @@ fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
 #[test]
 fn slices_of_other_lengths_are_refused() {
     let (products, isa) = (Element::F32, Isa::Portable);
-    let linear = Linear { rows: 3, in_features: 8, out_features: 5, products, isa };
+    let linear = Linear { rows: 3, in_features: 8, out_features: 5, is_gated: false, products, isa };
     let stored = Stored::new(products, &Case::of_linear(&linear, 1, true).weights);
     let scratch = linear.scratch_len(1).expect("a scratch");
     let run = |input: usize, bias: usize, output: usize, scratch: usize| {
@@ -76,7 +76,7 @@ fn slices_of_other_lengths_are_refused() {
 fn an_instruction_set_that_the_processor_lacks_is_refused() {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
         let products = Element::F32;
-        let linear = Linear { rows: 1, in_features: 1, out_features: 1, products, isa };
+        let linear = Linear { rows: 1, in_features: 1, out_features: 1, is_gated: false, products, isa };
         let stored = Stored::new(products, &[1.0]);
         let mut scratch = vec![0.0; linear.scratch_len(1).expect("a scratch")];
         let (mut output, input) = ([0.0], [1.0]);
@@ -93,4 +93,48 @@ fn names_of_instruction_sets_are_read_as_they_are_written() {
         assert_eq!(isa.to_string().parse(), Ok(isa));
     }
     assert_eq!("sse".parse::<Isa>(), Err(Error::IsaName("sse".into())));
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))` by the error function's series.
+fn gelu(x: f64) -> f64 {
+    let z = x / 2f64.sqrt();
+    let mut term = z;
+    let mut sum = z;
+    for n in 1..200 {
+        term *= -z * z / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    x / 2.0 * (1.0 + sum * 2.0 / std::f64::consts::PI.sqrt())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn gated_layers_are_the_products_of_both_halves(
+        (rows, in_features, out_features) in (1..220usize, 1..200usize, 1..150usize),
+        (seed, extras) in (0..1000u64, any::<bool>()),
+    ) {
+        for isa in isas() {
+            for products in [Element::F32, Element::Bf16] {
+                let both = Linear { rows, in_features, out_features: 2 * out_features, is_gated: false, products, isa };
+                let gated = Linear { out_features, is_gated: true, ..both };
+                let mut case = Case::of_linear(&both, seed, extras);
+                case.residual = None;
+                let sums = case.linear_reference(&both, products);
+                let residual = extras.then(|| Numbers(seed).tensor(rows * out_features));
+                let expected: Vec<f64> = (0..rows * out_features)
+                    .map(|at| {
+                        let start = at / out_features * 2 * out_features + at % out_features;
+                        let residual = residual.as_ref().map_or(0.0, |residual| residual[at].into());
+                        sums[start] * gelu(sums[start + out_features]) + residual
+                    })
+                    .collect();
+                case.residual = residual;
+                let found = case.linear(&gated, products, &Threads::new(1 + seed as usize % 3));
+                let error = error(&expected, &found);
+                prop_assert!(error < 1e-5, "{error:e} of {gated:?}");
+            }
+        }
+    }
 }

@@ -82,7 +82,8 @@ impl Case {
         let stored = Stored::new(storage, &self.weights);
         let scratch = linear.scratch_len(pool.lanes()).expect("a scratch");
         let output = linear.rows * linear.out_features;
-        self.run(output, scratch, |tensors| linear.run(pool, stored.view(linear.out_features), tensors))
+        let n = linear.out_features * if linear.is_gated { 2 } else { 1 };
+        self.run(output, scratch, |tensors| linear.run(pool, stored.view(n), tensors))
     }
 
     /// Scratch and output are full of NaN before, so that what is read before it is written shows.

@@ -4,7 +4,6 @@ use std::arch::x86_64::*;
 
 use super::tile::{Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile};
-use crate::weights::PANEL;
 
 /// Vectors of eight.
 #[derive(Clone, Copy)]
@@ -22,7 +21,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: &K, lane: usize, item: usize) {
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn columns<D: Dot<Avx2>, const ROWS: usize>(tile: Tile) {
-    for column in (0..PANEL).step_by(2 * LANES) {
+    for column in (0..tile.columns).step_by(2 * LANES) {
         // SAFETY: the caller's promise.
         unsafe { multiply::<Avx2, D, ROWS, 2>(tile.right(column)) }
     }
@@ -117,6 +116,27 @@ impl Simd for Avx2 {
     unsafe fn neg_mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_fnmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(v: __m256, n: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
     }
 
     #[inline(always)]

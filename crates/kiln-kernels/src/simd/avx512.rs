@@ -44,7 +44,12 @@ pub(super) unsafe fn run_amx<K: Kernel>(kernel: &K, lane: usize, item: usize) {
 #[target_feature(enable = "avx512f,fma")]
 unsafe fn columns<D: Dot<Avx512<false, false>>, const ROWS: usize>(tile: Tile) {
     // SAFETY: the caller's promise.
-    unsafe { multiply::<Avx512<false, false>, D, ROWS, 2>(tile) }
+    unsafe {
+        match tile.columns <= LANES {
+            true => multiply::<Avx512<false, false>, D, ROWS, 1>(tile),
+            false => multiply::<Avx512<false, false>, D, ROWS, 2>(tile),
+        }
+    }
 }
 
 /// bf16 pairs by `vdpbf16ps`.
@@ -64,7 +69,12 @@ impl<const AMX: bool> Dot<Avx512<true, AMX>> for Native {
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
 unsafe fn native_columns<D: Dot<Avx512<true, false>>, const ROWS: usize>(tile: Tile) {
     // SAFETY: the caller's promise.
-    unsafe { multiply::<Avx512<true, false>, D, ROWS, 2>(tile) }
+    unsafe {
+        match tile.columns <= LANES {
+            true => multiply::<Avx512<true, false>, D, ROWS, 1>(tile),
+            false => multiply::<Avx512<true, false>, D, ROWS, 2>(tile),
+        }
+    }
 }
 
 /// Each element rounded to bf16, in the upper half of its word, as [`crate::bf16::from_f32`] does it.
@@ -200,6 +210,24 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     unsafe fn neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_fnmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(v: __m512, n: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_scalef_ps(v, n) }
     }
 
     #[inline(always)]

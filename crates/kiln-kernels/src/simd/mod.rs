@@ -9,6 +9,7 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod functions;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -16,6 +17,7 @@ mod tile;
 
 use crate::parallel::Pool;
 use crate::{Error, Isa};
+pub(crate) use functions::{exp2, gelu, silu};
 pub(crate) use tile::{Ahead, GROUP, ROW, Tile};
 
 /// The most lanes that a vector has.
@@ -45,10 +47,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `c - a * b`.
     unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of each; `b` where one is NaN, or NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `v` times 2 to the power of `n`, which is whole and from -126 to 127.
+    unsafe fn scale(v: Self::V, n: Self::V) -> Self::V;
     /// Transposes the square of the first `LANES` vectors.
     unsafe fn transpose(rows: &mut [Self::V; MAX_LANES]);
     /// The element that the lower halves of the words are, as bf16.

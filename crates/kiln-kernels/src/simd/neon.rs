@@ -5,7 +5,6 @@ use std::arch::aarch64::*;
 use super::tile::{Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile};
 use crate::bf16;
-use crate::weights::PANEL;
 
 /// Vectors of four.
 #[derive(Clone, Copy)]
@@ -23,7 +22,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: &K, lane: usize, item: usize) {
 
 #[target_feature(enable = "neon")]
 unsafe fn columns<D: Dot<Neon>, const ROWS: usize>(tile: Tile) {
-    for column in (0..PANEL).step_by(4 * LANES) {
+    for column in (0..tile.columns).step_by(4 * LANES) {
         // SAFETY: the caller's promise.
         unsafe { multiply::<Neon, D, ROWS, 4>(tile.right(column)) }
     }
@@ -106,6 +105,27 @@ impl Simd for Neon {
     unsafe fn neg_mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
         // SAFETY: the caller's promise.
         unsafe { vfmsq_f32(c, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vdivq_f32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale(v: float32x4_t, n: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+            vmulq_f32(v, vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent)))
+        }
     }
 
     #[inline(always)]

@@ -3,7 +3,6 @@
 use super::tile::{Pairs, Single, by_rows, multiply};
 use super::{MAX_LANES, Simd, Tile};
 use crate::bf16;
-use crate::weights::PANEL;
 
 /// Vectors of four, which compilers map to what every processor has.
 #[derive(Clone, Copy)]
@@ -18,7 +17,7 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 }
 
 unsafe fn columns<D: super::tile::Dot<Portable>, const ROWS: usize>(tile: Tile) {
-    for column in (0..PANEL).step_by(2 * LANES) {
+    for column in (0..tile.columns).step_by(2 * LANES) {
         // SAFETY: the caller's promise.
         unsafe { multiply::<Portable, D, ROWS, 2>(tile.right(column)) }
     }
@@ -83,6 +82,21 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn neg_mul_add(a: V, b: V, c: V) -> V {
         std::array::from_fn(|i| c[i] - a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn div(a: V, b: V) -> V {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(a: V, b: V) -> V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn scale(v: V, n: V) -> V {
+        zip(v, n, |v, n| v * f32::from_bits(((n as i32 + 127) as u32) << 23))
     }
 
     #[inline(always)]

@@ -24,6 +24,8 @@ pub(crate) struct Tile {
     /// Sums, `stride` words from row to row.
     pub(crate) c: *mut f32,
     pub(crate) stride: usize,
+    /// Columns that are needed, at most 32; the others' sums may be left as they are.
+    pub(crate) columns: usize,
     /// Whether the sums are added to what is there.
     pub(crate) add: bool,
     /// What comes next, brought into L2 meanwhile: an address and the words that it advances by in a step.

@@ -229,12 +229,13 @@ impl Run<'_> {
             unsafe {
                 let to = (buffers.kernels, buffers.weights);
                 weights::transform::<S, T>(self.weights, panel, channels.clone(), plan.products, to);
+                let columns = PANEL.min(plan.shape.out_channels - panel * PANEL);
                 for element in 0..plan.n_elements {
                     let a = first.add(element * buffers.element_stride());
                     let b = buffers.weights.add(element * weights::STRIDE);
                     let skip = (plan.n_elements - 1) * weights::STRIDE + LINE;
                     let c = buffers.products.add(element * Winograd::product_stride(tiles.len()));
-                    let block = Block { a, b, skip, steps, c, add: start > 0 };
+                    let block = Block { a, b, skip, steps, c, columns, add: start > 0 };
                     let next = weights::ahead(self.weights, next, element % PANEL, channels.len());
                     gemm::multiply::<S>(plan.products, tiles.len(), block, next);
                 }

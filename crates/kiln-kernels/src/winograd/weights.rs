@@ -48,7 +48,7 @@ pub(super) unsafe fn transform<S: Simd, T: Transform>(
         let first_step = (start - channels.start) / products.per_word();
         // SAFETY: the caller's promise; a panel has 9 weights for each channel.
         unsafe {
-            weights.pack::<S>(panel, some.start * TAPS..some.end * TAPS, Element::F32, kernels);
+            weights.pack::<S>(panel * PANEL, some.start * TAPS..some.end * TAPS, Element::F32, kernels);
             for (step, channel) in (0..some.len()).step_by(products.per_word()).enumerate() {
                 let step = first_step + step;
                 let group = step / GROUP * T::TILE * T::TILE * STRIDE;
