@@ -260,7 +260,7 @@ fn bodies_that_are_no_requests_are_refused() {
 
 #[test]
 fn a_full_queue_says_when_to_come_again() {
-    let server = Server::start(&["--queue", "1"]);
+    let server = Server::start(&["--queue", "1", "--batch", "1"]);
     let drawn = begin(&server, &with(json!({ "steps": 150, "size": "512x512", "n": 8 })));
     wait_for(&server, 1, 0);
     let waiting = begin(&server, &with(json!({ "steps": 150, "n": 8 })));
