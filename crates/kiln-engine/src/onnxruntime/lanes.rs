@@ -56,6 +56,7 @@ impl Lanes {
         let builder = builder(&self.runtime.environment, self.placement)
             .and_then(|builder| Ok(builder.with_independent_thread_pool()?.with_intra_threads(1)?))
             .map_err(|e| refuse(e.to_string()))?;
-        self.runtime.session(builder, model, self.overrides.as_deref(), 1).map_err(refuse)
+        let weights = (self.placement, self.overrides.as_deref());
+        self.runtime.session(builder, model, weights, 1).map_err(refuse)
     }
 }

@@ -92,12 +92,12 @@ impl OnnxRuntime {
         &self,
         builder: SessionBuilder,
         model: &Path,
-        overrides: Option<&dyn WeightSource>,
+        (placement, overrides): (Placement, Option<&dyn WeightSource>),
         threads: usize,
     ) -> Result<Session, String> {
         let mut builder = self.overriding(builder, overrides)?;
         let folder = model.parent().unwrap_or(Path::new("."));
-        let opened = match kernels::rewritten(model, self.kernels) {
+        let opened = match kernels::rewritten(model, self.kernels, placement) {
             Some(bytes) => kernels::open(builder, &bytes, folder, Work::new(self.kernels, threads)),
             None => builder.commit_from_file(model),
         };
@@ -192,8 +192,9 @@ impl Backend for OnnxRuntime {
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         let refuse = |reason: String| EngineError::new(Load, model, reason);
         let builder = builder(&self.environment, options.placement).map_err(|e| refuse(e.to_string()))?;
-        let session =
-            self.session(builder, model, options.overrides.as_deref(), self.n_threads).map_err(refuse)?;
+        let session = self
+            .session(builder, model, (options.placement, options.overrides.as_deref()), self.n_threads)
+            .map_err(refuse)?;
         let [inputs, outputs] = [session.inputs(), session.outputs()]
             .map(|outlets| outlets.iter().map(port).collect::<Result<Vec<Port>, _>>().map_err(refuse));
         let (model, ports) = (model.to_owned(), Ports { inputs: inputs?, outputs: outputs? });

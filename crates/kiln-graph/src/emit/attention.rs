@@ -10,6 +10,7 @@ impl Builder<'_> {
     pub(super) fn attention(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let Op::Attention { heads, scale, causal, upcast } = tensor.0.op else { return Ok(Value::new()) };
         self.n_attentions += 1;
+        self.has_exact_scores |= upcast;
         let scores = if upcast { ElementType::F32 } else { dtype };
         let values = self.values::<3>(&tensor.0.inputs, scores)?;
         let value = match self.policy.attention {

@@ -24,9 +24,11 @@ pub(super) struct Builder<'a> {
     spare_inputs: Vec<(Tensor, ModelPort)>,
     outputs: Vec<ModelPort>,
     pub(super) n_attentions: usize,
+    /// Whether scores of an attention must not be rounded.
+    pub(super) has_exact_scores: bool,
     computed: HashMap<u64, (Value, ElementType)>,
     /// Weights of convolutions and linear layers.
-    factors: HashSet<u64>,
+    factors: &'a HashSet<u64>,
     casts: HashMap<(Value, ElementType), Value>,
     flattened: HashMap<Value, Value>,
     sizes: HashMap<Dim, Value>,
@@ -36,6 +38,7 @@ impl<'a> Builder<'a> {
     pub(super) fn new(
         name: String,
         policy: &'a EmitPolicy,
+        factors: &'a HashSet<u64>,
         spare_inputs: Vec<(Tensor, ModelPort)>,
     ) -> Builder<'a> {
         Builder {
@@ -50,8 +53,9 @@ impl<'a> Builder<'a> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             n_attentions: 0,
+            has_exact_scores: false,
             computed: HashMap::new(),
-            factors: HashSet::new(),
+            factors,
             casts: HashMap::new(),
             flattened: HashMap::new(),
             sizes: HashMap::new(),
@@ -92,7 +96,13 @@ impl<'a> Builder<'a> {
         let n_fused_attentions = self.nodes.iter().filter(is_attention).count();
         let graph = GraphProto { node: self.nodes, initializer: self.constants, ..Default::default() };
         EmittedModel {
-            proto: model_proto(&self.name, self.policy, graph, [&self.inputs, &self.outputs]),
+            proto: model_proto(
+                &self.name,
+                self.policy,
+                graph,
+                [&self.inputs, &self.outputs],
+                self.has_exact_scores,
+            ),
             name: self.name,
             inputs: self.inputs,
             outputs: self.outputs,
@@ -174,12 +184,6 @@ impl<'a> Builder<'a> {
                     .into(),
             }),
         }
-    }
-
-    /// Values of a product's operands, of which the second is its weight.
-    pub(super) fn operands(&mut self, inputs: &[Tensor], dtype: ElementType) -> Result<Vec<Value>, TraceError> {
-        self.factors.insert(inputs[1].resolved().0.id);
-        inputs.iter().map(|input| self.value(input, dtype)).collect()
     }
 
     /// A weight under a shape of its own, which must hold the same elements.

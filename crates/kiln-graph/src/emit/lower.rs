@@ -200,7 +200,7 @@ impl Builder<'_> {
         padding: &[u64; 4],
         dtype: ElementType,
     ) -> Result<Value, TraceError> {
-        let values = self.operands(inputs, dtype)?;
+        let values = inputs.iter().map(|t| self.value(t, dtype)).collect::<Result<Vec<_>, _>>()?;
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
         let [_, _, kh, kw] = inputs[1].dims();
         let kernel = [kh, kw].iter().filter_map(Dim::fixed).map(|n| n as i64).collect();
@@ -224,7 +224,7 @@ impl Builder<'_> {
     /// `Gemm` reads the weight as the checkpoint stores it; `MatMul` would need a transposed copy.
     fn linear(&mut self, tensor: &Tensor, dtype: ElementType) -> Result<Value, TraceError> {
         let inputs = &tensor.0.inputs;
-        let values = self.operands(inputs, dtype)?;
+        let values = inputs.iter().map(|t| self.value(t, dtype)).collect::<Result<Vec<_>, _>>()?;
         let [_, width] = inputs[1].dims();
         let is_matrix = inputs[0].shape().len() == 2;
         let x = if is_matrix { values[0].clone() } else { self.flatten(&values[0], &width) };

@@ -126,7 +126,7 @@ fn emit_segment(
         1 => graph.name.clone(),
         _ => format!("{}.{segment}", graph.name),
     };
-    let mut builder = Builder::new(name, policy, plan.spare_inputs(segment));
+    let mut builder = Builder::new(name, policy, plan.factors(), plan.spare_inputs(segment));
     for (tensor, port) in plan.inputs(segment) {
         builder.add_input(tensor, port);
     }
@@ -139,7 +139,13 @@ fn emit_segment(
     Ok(builder.finish())
 }
 
-fn model_proto(name: &str, policy: &EmitPolicy, mut graph: GraphProto, ports: [&[ModelPort]; 2]) -> ModelProto {
+fn model_proto(
+    name: &str,
+    policy: &EmitPolicy,
+    mut graph: GraphProto,
+    ports: [&[ModelPort]; 2],
+    has_exact_scores: bool,
+) -> ModelProto {
     let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
     let mut opset_import = vec![opset("", policy.opset())];
     if policy.flavor.has_contrib() {
@@ -155,13 +161,17 @@ fn model_proto(name: &str, policy: &EmitPolicy, mut graph: GraphProto, ports: [&
         producer_version: env!("CARGO_PKG_VERSION").into(),
         opset_import,
         graph: Some(graph),
-        metadata_props: policy.precision.products.map(products).into_iter().collect(),
+        metadata_props: metadata(policy.precision.products, has_exact_scores),
     }
 }
 
-/// The entry that asks for products of a type.
-fn products(dtype: ElementType) -> StringStringEntryProto {
-    StringStringEntryProto { key: "kiln.products".into(), value: dtype.to_string() }
+/// What asks for products of a type, of which those of attention may be exempt.
+fn metadata(products: Option<ElementType>, has_exact_scores: bool) -> Vec<StringStringEntryProto> {
+    let entry =
+        |key: &str, value: ElementType| StringStringEntryProto { key: key.into(), value: value.to_string() };
+    let Some(products) = products else { return Vec::new() };
+    let scores = has_exact_scores.then(|| entry("kiln.scores", ElementType::F32));
+    [entry("kiln.products", products)].into_iter().chain(scores).collect()
 }
 
 fn value_info(port: &ModelPort) -> ValueInfoProto {

@@ -10,6 +10,7 @@ use crate::{Cuts, Dim, ElementType, EmitPolicy, Kind, Tensor, TraceError};
 /// The nodes of a graph in execution order, split at the policy's cut points.
 pub(super) struct Plan {
     segments: Vec<Segment>,
+    factors: HashSet<u64>,
 }
 
 #[derive(Default)]
@@ -74,7 +75,12 @@ impl Plan {
             let segment = segment_of.get(&tensor.0.id).copied().unwrap_or(0);
             segments[segment].outputs.push((tensor.clone(), name.clone(), port_dtype(&tensor)));
         }
-        Ok(Plan { segments })
+        Ok(Plan { segments, factors: factors(&order) })
+    }
+
+    /// Weights of convolutions and linear layers, by their node.
+    pub(super) fn factors(&self) -> &HashSet<u64> {
+        &self.factors
     }
 
     pub(super) fn n_segments(&self) -> usize {
@@ -192,12 +198,17 @@ fn distinct(mut cuts: Vec<Tensor>) -> Vec<Tensor> {
     cuts
 }
 
+/// Weights of convolutions and linear layers.
+fn factors(order: &[Tensor]) -> HashSet<u64> {
+    let products = order.iter().filter(|node| matches!(node.0.op, Op::Conv2d { .. } | Op::Linear));
+    products.map(|node| node.0.inputs[1].resolved().0.id).collect()
+}
+
 /// The cut points between which lie weights of up to so many bytes.
 fn spaced(order: &[Tensor], cuts: Vec<Tensor>, bytes: u64, policy: &EmitPolicy) -> Vec<Tensor> {
     let segment_of = assign(order, &cuts);
     let mut sizes = vec![0_u64; cuts.len() + 1];
-    let products = order.iter().filter(|node| matches!(node.0.op, Op::Conv2d { .. } | Op::Linear));
-    let factors: HashSet<u64> = products.map(|node| node.0.inputs[1].resolved().0.id).collect();
+    let factors = factors(order);
     for weight in order.iter().filter(|t| matches!(t.0.op, Op::Weight { .. })) {
         let precision = &policy.precision;
         let dtype = precision.stored(&weight.0.scope, factors.contains(&weight.0.id), weight.dtype(precision));

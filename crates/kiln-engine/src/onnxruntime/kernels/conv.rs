@@ -4,10 +4,10 @@ use kiln_kernels::{Algorithm, ConvShape, Element, Isa, Tensors, Weights};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Stored, Work, failed, given, sizes};
+use super::{Pool, Stored, Work, failed, given, inputs, numbers, sizes};
 use crate::heap::Room;
 
-/// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias.
+/// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias and a residual.
 pub(super) struct Conv {
     work: Work,
     stored: Stored,
@@ -35,11 +35,7 @@ impl Operator for Conv {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        [
-            OperatorInput::required(Float32),
-            OperatorInput::required(self.stored.element_type()),
-            OperatorInput::optional(Float32),
-        ]
+        inputs(self.stored)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -47,13 +43,13 @@ impl Operator for Conv {
     }
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<ConvKernel> {
-        let numbers = |name: &str, default: &[i64]| context.get(name).unwrap_or_else(|| default.to_vec());
+        let given = |name: &str, default: &[i64]| context.get(name).unwrap_or_else(|| default.to_vec());
         Ok(ConvKernel {
             work: self.work,
             stored: self.stored,
-            padding: sizes(&numbers("pads", &[0; 4]))?,
-            stride: sizes(&numbers("strides", &[1; 2]))?,
-            dilation: sizes(&numbers("dilations", &[1; 2]))?,
+            padding: sizes(&given("pads", &[0; 4]))?,
+            stride: sizes(&given("strides", &[1; 2]))?,
+            dilation: sizes(&given("dilations", &[1; 2]))?,
         })
     }
 }
@@ -68,11 +64,11 @@ pub(super) struct ConvKernel {
 
 impl Kernel for ConvKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let (x, weights, bias) = (given(context, 0)?, given(context, 1)?, context.input(2)?);
+        let (x, weights) = (given(context, 0)?, given(context, 1)?);
+        let (bias, residual) = (context.input(2)?, context.input(3)?);
         let (x_shape, input) = x.try_extract_tensor::<f32>()?;
         let (w_shape, values) = self.stored.numbers(&weights)?;
-        let bias =
-            bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
+        let (bias, residual) = (numbers(&bias)?, numbers(&residual)?);
         let shape = self.shape(x_shape, w_shape)?;
         let [height, width] = shape.output_size().map_err(failed)?;
         let sizes = [shape.batch, shape.out_channels, height, width].map(|n| n as i64);
@@ -86,7 +82,7 @@ impl Kernel for ConvKernel {
         let weights = Weights::new(values, shape.out_channels, k).map_err(failed)?;
         let scratch = conv.scratch_len(threads).map_err(failed)?;
         let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
-        let tensors = Tensors { input, bias, residual: None, output, scratch: room.numbers() };
+        let tensors = Tensors { input, bias, residual, output, scratch: room.numbers() };
         conv.run(&Pool { context, threads }, weights, tensors).map_err(failed)
     }
 }

@@ -1,21 +1,33 @@
-//! Linear layers with weights in bf16.
+//! Linear layers.
 
 use kiln_kernels::{Tensors, Weights};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Stored, Work, failed, given, sizes};
+use super::{Pool, Stored, Work, failed, given, inputs, numbers, sizes};
 use crate::heap::Room;
 
-/// `Gemm` of `ai.onnx` with `transB` of 1 and nothing else: a matrix, weights `[n][k]` and perhaps a bias `[n]`.
-pub(super) struct Linear(Work);
+/// `Gemm` of `ai.onnx` with `transB` of 1 and nothing else: a matrix, weights `[n][k]`, and perhaps a bias `[n]` and a
+/// residual.
+pub(super) struct Linear {
+    work: Work,
+    stored: Stored,
+}
+
+/// The attribute that is 1 where the second half of the outputs are gates of the first.
+pub(super) const GATED: &str = "gated";
 
 impl Linear {
-    /// Its name in kiln's domain.
-    pub(super) const NAME: &str = "LinearBf16";
+    pub(super) fn new(work: Work, stored: Stored) -> Linear {
+        Linear { work, stored }
+    }
 
-    pub(super) fn new(work: Work) -> Linear {
-        Linear(work)
+    /// Its name in kiln's domain.
+    pub(super) fn name_of(stored: Stored) -> &'static str {
+        match stored {
+            Stored::F32 => "Linear",
+            Stored::Bf16 => "LinearBf16",
+        }
     }
 }
 
@@ -23,51 +35,53 @@ impl Operator for Linear {
     type Kernel<'attr> = LinearKernel;
 
     fn name(&self) -> &str {
-        Linear::NAME
+        Linear::name_of(self.stored)
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        [
-            OperatorInput::required(Float32),
-            OperatorInput::required(Stored::Bf16.element_type()),
-            OperatorInput::optional(Float32),
-        ]
+        inputs(self.stored)
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
         [OperatorOutput::required(Float32)]
     }
 
-    fn create_kernel<'attr>(&self, _: &KernelContext<'attr>) -> ort::Result<LinearKernel> {
-        Ok(LinearKernel(self.0))
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<LinearKernel> {
+        let is_gated = context.get(GATED).unwrap_or(0_i64) != 0;
+        Ok(LinearKernel { work: self.work, stored: self.stored, is_gated })
     }
 }
 
-pub(super) struct LinearKernel(Work);
+pub(super) struct LinearKernel {
+    work: Work,
+    stored: Stored,
+    is_gated: bool,
+}
 
 impl Kernel for LinearKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
-        let (x, weights, bias) = (given(context, 0)?, given(context, 1)?, context.input(2)?);
+        let (x, weights) = (given(context, 0)?, given(context, 1)?);
+        let (bias, residual) = (context.input(2)?, context.input(3)?);
         let (x_shape, input) = x.try_extract_tensor::<f32>()?;
-        let (w_shape, values) = Stored::Bf16.numbers(&weights)?;
-        let bias =
-            bias.as_ref().map(|bias| bias.try_extract_tensor::<f32>()).transpose()?.map(|(_, bias)| bias);
-        let ([rows, in_features], [out_features, k]) = (sizes(x_shape)?, sizes(w_shape)?);
+        let (w_shape, values) = self.stored.numbers(&weights)?;
+        let (bias, residual) = (numbers(&bias)?, numbers(&residual)?);
+        let ([rows, in_features], [n, k]) = (sizes(x_shape)?, sizes(w_shape)?);
         if k != in_features {
             return Err(failed(format!("{in_features} features, of which the weights have {k}")));
         }
+        let out_features = if self.is_gated { n / 2 } else { n };
         let mut output = context
             .output(0, [rows, out_features].map(|n| n as i64))?
             .ok_or_else(|| failed("the output is missing"))?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
 
-        let Work { isa, threads } = self.0;
-        let products = Stored::Bf16.products(isa);
-        let linear = kiln_kernels::Linear { rows, in_features, out_features, products, isa };
-        let weights = Weights::new(values, out_features, in_features).map_err(failed)?;
+        let (Work { isa, threads }, is_gated) = (self.work, self.is_gated);
+        let products = self.stored.products(isa);
+        let linear = kiln_kernels::Linear { rows, in_features, out_features, is_gated, products, isa };
+        let weights = Weights::new(values, n, in_features).map_err(failed)?;
         let scratch = linear.scratch_len(threads).map_err(failed)?;
         let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
-        let tensors = Tensors { input, bias, residual: None, output, scratch: room.numbers() };
+        let tensors = Tensors { input, bias, residual, output, scratch: room.numbers() };
         linear.run(&Pool { context, threads }, weights, tensors).map_err(failed)
     }
 }

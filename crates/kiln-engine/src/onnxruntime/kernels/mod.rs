@@ -4,9 +4,12 @@
 //! than ONNX Runtime's own are exchanged for operators of kiln's domain; they run on ONNX Runtime's threads and read
 //! weights where they lie.
 
+mod attention;
 mod conv;
 mod linear;
+mod norm;
 mod rewrite;
+mod upsample;
 mod wire;
 
 use std::path::Path;
@@ -15,10 +18,14 @@ use std::sync::{Mutex, PoisonError};
 
 use half::slice::HalfFloatSliceExt;
 use kiln_kernels::{Element, Isa, Values};
-use ort::operator::{ComputeContext, OperatorDomain};
+use ort::operator::{ComputeContext, OperatorDomain, OperatorInput};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
+use ort::value::TensorElementType::Float32;
 use ort::value::{DynValueTypeMarker, TensorElementType, ValueRef};
+
+use crate::Placement;
+use rewrite::Gains;
 
 /// The domain of kiln's operators.
 const DOMAIN: &str = "kiln";
@@ -69,12 +76,13 @@ impl FromStr for Kernels {
 }
 
 /// The model with kernels of kiln in place of operators that they compute, if there are any.
-pub(super) fn rewritten(model: &Path, kernels: Kernels) -> Option<Vec<u8>> {
+pub(super) fn rewritten(model: &Path, kernels: Kernels, placement: Placement) -> Option<Vec<u8>> {
     let isa = kernels.isa?;
     if model.metadata().ok()?.len() > MAX_MODEL {
         return None;
     }
-    rewrite::model(&std::fs::read(model).ok()?, multiplies_bf16(isa))
+    let gains = Gains { bf16: multiplies_bf16(isa), linear_f32: placement == Placement::Mapped };
+    rewrite::model(&std::fs::read(model).ok()?, gains)
 }
 
 /// Whether instructions multiply bf16 faster than f32.
@@ -90,7 +98,12 @@ pub(super) fn open(builder: SessionBuilder, model: &[u8], folder: &Path, work: W
     let domain = OperatorDomain::new(DOMAIN)?
         .add(conv::Conv::new(work, Stored::F32))?
         .add(conv::Conv::new(work, Stored::Bf16))?
-        .add(linear::Linear::new(work))?;
+        .add(linear::Linear::new(work, Stored::F32))?
+        .add(linear::Linear::new(work, Stored::Bf16))?
+        .add(norm::GroupNorm::new(work))?
+        .add(upsample::Upsample::new(work))?
+        .add(attention::Attention::new(work, Stored::F32))?
+        .add(attention::Attention::new(work, Stored::Bf16))?;
     let folder = folder.to_string_lossy();
     let builder = builder.with_operators(domain)?;
     let mut builder =
@@ -129,7 +142,7 @@ enum Stored {
 impl Stored {
     fn element_type(self) -> TensorElementType {
         match self {
-            Stored::F32 => TensorElementType::Float32,
+            Stored::F32 => Float32,
             Stored::Bf16 => TensorElementType::Bfloat16,
         }
     }
@@ -159,6 +172,18 @@ impl Stored {
 
 /// An operator's input.
 type Value<'a> = ValueRef<'a, DynValueTypeMarker>;
+
+/// Inputs of a product whose weights are of this type: input, weights, and perhaps bias and residual.
+fn inputs(weights: Stored) -> [OperatorInput; 4] {
+    let weights = OperatorInput::required(weights.element_type());
+    let [bias, residual] = [Float32; 2].map(OperatorInput::optional);
+    [OperatorInput::required(Float32), weights, bias, residual]
+}
+
+/// The numbers of an input, if there is one.
+fn numbers<'v>(input: &'v Option<Value<'_>>) -> ort::Result<Option<&'v [f32]>> {
+    input.as_ref().map(|input| Ok(input.try_extract_tensor::<f32>()?.1)).transpose()
+}
 
 /// An input that there must be.
 fn given<'a>(context: &'a ComputeContext, at: usize) -> ort::Result<Value<'a>> {

@@ -1,0 +1,93 @@
+//! Convolutions, linear layers and attention, each an operator of kiln's.
+
+use super::super::{Stored, attention, conv, linear};
+use super::Wanted;
+use super::graph::{Attribute, Graph, Links, Node, Weight};
+
+impl Attribute<'_> {
+    /// Whether it is of a convolution that kernels compute.
+    fn fits_conv(&self) -> bool {
+        match self.name {
+            "kernel_shape" | "strides" | "dilations" => {
+                self.numbers.len() == 2 && self.numbers.iter().all(|n| *n > 0)
+            }
+            "pads" => self.numbers.len() == 4 && self.numbers.iter().all(|n| *n >= 0),
+            _ => false,
+        }
+    }
+
+    /// Whether it is of a convolution that Winograd's algorithm computes.
+    fn fits_winograd(&self) -> bool {
+        match self.name {
+            "kernel_shape" => self.numbers == [3; 2],
+            "strides" | "dilations" => self.numbers == [1; 2],
+            _ => self.fits_conv(),
+        }
+    }
+}
+
+/// Exchanges what kernels compute faster than ONNX Runtime.
+pub(super) fn exchange(graph: &mut Graph<'_>, wanted: Wanted) {
+    let links = Links::new(graph);
+    for at in graph.places() {
+        let Some(node) = graph.node(at) else { continue };
+        if is_attention(node) {
+            let factors = if wanted.multiplies_scores_in_bf16() { Stored::Bf16 } else { Stored::F32 };
+            if let Some(node) = &mut graph.nodes[at] {
+                node.become_kilns(attention::Attention::name_of(factors));
+            }
+            continue;
+        }
+        let Some(weight) = node.input(1).and_then(|name| graph.weight(name, &links)) else { continue };
+        let name = match node {
+            _ if weight.stored == Stored::Bf16 && !wanted.bf16 => continue,
+            _ if node.is("Conv") && is_conv(node, weight, wanted) => conv::Conv::name_of(weight.stored),
+            _ if node.is("Gemm") && is_linear(graph, node, weight, wanted) => {
+                linear::Linear::name_of(weight.stored)
+            }
+            _ => continue,
+        };
+        let weight = weight.tensor.name;
+        if let Some(node) = &mut graph.nodes[at] {
+            if node.is("Gemm") {
+                node.attributes.clear();
+            }
+            node.inputs[1] = weight;
+            node.become_kilns(name);
+        }
+    }
+}
+
+/// Whether it is attention of query, key and value alone, with a scale.
+fn is_attention(node: &Node<'_>) -> bool {
+    let is_known = |attribute: &Attribute<'_>| match attribute.name {
+        "num_heads" | "unidirectional" => attribute.number.is_some(),
+        name => name == "scale" && attribute.float.is_some(),
+    };
+    node.is_of("com.microsoft", "MultiHeadAttention")
+        && node.inputs.len() == 3
+        && (0..3).all(|at| node.input(at).is_some())
+        && node.attributes.iter().all(is_known)
+        && ["num_heads", "scale"].iter().all(|name| node.attribute(name).is_some())
+}
+
+fn is_conv(node: &Node<'_>, weight: Weight<'_, '_>, wanted: Wanted) -> bool {
+    let &[_, _, height, width] = weight.tensor.dims.as_slice() else { return false };
+    let is_winograds = [height, width] == [3; 2] && node.attributes.iter().all(Attribute::fits_winograd);
+    let is_faster = weight.stored == Stored::Bf16 && wanted.gains.bf16;
+    is_winograds || (is_faster && node.attributes.iter().all(Attribute::fits_conv))
+}
+
+/// Whether a `Gemm` is a linear layer, as checkpoints store its weights.
+fn is_linear(graph: &Graph<'_>, gemm: &Node<'_>, weight: Weight<'_, '_>, wanted: Wanted) -> bool {
+    let &[n, _] = weight.tensor.dims.as_slice() else { return false };
+    let has_bias = |name: &str| graph.tensor(name).is_some_and(|bias| bias.dims == [n]);
+    let is_faster = match weight.stored {
+        Stored::Bf16 => wanted.gains.bf16,
+        Stored::F32 => wanted.gains.linear_f32,
+    };
+    is_faster
+        && gemm.attributes.len() == 1
+        && gemm.attribute("transB").is_some_and(|attribute| attribute.number == Some(1))
+        && gemm.input(2).is_none_or(has_bias)
+}
