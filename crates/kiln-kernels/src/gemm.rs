@@ -1,5 +1,5 @@
 //! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
-//! caches. All panels are made first, by all lanes.
+//! caches. The panels of as many groups of outputs as fit a bound are made first, by all lanes, then those of the next.
 //!
 //! A block is up to 96 rows, or 64 with AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words apart: 48 KiB.
 //! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
@@ -23,6 +23,8 @@ pub(crate) fn most_rows(isa: Isa, products: Element) -> usize {
 }
 /// Panels whose sums a block keeps.
 const MAX_PANELS: usize = 40;
+/// Words of the panels that there are at once, unless a group has more: 16 MiB.
+const MAX_WORDS: usize = 4 << 20;
 
 /// The left factor, and where the sums go.
 pub(crate) trait Rows: Sync {
@@ -121,8 +123,14 @@ impl Blocks {
 
     /// Words that `lanes` need: their own, and the panels.
     pub(crate) fn scratch_len(&self, lanes: usize) -> Result<usize, Error> {
-        let panels = product(&[self.panels, self.k.div_ceil(self.products.per_word()), PANEL])?;
+        let of_group = product(&[self.group_panels(), self.k.div_ceil(self.products.per_word()), PANEL])?;
+        let panels = product(&[self.groups_at_once(), of_group])?;
         sum(&[product(&[lanes, self.lane_words()?])?, panels, LINE])
+    }
+
+    /// Groups whose panels there are at once.
+    fn groups_at_once(&self) -> usize {
+        (MAX_WORDS / (self.group_panels() * self.panel_words())).clamp(1, self.groups)
     }
 }
 
@@ -130,16 +138,17 @@ impl Blocks {
 struct Panels<'a> {
     weights: Weights<'a>,
     blocks: Blocks,
+    first: usize,
     to: Shared,
 }
 
 impl Kernel for Panels<'_> {
     #[inline(always)]
-    unsafe fn run<S: Simd>(&self, _lane: usize, panel: usize) {
+    unsafe fn run<S: Simd>(&self, _lane: usize, item: usize) {
         let Blocks { k, products, .. } = self.blocks;
-        let to = self.to.at(panel * self.blocks.panel_words());
-        // SAFETY: the item's panel is its own; the scratch has room for all.
-        unsafe { self.weights.pack::<S>(self.blocks.outputs(panel).start, 0..k, products, to) }
+        let to = self.to.at(item * self.blocks.panel_words());
+        // SAFETY: the item's panel is its own; the scratch has room for all that there are at once.
+        unsafe { self.weights.pack::<S>(self.blocks.outputs(self.first + item).start, 0..k, products, to) }
     }
 }
 
@@ -159,6 +168,9 @@ struct Gemm<'a, R> {
     /// Of each lane, and of the panels.
     scratch: Shared,
     panels: Shared,
+    /// The first of the panels that there are, and the groups that they are of.
+    first: usize,
+    groups: Range<usize>,
     lane_words: usize,
 }
 
@@ -173,16 +185,23 @@ pub(crate) fn run<R: Rows>(
 ) -> Result<(), Error> {
     let (scratch, lane_words) = (Shared::aligned(scratch), blocks.lane_words()?);
     let panels = scratch.shifted(pool.lanes * lane_words);
-    simd::for_each(isa, pool, blocks.panels, &Panels { weights, blocks, to: panels })?;
-    let gemm = Gemm { rows, blocks, scratch, panels, lane_words };
-    simd::for_each(isa, pool, blocks.row_blocks * blocks.groups, &gemm)
+    for first in (0..blocks.groups).step_by(blocks.groups_at_once()) {
+        let groups = first..blocks.groups.min(first + blocks.groups_at_once());
+        let made = blocks.group(groups.start).start..blocks.group(groups.end - 1).end;
+        let making = Panels { weights, blocks, first: made.start, to: panels };
+        simd::for_each(isa, pool, made.len(), &making)?;
+        let gemm =
+            Gemm { rows, blocks, scratch, panels, first: made.start, groups: groups.clone(), lane_words };
+        simd::for_each(isa, pool, blocks.row_blocks * groups.len(), &gemm)?;
+    }
+    Ok(())
 }
 
 impl<R: Rows> Kernel for Gemm<'_, R> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, lane: usize, item: usize) {
         let rows = part(self.blocks.rows, self.blocks.row_blocks, item % self.blocks.row_blocks);
-        let panels = self.blocks.group(item / self.blocks.row_blocks);
+        let panels = self.blocks.group(self.groups.start + item / self.blocks.row_blocks);
         let block = self.scratch.at(lane * self.lane_words);
         let sums = block.wrapping_add(self.blocks.block * ROW);
         // SAFETY: the lane's part of the scratch is a block and sums; the item's rows and panels are its own.
@@ -210,7 +229,9 @@ impl<R: Rows> Gemm<'_, R> {
                 for (i, panel) in panels.clone().enumerate() {
                     let words = |panel| {
                         let step = start / element.per_word();
-                        self.panels.at(panel * self.blocks.panel_words() + step * PANEL).cast_const()
+                        self.panels
+                            .at((panel - self.first) * self.blocks.panel_words() + step * PANEL)
+                            .cast_const()
                     };
                     let (b, c) = (words(panel), sums.add(i * rows.len() * PANEL));
                     let columns = self.blocks.outputs(panel).len();

@@ -2,7 +2,7 @@
 
 use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Threads};
 
-use crate::reference::{Case, error};
+use crate::reference::{Case, error, root_mean_square};
 
 /// Algorithm, products, and bounds of the largest and the root mean square error, relative to the output's root mean
 /// square.
@@ -14,13 +14,6 @@ const BOUNDS: [(Algorithm, Element, f64, f64); 6] = [
     (Algorithm::WinogradF2, Element::Bf16, 3e-2, 6e-3),
     (Algorithm::WinogradF4, Element::Bf16, 0.1, 1.5e-2),
 ];
-
-fn root_mean_square(expected: &[f64], found: &[f32]) -> f64 {
-    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
-    let errors =
-        squares(&mut expected.iter().zip(found).map(|(&expected, &found)| expected - f64::from(found)));
-    (errors / squares(&mut expected.iter().copied())).sqrt()
-}
 
 #[test]
 fn errors_stay_below_what_is_stated_and_near_it() {

@@ -52,8 +52,8 @@ proptest! {
             let (scale, shift) = (numbers.tensor(of.channels), numbers.tensor(of.channels));
             let found = run(&of, &input, [&scale, &shift], &Threads::new(1 + seed as usize % 3));
             let expected = reference(&of, &input, [&scale, &shift]);
-            // One pixel of one channel has no variance: its rounding is magnified by epsilon.
-            let bound = if per_group * plane < 8 { 1e-2 } else { 2e-5 };
+            // Few elements may be so alike that epsilon magnifies their rounding.
+            let bound = if per_group * plane < 64 { 1e-2 } else { 1e-4 };
             let error = error(&expected, &found);
             prop_assert!(error < bound, "{error:e} of {of:?}");
         }

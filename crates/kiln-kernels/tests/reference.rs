@@ -188,3 +188,11 @@ pub(crate) fn error(expected: &[f64], found: &[f32]) -> f64 {
     errors.map(|error| if error.is_nan() { f64::INFINITY } else { error }).fold(0.0, f64::max)
         / scale.max(1e-30)
 }
+
+/// The root mean square error, relative to that of `expected`.
+pub(crate) fn root_mean_square(expected: &[f64], found: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let errors =
+        squares(&mut expected.iter().zip(found).map(|(&expected, &found)| expected - f64::from(found)));
+    (errors / squares(&mut expected.iter().copied())).sqrt()
+}
