@@ -123,14 +123,14 @@ impl Blocks {
 
     /// Words that `lanes` need: their own, and the panels.
     pub(crate) fn scratch_len(&self, lanes: usize) -> Result<usize, Error> {
-        let of_group = product(&[self.group_panels(), self.k.div_ceil(self.products.per_word()), PANEL])?;
-        let panels = product(&[self.groups_at_once(), of_group])?;
+        let at_once = self.panels.min(self.groups_at_once() * self.group_panels());
+        let panels = product(&[at_once, self.k.div_ceil(self.products.per_word()), PANEL])?;
         sum(&[product(&[lanes, self.lane_words()?])?, panels, LINE])
     }
 
     /// Groups whose panels there are at once.
     fn groups_at_once(&self) -> usize {
-        (MAX_WORDS / (self.group_panels() * self.panel_words())).clamp(1, self.groups)
+        (MAX_WORDS / self.panel_words() / self.group_panels()).clamp(1, self.groups)
     }
 }
 

@@ -119,12 +119,12 @@ impl Measurement<'_> {
         self.engines.clear();
         self.settle()?;
         self.meter.reset_peak();
-        let before = self.meter.held()?;
+        let mut before = self.meter.held()?;
         let start = Instant::now();
         self.engines.load(name)?;
         self.settle()?;
         let load_seconds = start.elapsed().as_secs_f64();
-        let mut samples = Vec::new();
+        let mut samples: Vec<Sample> = Vec::new();
         let mut refused = None;
         for extent in self.extents(name)? {
             let seconds = match self.seconds(name, extent, samples.is_empty()) {
@@ -142,13 +142,19 @@ impl Measurement<'_> {
                 rows,
                 height,
                 width,
-                peak_bytes: peak.saturating_sub(before),
+                peak_bytes: peak,
                 scratch_bytes,
-                held_bytes: self.meter.held()?.saturating_sub(before),
+                held_bytes: self.meter.held()?,
                 load_seconds,
                 seconds,
             });
             self.meter.reset_peak();
+        }
+        // What of the component before was still held, and then given back, is none of this one's.
+        before = samples.iter().map(|sample| sample.held_bytes).fold(before, u64::min);
+        for sample in &mut samples {
+            sample.peak_bytes = sample.peak_bytes.saturating_sub(before);
+            sample.held_bytes -= before;
         }
         match refused {
             Some(error) if samples.is_empty() => Err(error),
