@@ -162,6 +162,6 @@ impl Conv {
         let [height, width] = self.shape.output_size()?;
         let rows = product(&[self.shape.batch, height, width])?;
         let sizes = [self.shape.out_channels, self.shape.k()?];
-        Ok(Blocks::new(self.isa, rows, sizes, self.products, lanes))
+        Ok(Blocks::new(self.isa, rows, sizes, self.products, lanes, false))
     }
 }

@@ -1,7 +1,8 @@
 //! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
 //! caches. The panels of as many groups of outputs as fit a bound are made first, by all lanes, then those of the next.
 //!
-//! A block is up to 96 rows, or 64 with AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words apart: 48 KiB.
+//! A block is up to 96 rows, or 64 with AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words
+//! apart: 48 KiB.
 //! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
 //! `[panel][row][32]`, at most 480 KiB, in L2.
 
@@ -60,16 +61,8 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     /// Blocks of `rows` x `n` outputs for as many lanes: several items a lane where there are as many.
-    pub(crate) fn new(isa: Isa, rows: usize, [n, k]: [usize; 2], products: Element, lanes: usize) -> Self {
-        Self::split(isa, rows, [n, k], products, lanes, false)
-    }
-
-    /// The same with gates: `n` is even.
-    pub(crate) fn gated(isa: Isa, rows: usize, sizes: [usize; 2], products: Element, lanes: usize) -> Self {
-        Self::split(isa, rows, sizes, products, lanes, true)
-    }
-
-    fn split(
+    /// With gates, `n` is even.
+    pub(crate) fn new(
         isa: Isa,
         rows: usize,
         [n, k]: [usize; 2],

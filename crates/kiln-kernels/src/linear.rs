@@ -35,18 +35,19 @@ impl Linear {
     }
 
     /// Computes it.
-    pub fn run(&self, pool: &dyn Parallel, weights: Weights<'_>, tensors: Tensors<'_>) -> Result<(), Error> {
+    pub fn run(
+        &self,
+        pool: &dyn Parallel,
+        weights: Weights<'_>,
+        mut tensors: Tensors<'_>,
+    ) -> Result<(), Error> {
         let pool = Pool::new(pool);
         let blocks = self.blocks(pool.lanes)?;
         weights.check(self.in_features, self.n()?)?;
         let (input, output) = self.lengths()?;
         tensors.check(input, output, self.n()?, blocks.scratch_len(pool.lanes)?)?;
-        let bias = tensors.bias;
-        let (input, mut output, scratch) = tensors.split(self.out_features, 1);
-        let gates = self.is_gated.then(|| {
-            output.take_bias();
-            Gates { bias, n: self.out_features }
-        });
+        let gates = self.is_gated.then(|| Gates { bias: tensors.bias.take(), n: self.out_features });
+        let (input, output, scratch) = tensors.split(self.out_features, 1);
         let rows = Dense { input, k: self.in_features, output, gates };
         gemm::run(self.isa, pool, blocks, &rows, weights, scratch)
     }
@@ -54,10 +55,7 @@ impl Linear {
     fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
         self.lengths()?;
         let (sizes, lanes) = ([self.n()?, self.in_features], lanes.max(1));
-        Ok(match self.is_gated {
-            true => Blocks::gated(self.isa, self.rows, sizes, self.products, lanes),
-            false => Blocks::new(self.isa, self.rows, sizes, self.products, lanes),
-        })
+        Ok(Blocks::new(self.isa, self.rows, sizes, self.products, lanes, self.is_gated))
     }
 
     /// Outputs, and their gates.

@@ -57,11 +57,6 @@ pub(crate) struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Leaves the bias to the caller.
-    pub(crate) fn take_bias(&mut self) {
-        self.bias = None;
-    }
-
     /// How many of a vector's channels from `channel` on there are.
     #[inline(always)]
     pub(crate) fn n_channels<S: Simd>(&self, channel: usize) -> usize {

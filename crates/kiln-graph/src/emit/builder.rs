@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{EmittedModel, ModelPort, StoredWeight, fuse, model_proto};
+use super::{EmittedModel, ModelPort, StoredWeight, fuse, metadata, model_proto};
 use crate::dim::Atom;
-use crate::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, data_type};
+use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, data_type};
 use crate::tensor::Op;
 use crate::{Dim, ElementType, EmitPolicy, Tensor, TraceError};
 
@@ -96,13 +96,10 @@ impl<'a> Builder<'a> {
         let n_fused_attentions = self.nodes.iter().filter(is_attention).count();
         let graph = GraphProto { node: self.nodes, initializer: self.constants, ..Default::default() };
         EmittedModel {
-            proto: model_proto(
-                &self.name,
-                self.policy,
-                graph,
-                [&self.inputs, &self.outputs],
-                self.has_exact_scores,
-            ),
+            proto: ModelProto {
+                metadata_props: metadata(self.policy.precision.products, self.has_exact_scores),
+                ..model_proto(&self.name, self.policy, graph, [&self.inputs, &self.outputs])
+            },
             name: self.name,
             inputs: self.inputs,
             outputs: self.outputs,

@@ -139,13 +139,7 @@ fn emit_segment(
     Ok(builder.finish())
 }
 
-fn model_proto(
-    name: &str,
-    policy: &EmitPolicy,
-    mut graph: GraphProto,
-    ports: [&[ModelPort]; 2],
-    has_exact_scores: bool,
-) -> ModelProto {
+fn model_proto(name: &str, policy: &EmitPolicy, mut graph: GraphProto, ports: [&[ModelPort]; 2]) -> ModelProto {
     let opset = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version };
     let mut opset_import = vec![opset("", policy.opset())];
     if policy.flavor.has_contrib() {
@@ -161,7 +155,7 @@ fn model_proto(
         producer_version: env!("CARGO_PKG_VERSION").into(),
         opset_import,
         graph: Some(graph),
-        metadata_props: metadata(policy.precision.products, has_exact_scores),
+        metadata_props: Vec::new(),
     }
 }
 

@@ -119,7 +119,7 @@ impl Measurement<'_> {
         self.engines.clear();
         self.settle()?;
         self.meter.reset_peak();
-        let mut before = self.meter.held()?;
+        let before = self.meter.held()?;
         let start = Instant::now();
         self.engines.load(name)?;
         self.settle()?;
@@ -151,7 +151,7 @@ impl Measurement<'_> {
             self.meter.reset_peak();
         }
         // What of the component before was still held, and then given back, is none of this one's.
-        before = samples.iter().map(|sample| sample.held_bytes).fold(before, u64::min);
+        let before = samples.iter().map(|sample| sample.held_bytes).fold(before, u64::min);
         for sample in &mut samples {
             sample.peak_bytes = sample.peak_bytes.saturating_sub(before);
             sample.held_bytes -= before;

@@ -4,8 +4,7 @@ use kiln_kernels::AttentionTensors;
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Stored, Work, failed, given, sizes};
-use crate::heap::Room;
+use super::{Pool, Stored, Work, failed, given, output, room, sizes};
 
 /// `MultiHeadAttention` of `com.microsoft` with query, key and value `[batch][position][hidden]` alone, and a scale.
 pub(super) struct Attention {
@@ -73,8 +72,7 @@ impl Kernel for AttentionKernel {
         if self.heads == 0 || width % self.heads != 0 {
             return Err(failed(format!("{} heads of {width} elements", self.heads)));
         }
-        let sizes = [batch, queries, width].map(|n| n as i64);
-        let mut output = context.output(0, sizes)?.ok_or_else(|| failed("the output is missing"))?;
+        let mut output = output(context, &[batch, queries, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
 
         let Work { isa, threads } = self.work;
@@ -89,8 +87,7 @@ impl Kernel for AttentionKernel {
             products: self.factors.products(isa),
             isa,
         };
-        let scratch = attention.scratch_len(threads).map_err(failed)?;
-        let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
+        let mut room = room(attention.scratch_len(threads))?;
         let tensors = AttentionTensors { query, key, value, output, scratch: room.numbers() };
         attention.run(&Pool { context, threads }, tensors).map_err(failed)
     }

@@ -4,8 +4,7 @@ use kiln_kernels::{Algorithm, ConvShape, Element, Isa, Tensors, Weights};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Stored, Work, failed, given, inputs, numbers, sizes};
-use crate::heap::Room;
+use super::{Pool, Stored, Work, failed, given, inputs, numbers, output, room, sizes};
 
 /// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias and a residual.
 pub(super) struct Conv {
@@ -71,8 +70,7 @@ impl Kernel for ConvKernel {
         let (bias, residual) = (numbers(&bias)?, numbers(&residual)?);
         let shape = self.shape(x_shape, w_shape)?;
         let [height, width] = shape.output_size().map_err(failed)?;
-        let sizes = [shape.batch, shape.out_channels, height, width].map(|n| n as i64);
-        let mut output = context.output(0, sizes)?.ok_or_else(|| failed("the output is missing"))?;
+        let mut output = output(context, &[shape.batch, shape.out_channels, height, width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
 
         let Work { isa, threads } = self.work;
@@ -80,8 +78,7 @@ impl Kernel for ConvKernel {
         let conv = kiln_kernels::Conv::new(shape, algorithm, products, isa).map_err(failed)?;
         let k = shape.k().map_err(failed)?;
         let weights = Weights::new(values, shape.out_channels, k).map_err(failed)?;
-        let scratch = conv.scratch_len(threads).map_err(failed)?;
-        let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
+        let mut room = room(conv.scratch_len(threads))?;
         let tensors = Tensors { input, bias, residual, output, scratch: room.numbers() };
         conv.run(&Pool { context, threads }, weights, tensors).map_err(failed)
     }

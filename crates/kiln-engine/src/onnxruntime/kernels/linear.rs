@@ -4,8 +4,7 @@ use kiln_kernels::{Tensors, Weights};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Stored, Work, failed, given, inputs, numbers, sizes};
-use crate::heap::Room;
+use super::{Pool, Stored, Work, failed, given, inputs, numbers, output, room, sizes};
 
 /// `Gemm` of `ai.onnx` with `transB` of 1 and nothing else: a matrix, weights `[n][k]`, and perhaps a bias `[n]` and a
 /// residual.
@@ -70,17 +69,14 @@ impl Kernel for LinearKernel {
             return Err(failed(format!("{in_features} features, of which the weights have {k}")));
         }
         let out_features = if self.is_gated { n / 2 } else { n };
-        let mut output = context
-            .output(0, [rows, out_features].map(|n| n as i64))?
-            .ok_or_else(|| failed("the output is missing"))?;
+        let mut output = output(context, &[rows, out_features])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
 
         let (Work { isa, threads }, is_gated) = (self.work, self.is_gated);
         let products = self.stored.products(isa);
         let linear = kiln_kernels::Linear { rows, in_features, out_features, is_gated, products, isa };
         let weights = Weights::new(values, n, in_features).map_err(failed)?;
-        let scratch = linear.scratch_len(threads).map_err(failed)?;
-        let mut room = Room::new(scratch).ok_or_else(|| failed("no memory for intermediate results"))?;
+        let mut room = room(linear.scratch_len(threads))?;
         let tensors = Tensors { input, bias, residual, output, scratch: room.numbers() };
         linear.run(&Pool { context, threads }, weights, tensors).map_err(failed)
     }

@@ -22,9 +22,10 @@ use ort::operator::{ComputeContext, OperatorDomain, OperatorInput};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 use ort::value::TensorElementType::Float32;
-use ort::value::{DynValueTypeMarker, TensorElementType, ValueRef};
+use ort::value::{DynValueTypeMarker, TensorElementType, ValueRef, ValueRefMut};
 
 use crate::Placement;
+use crate::heap::Room;
 use rewrite::Gains;
 
 /// The domain of kiln's operators.
@@ -173,6 +174,9 @@ impl Stored {
 /// An operator's input.
 type Value<'a> = ValueRef<'a, DynValueTypeMarker>;
 
+/// Its output.
+type Output<'a> = ValueRefMut<'a, DynValueTypeMarker>;
+
 /// Inputs of a product whose weights are of this type: input, weights, and perhaps bias and residual.
 fn inputs(weights: Stored) -> [OperatorInput; 4] {
     let weights = OperatorInput::required(weights.element_type());
@@ -190,10 +194,25 @@ fn given<'a>(context: &'a ComputeContext, at: usize) -> ort::Result<Value<'a>> {
     context.input(at)?.ok_or_else(|| failed("an input is missing"))
 }
 
+/// The output, of a shape.
+fn output<'a>(context: &'a ComputeContext, sizes: &[usize]) -> ort::Result<Output<'a>> {
+    let sizes: Vec<i64> = sizes.iter().map(|&n| n as i64).collect();
+    context.output(0, sizes)?.ok_or_else(|| failed("the output is missing"))
+}
+
+/// Room for as many intermediate results as a kernel asks for.
+fn room(len: Result<usize, kiln_kernels::Error>) -> ort::Result<Room> {
+    Room::new(len.map_err(failed)?).ok_or_else(|| failed("no memory for intermediate results"))
+}
+
+/// Sizes of a shape.
+fn all_sizes(shape: &[i64]) -> ort::Result<Vec<usize>> {
+    shape.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>().map_err(failed)
+}
+
 /// Sizes of a shape with so many axes.
 fn sizes<const N: usize>(shape: &[i64]) -> ort::Result<[usize; N]> {
-    let sizes = shape.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    sizes.try_into().map_err(|_| failed(format!("a shape of {} axes, not {N}", shape.len())))
+    all_sizes(shape)?.try_into().map_err(|_| failed(format!("a shape of {} axes, not {N}", shape.len())))
 }
 
 /// ONNX Runtime's threads.

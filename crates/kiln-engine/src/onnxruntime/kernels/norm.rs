@@ -4,7 +4,7 @@ use kiln_kernels::NormTensors;
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Work, failed, given};
+use super::{Pool, Work, all_sizes, failed, given, output};
 
 /// Group normalisation of `[batch][channel]...`, with scale and shift of each channel, and SiLU where one follows.
 pub(super) struct GroupNorm(Work);
@@ -62,11 +62,11 @@ impl Kernel for GroupNormKernel {
         let (shape, input) = x.try_extract_tensor::<f32>()?;
         let (_, scale) = scale.try_extract_tensor::<f32>()?;
         let (_, shift) = shift.try_extract_tensor::<f32>()?;
-        let sizes = shape.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+        let sizes = all_sizes(shape)?;
         let [batch, channels, ref plane @ ..] = sizes[..] else {
             return Err(failed(format!("a shape of {} axes", sizes.len())));
         };
-        let mut output = context.output(0, shape.to_vec())?.ok_or_else(|| failed("the output is missing"))?;
+        let mut output = output(context, &sizes)?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let Work { isa, threads } = self.work;
         let norm = kiln_kernels::GroupNorm {

@@ -3,7 +3,7 @@
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
-use super::{Pool, Work, failed, given, sizes};
+use super::{Pool, Work, failed, given, output, sizes};
 
 /// `Resize` of `ai.onnx` to twice the height and width of `[batch][channel][y][x]`, by the nearest pixel.
 pub(super) struct Upsample(Work);
@@ -44,8 +44,7 @@ impl Kernel for UpsampleKernel {
         let x = given(context, 0)?;
         let (shape, input) = x.try_extract_tensor::<f32>()?;
         let [batch, channels, height, width] = sizes(shape)?;
-        let enlarged = [batch, channels, 2 * height, 2 * width].map(|n| n as i64);
-        let mut output = context.output(0, enlarged)?.ok_or_else(|| failed("the output is missing"))?;
+        let mut output = output(context, &[batch, channels, 2 * height, 2 * width])?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let Work { isa, threads } = self.0;
         let upsample = kiln_kernels::Upsample { planes: batch * channels, size: [height, width], isa };

@@ -5,36 +5,37 @@ use super::graph::{Attribute, Graph, Links, Node};
 
 /// Makes one operator of group normalisations, gated layers, upsampling, and sums of a product and something else.
 pub(super) fn fuse(graph: &mut Graph<'_>) {
-    normalise(graph);
-    upsample(graph);
-    gate(graph);
+    replace(graph, group_norm);
+    replace(graph, upsample);
+    replace(graph, gated);
     add(graph);
 }
 
-/// `Reshape`, `InstanceNormalization`, `Reshape`, `Mul`, `Add`, and perhaps a SiLU.
-fn normalise(graph: &mut Graph<'_>) {
+/// Puts what is found in the place of the last node that it stands for; the others are read by nobody then.
+fn replace<'a>(
+    graph: &mut Graph<'a>,
+    find: impl Fn(&Graph<'a>, &Links<'a>, usize) -> Option<(usize, Node<'a>)>,
+) {
     let links = Links::new(graph);
     for at in graph.places() {
-        if let Some((last, node)) = group_norm(graph, &links, at) {
+        if let Some((last, node)) = find(graph, &links, at) {
             graph.nodes[last] = Some(node);
         }
     }
 }
 
+/// `Reshape`, `InstanceNormalization`, `Reshape`, `Mul`, `Add`, and perhaps a SiLU.
 fn group_norm<'a>(graph: &Graph<'a>, links: &Links<'a>, at: usize) -> Option<(usize, Node<'a>)> {
     let middle = graph.node(at).filter(|node| node.is("InstanceNormalization"))?;
     let are = |name: &str, x: f32| graph.floats(name).is_some_and(|all| all.iter().all(|y| *y == x));
     if !are(middle.input(1)?, 1.0) || !are(middle.input(2)?, 0.0) {
         return None;
     }
-    let split = graph.node(links.producer(middle.input(0)?)?).filter(|node| node.is("Reshape"))?;
+    let split = links.made_by(graph, middle.input(0)?, "Reshape")?;
     let [0, groups, -1] = graph.integers(split.input(1)?)?[..] else { return None };
-    let next = |at: usize, operator: &str| {
-        links.only_reader(graph, at).filter(|&at| graph.node(at).is_some_and(|node| node.is(operator)))
-    };
-    let joined = next(at, "Reshape")?;
-    let scaled = next(joined, "Mul")?;
-    let shifted = next(scaled, "Add")?;
+    let joined = links.followed_by(graph, at, "Reshape")?;
+    let scaled = links.followed_by(graph, joined, "Mul")?;
+    let shifted = links.followed_by(graph, scaled, "Add")?;
     let of_channels = |at: usize| {
         let mut inputs = graph.node(at)?.inputs.iter().filter_map(|name| graph.tensor(name));
         inputs.find(|tensor| matches!(tensor.dims[..], [n, 1, 1] if n % groups == 0)).map(|tensor| tensor.name)
@@ -55,15 +56,7 @@ fn group_norm<'a>(graph: &Graph<'a>, links: &Links<'a>, at: usize) -> Option<(us
 }
 
 /// `Resize` to twice the height and width, by the nearest pixel.
-fn upsample(graph: &mut Graph<'_>) {
-    for at in graph.places() {
-        if let Some(node) = doubling(graph, at) {
-            graph.nodes[at] = Some(node);
-        }
-    }
-}
-
-fn doubling<'a>(graph: &Graph<'a>, at: usize) -> Option<Node<'a>> {
+fn upsample<'a>(graph: &Graph<'a>, _: &Links<'a>, at: usize) -> Option<(usize, Node<'a>)> {
     let node = graph.node(at).filter(|node| node.is("Resize") && node.inputs.len() == 3)?;
     let is_nearest = |attribute: &Attribute<'_>| {
         let expected = match attribute.name {
@@ -78,44 +71,35 @@ fn doubling<'a>(graph: &Graph<'a>, at: usize) -> Option<Node<'a>> {
         && graph.floats(node.input(2)?)? == [1.0, 1.0, 2.0, 2.0]
         && node.attributes.len() == 3
         && node.attributes.iter().all(is_nearest);
-    let inputs = vec![node.input(0)?];
-    is_doubling
-        .then(|| node.output().map(|output| Node::new(upsample::Upsample::NAME, inputs, output, vec![])))?
+    let (inputs, output) = (vec![node.input(0)?], node.output()?);
+    is_doubling.then(|| (at, Node::new(upsample::Upsample::NAME, inputs, output, vec![])))
 }
 
 /// A linear layer, two halves of it, the GELU of the second, and their product as rows of a matrix.
-fn gate(graph: &mut Graph<'_>) {
-    let links = Links::new(graph);
-    for at in graph.places() {
-        if let Some((last, layer)) = gated(graph, &links, at) {
-            graph.nodes[last] = Some(layer);
-        }
-    }
-}
-
 fn gated<'a>(graph: &Graph<'a>, links: &Links<'a>, at: usize) -> Option<(usize, Node<'a>)> {
     let gelu = graph.node(at)?;
     let is_gelu = gelu.is_of("com.microsoft", "Gelu") || (gelu.is("Gelu") && gelu.attributes.is_empty());
     if !is_gelu {
         return None;
     }
-    let product =
-        links.only_reader(graph, at).filter(|&at| graph.node(at).is_some_and(|node| node.is("Mul")))?;
+    let product = links.followed_by(graph, at, "Mul")?;
     let value = graph.node(product)?.inputs.iter().find(|name| Some(**name) != gelu.output())?;
-    let slice = |name: &str| graph.node(links.producer(name)?).filter(|node| node.is("Slice"));
+    let slice = |name: &str| links.made_by(graph, name, "Slice");
     let (values, gates) = (slice(value)?, slice(gelu.input(0)?)?);
     let both = values.input(0)?;
-    let reshape = links.producer(both)?;
-    let of_layer = graph.node(reshape).filter(|node| node.is("Reshape"))?.input(0)?;
+    let reshape = links.made_by(graph, both, "Reshape").filter(|node| is_of_rows(graph, links, node))?;
+    let of_layer = reshape.input(0)?;
     let layer = graph.node(links.producer(of_layer)?).filter(|node| is_linear(node))?;
     let &[n, _] = graph.tensor(layer.input(1)?)?.dims.as_slice() else { return None };
-    let bounds = |slice: &Node<'_>| Some([graph.integers(slice.input(1)?)?, graph.integers(slice.input(2)?)?]);
-    let rows = links.only_reader(graph, product)?;
-    let is_matrix = graph.node(rows)?.is("Reshape")
-        && graph.integers(graph.node(rows)?.input(1)?)? == [-1, n / 2]
+    // Starts, ends, and the last axis of `[batch][position][feature]`.
+    let part = |slice: &Node<'_>| {
+        slice.inputs.iter().skip(1).map(|name| graph.integers(name)).collect::<Option<Vec<_>>>()
+    };
+    let rows = links.followed_by(graph, product, "Reshape")?;
+    let is_matrix = graph.integers(graph.node(rows)?.input(1)?)? == [-1, n / 2]
         && graph.node(rows)?.input(0) == graph.node(product)?.output();
-    let are_halves = bounds(values)? == [[0], [n / 2]]
-        && bounds(gates)? == [[n / 2], [n]]
+    let are_halves = part(values) == Some(vec![vec![0], vec![n / 2], vec![2]])
+        && part(gates) == Some(vec![vec![n / 2], vec![n], vec![2]])
         && gates.input(0) == Some(both)
         && [of_layer, both].map(|name| links.readers(name).len()) == [1, 2]
         && ![of_layer, both].iter().any(|name| graph.is_output(name));
@@ -200,8 +184,7 @@ fn is_plane(graph: &Graph<'_>, links: &Links<'_>, name: &str) -> bool {
 /// Whether it makes `[batch][position][feature]` of a matrix.
 fn is_of_rows(graph: &Graph<'_>, links: &Links<'_>, reshape: &Node<'_>) -> bool {
     let Some(shape) = reshape.input(1) else { return false };
-    let sizes = links.producer(shape).and_then(|at| graph.node(at)).filter(|node| node.is("Concat"));
-    match sizes {
+    match links.made_by(graph, shape, "Concat") {
         Some(concat) => concat.inputs.len() == 3,
         None => graph.integers(shape).is_some_and(|sizes| sizes.len() == 3),
     }

@@ -225,7 +225,7 @@ pub(super) struct Graph<'a> {
     tensors: HashMap<&'a str, Tensor<'a>>,
     outputs: HashSet<&'a str>,
     /// What nodes or callers read of the file's graph.
-    read: HashSet<&'a str>,
+    was_read: HashSet<&'a str>,
 }
 
 impl<'a> Graph<'a> {
@@ -249,10 +249,10 @@ impl<'a> Graph<'a> {
             outputs: of(number::GRAPH_OUTPUT).filter_map(name).collect(),
             nodes,
             fields,
-            read: HashSet::new(),
+            was_read: HashSet::new(),
         };
         let inputs = graph.nodes.iter().flatten().flat_map(|node| node.inputs.iter().copied());
-        graph.read = inputs.chain(graph.outputs.iter().copied()).collect();
+        graph.was_read = inputs.chain(graph.outputs.iter().copied()).collect();
         Some(graph)
     }
 
@@ -284,7 +284,7 @@ impl<'a> Graph<'a> {
         if let Some(tensor) = self.tensor(name) {
             return (tensor.stored()? == Stored::F32).then_some(Weight { tensor, stored: Stored::F32 });
         }
-        let cast = self.node(links.producer(name)?).filter(|node| node.is("Cast"))?;
+        let cast = links.made_by(self, name, "Cast")?;
         let tensor = self.tensor(cast.input(0)?)?;
         let is_to_f32 = cast.attribute("to")?.number == Some(FLOAT);
         (is_to_f32 && tensor.stored()? == Stored::Bf16).then_some(Weight { tensor, stored: Stored::Bf16 })
@@ -309,7 +309,8 @@ impl<'a> Graph<'a> {
             *readers.entry(name).or_default() += 1;
         }
         for node in self.nodes.iter_mut().rev() {
-            let is_left = |name: &&str| self.read.contains(name) && readers.get(name).is_none_or(|n| *n == 0);
+            let is_left =
+                |name: &&str| self.was_read.contains(name) && readers.get(name).is_none_or(|n| *n == 0);
             if let Some(unread) = node.take_if(|node| node.outputs.iter().all(is_left)) {
                 unread.inputs.iter().for_each(|name| *readers.entry(name).or_default() -= 1);
             }
@@ -351,6 +352,11 @@ impl<'a> Links<'a> {
         self.producers.get(name).copied()
     }
 
+    /// The node that makes it, if that is such an operator of `ai.onnx`.
+    pub(super) fn made_by<'g>(&self, graph: &'g Graph<'a>, name: &str, operator: &str) -> Option<&'g Node<'a>> {
+        graph.node(self.producer(name)?).filter(|node| node.is(operator))
+    }
+
     pub(super) fn readers(&self, name: &str) -> &[usize] {
         self.readers.get(name).map_or(&[], Vec::as_slice)
     }
@@ -362,5 +368,10 @@ impl<'a> Links<'a> {
             [reader] if !graph.is_output(output) => Some(*reader),
             _ => None,
         }
+    }
+
+    /// The same, if that is such an operator of `ai.onnx`.
+    pub(super) fn followed_by(&self, graph: &Graph<'a>, at: usize, operator: &str) -> Option<usize> {
+        self.only_reader(graph, at).filter(|&at| graph.node(at).is_some_and(|node| node.is(operator)))
     }
 }

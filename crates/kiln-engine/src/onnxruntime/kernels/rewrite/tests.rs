@@ -272,7 +272,7 @@ fn a_nearest_upsampling_to_twice_the_size_is_one_operator() {
 }
 
 /// A layer with gates, from `half` on, whose output is rows of `width`.
-fn gated(half: i64, width: i64, other: Option<Vec<u8>>) -> Vec<u8> {
+fn gated(half: i64, width: i64, axis: i64, other: Option<Vec<u8>>) -> Vec<u8> {
     let mut nodes = vec![
         wired("Gemm", "", &["x", "w", "b"], &["a"], &[trans_b(1)]),
         wired("Reshape", "", &["a", "sizes"], &["c"], &[]),
@@ -290,7 +290,7 @@ fn gated(half: i64, width: i64, other: Option<Vec<u8>>) -> Vec<u8> {
         integers("zero", &[0]),
         integers("half", &[half]),
         integers("all", &[8]),
-        integers("axis", &[2]),
+        integers("axis", &[axis]),
         integers("rows", &[-1, width]),
     ];
     of(&nodes, &tensors)
@@ -298,9 +298,10 @@ fn gated(half: i64, width: i64, other: Option<Vec<u8>>) -> Vec<u8> {
 
 #[test]
 fn a_layer_with_gates_is_one_operator() {
-    assert_eq!(exchanged(&gated(4, 4, None)), [["x", "w", "b", "out", "Linear", DOMAIN]]);
+    assert_eq!(exchanged(&gated(4, 4, 2, None)), [["x", "w", "b", "out", "Linear", DOMAIN]]);
     let other = wired("Identity", "", &["c"], &["h"], &[]);
-    for model in [gated(3, 4, None), gated(4, 8, None), gated(4, 4, Some(other))] {
+    for model in [gated(3, 4, 2, None), gated(4, 8, 2, None), gated(4, 4, 1, None), gated(4, 4, 2, Some(other))]
+    {
         assert!(exchanged(&model).len() >= 7);
     }
 }
