@@ -11,7 +11,7 @@ use kiln_nets::Sizes;
 use kiln_runtime::Backend;
 use ndarray::ArrayD;
 
-use crate::fixtures::{backends, onnxruntime, scratch, sd15};
+use crate::fixtures::{backends, copy_folder, edit_json, onnxruntime, scratch, sd15};
 use crate::support::{References, assert_close};
 
 fn options(policy: EmitPolicy) -> TraceOptions {
@@ -143,6 +143,28 @@ fn products_of_bf16_store_their_weights_in_it_and_no_others() {
         "what is no factor stays in the type it is used in"
     );
     assert!(of(vec![("mid_block".into(), ElementType::F32)], None) > rounded, "scopes that are kept");
+}
+
+#[test]
+fn attention_that_wants_its_scores_exact_keeps_them_beside_products_of_bf16() {
+    let work = scratch();
+    let says = |upcast: bool| {
+        let checkpoint = work.path().join(format!("checkpoint-{upcast}"));
+        copy_folder(&sd15(), &checkpoint);
+        edit_json(&checkpoint.join("unet/config.json"), |config| config["upcast_attention"] = upcast.into());
+        let policy = EmitPolicy {
+            precision: PrecisionPolicy::with_products(ElementType::Bf16),
+            ..EmitPolicy::default()
+        };
+        let folder = work.path().join(format!("traced-{upcast}"));
+        let checkpoint = Checkpoint::open(&checkpoint).expect("a checkpoint");
+        trace(&checkpoint, &options(policy), &folder, &mut |_| {}).expect("ONNX files");
+        ["unet", "text_encoder"].map(|name| {
+            let model = std::fs::read(folder.join(format!("{name}.onnx"))).expect("a model");
+            model.windows(11).any(|bytes| bytes == b"kiln.scores")
+        })
+    };
+    assert_eq!([says(true), says(false)], [[true, false], [false, false]]);
 }
 
 #[test]
