@@ -3,6 +3,7 @@
 //! The other process reads one job as JSON from standard input and answers on standard output with what it made or with
 //! a [`Failure`], also as JSON. It ends with the process that waits for it.
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
 
@@ -19,15 +20,25 @@ type Answer<A> = Result<A, Failure>;
 
 /// Has a job done in another process; a failure is the one of there.
 pub(crate) fn call<A: DeserializeOwned>(work: Work, job: &impl Serialize) -> Answer<A> {
-    let output = run(work, job).map_err(|e| Failure::unexpected(format!("cannot start another kiln: {e}")))?;
+    call_with(work, job, &[])
+}
+
+/// The same, with variables in the other's environment besides those of this process.
+pub(crate) fn call_with<A: DeserializeOwned>(
+    work: Work,
+    job: &impl Serialize,
+    variables: &[(&str, &OsStr)],
+) -> Answer<A> {
+    let output = run(work, job, variables).map_err(|e| Failure::unexpected(format!("cannot start another kiln: {e}")))?;
     serde_json::from_slice::<Answer<A>>(&output.stdout).unwrap_or_else(|_| Err(lost(&output)))
 }
 
-fn run(work: Work, job: &impl Serialize) -> io::Result<Output> {
+fn run(work: Work, job: &impl Serialize, variables: &[(&str, &OsStr)]) -> io::Result<Output> {
     let job = serde_json::to_vec(job)?;
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args(["worker", &name(work)])
+        .envs(variables.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(if log::is_on() { Stdio::inherit() } else { Stdio::piped() });

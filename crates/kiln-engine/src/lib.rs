@@ -45,7 +45,7 @@ pub use kiln_types::{ElementType, Placement};
 #[cfg(all(feature = "onnxruntime", feature = "cuda"))]
 pub use onnxruntime::OnnxRuntimeCuda;
 #[cfg(feature = "onnxruntime")]
-pub use onnxruntime::{Kernels, OnnxRuntime};
+pub use onnxruntime::{HostOptions, Kernels, OnnxRuntime};
 pub use overrides::{Elements, WeightOverride, WeightSource};
 #[cfg(feature = "rten")]
 pub use rten::Rten;

@@ -6,6 +6,9 @@ pub const KILN_CACHE_DIR: &str = "KILN_CACHE_DIR";
 /// Which of kiln's kernels compute on the processor: `off`, `auto`, or instructions that it has.
 pub const KILN_KERNELS: &str = "KILN_KERNELS";
 
+/// An existing folder for ONNX Runtime's profiles of sessions on the host.
+pub const KILN_PROFILES: &str = "KILN_PROFILES";
+
 /// ONNX Runtime's shared library, or the folder that holds it.
 pub const KILN_ONNXRUNTIME: &str = "KILN_ONNXRUNTIME";
 
@@ -40,7 +43,7 @@ pub struct Variable {
 }
 
 /// The variables of kiln's own that this crate and the runtime read.
-pub const VARIABLES: [Variable; 6] = [
+pub const VARIABLES: [Variable; 7] = [
     Variable {
         name: KILN_CACHE_DIR,
         meaning: "folder for downloads (default: kiln in the platform's cache folder)",
@@ -56,6 +59,7 @@ pub const VARIABLES: [Variable; 6] = [
         name: KILN_KERNELS,
         meaning: "kiln's kernels on the processor: off, or portable, avx2, avx512, avx512-bf16, amx, neon (default: auto, the fastest)",
     },
+    Variable { name: KILN_PROFILES, meaning: "folder for ONNX Runtime's profile of each session on the processor" },
 ];
 
 /// Every variable that this crate reads.

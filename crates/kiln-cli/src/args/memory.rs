@@ -192,6 +192,28 @@ pub(crate) enum BenchCommand {
     Ladder(BenchLadderArgs),
     /// Memory and time of every kind of offload and VAE tile: a table as Markdown and JSON, a chart as SVG, the pictures.
     Memory(BenchMemoryArgs),
+    /// Operators on the processor: which take a picture's time, and how many operations a second they do.
+    Operators(BenchOperatorsArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct BenchOperatorsArgs {
+    /// Bundle folder, for the processor.
+    pub(crate) bundle: PathBuf,
+    /// Denoising steps that are measured, after two that are not.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) steps: usize,
+    /// Width in pixels [default: the model's].
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) width: Option<u32>,
+    /// Height in pixels, like the width.
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) height: Option<u32>,
+    #[command(flatten)]
+    pub(crate) execution: ExecutionArgs,
+    /// Print one JSON object instead of the tables, with every operator and shape.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]

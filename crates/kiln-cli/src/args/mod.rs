@@ -32,7 +32,7 @@ pub(crate) use compile::{
 };
 pub(crate) use file::{is_models_file, models};
 pub(crate) use memory::{
-    BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
+    BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, BenchOperatorsArgs, Budget, MeasureArgs, MemoryArgs, OffloadChoice,
     PlanArgs,
 };
 use numbers::{number, point, share};

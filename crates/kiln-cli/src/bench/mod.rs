@@ -3,6 +3,7 @@
 mod chart;
 mod ladder;
 mod memory;
+mod operators;
 mod row;
 mod table;
 
@@ -19,6 +20,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {
         BenchCommand::Ladder(args) => ladder::run(args),
         BenchCommand::Memory(args) => memory::run(args),
+        BenchCommand::Operators(args) => operators::run(args),
     }
 }
 

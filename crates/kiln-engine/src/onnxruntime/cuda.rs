@@ -13,7 +13,7 @@ use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use super::{Kernels, OnnxRuntime};
+use super::{HostOptions, Kernels, OnnxRuntime};
 use crate::device::failure;
 use crate::error::EngineErrorKind::{Library, Load};
 use crate::{Backend, CudaTuning, Engine, EngineError, Format, LoadOptions};
@@ -67,8 +67,9 @@ impl OnnxRuntimeCuda {
                 ort::util::preload_dylib(&beside).map_err(|e| EngineError::new(Library, &beside, e))?;
             }
         }
+        let options = HostOptions { kernels: Kernels::OFF, ..HostOptions::default() };
         let backend =
-            OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, None, Kernels::OFF)?, device, records: true };
+            OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, options)?, device, records: true };
         // What the provider lacks is told now, not when the first engine is loaded.
         backend.builder(CudaTuning::default(), false).map_err(|e| refuse(in_short(&e.to_string())))?;
         Ok(backend)

@@ -8,6 +8,7 @@ mod kernels;
 mod lanes;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 
@@ -36,16 +37,25 @@ use lanes::Lanes;
 /// Most lanes: each holds the weights once more.
 const MAX_LANES: usize = 4;
 
+/// How a process's ONNX Runtime computes on the host.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    /// Threads of the pool that its sessions share, or one per core.
+    pub threads: Option<usize>,
+    /// Which of kiln's kernels it computes with.
+    pub kernels: Kernels,
+    /// A folder in which each session leaves ONNX Runtime's profile of its runs, as it ends.
+    pub profiles: Option<PathBuf>,
+}
+
 /// ONNX Runtime, opened from a shared library, with its CPU provider.
 #[derive(Clone)]
 pub struct OnnxRuntime {
     environment: Environment,
     version: String,
-    /// Threads that were asked for.
-    threads: Option<usize>,
+    options: HostOptions,
     /// Threads of the pool that its sessions share.
     n_threads: usize,
-    kernels: Kernels,
 }
 
 /// What a process opened: one ONNX Runtime, its pool of threads and its allocator, open until the process ends.
@@ -57,26 +67,26 @@ struct Opened {
 static OPENED: OnceLock<Mutex<Option<Opened>>> = OnceLock::new();
 
 impl OnnxRuntime {
-    /// Opens the library, whose engines share one pool of so many threads, or one per core.
+    /// Opens the library.
     ///
-    /// A process can only ever open one, with one number of threads and the kernels of its first opening.
-    pub fn open(library: &Path, threads: Option<usize>, kernels: Kernels) -> Result<OnnxRuntime, EngineError> {
+    /// A process can only ever open one, with one number of threads and the other options of its first opening.
+    pub fn open(library: &Path, options: HostOptions) -> Result<OnnxRuntime, EngineError> {
         let refuse = |reason: String| EngineError::new(Library, library, reason);
         let path = library.canonicalize().map_err(|e| refuse(e.to_string()))?;
         let mut opened = OPENED.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
         if let Some(Opened { path: other, runtime }) = &*opened {
-            if *other == path && runtime.threads == threads {
+            if *other == path && runtime.options.threads == options.threads {
                 return Ok(runtime.clone());
             }
-            let threads = runtime.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
+            let threads = runtime.options.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
             return Err(refuse(format!("this process already uses {} with {threads}", other.display())));
         }
-        let environment = environment(&path, threads).map_err(refuse)?;
+        let environment = environment(&path, options.threads).map_err(refuse)?;
         environment.set_log_level(LogLevel::Fatal);
-        let suffix = kernels.name().map_or_else(String::new, |name| format!("+kiln-{name}"));
+        let suffix = options.kernels.name().map_or_else(String::new, |name| format!("+kiln-{name}"));
         let version = version(&path) + &suffix;
-        let n_threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-        let runtime = OnnxRuntime { environment, version, threads, n_threads, kernels };
+        let n_threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let runtime = OnnxRuntime { environment, version, options, n_threads };
         *opened = Some(Opened { path, runtime: runtime.clone() });
         Ok(runtime)
     }
@@ -95,13 +105,26 @@ impl OnnxRuntime {
         (placement, overrides): (Placement, Option<&dyn WeightSource>),
         threads: usize,
     ) -> Result<Session, String> {
-        let mut builder = self.overriding(builder, overrides)?;
+        let builder = self.overriding(builder, overrides)?;
+        let mut builder = self.profiled(builder, model).map_err(|e| e.to_string())?;
         let folder = model.parent().unwrap_or(Path::new("."));
-        let opened = match kernels::rewritten(model, self.kernels, placement) {
-            Some(bytes) => kernels::open(builder, &bytes, folder, Work::new(self.kernels, threads)),
+        let kernels = self.options.kernels;
+        let opened = match kernels::rewritten(model, kernels, placement) {
+            Some(bytes) => kernels::open(builder, &bytes, folder, Work::new(kernels, threads)),
             None => builder.commit_from_file(model),
         };
         opened.map_err(|e| e.to_string())
+    }
+
+    /// Options of a session that leaves a profile, where there is a folder for it.
+    fn profiled(&self, builder: SessionBuilder, model: &Path) -> ort::Result<SessionBuilder> {
+        /// ONNX Runtime adds the second, which sessions share.
+        static SESSIONS: AtomicUsize = AtomicUsize::new(0);
+
+        let Some(folder) = &self.options.profiles else { return Ok(builder) };
+        let name = model.file_stem().unwrap_or_default().to_string_lossy();
+        let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        Ok(builder.with_profiling(folder.join(format!("{name}.{session}")))?)
     }
 
     /// Options of a session with weights in place of the model's, where there are some.
@@ -112,7 +135,7 @@ impl OnnxRuntime {
     ) -> Result<SessionBuilder, String> {
         if let Some(source) = overrides {
             let mut values = Vec::new();
-            for_each_weight(source, self.threads, |name, weight| {
+            for_each_weight(source, self.options.threads, |name, weight| {
                 let value = initializer(weight).map_err(|e| format!("weight '{name}': {e}"))?;
                 values.push((name.to_owned(), value));
                 Ok(())

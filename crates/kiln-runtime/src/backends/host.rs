@@ -40,7 +40,7 @@ fn onnxruntime(
     libraries: &Libraries,
     instead: impl FnOnce(Error) -> Result<Backed, Error>,
 ) -> Result<Backed, Error> {
-    use kiln_engine::OnnxRuntime;
+    use kiln_engine::{HostOptions, OnnxRuntime};
     use kiln_native::Library;
 
     // A process has one, and the one for GPUs has the processor's provider too.
@@ -48,10 +48,10 @@ fn onnxruntime(
         return Ok((Arc::new(runtime), None));
     }
     let located = libraries.locate(Library::OnnxRuntimeCpu)?;
-    let kernels = libraries.kernels()?;
+    let options = HostOptions { threads, kernels: libraries.kernels()?, profiles: libraries.profiles() };
     let is_named = located.as_ref().is_some_and(|located| located.is_named);
     let path = located.map_or_else(|| libraries.fetch(Library::OnnxRuntimeCpu), |located| Ok(located.path));
-    match path.and_then(|path| Ok(OnnxRuntime::open(&path, threads, kernels)?)) {
+    match path.and_then(|path| Ok(OnnxRuntime::open(&path, options)?)) {
         Ok(runtime) => Ok((Arc::new(runtime), None)),
         Err(error) if is_named => Err(error),
         Err(error) => instead(error),

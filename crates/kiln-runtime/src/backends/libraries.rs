@@ -83,6 +83,13 @@ impl Libraries {
         Ok(kernels.map_err(|reason| Error::Request { key: KILN_KERNELS, reason })?.unwrap_or_default())
     }
 
+    /// Where ONNX Runtime's profiles go, if the environment says so.
+    #[cfg(feature = "onnxruntime")]
+    pub(crate) fn profiles(&self) -> Option<PathBuf> {
+        let folder = std::env::var_os(kiln_native::env::KILN_PROFILES).map(PathBuf::from);
+        folder.filter(|folder| self.environment && !folder.as_os_str().is_empty())
+    }
+
     pub(crate) fn locate(&self, library: Library) -> Result<Option<Located>, Error> {
         if let Some((_, path)) = self.paths.iter().find(|(other, _)| *other == library) {
             return Ok(Some(Located { path: path.clone(), is_named: true }));
