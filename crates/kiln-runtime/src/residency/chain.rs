@@ -9,11 +9,15 @@ use kiln_bundle::{AxisSize, Component, ComponentName, PortInfo, Segment, TensorF
 use kiln_engine::{Placement, Tensor, TensorView};
 use ndarray::{ArrayViewD, Axis, Slice, concatenate};
 
-use super::Residency;
+use super::{Residency, joined};
 use crate::{Error, MemoryOptions, Offload};
 
 /// Least rows of a batch for each lane: fewer do not gain.
 const ROWS_PER_LANE: usize = 2;
+
+/// Rows that wait for each other's segments where weights are mapped, those of a picture under guidance; each holds what
+/// later segments read of earlier ones.
+const ROWS_TOGETHER: usize = 2;
 
 /// A component as the chain of its segments, which are loaded when they run, if they are not loaded yet.
 pub(crate) struct Chain<'a> {
@@ -144,7 +148,7 @@ impl<'a> Chain<'a> {
         segments: Range<usize>,
     ) -> Result<Vec<Made>, Error> {
         let together = match self.residency.placement() {
-            Placement::Mapped if self.residency.memory.offload != Offload::Sequential => 1,
+            Placement::Mapped if self.residency.memory.offload != Offload::Sequential => ROWS_TOGETHER,
             Placement::Mapped | Placement::Packed => parts.len(),
         };
         for (parts, made) in parts.chunks(together).zip(made.chunks_mut(together)) {
@@ -177,17 +181,22 @@ impl<'a> Chain<'a> {
         segments: Range<usize>,
     ) -> Result<(), Error> {
         let (name, component) = (self.name, self.component.clone());
-        let side_by_side = match self.residency.placement() {
-            Placement::Packed => parts.len(),
-            Placement::Mapped => 1,
-        };
+        let placement = self.residency.placement();
         for i in segments {
             let segment = &component.segments[i];
             self.residency.prefetch(self.weights.as_ref(), name, i)?;
             self.residency.with_engine(name, i, |engine| {
-                for (given, made) in parts.chunks(side_by_side).zip(made.chunks_mut(side_by_side)) {
+                let at_once = match placement {
+                    Placement::Packed => parts.len(),
+                    Placement::Mapped => joined::most_rows(segment, &reads(segment, &parts[0], &made[0])),
+                };
+                for (given, made) in parts.chunks(at_once).zip(made.chunks_mut(at_once)) {
                     let each = given.iter().zip(&*made).map(|(given, made)| reads(segment, given, made));
-                    let outputs = engine.run_each(&each.collect::<Vec<_>>())?;
+                    let each: Vec<Given<'_>> = each.collect();
+                    let outputs = match placement {
+                        Placement::Packed => engine.run_each(&each)?,
+                        Placement::Mapped => joined::run(engine, &each)?,
+                    };
                     for (made, outputs) in made.iter_mut().zip(outputs) {
                         made.extend(segment.makes.iter().cloned().zip(outputs.into_iter().map(Rc::new)));
                         made.retain(|name, _| component.is_read_after(name, i));

@@ -2,6 +2,7 @@
 
 mod chain;
 mod encodings;
+mod joined;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod pool;
