@@ -29,7 +29,8 @@ pub(crate) fn call_with<A: DeserializeOwned>(
     job: &impl Serialize,
     variables: &[(&str, &OsStr)],
 ) -> Answer<A> {
-    let output = run(work, job, variables).map_err(|e| Failure::unexpected(format!("cannot start another kiln: {e}")))?;
+    let output = run(work, job, variables)
+        .map_err(|e| Failure::unexpected(format!("cannot start another kiln: {e}")))?;
     serde_json::from_slice::<Answer<A>>(&output.stdout).unwrap_or_else(|_| Err(lost(&output)))
 }
 

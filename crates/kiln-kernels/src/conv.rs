@@ -17,6 +17,8 @@ pub struct ConvShape {
     pub in_channels: usize,
     /// Rows and columns of the input.
     pub size: [usize; 2],
+    /// Rows and columns that each pixel of the input counts as, or 1: nearest-neighbour upsampling before the convolution.
+    pub upsampling: usize,
     /// Channels of the output.
     pub out_channels: usize,
     /// Rows and columns of the kernel.
@@ -43,6 +45,7 @@ impl ConvShape {
             batch,
             in_channels,
             size,
+            upsampling: 1,
             out_channels,
             kernel: [kernel; 2],
             stride: one,
@@ -53,7 +56,7 @@ impl ConvShape {
 
     /// Rows and columns of the output.
     pub fn output_size(&self) -> Result<[usize; 2], Error> {
-        let numbers = [self.batch, self.in_channels, self.out_channels];
+        let numbers = [self.batch, self.in_channels, self.out_channels, self.upsampling];
         let pairs = [self.size, self.kernel, self.stride, self.dilation];
         if numbers.iter().chain(pairs.iter().flatten()).any(|&n| n == 0) {
             return Err(Error::Shape(format!("a convolution has a size of zero: {self:?}")));
@@ -61,8 +64,14 @@ impl ConvShape {
         Ok([self.output_len(0)?, self.output_len(1)?])
     }
 
+    /// Rows and columns after upsampling.
+    pub fn upsampled(&self) -> Result<[usize; 2], Error> {
+        let [height, width] = self.size.map(|len| product(&[len, self.upsampling]));
+        Ok([height?, width?])
+    }
+
     fn output_len(&self, axis: usize) -> Result<usize, Error> {
-        let padded = crate::error::sum(&[self.size[axis], self.padding[axis], self.padding[axis + 2]])?;
+        let padded = crate::error::sum(&[self.upsampled()?[axis], self.padding[axis], self.padding[axis + 2]])?;
         let kernel = crate::error::sum(&[product(&[self.kernel[axis] - 1, self.dilation[axis]])?, 1])?;
         match padded.checked_sub(kernel) {
             Some(room) => Ok(room / self.stride[axis] + 1),

@@ -46,7 +46,8 @@ impl Tap {
 impl<'a> Pixels<'a> {
     /// `input` and `output` have been checked.
     pub(crate) fn new(mut shape: ConvShape, input: &'a [f32], output: Output<'a>) -> Result<Self, Error> {
-        if shape.kernel == [1; 2] && shape.stride == [1; 2] && shape.padding == [0; 4] {
+        let is_pointwise = shape.kernel == [1; 2] && shape.stride == [1; 2] && shape.padding == [0; 4];
+        if is_pointwise && shape.upsampling == 1 {
             shape.size = [1, shape.size[0] * shape.size[1]];
         }
         Ok(Self { shape, input, output, size: shape.output_size()? })
@@ -65,18 +66,18 @@ impl<'a> Pixels<'a> {
     /// The processor has `S`.
     #[inline(always)]
     unsafe fn load<S: Simd>(&self, [image, y, x]: [usize; 3], n: usize, tap: Tap) -> S::V {
-        let [height, width] = self.shape.size;
+        let ConvShape { size: [height, width], upsampling, .. } = self.shape;
         // Wraps to a large number above the input.
         let y = (y * self.shape.stride[0] + tap.y * self.shape.dilation[0]).wrapping_sub(self.shape.padding[0]);
         let x = (x * self.shape.stride[1] + tap.x * self.shape.dilation[1]).wrapping_sub(self.shape.padding[1]);
         // SAFETY: only pixels inside the input are read.
         unsafe {
-            if y >= height {
+            if y >= height * upsampling {
                 return S::splat(0.0);
             }
-            let row = ((image * self.shape.in_channels + tap.channel) * height + y) * width;
+            let row = ((image * self.shape.in_channels + tap.channel) * height + y / upsampling) * width;
             let row = &self.input[row..row + width];
-            if self.shape.stride[1] == 1 && x < width && x + n <= width {
+            if self.shape.stride[1] == 1 && upsampling == 1 && x < width && x + n <= width {
                 // The channels of the vectors after this square.
                 let ahead = S::LANES.div_ceil(self.shape.kernel[0] * self.shape.kernel[1]) * height * width;
                 S::prefetch(row.as_ptr().wrapping_add(x + ahead));
@@ -84,7 +85,8 @@ impl<'a> Pixels<'a> {
             }
             let mut pixels = [0.0; MAX_LANES];
             for (i, pixel) in pixels.iter_mut().enumerate().take(n) {
-                *pixel = row.get(x.wrapping_add(i * self.shape.stride[1])).copied().unwrap_or(0.0);
+                let x = x.wrapping_add(i * self.shape.stride[1]);
+                *pixel = row.get(x / upsampling).copied().unwrap_or(0.0);
             }
             S::load(pixels.as_ptr())
         }

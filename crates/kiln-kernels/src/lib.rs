@@ -1,8 +1,8 @@
 //! What networks of diffusion models compute, for processors.
 //!
-//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]` by Winograd's algorithm or implicit GEMM,
+//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]`, perhaps of an upsampled input, by Winograd's algorithm or implicit GEMM,
 //!   [`Linear`] linear layers; both add bias and residual. [`Attention`] never keeps scores in memory.
-//! - [`GroupNorm`] normalises, [`Upsample`] enlarges planes.
+//! - [`GroupNorm`] normalises.
 //! - [`Weights`] are read as checkpoints store them, in f32 or bf16: a mapped file of safetensors will do.
 //! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state,
 //!   and no environment variable is read.
@@ -29,7 +29,6 @@ mod norm;
 mod output;
 mod parallel;
 mod simd;
-mod upsample;
 mod weights;
 mod winograd;
 
@@ -41,5 +40,4 @@ pub use linear::Linear;
 pub use norm::{GroupNorm, NormTensors};
 pub use output::Tensors;
 pub use parallel::{Parallel, Serial, Threads};
-pub use upsample::Upsample;
 pub use weights::{Element, Values, Weights};

@@ -15,10 +15,11 @@ const ELEMENTS: [(Element, Element, f64); 3] = [
 ];
 
 fn any_3x3() -> impl Strategy<Value = ConvShape> {
-    let sizes = (1..3usize, 1..150usize, [1..20usize, 1..40usize], 1..70usize);
+    let sizes = (1..3usize, 1..150usize, [1..20usize, 1..40usize], 1..70usize, 1..4usize);
     (sizes, [0..3usize, 0..3usize, 0..3usize, 0..3usize]).prop_filter_map("an output", |(sizes, padding)| {
-        let (batch, in_channels, size, out_channels) = sizes;
-        let shape = ConvShape { padding, ..ConvShape::same(batch, in_channels, size, out_channels, 3) };
+        let (batch, in_channels, size, out_channels, upsampling) = sizes;
+        let shape =
+            ConvShape { padding, upsampling, ..ConvShape::same(batch, in_channels, size, out_channels, 3) };
         shape.output_size().is_ok().then_some(shape)
     })
 }
@@ -26,10 +27,11 @@ fn any_3x3() -> impl Strategy<Value = ConvShape> {
 fn any_shape() -> impl Strategy<Value = ConvShape> {
     let pair = |range: std::ops::Range<usize>| [range.clone(), range];
     let sizes = (1..3usize, 1..40usize, pair(1..24), 1..70usize);
-    let rest = (pair(1..5), pair(1..4), pair(1..3), [0..3usize, 0..3usize, 0..3usize, 0..3usize]);
-    (sizes, rest).prop_filter_map("an output", |(sizes, (kernel, stride, dilation, padding))| {
+    let rest = (pair(1..5), pair(1..4), pair(1..3), 1..3usize, [0..3usize, 0..3usize, 0..3usize, 0..3usize]);
+    (sizes, rest).prop_filter_map("an output", |(sizes, (kernel, stride, dilation, upsampling, padding))| {
         let (batch, in_channels, size, out_channels) = sizes;
-        let shape = ConvShape { batch, in_channels, size, out_channels, kernel, stride, dilation, padding };
+        let shape =
+            ConvShape { batch, in_channels, size, upsampling, out_channels, kernel, stride, dilation, padding };
         shape.output_size().is_ok().then_some(shape)
     })
 }

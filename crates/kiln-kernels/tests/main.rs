@@ -7,5 +7,4 @@ mod linear;
 mod norm;
 mod pools;
 mod reference;
-mod upsample;
 mod weights;

@@ -146,8 +146,9 @@ fn tap(shape: &ConvShape, input: &[f32], [image, y, x]: [usize; 3], k: usize) ->
     let y = (y * shape.stride[0] + k / kernel_width % kernel_height * shape.dilation[0])
         .checked_sub(shape.padding[0]);
     let x = (x * shape.stride[1] + k % kernel_width * shape.dilation[1]).checked_sub(shape.padding[1]);
-    let [height, width] = shape.size;
-    match (y.filter(|&y| y < height), x.filter(|&x| x < width)) {
+    let ConvShape { size: [height, width], upsampling, .. } = *shape;
+    match (y.map(|y| y / upsampling).filter(|&y| y < height), x.map(|x| x / upsampling).filter(|&x| x < width))
+    {
         (Some(y), Some(x)) => {
             f64::from(input[((image * shape.in_channels + channel) * height + y) * width + x])
         }

@@ -59,7 +59,10 @@ pub const VARIABLES: [Variable; 7] = [
         name: KILN_KERNELS,
         meaning: "kiln's kernels on the processor: off, or portable, avx2, avx512, avx512-bf16, amx, neon (default: auto, the fastest)",
     },
-    Variable { name: KILN_PROFILES, meaning: "folder for ONNX Runtime's profile of each session on the processor" },
+    Variable {
+        name: KILN_PROFILES,
+        meaning: "folder for ONNX Runtime's profile of each session on the processor",
+    },
 ];
 
 /// Every variable that this crate reads.

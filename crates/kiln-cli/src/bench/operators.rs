@@ -120,7 +120,8 @@ fn read(folder: &Path) -> Result<BTreeMap<String, Costs>, Failure> {
             continue;
         }
         let text = std::fs::read(&path).map_err(|e| Failure::input(&path, &e.to_string()))?;
-        let events: Vec<Event> = serde_json::from_slice(&text).map_err(|e| Failure::input(&path, &e.to_string()))?;
+        let events: Vec<Event> =
+            serde_json::from_slice(&text).map_err(|e| Failure::input(&path, &e.to_string()))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let component = name.split('.').next().unwrap_or_default();
         add(&events, components.entry(component.to_owned()).or_default());

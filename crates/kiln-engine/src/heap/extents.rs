@@ -15,8 +15,21 @@ pub(super) struct Extents {
     /// Start and length of what is free, no two of them adjacent.
     free: BTreeMap<usize, usize>,
     taken: HashMap<usize, usize>,
-    /// Granules, by their number, that were taken since they were last given back.
+    /// Granules, by their number, that hold memory: they were taken since they were last given back.
     touched: BTreeSet<usize>,
+    /// Granules that got memory of others.
+    refilled: BTreeSet<usize>,
+}
+
+/// Most granules that get memory of others: each may count against the mappings that a process can have, 65530 by
+/// default (`vm.max_map_count`).
+const MOST_REFILLED: usize = 16 << 10;
+
+/// Memory of an idle granule, which is to move to another: their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Move {
+    pub(super) from: usize,
+    pub(super) to: usize,
 }
 
 impl Extents {
@@ -34,8 +47,31 @@ impl Extents {
             self.free.insert(start + len, room - len);
         }
         self.taken.insert(start, len);
-        self.touched.extend(start / GRANULE..(start + len).div_ceil(GRANULE));
         Some(start)
+    }
+
+    /// What to do before the extent at `start` is used: memory that idle granules hold goes where it has none yet.
+    pub(super) fn fill(&mut self, start: usize) -> Vec<Move> {
+        let len = self.taken.get(&start).copied().unwrap_or(0);
+        let granules = start / GRANULE..(start + len).div_ceil(GRANULE);
+        let empty: Vec<usize> = granules.filter(|granule| !self.touched.contains(granule)).collect();
+        let mut idle: Vec<usize> = self.idle().collect();
+        let mut moves = Vec::new();
+        for granule in empty {
+            self.touched.insert(granule);
+            let may_be_filled = self.refilled.len() < MOST_REFILLED || self.refilled.contains(&granule);
+            if let Some(from) = may_be_filled.then(|| idle.pop()).flatten() {
+                self.touched.remove(&from);
+                self.refilled.insert(granule);
+                moves.push(Move { from: from * GRANULE, to: granule * GRANULE });
+            }
+        }
+        moves
+    }
+
+    /// Says that the memory of an idle granule has stayed where it is.
+    pub(super) fn stays(&mut self, Move { from, .. }: Move) {
+        self.touched.insert(from / GRANULE);
     }
 
     /// Gives an extent back by its start; whether there was such a one.
@@ -97,6 +133,13 @@ mod tests {
         extents
     }
 
+    /// Takes an extent that is used at once.
+    fn take(extents: &mut Extents, len: usize) -> Option<usize> {
+        let start = extents.take(len)?;
+        extents.fill(start);
+        Some(start)
+    }
+
     #[test]
     fn what_is_put_back_can_be_taken_whole() {
         let mut extents = extents(4);
@@ -112,7 +155,7 @@ mod tests {
     fn only_idle_memory_that_was_used_is_given_back() {
         let mut extents = extents(8);
         assert_eq!(extents.discard(0), [], "nothing was used");
-        let [low, high] = [3, 2].map(|n| extents.take(n * GRANULE).expect("room"));
+        let [low, high] = [3, 2].map(|n| take(&mut extents, n * GRANULE).expect("room"));
         extents.put(low);
         assert_eq!(extents.discard(2 * GRANULE), [(BASE + 2 * GRANULE, GRANULE)]);
         assert_eq!(extents.discard(0), [(BASE, 2 * GRANULE)]);
@@ -121,14 +164,53 @@ mod tests {
         assert_eq!(extents.discard(0), [(BASE + 3 * GRANULE, 2 * GRANULE)]);
     }
 
+    #[test]
+    fn memory_of_idle_granules_goes_where_there_is_none() {
+        let mut extents = extents(8);
+        let [low, middle] = [2, 1].map(|n| take(&mut extents, n * GRANULE).expect("room"));
+        extents.put(low);
+        // It does not fit into the two that are free below.
+        let high = extents.take(3 * GRANULE).expect("room");
+        let [first, second] = [0, 1].map(|i| high + i * GRANULE);
+        let moves = [Move { from: low + GRANULE, to: first }, Move { from: low, to: second }];
+        assert_eq!(extents.fill(high), moves);
+        assert_eq!(extents.discard(0), [], "three granules are used, and no other holds memory");
+        extents.stays(moves[1]);
+        assert_eq!(extents.discard(0), [(low, GRANULE)]);
+        assert_eq!((middle, extents.fill(high)), (BASE + 2 * GRANULE, vec![]));
+    }
+
     proptest! {
+        #[test]
+        fn no_more_granules_hold_memory_than_were_ever_taken_at_once(
+            actions in prop::collection::vec((any::<bool>(), 1usize..3 * GRANULE), 1..200),
+        ) {
+            let mut extents = extents(64);
+            let (mut held, mut most): (Vec<(usize, usize)>, usize) = (Vec::new(), 0);
+            for (takes, n) in actions {
+                match (takes || held.is_empty()).then(|| take(&mut extents, n)).flatten() {
+                    Some(start) => held.push((start, n)),
+                    None if held.is_empty() => {}
+                    None => {
+                        let (start, _) = held.swap_remove(n % held.len());
+                        extents.put(start);
+                    }
+                }
+                let granules = held.iter().flat_map(|(start, n)| start / GRANULE..(start + n).div_ceil(GRANULE));
+                let granules: BTreeSet<usize> = granules.collect();
+                prop_assert!(granules.is_subset(&extents.touched));
+                most = most.max(granules.len());
+                prop_assert!(extents.touched.len() <= most);
+            }
+        }
+
         #[test]
         fn extents_never_overlap(actions in prop::collection::vec((any::<bool>(), 1usize..3 * GRANULE), 1..200)) {
             let mut extents = extents(16);
             let mut held: Vec<(usize, usize)> = Vec::new();
             for (takes, n) in actions {
                 if takes || held.is_empty() {
-                    let Some(start) = extents.take(n) else { continue };
+                    let Some(start) = take(&mut extents, n) else { continue };
                     prop_assert!(start >= BASE && start + n <= BASE + 16 * GRANULE);
                     prop_assert!(held.iter().all(|(at, len)| start + n <= *at || at + len <= start));
                     held.push((start, n));

@@ -6,9 +6,9 @@ use std::ffi::c_void;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap_fixed};
 
-use super::extents::{Extents, GRANULE};
+use super::extents::{Extents, GRANULE, Move};
 
 /// Smaller blocks come from the C library's heap.
 const LEAST: usize = 64 << 10;
@@ -33,6 +33,7 @@ pub(crate) fn allocate(len: usize) -> *mut c_void {
     let mut extents = extents();
     let extents = extents.get_or_insert_default();
     if let Some(start) = extents.take(len) {
+        fill(extents, start);
         return start as *mut c_void;
     }
     let Some(least) = len.checked_next_multiple_of(GRANULE) else { return ptr::null_mut() };
@@ -41,7 +42,23 @@ pub(crate) fn allocate(len: usize) -> *mut c_void {
         return ptr::null_mut();
     };
     extents.add(start, region);
-    extents.take(len).map_or(ptr::null_mut(), |start| start as *mut c_void)
+    let Some(start) = extents.take(len) else { return ptr::null_mut() };
+    fill(extents, start);
+    start as *mut c_void
+}
+
+/// Moves memory that nobody uses to where a block has none. Pages that were used before need no clearing, which takes
+/// longer than much of what is computed in them, and as many as were ever used at once are enough.
+fn fill(extents: &mut Extents, start: usize) {
+    for moved in extents.fill(start) {
+        let Move { from, to } = moved;
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+        // SAFETY: both granules lie in regions of the pool; nobody uses the first, and the second holds nothing.
+        let result = unsafe { mremap_fixed(from as *mut c_void, GRANULE, GRANULE, flags, to as *mut c_void) };
+        if result.is_err() {
+            extents.stays(moved);
+        }
+    }
 }
 
 /// Gives a block back.

@@ -68,8 +68,7 @@ impl OnnxRuntimeCuda {
             }
         }
         let options = HostOptions { kernels: Kernels::OFF, ..HostOptions::default() };
-        let backend =
-            OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, options)?, device, records: true };
+        let backend = OnnxRuntimeCuda { runtime: OnnxRuntime::open(library, options)?, device, records: true };
         // What the provider lacks is told now, not when the first engine is loaded.
         backend.builder(CudaTuning::default(), false).map_err(|e| refuse(in_short(&e.to_string())))?;
         Ok(backend)

@@ -78,14 +78,16 @@ impl OnnxRuntime {
             if *other == path && runtime.options.threads == options.threads {
                 return Ok(runtime.clone());
             }
-            let threads = runtime.options.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
+            let threads =
+                runtime.options.threads.map_or("one thread per core".into(), |n| format!("{n} threads"));
             return Err(refuse(format!("this process already uses {} with {threads}", other.display())));
         }
         let environment = environment(&path, options.threads).map_err(refuse)?;
         environment.set_log_level(LogLevel::Fatal);
         let suffix = options.kernels.name().map_or_else(String::new, |name| format!("+kiln-{name}"));
         let version = version(&path) + &suffix;
-        let n_threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
+        let n_threads =
+            options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let runtime = OnnxRuntime { environment, version, options, n_threads };
         *opened = Some(Opened { path, runtime: runtime.clone() });
         Ok(runtime)

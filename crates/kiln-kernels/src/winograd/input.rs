@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::transform::{MAX_TILE, Transform};
 use super::{Buffers, Run, Tiles};
+use crate::ConvShape;
 use crate::gemm;
 use crate::simd::{MAX_LANES, Simd};
 
@@ -47,14 +48,27 @@ impl Run<'_> {
     unsafe fn fill_strip<S: Simd, T: Transform>(&self, strip: *mut f32, run: Tiles, channel: usize) {
         let width = run.n * T::M + 2;
         for row in 0..T::TILE {
-            // SAFETY: the caller's promise.
-            unsafe { self.fill_row::<S, T>(strip.add(row * width * S::LANES), run, row, channel) }
+            // SAFETY: the caller's promise; the row before is filled.
+            unsafe {
+                let to = strip.add(row * width * S::LANES);
+                match row > 0 && self.repeats_row::<T>(run, row) {
+                    true => to.copy_from_nonoverlapping(to.sub(width * S::LANES), width * S::LANES),
+                    false => self.fill_row::<S, T>(to, run, row, channel),
+                }
+            }
         }
+    }
+
+    /// Whether a row of the strip is the one before it again, after upsampling.
+    #[inline(always)]
+    fn repeats_row<T: Transform>(&self, run: Tiles, row: usize) -> bool {
+        let y = (run.y * T::M + row).wrapping_sub(self.plan.shape.padding[0]);
+        y < self.plan.upsampled[0] && y % self.plan.shape.upsampling != 0
     }
 
     #[inline(always)]
     unsafe fn fill_row<S: Simd, T: Transform>(&self, strip: *mut f32, run: Tiles, row: usize, channel: usize) {
-        let [height, width] = self.plan.shape.size;
+        let [height, width] = self.plan.upsampled;
         let [top, left, ..] = self.plan.shape.padding;
         let n = run.n * T::M + 2;
         // Wraps to a large number above the input.
@@ -72,17 +86,52 @@ impl Run<'_> {
                 S::store(strip.add(x * S::LANES), S::splat(0.0));
             }
             if !inside.is_empty() {
-                let plane = height * width;
-                let first = (run.image * self.plan.shape.in_channels + channel) * plane;
-                let from = self.input.as_ptr().add(first + y * width + start + inside.start - left);
-                self.transpose_row::<S>(strip.add(inside.start * S::LANES), from, inside.len(), channel);
+                let ConvShape { size: [height, width], upsampling, in_channels, .. } = self.plan.shape;
+                let first = (run.image * in_channels + channel) * height * width;
+                let from = self.input.as_ptr().add(first + y / upsampling * width);
+                let (x, strip) = (start + inside.start - left, strip.add(inside.start * S::LANES));
+                match upsampling {
+                    1 => self.transpose_row::<S>(from.add(x), inside.len(), channel, |x, pixel| {
+                        S::store(strip.add(x * S::LANES), pixel);
+                    }),
+                    _ => self.repeat_row::<S>(strip, from, x..x + inside.len(), channel),
+                }
             }
         }
     }
 
-    /// Brings `n` neighbouring pixels, a vector of channels, into the strip.
+    /// Brings upsampled pixels, a vector of channels, into the strip.
     #[inline(always)]
-    unsafe fn transpose_row<S: Simd>(&self, strip: *mut f32, from: *const f32, n: usize, channel: usize) {
+    unsafe fn repeat_row<S: Simd>(
+        &self,
+        strip: *mut f32,
+        from: *const f32,
+        pixels: Range<usize>,
+        channel: usize,
+    ) {
+        let upsampling = self.plan.shape.upsampling;
+        let (first, n) =
+            (pixels.start / upsampling, (pixels.end - 1) / upsampling - pixels.start / upsampling + 1);
+        // SAFETY: the caller's promise; only pixels that are asked for are written.
+        unsafe {
+            self.transpose_row::<S>(from.add(first), n, channel, |x, pixel| {
+                let start = (first + x) * upsampling;
+                for at in start.max(pixels.start)..(start + upsampling).min(pixels.end) {
+                    S::store(strip.add((at - pixels.start) * S::LANES), pixel);
+                }
+            });
+        }
+    }
+
+    /// Hands `n` neighbouring pixels over, a vector of channels each, and what is past them up to a vector's end.
+    #[inline(always)]
+    unsafe fn transpose_row<S: Simd>(
+        &self,
+        from: *const f32,
+        n: usize,
+        channel: usize,
+        mut store: impl FnMut(usize, S::V),
+    ) {
         let plane = self.plan.shape.size[0] * self.plan.shape.size[1];
         let n_channels = S::LANES.min(self.plan.shape.in_channels - channel);
         for x in (0..n).step_by(S::LANES) {
@@ -105,7 +154,7 @@ impl Run<'_> {
                 }
                 S::transpose(&mut square);
                 for i in 0..S::LANES {
-                    S::store(strip.add((x + i) * S::LANES), square[i]);
+                    store(x + i, square[i]);
                 }
             }
         }

@@ -47,6 +47,8 @@ pub(crate) struct Winograd {
     products: Element,
     /// Rows and columns of the output.
     size: [usize; 2],
+    /// Rows and columns of the input after upsampling.
+    upsampled: [usize; 2],
     /// Rows and columns of tiles in an image.
     tiles: [usize; 2],
     n_tiles: usize,
@@ -62,7 +64,7 @@ pub(crate) struct Winograd {
 impl Winograd {
     /// `shape` has been checked.
     pub(crate) fn new<T: Transform>(shape: ConvShape, products: Element, lanes: usize) -> Result<Self, Error> {
-        let size = shape.output_size()?;
+        let (size, upsampled) = (shape.output_size()?, shape.upsampled()?);
         let tiles = size.map(|len| len.div_ceil(T::M));
         let n_tiles = product(&[shape.batch, tiles[0], tiles[1]])?;
         let n_blocks = n_tiles.div_ceil(BLOCK);
@@ -74,6 +76,7 @@ impl Winograd {
             shape,
             products,
             size,
+            upsampled,
             tiles,
             n_tiles,
             n_blocks,

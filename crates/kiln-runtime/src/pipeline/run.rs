@@ -279,8 +279,6 @@ impl<'w> Run<'_, 'w> {
 
     /// Loads a component and, under offload, lets go of those that do not run together with it.
     pub(super) fn load(&mut self, name: ComponentName) -> Result<(), Error> {
-        // What the component before it used is of other sizes.
-        self.engines.trim_tensors();
         if self.engines.memory().offload != Offload::None {
             self.engines.release(|loaded| loaded == name);
             let is_in_loop = self.engines.component(name)?.stage.is_in_loop();

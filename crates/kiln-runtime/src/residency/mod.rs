@@ -154,11 +154,6 @@ impl Residency {
         self.pool.trim();
     }
 
-    /// Gives back what tensors of the component before held.
-    pub(crate) fn trim_tensors(&self) {
-        self.pool.trim_tensors(0);
-    }
-
     /// A component to run.
     pub(crate) fn chain(&mut self, name: ComponentName) -> Result<Chain<'_>, Error> {
         Chain::new(self, name)
@@ -275,14 +270,11 @@ impl Residency {
 
     /// Gives back memory of tensors before a segment runs.
     ///
-    /// Under sequential offload, idle tensors and weights together stay below the weights of the largest segment. An
-    /// autoencoder's segments have tensors of other sizes each, which do not fit into what the others left.
+    /// Under sequential offload, idle tensors and weights together stay below the weights of the largest segment.
     fn trim(&self, component: &Component, i: usize) {
         if self.memory.offload == Offload::Sequential {
             let largest = component.segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0);
             self.pool.trim_tensors(largest - bytes(component, i));
-        } else if component.stage.is_autoencoder() {
-            self.pool.trim_tensors(0);
         }
     }
 

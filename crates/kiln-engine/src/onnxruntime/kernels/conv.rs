@@ -6,7 +6,10 @@ use ort::value::TensorElementType::Float32;
 
 use super::{Pool, Stored, Work, failed, given, inputs, numbers, output, room, sizes};
 
-/// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias and a residual.
+/// The attribute that says how many rows and columns each pixel of the input counts as.
+pub(super) const UPSAMPLING: &str = "upsampling";
+
+/// `Conv` of `ai.onnx` with one group: input, weights and perhaps a bias and a residual; the input may be upsampled before.
 pub(super) struct Conv {
     work: Work,
     stored: Stored,
@@ -46,6 +49,7 @@ impl Operator for Conv {
         Ok(ConvKernel {
             work: self.work,
             stored: self.stored,
+            upsampling: context.get::<i64>(UPSAMPLING).map_or(Ok(1), usize::try_from).map_err(failed)?,
             padding: sizes(&given("pads", &[0; 4]))?,
             stride: sizes(&given("strides", &[1; 2]))?,
             dilation: sizes(&given("dilations", &[1; 2]))?,
@@ -56,6 +60,7 @@ impl Operator for Conv {
 pub(super) struct ConvKernel {
     work: Work,
     stored: Stored,
+    upsampling: usize,
     padding: [usize; 4],
     stride: [usize; 2],
     dilation: [usize; 2],
@@ -92,8 +97,8 @@ impl ConvKernel {
             return Err(failed(format!("{in_channels} channels, of which the weights have {channels}")));
         }
         let (size, kernel, padding) = ([height, width], [rows, columns], self.padding);
-        let (stride, dilation) = (self.stride, self.dilation);
-        Ok(ConvShape { batch, in_channels, size, out_channels, kernel, stride, dilation, padding })
+        let &ConvKernel { upsampling, stride, dilation, .. } = self;
+        Ok(ConvShape { batch, in_channels, size, upsampling, out_channels, kernel, stride, dilation, padding })
     }
 }
 
@@ -101,7 +106,7 @@ impl ConvKernel {
 /// of bf16, in which it loses more than it saves, and AMX does not need it.
 fn plan(shape: &ConvShape, products: Element, isa: Isa) -> (Algorithm, Element) {
     let is_winograds = shape.kernel == [3; 2] && shape.stride == [1; 2] && shape.dilation == [1; 2];
-    match shape.size.into_iter().min() {
+    match shape.size.map(|len| len.saturating_mul(shape.upsampling)).into_iter().min() {
         _ if !is_winograds || (products == Element::Bf16 && isa == Isa::Amx) => {
             (Algorithm::ImplicitGemm, products)
         }

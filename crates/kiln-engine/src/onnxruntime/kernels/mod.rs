@@ -9,7 +9,6 @@ mod conv;
 mod linear;
 mod norm;
 mod rewrite;
-mod upsample;
 mod wire;
 
 use std::path::Path;
@@ -102,7 +101,6 @@ pub(super) fn open(builder: SessionBuilder, model: &[u8], folder: &Path, work: W
         .add(linear::Linear::new(work, Stored::F32))?
         .add(linear::Linear::new(work, Stored::Bf16))?
         .add(norm::GroupNorm::new(work))?
-        .add(upsample::Upsample::new(work))?
         .add(attention::Attention::new(work, Stored::F32))?
         .add(attention::Attention::new(work, Stored::Bf16))?;
     let folder = folder.to_string_lossy();

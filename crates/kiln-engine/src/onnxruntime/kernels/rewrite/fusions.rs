@@ -1,12 +1,13 @@
 //! Several nodes that are one operator of kiln's.
 
-use super::super::{DOMAIN, Stored, conv, linear, norm, upsample};
+use super::super::{DOMAIN, Stored, conv, linear, norm};
 use super::graph::{Attribute, Graph, Links, Node};
 
-/// Makes one operator of group normalisations, gated layers, upsampling, and sums of a product and something else.
+/// Makes one operator of group normalisations, gated layers, convolutions of what is upsampled, and sums of a product and
+/// something else.
 pub(super) fn fuse(graph: &mut Graph<'_>) {
     replace(graph, group_norm);
-    replace(graph, upsample);
+    replace(graph, upsampled);
     replace(graph, gated);
     add(graph);
 }
@@ -55,8 +56,8 @@ fn group_norm<'a>(graph: &Graph<'a>, links: &Links<'a>, at: usize) -> Option<(us
     Some((last, Node::new(norm::GroupNorm::NAME, inputs, graph.node(last)?.output()?, attributes)))
 }
 
-/// `Resize` to twice the height and width, by the nearest pixel.
-fn upsample<'a>(graph: &Graph<'a>, _: &Links<'a>, at: usize) -> Option<(usize, Node<'a>)> {
+/// `Resize` to twice the height and width, by the nearest pixel, and a convolution.
+fn upsampled<'a>(graph: &Graph<'a>, links: &Links<'a>, at: usize) -> Option<(usize, Node<'a>)> {
     let node = graph.node(at).filter(|node| node.is("Resize") && node.inputs.len() == 3)?;
     let is_nearest = |attribute: &Attribute<'_>| {
         let expected = match attribute.name {
@@ -71,8 +72,12 @@ fn upsample<'a>(graph: &Graph<'a>, _: &Links<'a>, at: usize) -> Option<(usize, N
         && graph.floats(node.input(2)?)? == [1.0, 1.0, 2.0, 2.0]
         && node.attributes.len() == 3
         && node.attributes.iter().all(is_nearest);
-    let (inputs, output) = (vec![node.input(0)?], node.output()?);
-    is_doubling.then(|| (at, Node::new(upsample::Upsample::NAME, inputs, output, vec![])))
+    let reader = links.only_reader(graph, at)?;
+    let conv = graph.node(reader).filter(|reader| is_conv(reader) && reader.input(0) == node.output())?;
+    let mut conv = conv.clone();
+    conv.inputs[0] = node.input(0)?;
+    conv.attributes.push(Attribute::new(conv::UPSAMPLING, 2));
+    is_doubling.then_some((reader, conv))
 }
 
 /// A linear layer, two halves of it, the GELU of the second, and their product as rows of a matrix.

@@ -129,6 +129,7 @@ impl<'a> Attribute<'a> {
 }
 
 /// A node.
+#[derive(Clone)]
 pub(super) struct Node<'a> {
     /// Empty for `ai.onnx`.
     domain: &'a str,

@@ -254,20 +254,35 @@ fn a_group_norm_with_silu_is_one_operator() {
     }
 }
 
+/// A convolution of what is upsampled, and perhaps another reader of that.
+fn upsampled(nearest: &str, scales: &[f32], other: Option<Vec<u8>>) -> Vec<u8> {
+    let attributes = [
+        text("mode", "nearest"),
+        text("coordinate_transformation_mode", "asymmetric"),
+        text("nearest_mode", nearest),
+    ];
+    let mut nodes = vec![
+        wired("Resize", "", &["x", "", "scales"], &["a"], &attributes),
+        wired("Conv", "", &["a", "w", "b"], &["out"], &usual()),
+    ];
+    nodes.extend(other);
+    of(&nodes, &[floats("scales", scales), tensor("w", 1, &[8, 8, 3, 3]), tensor("b", 1, &[8])])
+}
+
 #[test]
-fn a_nearest_upsampling_to_twice_the_size_is_one_operator() {
-    let resize = |nearest: &str, scales: &[f32]| {
-        let attributes = [
-            text("mode", "nearest"),
-            text("coordinate_transformation_mode", "asymmetric"),
-            text("nearest_mode", nearest),
-        ];
-        of(&[wired("Resize", "", &["x", "", "scales"], &["out"], &attributes)], &[floats("scales", scales)])
-    };
-    assert_eq!(exchanged(&resize("floor", &[1.0, 1.0, 2.0, 2.0])), [["x", "out", "Upsample", DOMAIN]]);
-    for model in [resize("ceil", &[1.0, 1.0, 2.0, 2.0]), resize("floor", &[1.0, 1.0, 3.0, 2.0])] {
-        assert_eq!(exchanged(&model).len(), 1);
-        assert_eq!(super::model(&model, MAPPED), None);
+fn a_convolution_of_what_is_upsampled_to_twice_the_size_is_one_operator() {
+    assert_eq!(
+        exchanged(&upsampled("floor", &[1.0, 1.0, 2.0, 2.0], None)),
+        [["x", "w", "b", "out", "Conv", DOMAIN]]
+    );
+    let other = wired("Identity", "", &["a"], &["out"], &[]);
+    for (nearest, scales, other) in [
+        ("ceil", [1.0, 1.0, 2.0, 2.0], None),
+        ("floor", [1.0, 1.0, 3.0, 2.0], None),
+        ("floor", [1.0, 1.0, 2.0, 2.0], Some(other)),
+    ] {
+        let found = exchanged(&upsampled(nearest, &scales, other));
+        assert!(found.iter().any(|node| node.contains(&"Resize".to_owned())), "{found:?}");
     }
 }
 

@@ -1,0 +1,94 @@
+//! Rows of a batch as one run of an engine.
+
+use kiln_bundle::Segment;
+use kiln_engine::{Engine, Port, Tensor, TensorView};
+use ndarray::{ArrayViewD, Axis, concatenate};
+
+use super::chain::{Given, rows_of};
+use crate::Error;
+
+/// Bytes of weights per byte that a row reads, from which on rows run together: their products wait for weights, which
+/// are then read once, and what is copied to join them does not count.
+const WEIGHTS_PER_INPUT: u64 = 8;
+
+/// Most rows that a segment runs as one batch: as many as read little together, beside its weights.
+pub(super) fn most_rows(segment: &Segment, row: &Given<'_>) -> usize {
+    let read: u64 = row.iter().map(|(_, view)| view.n_bytes()).sum();
+    let rows = segment.weight_bytes / (WEIGHTS_PER_INPUT * read.max(1));
+    usize::try_from(rows).unwrap_or(usize::MAX).max(1)
+}
+
+/// What an engine makes for each row, of one run where there are several.
+pub(super) fn run(engine: &mut dyn Engine, rows: &[Given<'_>]) -> Result<Vec<Vec<Tensor>>, Error> {
+    if rows.len() == 1 {
+        return Ok(engine.run_each(rows)?);
+    }
+    let joined: Option<Vec<(&str, Tensor)>> =
+        rows[0].iter().enumerate().map(|(at, (name, _))| Some((*name, join(engine, rows, at)?))).collect();
+    // Rows on a device, or of different sizes, stay apart.
+    let Some(joined) = joined else {
+        return Ok(engine.run_each(rows)?);
+    };
+    let inputs: Vec<(&str, TensorView<'_>)> =
+        joined.iter().map(|(name, tensor)| (*name, tensor.view())).collect();
+    let made = engine.run(&inputs)?;
+    let made: Vec<_> = made.iter().zip(engine.outputs().iter().map(has_batch)).collect();
+    let row = |i: usize| {
+        let of_row = made.iter().map(|(tensor, has_batch)| match has_batch {
+            true => owned(rows_of(&tensor.view(), i..i + 1)),
+            false => owned(tensor.view()),
+        });
+        of_row.collect::<Option<Vec<Tensor>>>()
+    };
+    match (0..rows.len()).map(row).collect() {
+        Some(rows) => Ok(rows),
+        None => Ok(engine.run_each(rows)?),
+    }
+}
+
+/// The input at a place, of all rows.
+fn join(engine: &dyn Engine, rows: &[Given<'_>], at: usize) -> Option<Tensor> {
+    let views: Vec<&TensorView<'_>> = rows.iter().map(|row| &row[at].1).collect();
+    let port = engine.inputs().iter().find(|port| port.name == rows[0][at].0)?;
+    if !has_batch(port) {
+        return owned(views[0].reborrow());
+    }
+    match views[0] {
+        TensorView::F32(_) => {
+            let floats = views.iter().map(|view| match view {
+                TensorView::F32(floats) => Some(floats.view()),
+                _ => None,
+            });
+            joined(&floats.collect::<Option<Vec<_>>>()?)
+        }
+        TensorView::I64(_) => {
+            let numbers = views.iter().map(|view| match view {
+                TensorView::I64(numbers) => Some(numbers.view()),
+                _ => None,
+            });
+            joined(&numbers.collect::<Option<Vec<_>>>()?)
+        }
+        _ => None,
+    }
+}
+
+fn joined<T: Clone>(rows: &[ArrayViewD<'_, T>]) -> Option<Tensor>
+where
+    Tensor: From<ndarray::ArrayD<T>>,
+{
+    concatenate(Axis(0), rows).ok().map(Tensor::from)
+}
+
+/// A tensor of its own, in memory of the host.
+fn owned(view: TensorView<'_>) -> Option<Tensor> {
+    match view {
+        TensorView::F32(floats) => Some(floats.to_owned().into()),
+        TensorView::I64(numbers) => Some(numbers.to_owned().into()),
+        _ => None,
+    }
+}
+
+/// Whether the first axis is that of the batch: no other first axis is open.
+fn has_batch(port: &Port) -> bool {
+    port.shape.first() == Some(&None)
+}
