@@ -66,7 +66,10 @@ fn products_of_bf16_halve_the_bundle_and_keep_the_picture_on_every_processor() {
         std::fs::metadata(file).expect("weights").len()
     };
     assert!(weights(&rounded) < weights(&exact) * 51 / 100);
-    assert!(succeed(&mut kiln(&["inspect", &rounded], work.path())).contains("operators, bf16)"));
+    let about = succeed(&mut kiln(&["inspect", &rounded], work.path()));
+    assert!(about.contains("operators, bf16)"), "{about}");
+    assert!(about.contains("beside f32: text_encoder ") && about.contains("(64x64, 10 steps)"), "{about}");
+    assert!(!succeed(&mut kiln(&["inspect", &exact], work.path())).contains("beside f32"));
     let draw = |bundle: &str, kernels: &str, extra: &[&str]| {
         let arguments = ["generate", "--model", bundle, "a red circle", "--seed", "7", "--steps", "10"];
         let mut command = kiln(&[&arguments[..], &["--out", "made.png"], extra].concat(), work.path());
@@ -84,10 +87,70 @@ fn products_of_bf16_halve_the_bundle_and_keep_the_picture_on_every_processor() {
         let mut verify = kiln(&["verify", &rounded], work.path());
         succeed(verify.env("KILN_KERNELS", kernels));
     }
+    succeed(&mut kiln(&["verify", &rounded, "--against", &exact], work.path()));
     let cuda = ["compile", &shapes, "--precision", "bf16", "--target", "cuda"];
     fail(&mut kiln(&cuda, work.path()), 2, "precision: ONNX Runtime's CUDA provider has no kernels of bf16");
     let resident = draw(&rounded, "auto", &["--offload", "none", "--weights", "mapped"]);
     assert!(resident == draw(&rounded, "auto", &["--offload", "sequential"]), "offload changes no bit");
     let rten = kiln(&["generate", "--model", &rounded, "x", "--backend", "rten"], work.path());
     fail(&mut { rten }, 3, "rten reads no weights in bf16");
+}
+
+/// The accuracy in a bundle's manifest, where there is one.
+fn accuracy(bundle: &str, work: &std::path::Path) -> serde_json::Value {
+    let about = succeed(&mut kiln(&["inspect", bundle, "--json"], work));
+    let about: serde_json::Value = serde_json::from_str(&about).expect("JSON");
+    about["manifest"]["accuracy"].clone()
+}
+
+#[test]
+fn a_bundle_of_reduced_precision_says_how_far_it_is_from_f32() {
+    let work = scratch();
+    let shapes = references().join("../../models/shapes").display().to_string();
+    let compile = |extra: &[&str]| {
+        let arguments = [&["compile", &shapes, "--no-reference"][..], extra].concat();
+        succeed(&mut kiln(&arguments, work.path())).trim().to_owned()
+    };
+    let silent = compile(&["--precision", "bf16", "--no-accuracy"]);
+    assert!(accuracy(&silent, work.path()).is_null());
+    let rounded = compile(&["--precision", "bf16"]);
+    assert_eq!(rounded, silent, "what the cache has is measured when that is asked for");
+    let measured = accuracy(&rounded, work.path());
+    let [unet, psnr] = [&measured["components"]["unet"], &measured["picture"]["psnr"]]
+        .map(|number| number.as_f64().expect("a number"));
+    assert!((1e-4..1e-2).contains(&unet) && (45.0..70.0).contains(&psnr), "{measured}");
+    // The f32 bundle that it was compared with is not left behind.
+    let cache = std::fs::read_dir(std::path::Path::new(&rounded).parent().expect("a cache")).expect("a folder");
+    let names = cache.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let left: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+    assert_eq!(left.iter().filter(|name| name.starts_with("shapes-")).count(), 1, "{left:?}");
+
+    let manifest = std::path::Path::new(&rounded).join("bundle.yaml");
+    let text = std::fs::read_to_string(&manifest).expect("a manifest");
+    let recorded = text.lines().find(|line| line.starts_with("    unet: ")).expect("a drift");
+    let yaml = text.rsplit_once("# blake3 ").expect("a digest").0.replace(recorded, "    unet: 1e-6");
+    let forged = format!("{yaml}# blake3 {}\n", blake3::hash(yaml.as_bytes()).to_hex());
+    std::fs::write(&manifest, forged).expect("a file");
+    let exact = compile(&["--precision", "f32"]);
+    let verify = ["verify", &rounded, "--against", &exact];
+    fail(&mut kiln(&verify, work.path()), 6, "unet: drift 2.");
+}
+
+#[test]
+fn precision_auto_is_that_of_the_processor() {
+    let work = scratch();
+    let shapes = references().join("../../models/shapes").display().to_string();
+    for (kernels, precision) in [("off", "f32"), ("avx512-bf16", "bf16")] {
+        let arguments = ["compile", &shapes, "--precision", "auto", "--no-reference", "--no-accuracy"];
+        let mut command = kiln(&arguments, work.path());
+        let output = command.env("KILN_KERNELS", kernels).output().expect("kiln runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        if kernels != "off" && said.contains("KILN_KERNELS: ") {
+            continue;
+        }
+        assert!(said.contains(&format!("--precision auto: {precision}, ")), "{said}");
+        let bundle = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let about = succeed(&mut kiln(&["inspect", &bundle], work.path()));
+        assert!(about.contains(&format!("operators, {precision})")), "{about}");
+    }
 }

@@ -5,6 +5,7 @@
 //! and inode; [`Bundle::verify`] takes every digest anew.
 
 pub mod absent;
+mod accuracy;
 pub mod child;
 mod component;
 mod contents;
@@ -27,6 +28,7 @@ pub mod unique;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use accuracy::{Accuracy, PictureAccuracy};
 pub use component::{AttentionFacts, AxisSize, Component, PortInfo, Segment, Stage};
 pub use contents::{Contents, Role};
 pub use digests::{Digests, FileStamp};
@@ -213,6 +215,13 @@ impl Bundle {
         self.attach("figures.json", &bytes, key, |manifest| &mut manifest.figures)
     }
 
+    /// Says how far it is from the same networks in f32, and seals it anew.
+    pub fn set_accuracy(&mut self, accuracy: Accuracy, key: &SealKey) -> Result<(), BundleError> {
+        let _lock = fs::Lock::acquire(&self.path(".lock"))?;
+        self.manifest.accuracy = Some(accuracy);
+        self.store_manifest(key)
+    }
+
     /// Adds a file of which the manifest says in a field of its own what it is.
     fn attach(
         &mut self,
@@ -227,6 +236,10 @@ impl Bundle {
         let entry = FileEntry { size: bytes.len() as u64, blake3: fs::digest(&path)? };
         self.manifest.files.insert(name.into(), entry);
         *field(&mut self.manifest) = Some(name.into());
+        self.store_manifest(key)
+    }
+
+    fn store_manifest(&self, key: &SealKey) -> Result<(), BundleError> {
         fs::write_atomic(&self.root.join(MANIFEST), self.manifest.to_yaml().as_bytes())?;
         self.seal(key)
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use kiln_types::{ComponentName, Size};
 
-use crate::{BundleError, Component, read, unique};
+use crate::{Accuracy, BundleError, Component, read, unique};
 
 /// The layout of bundles that this version reads and writes.
 const FORMAT: u32 = 5;
@@ -41,6 +41,9 @@ pub struct Manifest {
     /// What its engines take, as it was measured where it was compiled or runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub figures: Option<String>,
+    /// How far it is from the same networks in f32, where it computes otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
     /// Every file of the bundle but the manifest, relative to it.
     #[serde(deserialize_with = "unique::map")]
     pub files: BTreeMap<String, FileEntry>,
@@ -268,6 +271,7 @@ impl Manifest {
             tuning: None,
             reference: None,
             figures: None,
+            accuracy: None,
             files: BTreeMap::new(),
             provenance,
         }
@@ -321,6 +325,7 @@ impl Manifest {
         if let Some(name) = named.into_iter().find(|name| !self.files.contains_key(*name)) {
             return Err(format!("file '{name}' is used but not listed"));
         }
+        self.accuracy.as_ref().map_or(Ok(()), Accuracy::check)?;
         for (name, component) in &self.components {
             let refuse = |reason: String| format!("components: {name}: {reason}");
             component.check().map_err(refuse)?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kiln_bundle::{Bundle, Content, Target};
 use kiln_compile::{
-    BuildOptions, CheckpointOptions, ControlNetCheckpoint, EngineCache, EngineSpec, Plan, Profile,
+    BuildOptions, CheckpointOptions, ControlNetCheckpoint, EngineCache, EngineSpec, Plan, Profile, TargetSpec,
 };
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::model::Model;
 use crate::models::{cache, failure, options, sizes};
 use crate::progress::Bar;
-use crate::{measure, models, output, tasks, verify};
+use crate::{accuracy, measure, models, output, tasks, verify};
 
 use mode::{Mode, OfOnnx, OfPipeline};
 
@@ -50,13 +50,15 @@ fn pipeline(mode: OfPipeline<'_>, cache: &EngineCache, args: &CompileArgs) -> Re
     sizes(&networks.sizes, &checkpoint)?;
     let bar = Bar::bytes("compiling");
     let mut progress = |progress| bar.compiling(progress);
-    let mut plans = Vec::new();
-    for spec in specification.targets.values() {
+    let mut plan = |spec: &TargetSpec| {
         let options = spec.build_options(&checkpoint, loras.clone(), toolkit)?;
         let options = BuildOptions { rehash: traced.rehash, ..options };
-        plans.push(cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, cache))?);
-    }
-    execute(plans, cache, args, bar)
+        cache.plan(&checkpoint, &options, &mut progress).map_err(|e| failure(e, cache))
+    };
+    let plans = specification.targets.values().map(&mut plan).collect::<Result<_, _>>()?;
+    let reduced = specification.targets.get(&Target::Cpu).filter(|_| !args.no_accuracy && !args.dry_run);
+    let exact = reduced.and_then(TargetSpec::exact).map(|spec| plan(&spec)).transpose()?;
+    execute(plans, exact, cache, args, bar)
 }
 
 /// Compiles a ControlNet by itself, for every pipeline of its family.
@@ -66,7 +68,30 @@ fn controlnet(traced: &TracedArgs, cache: &EngineCache, args: &CompileArgs) -> R
     let bar = Bar::bytes("compiling");
     let options = BuildOptions { rehash: traced.rehash, ..options(&traced.checkpoint) };
     let plan = cache.plan_controlnet(&checkpoint, &options, &mut |progress| bar.compiling(progress));
-    execute(vec![plan.map_err(|e| failure(e, cache))?], cache, args, bar)
+    execute(vec![plan.map_err(|e| failure(e, cache))?], None, cache, args, bar)
+}
+
+/// Measures how far a bundle is from an exact one, which is compiled for that where it is not in the cache.
+fn compare(
+    bundle: &mut Bundle,
+    exact: &Plan<'_>,
+    cache: &EngineCache,
+    args: &CompileArgs,
+) -> Result<(), Failure> {
+    let cached = cache.bundle_of(exact).map_err(|e| failure(e, cache))?;
+    if cached.as_ref().is_some_and(|exact| exact.root() == bundle.root()) {
+        return Ok(());
+    }
+    let backend = on_host(args.execution)?;
+    if let Some(exact) = cached {
+        return accuracy::record(bundle, exact, backend);
+    }
+    let folder = tempfile::tempdir_in(cache.root()).map_err(Failure::unexpected)?;
+    let scratch = EngineCache::new(folder.path());
+    let bar = Bar::bytes("compiling in f32");
+    let compiled = scratch.execute(exact, &mut |progress| bar.compiling(progress));
+    drop(bar);
+    accuracy::record(bundle, compiled.map_err(|e| failure(e, &scratch))?.bundle, backend)
 }
 
 /// Builds engines from a bundle of ONNX, which another machine may have traced.
@@ -76,12 +101,14 @@ fn from_onnx(mode: &OfOnnx<'_>, cache: &EngineCache, args: &CompileArgs) -> Resu
     let (target, profiles) = (mode.target, vec![Profile::of_bundle(&source)?]);
     let options = spec.options(target, toolkit(target)?, &mode.engines.compute_capabilities, profiles);
     let plan = cache.plan_from_onnx(&source, &options).map_err(|e| failure(e, cache))?;
-    execute(vec![plan], cache, args, Bar::bytes("compiling"))
+    execute(vec![plan], None, cache, args, Bar::bytes("compiling"))
 }
 
-/// Shows the plans, or carries them out; what is told of each.
+/// Shows the plans, or carries them out; what is told of each. `exact` is the plan of the same networks for the processor
+/// in f32, where one of the plans is not.
 fn execute(
     plans: Vec<Plan<'_>>,
+    exact: Option<Plan<'_>>,
     cache: &EngineCache,
     args: &CompileArgs,
     bar: Bar,
@@ -117,6 +144,13 @@ fn execute(
             if let Err(failure) = measure::record(&mut compiled.bundle, args.execution) {
                 output::say(&format!("{}; kiln measure tries again", failure.message()));
             }
+        }
+        let exact = exact.as_ref().filter(|_| can_verify && compiled.bundle.manifest().accuracy.is_none());
+        if let Some(exact) = exact
+            && let Err(failure) = compare(&mut compiled.bundle, exact, cache, args)
+        {
+            // As it is without this.
+            output::say(&format!("how far it is from f32 is not known: {}", failure.message()));
         }
         made.push(compiled.bundle.root().into());
         reports.push(report::bundle(target, &compiled, &steps.next().unwrap_or_default(), args));

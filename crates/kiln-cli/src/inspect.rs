@@ -10,6 +10,7 @@ use kiln_compile::{
 use kiln_lora::LoraFile;
 use serde_json::{Value, json};
 
+use crate::accuracy;
 use crate::args::InspectArgs;
 use crate::failure::Failure;
 use crate::output::{bytes, data};
@@ -121,6 +122,7 @@ fn describe_bundle(bundle: &Bundle) -> (Value, Vec<String>) {
         let options = manifest.provenance.options.iter().filter(|(name, _)| is_of_builder(name));
         lines.extend(options.map(|(name, value)| format!("    {name}: {value}")));
     }
+    lines.extend(manifest.accuracy.as_ref().map(|accuracy| format!("  {}", accuracy::describe(accuracy))));
     for lora in &manifest.provenance.loras {
         lines.push(format!("  with LoRA {} times {} ({})", lora.name, lora.weight, lora.blake3));
     }

@@ -5,6 +5,7 @@
     reason = "doc comments of arguments are help texts, in which brackets are brackets"
 )]
 
+mod accuracy;
 mod args;
 mod backends;
 mod bench;

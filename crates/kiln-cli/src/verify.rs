@@ -5,6 +5,7 @@ use kiln_bundle::{Bundle, Component, SealKey};
 use kiln_runtime::{Backend, Backends, Device, Error, Event, Place, Reference, Watch};
 use serde_json::json;
 
+use crate::accuracy;
 use crate::args::VerifyArgs;
 use crate::backends;
 use crate::failure::Failure;
@@ -95,11 +96,13 @@ fn against(
         }
     };
     let max_drift = max_drift([&bundle, &other], args);
+    let recorded = bundle.clone();
     let mut found = models::pipeline(bundle, found)?;
     let mut expected = models::pipeline(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;
-    let worst = drifts.iter().map(|(_, drift)| *drift).fold(0.0, f64::max);
-    let passes = worst <= max_drift;
+    let limit = |name| args.max_drift.or(accuracy::bound(&recorded, name)).unwrap_or(max_drift);
+    let excess = drifts.iter().find(|(name, drift)| *drift > limit(*name));
+    let passes = excess.is_none();
     if args.json {
         let components: serde_json::Map<_, _> =
             drifts.iter().map(|(role, drift)| (role.to_string(), json!(drift))).collect();
@@ -109,9 +112,11 @@ fn against(
             .iter()
             .for_each(|(role, drift)| output::data(&format!("{:<16} drift {drift:.2e}", role.to_string())));
     }
-    match passes {
-        true => Ok(()),
-        false => Err(Failure::differs(format!("drift {worst:.2e} is over {max_drift:e}"))),
+    match excess {
+        None => Ok(()),
+        Some((name, drift)) => {
+            Err(Failure::differs(format!("{name}: drift {drift:.2e} is over {:.2e}", limit(*name))))
+        }
     }
 }
 

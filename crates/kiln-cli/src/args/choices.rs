@@ -25,12 +25,30 @@ pub(super) fn float() -> impl TypedValueParser<Value = ElementType> {
 }
 
 /// Types that networks of a bundle compute in.
-pub(super) fn precision() -> impl TypedValueParser<Value = ElementType> {
-    of_types([
+pub(super) fn precision() -> impl TypedValueParser<Value = PrecisionChoice> {
+    let types = [
         (ElementType::F32, "32-bit floats"),
         (ElementType::F16, "16-bit floats"),
         (ElementType::Bf16, "floats of 8 bits of precision; on a processor, of products' factors alone"),
-    ])
+    ];
+    let auto = PossibleValue::new(AUTO).help("On a processor, bf16 where this one multiplies it, else f32");
+    let values =
+        types.map(|(element, help)| PossibleValue::new(element.name()).help(help)).into_iter().chain([auto]);
+    PossibleValuesParser::new(values).try_map(|name| match name.as_str() {
+        AUTO => Ok(PrecisionChoice::Auto),
+        name => name.parse().map(PrecisionChoice::Of),
+    })
+}
+
+const AUTO: &str = "auto";
+
+/// The type that networks compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrecisionChoice {
+    /// This one.
+    Of(ElementType),
+    /// What this processor is fast at.
+    Auto,
 }
 
 fn of_types<const N: usize>(

@@ -5,7 +5,7 @@ use kiln_bundle::{ElementType, Target};
 use kiln_compile::{Bytes, CheckpointOptions, Components, ComputeCapability};
 use kiln_graph::AttentionPolicy;
 
-use super::choices::{float, precision};
+use super::choices::{PrecisionChoice, float, precision};
 use super::group::Group;
 use super::{CacheArgs, ExecutionArgs, PredictionChoice};
 
@@ -41,6 +41,9 @@ pub(crate) struct CompileArgs {
     /// Do not measure the engines; kiln plan predicts from the measurement.
     #[arg(long)]
     pub(crate) no_figures: bool,
+    /// Do not measure how far reduced precision on the CPU is from f32.
+    #[arg(long)]
+    pub(crate) no_accuracy: bool,
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
@@ -57,7 +60,7 @@ pub(crate) struct CompileArgs {
 pub(crate) struct NetworkArgs {
     /// Type that networks compute in [default: f32 for cpu, f16 for GPUs].
     #[arg(long, value_name = "TYPE", value_parser = precision())]
-    pub(crate) precision: Option<ElementType>,
+    pub(crate) precision: Option<PrecisionChoice>,
     /// Type to store weights in [default: the type they are used in].
     #[arg(long, value_name = "TYPE", value_parser = float())]
     pub(crate) storage: Option<ElementType>,

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 
 pub(crate) use choices::{
-    ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, MaskFillChoice, PredictionChoice,
-    SyntaxChoice, UpscalerChoice, WeightsChoice, Work,
+    ArchitectureChoice, ConsumerChoice, FlavorChoice, GeneratorChoice, MaskFillChoice, PrecisionChoice,
+    PredictionChoice, SyntaxChoice, UpscalerChoice, WeightsChoice, Work,
 };
 pub(crate) use compile::{
     CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,

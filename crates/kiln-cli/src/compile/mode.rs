@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use kiln_bundle::{Bundle, Size, Target};
+use kiln_bundle::{Bundle, ElementType, Size, Target};
 use kiln_compile::{AttentionSpec, ControlNetCheckpoint, Specification, TargetSpec};
 
-use crate::args::{CompileArgs, EngineArgs, NetworkArgs, TracedArgs};
+use crate::args::{CompileArgs, EngineArgs, NetworkArgs, PrecisionChoice, TracedArgs};
 use crate::failure::Failure;
+use crate::{backends, output};
 
 /// What is compiled, with the arguments that have a meaning for it.
 pub(super) enum Mode<'a> {
@@ -85,7 +86,7 @@ impl OfPipeline<'_> {
         let mut specification = read(args)?;
         let (mut with_segments, mut with_engines, mut with_devices) = (false, false, false);
         for spec in specification.targets.values_mut() {
-            apply(networks, traced, spec);
+            apply(networks, traced, spec)?;
             if let (Some(bytes), Some(segments)) = (networks.segment_size, spec.segments_mut()) {
                 *segments = Some(bytes);
                 with_segments = true;
@@ -139,13 +140,18 @@ fn read(args: &CompileArgs) -> Result<Specification, Failure> {
 }
 
 /// Applies the arguments that every target takes.
-fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) {
+fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) -> Result<(), Failure> {
+    let target = spec.target();
     let said = spec.networks_mut();
     if let Some(policy) = traced.checkpoint.attention {
         said.attention = Some(AttentionSpec(policy));
     }
     if let Some(precision) = networks.precision {
-        said.precision.compute = Some(precision);
+        said.precision.compute = match (precision, target) {
+            (PrecisionChoice::Of(precision), _) => Some(precision),
+            (PrecisionChoice::Auto, Target::Cpu) => Some(of_this_processor()?),
+            (PrecisionChoice::Auto, _) => None,
+        };
     }
     if let Some(storage) = networks.storage {
         said.precision.storage = Some(storage);
@@ -153,4 +159,15 @@ fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) {
     if let (Some(height), Some(width)) = (networks.sizes.height, networks.sizes.width) {
         spec.fix_sizes(networks.sizes.batch_size.unwrap_or(1).into(), Size::new(width, height));
     }
+    Ok(())
+}
+
+/// The precision that is fast on this processor, said in one line.
+fn of_this_processor() -> Result<ElementType, Failure> {
+    let (precision, reason) = match backends::libraries().multiplies_bf16()? {
+        true => (ElementType::Bf16, "which this processor multiplies faster than f32"),
+        false => (ElementType::F32, "because kiln does not multiply bf16 faster on this processor"),
+    };
+    output::say(&format!("--precision auto: {precision}, {reason}"));
+    Ok(precision)
 }

@@ -10,11 +10,18 @@ use kiln_nets::Sizes;
 
 use super::sizes;
 use super::target::{CudaSpec, EngineSpec, TargetSpec};
-use super::values::{Bytes, ComputeCapability, OptimizationLevel};
+use super::values::{Bytes, ComputeCapability, OptimizationLevel, PrecisionSpec};
 use crate::targets::{EngineOptions, Profile, TargetOptions, TargetRow, Toolkit};
 use crate::{BuildOptions, Checkpoint, CompileError, TraceOptions};
 
 impl TargetSpec {
+    /// The same in the precision of the target's own; none where it is that already.
+    pub fn exact(&self) -> Option<TargetSpec> {
+        let mut exact = self.clone();
+        exact.networks_mut().precision = PrecisionSpec::default();
+        (exact != *self).then_some(exact)
+    }
+
     /// How the networks are traced for this target.
     pub fn trace_options(
         &self,

@@ -63,7 +63,7 @@ impl Run<'_> {
     #[inline(always)]
     fn repeats_row<T: Transform>(&self, run: Tiles, row: usize) -> bool {
         let y = (run.y * T::M + row).wrapping_sub(self.plan.shape.padding[0]);
-        y < self.plan.upsampled[0] && y % self.plan.shape.upsampling != 0
+        y < self.plan.upsampled[0] && !y.is_multiple_of(self.plan.shape.upsampling)
     }
 
     #[inline(always)]

@@ -83,6 +83,12 @@ impl Libraries {
         Ok(kernels.map_err(|reason| Error::Request { key: KILN_KERNELS, reason })?.unwrap_or_default())
     }
 
+    /// Whether kiln's kernels multiply bf16 faster than f32 on this processor, as far as the environment lets them.
+    #[cfg(feature = "onnxruntime")]
+    pub fn multiplies_bf16(&self) -> Result<bool, Error> {
+        Ok(self.kernels()?.multiply_bf16())
+    }
+
     /// Where ONNX Runtime's profiles go, if the environment says so.
     #[cfg(feature = "onnxruntime")]
     pub(crate) fn profiles(&self) -> Option<PathBuf> {

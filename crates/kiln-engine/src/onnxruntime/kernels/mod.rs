@@ -48,6 +48,11 @@ impl Kernels {
     pub fn name(self) -> Option<&'static str> {
         self.isa.map(Isa::name)
     }
+
+    /// Whether they multiply bf16 faster than f32.
+    pub fn multiply_bf16(self) -> bool {
+        self.isa.is_some_and(multiplies_bf16)
+    }
 }
 
 impl Default for Kernels {

@@ -1,0 +1,65 @@
+//! How far a bundle of reduced precision is from the same networks in f32.
+
+use std::sync::Arc;
+
+use kiln_bundle::{Accuracy, Bundle, ComponentName, PictureAccuracy};
+use kiln_runtime::{Backend, Pipeline, Request};
+
+use crate::failure::Failure;
+use crate::models::{self, seal_key};
+use crate::progress::Bar;
+
+/// The picture that is drawn.
+const PROMPT: &str = "a photograph of an astronaut riding a horse";
+const STEPS: usize = 10;
+
+/// Differences between a picture's pixels up to which it counts as one of one colour, which says nothing.
+const FLAT: u8 = 2;
+
+/// How many times the drift that was measured another processor may have: it rounds alike, and adds in another order.
+const TOLERANCE: f64 = 2.0;
+
+/// Measures how far a bundle is from an exact one, and records it.
+pub(crate) fn record(bundle: &mut Bundle, exact: Bundle, backend: Arc<dyn Backend>) -> Result<(), Failure> {
+    let bar = Bar::spinner("comparing with f32");
+    let mut own = models::pipeline(bundle.clone(), backend.clone())?;
+    let mut exact = models::pipeline(exact, backend.clone())?;
+    let components = own.compare_components(&mut exact)?.into_iter().collect();
+    bar.message("drawing a picture in both".into());
+    let accuracy = Accuracy {
+        backend: format!("{} {}", backend.name(), backend.version()),
+        components,
+        picture: picture(&mut own, &mut exact)?,
+    };
+    Ok(bundle.set_accuracy(accuracy, &seal_key()?)?)
+}
+
+/// A picture of the model's own size; none where there is nothing to compare.
+fn picture(own: &mut Pipeline, exact: &mut Pipeline) -> Result<Option<PictureAccuracy>, Failure> {
+    let request = Request::new(PROMPT).seed(0).steps(STEPS);
+    let draw = |pipeline: &mut Pipeline| match pipeline.generate(&request) {
+        Err(error) if error.is_overflow() => Ok(None),
+        result => Ok::<_, Failure>(result?.images.into_iter().next()),
+    };
+    let Some(expected) = draw(exact)?.filter(|image| !image.is_flat(FLAT)) else { return Ok(None) };
+    let Some(found) = draw(own)? else { return Ok(None) };
+    let psnr = found.compare(&expected).map_err(kiln_runtime::Error::from)?.psnr;
+    Ok(Some(PictureAccuracy { psnr, size: expected.size(), steps: STEPS as u32 }))
+}
+
+/// What is said of it.
+pub(crate) fn describe(accuracy: &Accuracy) -> String {
+    let mut parts: Vec<String> =
+        accuracy.components.iter().map(|(name, drift)| format!("{name} {drift:.1e}")).collect();
+    if let Some(PictureAccuracy { psnr, size, steps }) = accuracy.picture {
+        let psnr = psnr.map_or_else(|| "equal".into(), |psnr| format!("at {psnr:.1} dB"));
+        parts.push(format!("a picture {psnr} ({}x{}, {steps} steps)", size.width, size.height));
+    }
+    format!("beside f32: {}, by {}", parts.join(", "), accuracy.backend)
+}
+
+/// The most that a component may be off: what was recorded, and as much again.
+pub(crate) fn bound(bundle: &Bundle, name: ComponentName) -> Option<f64> {
+    let drift = bundle.manifest().accuracy.as_ref()?.components.get(&name)?;
+    Some(TOLERANCE * drift)
+}
