@@ -1,6 +1,7 @@
 //! The integration tests: behaviour at the boundary that a user sees, and numbers against diffusers.
 #![recursion_limit = "256"]
 
+mod approximations;
 mod architecture;
 mod brought;
 mod checkpoints;

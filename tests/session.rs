@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kiln_compile::TraceOptions;
-use kiln_graph::EmitPolicy;
+use kiln_graph::{Cuts, EmitPolicy};
 use kiln_nets::Sizes;
 use kiln_runtime::{Backend, Drawing, MemoryOptions, Pipeline, Placement, Request, Size, Watch};
 
@@ -61,10 +61,14 @@ const CLOSE: f32 = 1e-4;
 fn check_together(backend: Arc<dyn Backend>, placement: Placement, tolerance: f32) {
     let mut pipeline = pipeline(bundle(&sd15(), &for_bundle()), backend);
     pipeline.set_memory(MemoryOptions::new().placement(placement)).expect("options");
-    let requests = requests();
-    let found = together(&mut pipeline, &requests);
+    check_each(&mut pipeline, &requests(), placement, tolerance);
+}
+
+#[track_caller]
+fn check_each(pipeline: &mut Pipeline, requests: &[Request], placement: Placement, tolerance: f32) {
+    let found = together(pipeline, requests);
     for (request, (latents, picture)) in requests.iter().zip(found) {
-        let expected = alone(&mut pipeline, request);
+        let expected = alone(pipeline, request);
         let worst = expected.0.iter().zip(&latents).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= tolerance, "{placement:?}: {:?}: {worst}", request.prompts);
         let levels = expected.1.iter().zip(&picture).map(|(a, b)| a.abs_diff(*b)).max();
@@ -76,6 +80,28 @@ fn check_together(backend: Arc<dyn Backend>, placement: Placement, tolerance: f3
 fn drawings_together_are_what_each_is_alone() {
     check_together(onnxruntime(), Placement::Packed, 0.0);
     check_together(onnxruntime(), Placement::Mapped, 0.0);
+}
+
+#[test]
+fn approximations_of_drawings_together_are_each_one_s_own() {
+    let size = Size::new(64, 64);
+    let plain = |prompt: &str, seed: u64| Request::new(prompt).seeds(vec![seed]).size(size);
+    let requests = [
+        plain("a red circle", 1).steps(5).deep_every(2),
+        plain("a blue star on the left", 2).steps(6).deep_every(2),
+        plain("two green squares", 3).steps(6).deep_every(4).guidance_interval(0.0, 0.5),
+        plain("a small circle", 4).steps(4).guidance_interval(0.5, 1.0),
+        plain("a red circle", 5).steps(4),
+    ];
+    let policy = EmitPolicy { cuts: Cuts::Every(64 << 10), ..EmitPolicy::default() };
+    for placement in [Placement::Packed, Placement::Mapped] {
+        let mut pipeline =
+            pipeline(bundle(&sd15(), &TraceOptions::for_bundle(policy.clone(), Sizes::Dynamic)), onnxruntime());
+        pipeline.set_memory(MemoryOptions::new().placement(placement)).expect("options");
+        check_each(&mut pipeline, &requests, placement, 0.0);
+        let full = alone(&mut pipeline, &plain("a red circle", 1).steps(5));
+        assert!(alone(&mut pipeline, &requests[0]).0 != full.0);
+    }
 }
 
 #[test]

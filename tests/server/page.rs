@@ -177,7 +177,7 @@ fn a_jobs_settings_draw_it_again() {
     let plain = create(&server, &json!({ "prompt": "a red circle", "seed": u64::MAX, "steps": 3, "n": 2 }));
     let job = done(&server, &plain);
     let expected = json!({ "model": "shapes", "prompt": "a red circle", "negative_prompt": "", "seed": u64::MAX,
-        "n": 2, "steps": 3, "guidance_rescale": 0.0, "eta": 0.0, "clip_skip": 0, "loras": {} });
+        "n": 2, "steps": 3, "guidance_rescale": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "deep_every": 1, "eta": 0.0, "clip_skip": 0, "loras": {} });
     assert_eq!(job["settings"], expected);
     server.get(&format!("/v1/jobs/{plain}/init_image")).expect(404);
     server.get(&format!("/v1/jobs/{plain}/mask")).expect(404);

@@ -106,6 +106,8 @@ fn request(args: &GenerateArgs) -> Result<Request, Failure> {
         .steps(args.steps)
         .guidance_scale(args.guidance_scale)
         .guidance_rescale(args.guidance_rescale)
+        .guidance_interval(args.guidance_start, args.guidance_end)
+        .deep_every(args.deep_every)
         .eta(args.eta)
         .init(tasks.init()?)
         .controls(tasks.controls()?)

@@ -26,6 +26,9 @@ pub(crate) fn settings(pipeline: &Pipeline, job: &Job<'_>, args: &GenerateArgs) 
     settings.put("prompt_syntax", name(args.prompt_syntax));
     settings.put_if(args.clip_skip > 0, "clip_skip", args.clip_skip);
     settings.put_if(args.guidance_rescale > 0.0, "guidance_rescale", args.guidance_rescale);
+    settings.put_if(args.guidance_start > 0.0, "guidance_start", args.guidance_start);
+    settings.put_if(args.guidance_end < 1.0, "guidance_end", args.guidance_end);
+    settings.put_if(args.deep_every > 1, "deep_every", args.deep_every);
     settings.put_if(args.variation_seed.is_some(), "variation_seed", args.variation_seed);
     settings.put_if(args.variation_strength.is_some(), "variation_strength", args.variation_strength);
     tasks(&mut settings, job, args);

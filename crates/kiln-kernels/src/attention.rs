@@ -8,7 +8,7 @@ use crate::error::{check_length, product, sum};
 use crate::gemm::{self, Block, part};
 use crate::memory::{LINE, Shared};
 use crate::parallel::Pool;
-use crate::simd::{self, Kernel, MAX_LANES, ROW, Simd, exp2};
+use crate::simd::{self, Kernel, MAX_LANES, MIN_LANES, ROW, Simd, exp2, exp2_for_bf16};
 use crate::weights::PANEL;
 use crate::{Element, Error, Isa, Parallel, Values, Weights};
 
@@ -369,7 +369,11 @@ impl Head<'_> {
                     for panel in 0..panels {
                         let from = scores.add((panel * rows + row) * PANEL);
                         for column in (0..PANEL).step_by(S::LANES) {
-                            let v = exp2::<S>(S::sub(S::load(from.add(column)), maximum));
+                            let exponent = S::sub(S::load(from.add(column)), maximum);
+                            let v = match self.heads.of.products {
+                                Element::F32 => exp2::<S>(exponent),
+                                Element::Bf16 => exp2_for_bf16::<S>(exponent),
+                            };
                             sum = S::add(sum, v);
                             gemm::store::<S>(self.heads.of.products, to, panel * PANEL + column, v);
                         }
@@ -389,11 +393,17 @@ impl Head<'_> {
         unsafe {
             let mut square = [S::splat(f32::NEG_INFINITY); MAX_LANES];
             for (i, row) in of.clone().enumerate() {
+                // As many as a panel has vectors, so that they do not wait for each other.
+                let mut maxima = [S::splat(f32::NEG_INFINITY); PANEL / MIN_LANES];
                 for panel in 0..panels {
                     let from = scores.add((panel * rows + row) * PANEL);
-                    for column in (0..PANEL).step_by(S::LANES) {
-                        square[i] = S::max(square[i], S::load(from.add(column)));
+                    for (j, maximum) in maxima[..PANEL / S::LANES].iter_mut().enumerate() {
+                        *maximum = S::max(*maximum, S::load(from.add(j * S::LANES)));
                     }
+                }
+                square[i] = maxima[0];
+                for maximum in &maxima[1..PANEL / S::LANES] {
+                    square[i] = S::max(square[i], *maximum);
                 }
             }
             S::transpose(&mut square);

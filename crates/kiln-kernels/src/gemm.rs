@@ -1,8 +1,8 @@
 //! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
 //! caches. The panels of as many groups of outputs as fit a bound are made first, by all lanes, then those of the next.
 //!
-//! A block is up to 96 rows, or 64 with AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`), [`ROW`] words
-//! apart: 48 KiB.
+//! A block is up to 96 rows, fewer with AVX-512 and AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`),
+//! [`ROW`] words apart: 48 KiB at most.
 //! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
 //! `[panel][row][32]`, at most 480 KiB, in L2.
 
@@ -15,13 +15,16 @@ use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
 use crate::weights::PANEL;
 use crate::{Element, Error, Isa, Weights};
 
-/// Rows of the largest block: with AMX two of its tiles, so that a block and a panel are in L1.
+/// Rows of the largest block. With AVX-512, a block and a panel are in an L1 of 48 KiB; with AMX, a block is two of its
+/// tiles.
 pub(crate) fn most_rows(isa: Isa, products: Element) -> usize {
     match (isa, products) {
         (Isa::Amx, Element::Bf16) => 64,
+        (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, _) => 48,
         _ => 96,
     }
 }
+
 /// Panels whose sums a block keeps.
 const MAX_PANELS: usize = 40;
 /// Words of the panels that there are at once, unless a group has more: 16 MiB.

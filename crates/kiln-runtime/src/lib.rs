@@ -86,7 +86,8 @@ pub use pipeline::{
 };
 pub use plan::{MemoryChoice, MemoryPlan};
 pub use request::{
-    Control, Hires, Init, MaskFill, MicroConditioning, PromptSyntax, Request, Upscaler, Variation,
+    Approximations, Control, Hires, Init, MaskFill, MicroConditioning, PromptSyntax, Request, Upscaler,
+    Variation,
 };
 pub use residency::Pool;
 pub use watch::{CancelToken, Event, OnEvent, Watch};

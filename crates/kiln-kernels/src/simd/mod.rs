@@ -17,11 +17,13 @@ mod tile;
 
 use crate::parallel::Pool;
 use crate::{Error, Isa};
-pub(crate) use functions::{exp2, gelu, silu};
+pub(crate) use functions::{exp2, exp2_for_bf16, gelu, silu};
 pub(crate) use tile::{Ahead, GROUP, ROW, Tile};
 
 /// The most lanes that a vector has.
 pub(crate) const MAX_LANES: usize = 16;
+/// Elements of the narrowest.
+pub(crate) const MIN_LANES: usize = 4;
 
 /// Vectors of f32. Loads and stores need no alignment.
 ///

@@ -8,7 +8,7 @@ use kiln_types::Size;
 use ndarray::{Array4, ArrayBase, ArrayD, Axis, arr1, concatenate};
 
 use super::facts::Facts;
-use crate::residency::{Residency, Sources};
+use crate::residency::{Residency, Reuse, Sources};
 use crate::{Control, Error};
 
 /// A ControlNet of a pipeline.
@@ -122,7 +122,7 @@ pub(super) fn residuals(
         ];
         let own = conditions.iter().filter(|(name, _)| chain.inputs().iter().any(|port| port.name == *name));
         let own = own.map(|(name, value)| (name.as_str(), TensorView::F32(value.view())));
-        let outputs = chain.run_sharing(&shared, &own.collect::<Vec<_>>(), sources)?;
+        let outputs = chain.run_sharing(&shared, &own.collect::<Vec<_>>(), sources, Reuse::Nothing)?;
         match sum.is_empty() {
             true => sum = chain.outputs().iter().map(|port| port.name.clone()).zip(outputs).collect(),
             false => add(&mut sum, outputs),

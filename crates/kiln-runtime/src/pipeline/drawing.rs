@@ -8,8 +8,9 @@ use ndarray::{ArrayD, Axis, Slice, Zip};
 use super::controlnet::ActiveControl;
 use super::noise::Noise;
 use super::state::{Inpainting, Start};
+use crate::residency::Deep;
 use crate::scheduler::{Sampler, SchedulerError};
-use crate::{Error, Guidance, Upscaler};
+use crate::{Approximations, Error, Guidance, Upscaler};
 use kiln_types::Size;
 
 /// A request that has begun, and how far it is; [`Session`](crate::Session) takes it further.
@@ -17,6 +18,7 @@ pub struct Drawing {
     /// The denoiser that runs for it.
     pub(super) component: ComponentName,
     pub(super) guidance: Guidance,
+    pub(super) approximations: Approximations,
     pub(super) noise: Noise,
     pub(super) pass: Pass,
     /// The pass at a larger size that comes next.
@@ -41,6 +43,17 @@ struct Estimates {
     last: Option<ArrayD<f32>>,
 }
 
+/// What an evaluation does with the denoiser's deep layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// They run.
+    Plain,
+    /// They run, and leave what they made.
+    Recorded,
+    /// What they made last takes their place.
+    Replayed,
+}
+
 /// A pass through the denoising loop.
 pub(super) struct Pass {
     pub(super) sampler: Sampler,
@@ -51,6 +64,8 @@ pub(super) struct Pass {
     pub(super) latents: ArrayD<f32>,
     pub(super) inpainting: Option<Inpainting>,
     pub(super) inputs: PassInputs,
+    /// What the last full evaluation left for those after it.
+    pub(super) deep: Option<Deep>,
 }
 
 /// What the denoiser reads besides latents and timestep.
@@ -73,7 +88,7 @@ impl Pass {
     pub(super) fn new(mut sampler: Sampler, start: Start, inputs: PassInputs) -> Result<Pass, Error> {
         let Start { latents, begin, inpainting } = start;
         sampler.start_at(begin)?;
-        Ok(Pass { sampler, begin, call: begin, latents, inpainting, inputs })
+        Ok(Pass { sampler, begin, call: begin, latents, inpainting, inputs, deep: None })
     }
 
     /// The timestep of the call that is due.
@@ -101,7 +116,7 @@ impl Pass {
 impl Drawing {
     pub(super) fn new(
         component: ComponentName,
-        guidance: Guidance,
+        (guidance, approximations): (Guidance, Approximations),
         noise: Noise,
         pass: Pass,
         next: Option<NextPass>,
@@ -113,6 +128,7 @@ impl Drawing {
         Drawing {
             component,
             guidance,
+            approximations,
             noise,
             pass,
             next,
@@ -120,6 +136,23 @@ impl Drawing {
             estimates: Estimates::default(),
             begun,
             started: begun.elapsed(),
+        }
+    }
+
+    /// Whether the evaluation that is due is guided.
+    pub(super) fn is_guided(&self) -> bool {
+        self.guidance.is_guided() && self.approximations.guides(self.pass.share())
+    }
+
+    /// What the evaluation that is due does with the denoiser's deep layers.
+    pub(super) fn depth(&self) -> Depth {
+        let (pass, every) = (&self.pass, self.approximations.deep_every);
+        let n_rows = self.pass.latents.shape()[0] * if self.is_guided() { 2 } else { 1 };
+        let is_kept = pass.deep.as_ref().is_some_and(|deep| deep.n_rows() == n_rows);
+        match (pass.call - pass.begin).is_multiple_of(every) {
+            _ if every == 1 => Depth::Plain,
+            false if is_kept => Depth::Replayed,
+            _ => Depth::Recorded,
         }
     }
 

@@ -135,6 +135,10 @@ impl Resolver<'_> {
         check_side("width", Some(size.width), facts.latents.scale_factor)?;
         if let Some(fixed) = &facts.fixed {
             fixed.check(request.prompts.len(), size, guidance)?;
+            if guidance.is_guided() && !request.approximations.guides([0.0, 1.0]) {
+                let reason = "an engine that was built for a fixed batch is guided in every step";
+                return refuse("guidance start", reason.into());
+            }
         }
         facts.decoding_tiles(tiling, &facts.latent_shape(1, size))?;
         facts.encoding_tiles(tiling, &[1, 3, size.height as usize, size.width as usize])?;

@@ -81,9 +81,13 @@ impl<'w> Run<'_, 'w> {
             upscaler: hires.map(|hires| hires.upscaler).unwrap_or_default(),
         });
         let pass = Pass::new(job.first.schedule.sampler, start, inputs)?;
+        if job.request.approximations.deep_every > 1 {
+            self.engines.chain(component)?.ends()?;
+        }
         self.load(component)?;
         self.progress.tell(Event::Started { steps: self.progress.steps })?;
-        Ok(Drawing::new(component, guidance, noise, pass, next, begun))
+        let ways = (guidance, job.request.approximations);
+        Ok(Drawing::new(component, ways, noise, pass, next, begun))
     }
 
     /// What the denoiser reads in a pass besides latents and timestep.
@@ -118,7 +122,7 @@ impl<'w> Run<'_, 'w> {
     /// Takes a drawing over the call that is due.
     fn step(&mut self, drawing: &mut Drawing) -> Result<(), Error> {
         let (mut evaluation, _) = self.evaluation(drawing.component)?;
-        let predictions = evaluation.predict(&[drawing])?;
+        let predictions = evaluation.predict(&mut [drawing])?;
         predictions.iter().try_for_each(|prediction| drawing.take(prediction))
     }
 

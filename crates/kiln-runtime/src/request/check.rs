@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use kiln_types::limits::{MAX_BATCH, MAX_CONTROLS, MAX_SIDE};
 
-use super::Request;
+use super::{Approximations, Request};
 use crate::error::{Error, refuse};
 
 impl Request {
@@ -36,6 +36,15 @@ impl Request {
         }
         check_share("guidance rescale", self.guidance_rescale)?;
         check_share("eta", self.eta)?;
+        let Approximations { deep_every, guidance_start, guidance_end } = self.approximations;
+        if deep_every == 0 {
+            return refuse("deep every", "0 is not a positive number".into());
+        }
+        check_share("guidance start", guidance_start)?;
+        check_share("guidance end", guidance_end)?;
+        if guidance_start >= guidance_end {
+            return refuse("guidance start", format!("{guidance_start} is not before the end, {guidance_end}"));
+        }
         // What starts from a picture fits any size that the autoencoder can halve, as in diffusers.
         let unit = if self.init.is_some() { 1 } else { 8 };
         check_side("height", self.height, unit)?;

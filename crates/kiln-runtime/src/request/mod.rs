@@ -57,6 +57,40 @@ pub struct Request {
     pub hires: Option<Hires>,
     /// What SDXL is told of the picture.
     pub micro_conditioning: MicroConditioning,
+    /// What may be left out of the denoiser's work.
+    pub approximations: Approximations,
+}
+
+/// What may be left out of the denoiser's work; all of it changes the picture, and nothing is left out by default.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+#[non_exhaustive]
+pub struct Approximations {
+    /// Evaluations of the denoiser from one that is full to the next. Those between run the layers at its ends alone, with
+    /// what the deep ones made last (DeepCache, Ma et al. 2023); 1 for full ones alone. The model must have
+    /// [segments](crate::bundle::Component::segments).
+    pub deep_every: usize,
+    /// Share of the steps after which guidance starts (Kynkäänniemi et al. 2024).
+    pub guidance_start: f64,
+    /// Share of the steps after which guidance ends; steps without it evaluate the denoiser for the prompt alone.
+    pub guidance_end: f64,
+}
+
+impl Default for Approximations {
+    fn default() -> Approximations {
+        Approximations { deep_every: 1, guidance_start: 0.0, guidance_end: 1.0 }
+    }
+}
+
+impl Approximations {
+    /// Whether a step is guided that lies between these shares of all, as far as this is concerned.
+    pub(crate) fn guides(&self, [from, to]: [f64; 2]) -> bool {
+        from >= self.guidance_start && to <= self.guidance_end
+    }
 }
 
 /// How prompts are read.
@@ -224,6 +258,7 @@ impl Request {
             controls: Vec::new(),
             hires: None,
             micro_conditioning: MicroConditioning::default(),
+            approximations: Approximations::default(),
         }
     }
 

@@ -85,6 +85,20 @@ impl Request {
         Request { guidance_rescale, ..self }
     }
 
+    /// Sets how many evaluations of the denoiser lie from one that is full to the next.
+    #[must_use]
+    pub fn deep_every(mut self, evaluations: usize) -> Request {
+        self.approximations.deep_every = evaluations;
+        self
+    }
+
+    /// Sets the shares of the steps between which guidance applies.
+    #[must_use]
+    pub fn guidance_interval(mut self, start: f64, end: f64) -> Request {
+        (self.approximations.guidance_start, self.approximations.guidance_end) = (start, end);
+        self
+    }
+
     /// Sets DDIM's noise.
     #[must_use]
     pub fn eta(self, eta: f32) -> Request {

@@ -261,7 +261,7 @@ impl<'a> Chain<'a> {
         Ok(concatenate(Axis(0), &views).map_err(|e| self.refuse(e.to_string()))?.into())
     }
 
-    fn refuse(&self, reason: String) -> Error {
+    pub(super) fn refuse(&self, reason: String) -> Error {
         Error::Component { component: self.name, reason }
     }
 }

@@ -6,6 +6,7 @@ mod joined;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod pool;
+mod reuse;
 mod sharing;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ pub(crate) use encodings::EncodingKey;
 pub(crate) use pool::Active;
 pub use pool::Pool;
 use pool::{EngineKey, Slot};
+pub(crate) use reuse::{Deep, Reuse};
 pub(crate) use sharing::Sources;
 
 /// Weights of models of up to so many bytes are packed where they may stay: that takes under a second.

@@ -9,6 +9,7 @@ use kiln_engine::{Tensor, TensorView};
 use ndarray::Axis;
 
 use super::chain::{Chain, Given, Made, has_batch, rows_of};
+use super::reuse::Reuse;
 use crate::Error;
 
 /// Which row of the shared inputs each row of a batch has.
@@ -73,14 +74,20 @@ impl Sources {
 
 impl Chain<'_> {
     /// Runs once; like [`Chain::run`], but that `shared` has only the rows that `sources` names, and `own` all rows. Segments at
-    /// the beginning that read nothing of `own` run for the rows of `shared` alone.
+    /// the beginning that read nothing of `own` run for the rows of `shared` alone, and those between a denoiser's ends as
+    /// `reuse` says.
     pub(crate) fn run_sharing(
         &mut self,
         shared: &[(&str, TensorView<'_>)],
         own: &[(&str, TensorView<'_>)],
         sources: &Sources,
+        reuse: Reuse<'_>,
     ) -> Result<Vec<Tensor>, Error> {
         let n_sharing = if sources.are_distinct() { 0 } else { self.n_sharing(shared) };
+        let n_sharing = match reuse {
+            Reuse::Replay(_) => n_sharing.min(self.ends()?.early()),
+            Reuse::Nothing | Reuse::Record(_) => n_sharing,
+        };
         let ranges = self.ranges(sources.0.len());
         let made = match n_sharing {
             0 => ranges.iter().map(|_| Made::new()).collect(),
@@ -103,7 +110,7 @@ impl Chain<'_> {
             part
         });
         let parts: Vec<Given<'_>> = parts.collect();
-        let mut made = self.run_segments(&parts, made, n_sharing..self.component.segments.len())?;
+        let mut made = self.run_rest(&parts, made, n_sharing, (&ranges, reuse))?;
         let outputs = self.take_outputs(&mut made)?;
         self.finished(outputs)
     }

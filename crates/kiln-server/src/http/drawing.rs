@@ -13,6 +13,13 @@ use crate::{Fault, FaultKind, LoraChoice, ModelCard, Spec};
 pub(crate) const DRAWING: &[Field] = &[
     field("guidance_scale", NUMBER, "weight of the prompt; the model's own by default"),
     field("guidance_rescale", SHARE, "0 by default"),
+    field("guidance_start", SHARE, "share of the steps after which guidance starts; 0 by default"),
+    field("guidance_end", SHARE, "share of the steps after which guidance ends; 1 by default"),
+    field(
+        "deep_every",
+        Kind::Whole(1, 64),
+        "steps from one that runs the denoiser's deep layers to the next; 1 by default",
+    ),
     field("eta", SHARE, "noise of DDIM; 0 by default"),
     field("clip_skip", Kind::Whole(0, 64), "layers of the text encoder to skip; 0 by default"),
     field("scheduler", Kind::Text, "one of /v1/options; the model's own by default"),
@@ -29,6 +36,11 @@ pub(crate) fn settings(fields: &mut Fields, steps: &str) -> (Request, Vec<LoraCh
         .steps(count(fields.whole(steps)))
         .guidance_scale(narrow(fields.number("guidance_scale")))
         .guidance_rescale(narrow(fields.number("guidance_rescale")).unwrap_or_default())
+        .guidance_interval(
+            fields.number("guidance_start").unwrap_or(0.0),
+            fields.number("guidance_end").unwrap_or(1.0),
+        )
+        .deep_every(count(fields.whole("deep_every")).unwrap_or(1))
         .eta(narrow(fields.number("eta")).unwrap_or_default())
         .clip_skip(count(fields.whole("clip_skip")).unwrap_or_default());
     request.scheduler = fields.text("scheduler");

@@ -36,6 +36,9 @@ pub(super) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     guidance_scale: Option<f64>,
     guidance_rescale: f64,
+    guidance_start: f64,
+    guidance_end: f64,
+    deep_every: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduler: Option<String>,
     eta: f64,
@@ -67,6 +70,9 @@ impl Settings {
             steps: request.steps,
             guidance_scale: request.guidance_scale.map(shortest),
             guidance_rescale: shortest(request.guidance_rescale),
+            guidance_start: request.approximations.guidance_start,
+            guidance_end: request.approximations.guidance_end,
+            deep_every: request.approximations.deep_every,
             scheduler: request.scheduler.clone(),
             eta: shortest(request.eta),
             clip_skip: request.clip_skip,

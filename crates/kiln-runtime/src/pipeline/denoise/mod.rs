@@ -12,12 +12,12 @@ use ndarray::{ArrayD, Axis, Slice, arr1};
 #[cfg(feature = "cuda")]
 use super::controlnet::timesteps;
 use super::controlnet::{ControlNet, ControlPass, Residuals, is_shared, residuals};
-use super::drawing::Drawing;
+use super::drawing::{Depth, Drawing};
 use super::facts::Facts;
 use super::state::joined;
 use crate::Error;
 use crate::architecture::Denoiser;
-use crate::residency::{Chain, Sources};
+use crate::residency::{Chain, Deep, Reuse, Sources};
 
 /// What evaluates the denoiser.
 pub(super) struct Evaluation<'a> {
@@ -35,7 +35,7 @@ struct Rows<'a> {
     /// As the network reads it.
     timestep: f32,
     /// For each row of the batch, as the residuals are.
-    conditions: &'a [(String, ArrayD<f32>)],
+    conditions: Cow<'a, [(String, ArrayD<f32>)]>,
     residuals: Residuals,
 }
 
@@ -54,6 +54,7 @@ pub(super) struct Kind {
     conditions: Vec<(String, Vec<usize>)>,
     /// The timestep, where the engine reads one for all rows.
     timestep: Option<u32>,
+    depth: Depth,
 }
 
 impl Evaluation<'_> {
@@ -71,44 +72,59 @@ impl Evaluation<'_> {
             latents: pass.latents.shape()[1..].to_vec(),
             conditions: conditions.map(|(name, value)| (name.clone(), value.shape()[1..].to_vec())).collect(),
             timestep: self.shares_timestep().then(|| pass.timestep().to_bits()),
+            depth: drawing.depth(),
         }
     }
 
     /// The guided predictions `[B, C, H, W]` of drawings of one kind, each at the call that is due.
-    pub(super) fn predict(&mut self, drawings: &[&mut Drawing]) -> Result<Vec<ArrayD<f32>>, Error> {
+    pub(super) fn predict(&mut self, drawings: &mut [&mut Drawing]) -> Result<Vec<ArrayD<f32>>, Error> {
         if drawings.iter().any(|drawing| drawing.pass.is_at_last_call()) {
             self.chain.prefetch_next(self.facts.image_decoder)?;
         }
         let rows: Vec<Rows<'_>> =
             drawings.iter().map(|drawing| self.rows(drawing)).collect::<Result<_, Error>>()?;
-        let made = self.run(&rows)?;
-        let mut first = 0;
-        let own = |n: usize| {
-            let own = made.slice_axis(Axis(0), Slice::from(first..first + n)).to_owned();
-            first += n;
-            own
+        let depth = drawings.first().map_or(Depth::Plain, |drawing| drawing.depth());
+        let mut deep = Deep::default();
+        let made = match depth {
+            Depth::Plain => self.run(&rows, Reuse::Nothing)?,
+            Depth::Recorded => self.run(&rows, Reuse::Record(&mut deep))?,
+            Depth::Replayed => {
+                let kept: Vec<&Deep> =
+                    drawings.iter().filter_map(|drawing| drawing.pass.deep.as_ref()).collect();
+                self.run(&rows, Reuse::Replay(&Deep::joined(&kept)?))?
+            }
         };
-        let predictions = rows.iter().map(Rows::n).map(own).zip(drawings);
-        Ok(predictions
-            .map(|(prediction, drawing)| match drawing.guidance.is_guided() {
-                true => drawing.guidance.combine(&prediction),
-                false => prediction,
-            })
-            .collect())
+        let rows: Vec<(usize, bool)> = rows.iter().map(|rows| (rows.n(), rows.is_guided)).collect();
+        let mut first = 0;
+        let mut predictions = Vec::new();
+        for ((n, is_guided), drawing) in rows.into_iter().zip(drawings) {
+            let own = first..first + n;
+            if depth == Depth::Recorded {
+                drawing.pass.deep = Some(deep.rows(own.clone()));
+            }
+            let prediction = made.slice_axis(Axis(0), Slice::from(own)).to_owned();
+            predictions.push(if is_guided { drawing.guidance.combine(&prediction) } else { prediction });
+            first += n;
+        }
+        Ok(predictions)
     }
 
     fn rows<'d>(&mut self, drawing: &'d Drawing) -> Result<Rows<'d>, Error> {
         let pass = &drawing.pass;
         let sample = pass.sampler.scale_model_input(pass.call, &pass.latents);
         let timestep = self.denoiser.timestep(pass.timestep());
-        let (inputs, is_guided) = (&pass.inputs, drawing.guidance.is_guided());
+        let (inputs, is_guided) = (&pass.inputs, drawing.is_guided());
+        let conditions = match drawing.guidance.is_guided() && !is_guided {
+            true => of_prompt(&inputs.conditions),
+            false => Cow::Borrowed(inputs.conditions.as_slice()),
+        };
         let residuals = match inputs.controls.as_slice() {
             [] => Vec::new(),
             controls => {
                 let mut sources = Sources::default();
                 sources.add(sample.shape()[0], is_guided);
                 let due = ControlPass { timestep, share: pass.share(), sources };
-                residuals(self.controlnets, controls, &sample, &inputs.conditions, &due)?
+                residuals(self.controlnets, controls, &sample, &conditions, &due)?
             }
         };
         let channels = pass.inpainting.as_ref().and_then(|inpainting| inpainting.channels.as_ref());
@@ -116,11 +132,11 @@ impl Evaluation<'_> {
             Some(channels) => joined(Axis(1), &[&sample, channels])?,
             None => sample.into_owned(),
         };
-        Ok(Rows { is_guided, sample, timestep, conditions: &inputs.conditions, residuals })
+        Ok(Rows { is_guided, sample, timestep, conditions, residuals })
     }
 
     /// What the denoiser makes of all rows.
-    fn run(&mut self, parts: &[Rows<'_>]) -> Result<ArrayD<f32>, Error> {
+    fn run(&mut self, parts: &[Rows<'_>], reuse: Reuse<'_>) -> Result<ArrayD<f32>, Error> {
         let mut sources = Sources::default();
         parts.iter().for_each(|rows| sources.add(rows.sample.shape()[0], rows.is_guided));
         let samples: Vec<&ArrayD<f32>> = parts.iter().map(|rows| &rows.sample).collect();
@@ -153,7 +169,7 @@ impl Evaluation<'_> {
         ];
         let own = conditions.iter().map(|(name, value)| (*name, TensorView::F32(value.view())));
         let own = own.chain(residuals.iter().map(|(name, value)| (*name, TensorView::F32(value.view()))));
-        let made = self.chain.run_sharing(&shared, &own.collect::<Vec<_>>(), &sources)?;
+        let made = self.chain.run_sharing(&shared, &own.collect::<Vec<_>>(), &sources, reuse)?;
         let made = made.into_iter().next().and_then(Tensor::into_f32);
         let made = made.ok_or_else(|| self.chain.no_output())?;
         match packing {
@@ -164,6 +180,13 @@ impl Evaluation<'_> {
             None => Ok(made),
         }
     }
+}
+
+/// The half of a guided batch's conditions that is of the prompt, the second.
+fn of_prompt(conditions: &[(String, ArrayD<f32>)]) -> Cow<'static, [(String, ArrayD<f32>)]> {
+    let half =
+        |values: &ArrayD<f32>| values.slice_axis(Axis(0), Slice::from(values.shape()[0] / 2..)).to_owned();
+    Cow::Owned(conditions.iter().map(|(name, values)| (name.clone(), half(values))).collect())
 }
 
 /// Rows of several drawings as one batch.

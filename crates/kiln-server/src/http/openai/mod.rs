@@ -83,11 +83,14 @@ async fn submit(app: &App, spec: Spec, client: ClientId) -> Result<Ticket, ApiEr
 }
 
 /// Words that begin messages about a request, and the parameters that they are about.
-const PARAMETERS: [(&str, &str); 15] = [
+const PARAMETERS: [(&str, &str); 18] = [
     ("batch size", "n"),
     ("clip skip", "clip_skip"),
     ("eta", "eta"),
     ("guidance rescale", "guidance_rescale"),
+    ("guidance start", "guidance_start"),
+    ("guidance end", "guidance_end"),
+    ("deep every", "deep_every"),
     ("guidance scale", "guidance_scale"),
     ("height", "size"),
     ("lora", "loras"),

@@ -5,8 +5,8 @@ import * as start from './start.js';
 const $ = (id) => document.getElementById(id);
 const STORED = 'kiln-form';
 /** What other clients may set and the form has no field for, with what means that it is not set. */
-const EXTRAS = { guidance_rescale: 0, eta: 0, clip_skip: 0, hires: null };
-const EXTRA_NAMES = { guidance_rescale: 'guidance rescale', eta: 'eta', clip_skip: 'clip skip', hires: 'second pass' };
+const EXTRAS = { guidance_rescale: 0, guidance_start: 0, guidance_end: 1, deep_every: 1, eta: 0, clip_skip: 0, hires: null };
+const EXTRA_NAMES = { guidance_rescale: 'guidance rescale', guidance_start: 'guidance from', guidance_end: 'guidance until', deep_every: 'deep layers every', eta: 'eta', clip_skip: 'clip skip', hires: 'second pass' };
 
 let options = { models: [] };
 let extras = {};
