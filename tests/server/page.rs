@@ -184,7 +184,7 @@ fn a_jobs_settings_draw_it_again() {
 
     let picture = BASE64_STANDARD.encode(file(&format!("/v1/jobs/{plain}/pictures/0")).body);
     let body = json!({ "prompt": "a blue circle", "negative_prompt": "red", "seed": 5, "steps": 6, "width": 72,
-        "height": 64, "guidance_scale": 4.1, "guidance_rescale": 0.7, "scheduler": "ddim", "eta": 0.3,
+        "height": 64, "guidance_scale": 4.1, "guidance_rescale": 0.7, "guidance_start": 0.1, "guidance_end": 0.9, "scheduler": "ddim", "eta": 0.3,
         "clip_skip": 1, "strength": 0.5, "init_image": picture, "mask": picture });
     let first = create(&server, &body);
     let first = done(&server, &first);

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use kiln_types::{ComponentName, Size};
 use serde::{Deserialize, Serialize};
 
+use crate::unique;
+
 /// How far what a bundle computes is from the same networks in f32, as it was measured where it was compiled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -12,6 +14,7 @@ pub struct Accuracy {
     /// What computed both, as in `onnxruntime 1.32.0+kiln-avx512-bf16`.
     pub backend: String,
     /// Each component's root mean square of the difference of outputs over that of the outputs in f32, for random inputs.
+    #[serde(deserialize_with = "unique::map")]
     pub components: BTreeMap<ComponentName, f64>,
     /// A picture that both drew; none where that in f32 is of one colour, or not finite.
     #[serde(default, skip_serializing_if = "Option::is_none")]

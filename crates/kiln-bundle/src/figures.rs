@@ -26,7 +26,7 @@ pub struct Figures {
 pub struct ComponentFigures {
     /// With all segments loaded.
     pub whole: Vec<Sample>,
-    /// With one segment loaded at a time, which computes one row at a time.
+    /// With one segment loaded at a time.
     pub segments: Vec<Sample>,
 }
 

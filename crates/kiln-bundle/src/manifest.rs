@@ -326,6 +326,10 @@ impl Manifest {
             return Err(format!("file '{name}' is used but not listed"));
         }
         self.accuracy.as_ref().map_or(Ok(()), Accuracy::check)?;
+        let measured = self.accuracy.iter().flat_map(|accuracy| accuracy.components.keys());
+        if let Some(name) = measured.into_iter().find(|name| !self.components.contains_key(name)) {
+            return Err(format!("accuracy: component '{name}' is missing"));
+        }
         for (name, component) in &self.components {
             let refuse = |reason: String| format!("components: {name}: {reason}");
             component.check().map_err(refuse)?;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use kiln_bundle::{Accuracy, Bundle, ComponentName, PictureAccuracy};
 use kiln_runtime::{Backend, Pipeline, Request};
 
+use crate::bench::PROMPT;
 use crate::failure::Failure;
 use crate::models::{self, seal_key};
 use crate::progress::Bar;
 
-/// The picture that is drawn.
-const PROMPT: &str = "a photograph of an astronaut riding a horse";
+/// Steps of the picture that is drawn.
 const STEPS: usize = 10;
 
 /// Differences between a picture's pixels up to which it counts as one of one colour, which says nothing.
@@ -18,6 +18,8 @@ const FLAT: u8 = 2;
 
 /// How many times the drift that was measured another processor may have: it rounds alike, and adds in another order.
 const TOLERANCE: f64 = 2.0;
+/// The least and the most that is tolerated whatever was measured.
+const BOUNDS: (f64, f64) = (1e-3, 0.1);
 
 /// Measures how far a bundle is from an exact one, and records it.
 pub(crate) fn record(bundle: &mut Bundle, exact: Bundle, backend: Arc<dyn Backend>) -> Result<(), Failure> {
@@ -37,13 +39,16 @@ pub(crate) fn record(bundle: &mut Bundle, exact: Bundle, backend: Arc<dyn Backen
 /// A picture of the model's own size; none where there is nothing to compare.
 fn picture(own: &mut Pipeline, exact: &mut Pipeline) -> Result<Option<PictureAccuracy>, Failure> {
     let request = Request::new(PROMPT).seed(0).steps(STEPS);
-    let draw = |pipeline: &mut Pipeline| match pipeline.generate(&request) {
-        Err(error) if error.is_overflow() => Ok(None),
-        result => Ok::<_, Failure>(result?.images.into_iter().next()),
+    let expected = match exact.generate(&request) {
+        Err(error) if error.is_overflow() => return Ok(None),
+        result => result?,
     };
-    let Some(expected) = draw(exact)?.filter(|image| !image.is_flat(FLAT)) else { return Ok(None) };
-    let Some(found) = draw(own)? else { return Ok(None) };
-    let psnr = found.compare(&expected).map_err(kiln_runtime::Error::from)?.psnr;
+    let expected = &expected.images[0];
+    if expected.is_flat(FLAT) {
+        return Ok(None);
+    }
+    let found = own.generate(&request)?;
+    let psnr = found.images[0].compare(expected).map_err(kiln_runtime::Error::from)?.psnr;
     Ok(Some(PictureAccuracy { psnr, size: expected.size(), steps: STEPS as u32 }))
 }
 
@@ -58,8 +63,9 @@ pub(crate) fn describe(accuracy: &Accuracy) -> String {
     format!("beside f32: {}, by {}", parts.join(", "), accuracy.backend)
 }
 
-/// The most that a component may be off: what was recorded, and as much again.
-pub(crate) fn bound(bundle: &Bundle, name: ComponentName) -> Option<f64> {
-    let drift = bundle.manifest().accuracy.as_ref()?.components.get(&name)?;
-    Some(TOLERANCE * drift)
+/// The most that a component may be off another bundle's, if that is of f32: what was recorded, and as much again.
+pub(crate) fn bound(bundle: &Bundle, other: &Bundle, name: ComponentName) -> Option<f64> {
+    let is_exact = other.manifest().components.get(&name)?.precision == "f32";
+    let drift = bundle.manifest().accuracy.as_ref().filter(|_| is_exact)?.components.get(&name)?;
+    Some((TOLERANCE * drift).clamp(BOUNDS.0, BOUNDS.1))
 }

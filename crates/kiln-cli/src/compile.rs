@@ -6,7 +6,7 @@ mod report;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use kiln_bundle::{Bundle, Content, Target};
+use kiln_bundle::{Bundle, Content, Staging, Target, fs};
 use kiln_compile::{
     BuildOptions, CheckpointOptions, ControlNetCheckpoint, EngineCache, EngineSpec, Plan, Profile, TargetSpec,
 };
@@ -86,8 +86,10 @@ fn compare(
     if let Some(exact) = cached {
         return accuracy::record(bundle, exact, backend);
     }
-    let folder = tempfile::tempdir_in(cache.root()).map_err(Failure::unexpected)?;
-    let scratch = EngineCache::new(folder.path());
+    // One at a time; what a crash leaves of it the cache removes.
+    let _lock = fs::Lock::acquire(&cache.root().join(".f32.lock"))?;
+    let staging = Staging::new(&cache.root().join("f32"))?;
+    let scratch = EngineCache::new(staging.path());
     let bar = Bar::bytes("compiling in f32");
     let compiled = scratch.execute(exact, &mut |progress| bar.compiling(progress));
     drop(bar);

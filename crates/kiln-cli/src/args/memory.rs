@@ -200,7 +200,7 @@ pub(crate) enum BenchCommand {
 pub(crate) struct BenchOperatorsArgs {
     /// Bundle folder, for the processor.
     pub(crate) bundle: PathBuf,
-    /// Denoising steps that are measured, after two that are not.
+    /// Denoising steps that are measured, after as many that are not.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) steps: usize,
     /// Width in pixels [default: the model's].

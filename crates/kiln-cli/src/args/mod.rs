@@ -151,13 +151,13 @@ pub(crate) struct GenerateArgs {
     /// How far to rescale the guided prediction to the spread of the prompt's, from 0 to 1.
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) guidance_rescale: f32,
-    /// Share of the steps after which guidance starts; an approximation, which saves half of each step before.
+    /// Share of the evaluations after which guidance starts; an approximation, which saves half of each before.
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) guidance_start: f64,
-    /// Share of the steps after which guidance ends, likewise.
+    /// Share of the evaluations after which guidance ends, likewise.
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) guidance_end: f64,
-    /// Run the denoiser's deep layers in every Nth step alone; an approximation (DeepCache).
+    /// Run the denoiser's deep layers in every Nth evaluation alone; an approximation (DeepCache).
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) deep_every: usize,
     /// Noise that DDIM and TCD add at each step: 0 for none, 1 for as much as DDPM.

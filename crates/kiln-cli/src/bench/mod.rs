@@ -14,7 +14,7 @@ use crate::args::{BenchArgs, BenchCommand};
 use crate::failure::Failure;
 
 /// What is drawn.
-const PROMPT: &str = "a photograph of an astronaut riding a horse";
+pub(crate) const PROMPT: &str = "a photograph of an astronaut riding a horse";
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     match &args.command {

@@ -31,7 +31,7 @@ pub(super) fn run(args: &BenchOperatorsArgs) -> Result<(), Failure> {
         steps: args.steps,
         scheduler: None,
         // As many again: of each session's runs, the second half counts.
-        warm_up: u32::try_from(args.steps).ok(),
+        warm_up: Some(u32::try_from(args.steps).map_err(|_| Failure::usage("--steps: too many"))?),
         width: args.width,
         height: args.height,
         offload: OffloadChoice::None,

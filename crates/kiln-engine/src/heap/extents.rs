@@ -25,11 +25,15 @@ pub(super) struct Extents {
 /// default (`vm.max_map_count`).
 const MOST_REFILLED: usize = 16 << 10;
 
-/// Memory of an idle granule, which is to move to another: their addresses.
+/// What becomes of the memory of an idle granule, whose place a granule without takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Move {
+pub(super) struct Refill {
+    /// Its address.
     pub(super) from: usize,
+    /// The other's.
     pub(super) to: usize,
+    /// Whether it may move there; else it is to be given back.
+    pub(super) may_move: bool,
 }
 
 impl Extents {
@@ -50,28 +54,29 @@ impl Extents {
         Some(start)
     }
 
-    /// What to do before the extent at `start` is used: memory that idle granules hold goes where it has none yet.
-    pub(super) fn fill(&mut self, start: usize) -> Vec<Move> {
+    /// What to do before the extent at `start` is used, so that no more granules hold memory than before as long as others
+    /// are idle: as many of these as it has granules without memory give theirs.
+    pub(super) fn refills(&mut self, start: usize) -> Vec<Refill> {
         let len = self.taken.get(&start).copied().unwrap_or(0);
         let granules = start / GRANULE..(start + len).div_ceil(GRANULE);
         let empty: Vec<usize> = granules.filter(|granule| !self.touched.contains(granule)).collect();
-        let mut idle: Vec<usize> = self.idle().collect();
-        let mut moves = Vec::new();
-        for granule in empty {
-            self.touched.insert(granule);
-            let may_be_filled = self.refilled.len() < MOST_REFILLED || self.refilled.contains(&granule);
-            if let Some(from) = may_be_filled.then(|| idle.pop()).flatten() {
-                self.touched.remove(&from);
-                self.refilled.insert(granule);
-                moves.push(Move { from: from * GRANULE, to: granule * GRANULE });
-            }
+        self.touched.extend(&empty);
+        if empty.is_empty() {
+            return Vec::new();
         }
-        moves
-    }
-
-    /// Says that the memory of an idle granule has stayed where it is.
-    pub(super) fn stays(&mut self, Move { from, .. }: Move) {
-        self.touched.insert(from / GRANULE);
+        let idle: Vec<usize> = self.idle().collect();
+        // The highest, in order: neighbours that stay neighbours are one mapping.
+        let idle = &idle[idle.len().saturating_sub(empty.len())..];
+        let pairs = idle.iter().zip(empty);
+        let refill = |(&from, to): (&usize, usize)| {
+            self.touched.remove(&from);
+            let may_move = self.refilled.len() < MOST_REFILLED || self.refilled.contains(&to);
+            if may_move {
+                self.refilled.insert(to);
+            }
+            Refill { from: from * GRANULE, to: to * GRANULE, may_move }
+        };
+        pairs.map(refill).collect()
     }
 
     /// Gives an extent back by its start; whether there was such a one.
@@ -136,7 +141,7 @@ mod tests {
     /// Takes an extent that is used at once.
     fn take(extents: &mut Extents, len: usize) -> Option<usize> {
         let start = extents.take(len)?;
-        extents.fill(start);
+        extents.refills(start);
         Some(start)
     }
 
@@ -171,13 +176,22 @@ mod tests {
         extents.put(low);
         // It does not fit into the two that are free below.
         let high = extents.take(3 * GRANULE).expect("room");
-        let [first, second] = [0, 1].map(|i| high + i * GRANULE);
-        let moves = [Move { from: low + GRANULE, to: first }, Move { from: low, to: second }];
-        assert_eq!(extents.fill(high), moves);
-        assert_eq!(extents.discard(0), [], "three granules are used, and no other holds memory");
-        extents.stays(moves[1]);
-        assert_eq!(extents.discard(0), [(low, GRANULE)]);
-        assert_eq!((middle, extents.fill(high)), (BASE + 2 * GRANULE, vec![]));
+        let refill = |i: usize| Refill { from: low + i * GRANULE, to: high + i * GRANULE, may_move: true };
+        assert_eq!(extents.refills(high), [refill(0), refill(1)]);
+        assert_eq!(extents.discard(0), [], "four granules are used, and no other holds memory");
+        assert_eq!((middle, extents.refills(high)), (BASE + 2 * GRANULE, vec![]));
+    }
+
+    #[test]
+    fn memory_is_given_back_where_no_more_of_it_may_move() {
+        let mut extents = extents(4);
+        extents.refilled = (0..MOST_REFILLED).collect();
+        let low = take(&mut extents, GRANULE).expect("room");
+        let middle = take(&mut extents, GRANULE).expect("room");
+        extents.put(low);
+        let high = extents.take(2 * GRANULE).expect("room");
+        assert_eq!(extents.refills(high), [Refill { from: low, to: high, may_move: false }]);
+        assert_eq!((middle, extents.discard(0)), (BASE + GRANULE, vec![]));
     }
 
     proptest! {

@@ -28,6 +28,12 @@ pub trait Denoiser: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether its last layers read what its first ones made (skip connections), so that those between may be left out in
+    /// some evaluations.
+    fn has_skip_connections(&self) -> bool {
+        false
+    }
+
     /// Name of the input for latents.
     fn latents_input(&self) -> &str {
         "sample"

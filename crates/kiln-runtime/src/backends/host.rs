@@ -48,7 +48,7 @@ fn onnxruntime(
         return Ok((Arc::new(runtime), None));
     }
     let located = libraries.locate(Library::OnnxRuntimeCpu)?;
-    let options = HostOptions { threads, kernels: libraries.kernels()?, profiles: libraries.profiles() };
+    let options = HostOptions { threads, kernels: libraries.kernels()?, profiles: libraries.profiles()? };
     let is_named = located.as_ref().is_some_and(|located| located.is_named);
     let path = located.map_or_else(|| libraries.fetch(Library::OnnxRuntimeCpu), |located| Ok(located.path));
     match path.and_then(|path| Ok(OnnxRuntime::open(&path, options)?)) {

@@ -91,9 +91,17 @@ impl Libraries {
 
     /// Where ONNX Runtime's profiles go, if the environment says so.
     #[cfg(feature = "onnxruntime")]
-    pub(crate) fn profiles(&self) -> Option<PathBuf> {
-        let folder = std::env::var_os(kiln_native::env::KILN_PROFILES).map(PathBuf::from);
-        folder.filter(|folder| self.environment && !folder.as_os_str().is_empty())
+    pub(crate) fn profiles(&self) -> Result<Option<PathBuf>, Error> {
+        use kiln_native::env::KILN_PROFILES;
+
+        let folder = std::env::var_os(KILN_PROFILES).map(PathBuf::from);
+        match folder.filter(|folder| self.environment && !folder.as_os_str().is_empty()) {
+            Some(folder) if !folder.is_dir() => Err(Error::Request {
+                key: KILN_PROFILES,
+                reason: format!("{} is not a folder", folder.display()),
+            }),
+            folder => Ok(folder),
+        }
     }
 
     pub(crate) fn locate(&self, library: Library) -> Result<Option<Located>, Error> {

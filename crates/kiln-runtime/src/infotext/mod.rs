@@ -5,7 +5,7 @@ mod hash;
 mod read;
 
 use crate::generator::GeneratorKind;
-use crate::{Job, Upscaler};
+use crate::{Approximations, Job, Upscaler};
 #[cfg(feature = "hashes")]
 pub use hash::lora_hash;
 pub use read::{Parameters, parse};
@@ -108,6 +108,10 @@ fn after_seed(job: &Job<'_>, names: &Names) -> Vec<(&'static str, String)> {
     put("Denoising strength", strength.map(|strength| strength.to_string()));
     put("Clip skip", (request.clip_skip > 0).then(|| (request.clip_skip + 1).to_string()));
     put("Eta DDIM", (request.eta > 0.0).then(|| request.eta.to_string()));
+    let Approximations { deep_every, guidance_start, guidance_end } = request.approximations;
+    put("Guidance start", (guidance_start > 0.0).then(|| guidance_start.to_string()));
+    put("Guidance end", (guidance_end < 1.0).then(|| guidance_end.to_string()));
+    put("Deep every", (deep_every > 1).then(|| deep_every.to_string()));
     put("Hires upscale", request.hires.map(|hires| hires.scale.to_string()));
     put("Hires steps", job.second.as_ref().map(|second| second.steps.to_string()));
     put("Hires upscaler", request.hires.map(|hires| upscaler(hires.upscaler).to_owned()));

@@ -79,6 +79,11 @@ impl ActiveControl {
         Ok(ActiveControl { picture, scale, start: control.start, end: control.end })
     }
 
+    /// Whether it acts in the step from one share of the way to another.
+    pub(super) fn acts(&self, share: [f64; 2]) -> bool {
+        self.scale(share) != 0.0
+    }
+
     /// Factor on the residuals of the step from one share of the way to another.
     fn scale(&self, [from, to]: [f64; 2]) -> f32 {
         if from < self.start || to > self.end { 0.0 } else { self.scale }
@@ -103,7 +108,7 @@ pub(super) fn residuals(
     due: &ControlPass,
 ) -> Result<Residuals, Error> {
     let ControlPass { timestep, share, sources } = due;
-    let any_acts = controls.iter().any(|control| control.scale(*share) != 0.0);
+    let any_acts = controls.iter().any(|control| control.acts(*share));
     let mut sum: Residuals = Vec::new();
     for (net, control) in nets.iter_mut().zip(controls) {
         let scale = control.scale(*share);

@@ -65,7 +65,13 @@ pub(super) struct Pass {
     pub(super) inpainting: Option<Inpainting>,
     pub(super) inputs: PassInputs,
     /// What the last full evaluation left for those after it.
-    pub(super) deep: Option<Deep>,
+    pub(super) kept: Option<Kept>,
+}
+
+/// What deep layers made, and which ControlNets acted on them.
+pub(super) struct Kept {
+    pub(super) deep: Deep,
+    pub(super) acting: Vec<bool>,
 }
 
 /// What the denoiser reads besides latents and timestep.
@@ -88,7 +94,7 @@ impl Pass {
     pub(super) fn new(mut sampler: Sampler, start: Start, inputs: PassInputs) -> Result<Pass, Error> {
         let Start { latents, begin, inpainting } = start;
         sampler.start_at(begin)?;
-        Ok(Pass { sampler, begin, call: begin, latents, inpainting, inputs, deep: None })
+        Ok(Pass { sampler, begin, call: begin, latents, inpainting, inputs, kept: None })
     }
 
     /// The timestep of the call that is due.
@@ -103,6 +109,11 @@ impl Pass {
 
     fn is_done(&self) -> bool {
         self.call == self.sampler.timesteps().len()
+    }
+
+    /// Which ControlNets act in the call that is due.
+    pub(super) fn acting(&self) -> Vec<bool> {
+        self.inputs.controls.iter().map(|control| control.acts(self.share())).collect()
     }
 
     /// The shares of the pass between which the call that is due lies.
@@ -148,7 +159,8 @@ impl Drawing {
     pub(super) fn depth(&self) -> Depth {
         let (pass, every) = (&self.pass, self.approximations.deep_every);
         let n_rows = self.pass.latents.shape()[0] * if self.is_guided() { 2 } else { 1 };
-        let is_kept = pass.deep.as_ref().is_some_and(|deep| deep.n_rows() == n_rows);
+        let fits = |kept: &Kept| kept.deep.n_rows() == n_rows && kept.acting == pass.acting();
+        let is_kept = pass.kept.as_ref().is_some_and(fits);
         match (pass.call - pass.begin).is_multiple_of(every) {
             _ if every == 1 => Depth::Plain,
             false if is_kept => Depth::Replayed,
@@ -220,7 +232,7 @@ impl Drawing {
 
     /// Takes the latents over a call whose guided prediction is `[B, C, H, W]`.
     pub(super) fn take(&mut self, prediction: &ArrayD<f32>) -> Result<(), Error> {
-        let Pass { sampler, call, latents, inpainting, .. } = &mut self.pass;
+        let Pass { sampler, call, latents, inpainting, kept, .. } = &mut self.pass;
         if self.estimates.are_wanted {
             self.estimates.last = sampler.estimate(*call, prediction, latents);
         }
@@ -228,12 +240,15 @@ impl Drawing {
         sampler.step(*call, prediction, latents, &mut |shape| noise.randn(shape))?;
         let n_calls = sampler.timesteps().len();
         if let Some(inpainting) = inpainting {
-            inpainting.restore(latents, |kept, noise| match *call + 1 < n_calls {
-                true => sampler.add_noise(*call + 1, kept, noise),
-                false => Ok(kept.clone()),
+            inpainting.restore(latents, |initial, noise| match *call + 1 < n_calls {
+                true => sampler.add_noise(*call + 1, initial, noise),
+                false => Ok(initial.clone()),
             })?;
         }
         *call += 1;
+        if *call == n_calls {
+            *kept = None;
+        }
         self.progress.done += 1;
         if !latents.iter().all(|x| x.is_finite()) {
             return Err(Error::NotFinite { step: self.progress.done });

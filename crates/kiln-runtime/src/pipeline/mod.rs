@@ -124,7 +124,11 @@ impl Pipeline {
     /// [`Error::Request`] and [`Error::Scheduler`] for what cannot be done.
     pub fn resolve<'r>(&self, request: &'r Request) -> Result<Job<'r>, Error> {
         let (facts, model, n_controlnets) = (&self.facts, &self.model, self.controlnets.len());
-        Resolver { facts, model, n_controlnets, memory: self.memory() }.resolve(request)
+        let job = Resolver { facts, model, n_controlnets, memory: self.memory() }.resolve(request)?;
+        if request.approximations.deep_every > 1 {
+            self.engines.check_depth(model.denoiser.component(job.task), &*model.denoiser)?;
+        }
+        Ok(job)
     }
 
     /// Generates the pictures of a request.

@@ -8,7 +8,7 @@ use super::job::{Job, Pass};
 use super::measure::growth;
 use crate::architecture::Model;
 use crate::error::refuse;
-use crate::plan::{FAR_MARGIN, Forecast, MARGIN, MemoryChoice, MemoryPlan};
+use crate::plan::{FAR_MARGIN, Forecast, MARGIN, MemoryChoice, MemoryPlan, Rows};
 use crate::residency::Residency;
 use crate::{Error, MemoryOptions, Offload, Upscaler, VaeTiling};
 
@@ -204,16 +204,17 @@ impl Forecaster<'_> {
         let (area, runs) = ((shape[2] * shape[3]) as f64, work.runs as f64);
         if !component.stage.is_autoencoder() {
             let text = if component.stage == Stage::Denoiser { self.longer_text(work) } else { 0.0 };
-            return Ok((Forecast::new(samples, work.rows, area, growth), runs, text));
+            let rows = Rows { all: work.rows, at_once: self.engines.rows_at_once(memory, work.rows) };
+            return Ok((Forecast::new(samples, rows, area, growth), runs, text));
         }
         let pixels = work.size.area() as f64;
         let pictures = (runs - 1.0) * pixels * RGB;
         Ok(match self.facts.decoding_tiles(memory.vae_tiling, &shape)? {
-            None => (Forecast::new(samples, 1, area, growth), runs, pictures),
+            None => (Forecast::new(samples, Rows::of(1), area, growth), runs, pictures),
             Some(tiles) => {
                 let (tile, total) = (tiles.largest_area(&shape), tiles.total_area(&shape));
                 let joined = pixels * PLANES * (1.0 + tiles.waiting_area(&shape) / area);
-                (Forecast::new(samples, 1, tile, growth), runs * total / tile, pictures + joined)
+                (Forecast::new(samples, Rows::of(1), tile, growth), runs * total / tile, pictures + joined)
             }
         })
     }

@@ -81,9 +81,6 @@ impl<'w> Run<'_, 'w> {
             upscaler: hires.map(|hires| hires.upscaler).unwrap_or_default(),
         });
         let pass = Pass::new(job.first.schedule.sampler, start, inputs)?;
-        if job.request.approximations.deep_every > 1 {
-            self.engines.chain(component)?.ends()?;
-        }
         self.load(component)?;
         self.progress.tell(Event::Started { steps: self.progress.steps })?;
         let ways = (guidance, job.request.approximations);

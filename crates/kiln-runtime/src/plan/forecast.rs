@@ -20,7 +20,7 @@ pub(crate) struct Forecast {
 impl Forecast {
     /// A run of `rows` over an area of latents, from samples of one row at growing areas and perhaps one of several rows at
     /// one of these areas; `growth` says how bytes grow.
-    pub(crate) fn new(samples: &[Sample], rows: u64, area: f64, growth: Growth) -> Forecast {
+    pub(crate) fn new(samples: &[Sample], rows: Rows, area: f64, growth: Growth) -> Forecast {
         let single: Vec<&Sample> = samples.iter().filter(|sample| sample.rows == 1).collect();
         let Some(largest) = single.last() else { return Forecast::default() };
         let several = samples.iter().find(|sample| sample.rows > 1);
@@ -30,13 +30,14 @@ impl Forecast {
             single.iter().map(|sample| [sample_area(sample), value(sample)]).collect()
         };
         let share = if single.len() > 1 { area / sample_area(base) } else { 1.0 };
-        let further = |value: fn(&Sample) -> f64| match several {
+        let further_of = |value: fn(&Sample) -> f64, rows: u64| match several {
             Some(several) => {
                 let each = (value(several) - value(base)) / (several.rows - 1) as f64;
                 each.max(0.0) * (rows - 1) as f64
             }
             None => 0.0,
         };
+        let further = |value| further_of(value, rows.at_once);
         let peak = |sample: &Sample| sample.peak_bytes.saturating_sub(sample.scratch_bytes) as f64;
         let scratch = |sample: &Sample| sample.scratch_bytes as f64;
         let held = |sample: &Sample| sample.held_bytes as f64;
@@ -48,8 +49,23 @@ impl Forecast {
             scratch_bytes,
             held_bytes: peak_at(&points(held), area, Growth::Linear) + further(held) * share,
             load_seconds: largest.load_seconds,
-            seconds: alone + further(seconds) * alone / base.seconds.max(f64::MIN_POSITIVE),
+            seconds: alone + further_of(seconds, rows.all) * alone / base.seconds.max(f64::MIN_POSITIVE),
         }
+    }
+}
+
+/// Rows of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub(crate) all: u64,
+    /// Those whose intermediate results are there at once.
+    pub(crate) at_once: u64,
+}
+
+impl Rows {
+    /// So many, all at once.
+    pub(crate) fn of(rows: u64) -> Rows {
+        Rows { all: rows, at_once: rows }
     }
 }
 
@@ -127,7 +143,7 @@ mod tests {
         let with =
             |side, peak_bytes, scratch_bytes| Sample { scratch_bytes, ..sample(1, side, peak_bytes, 0.0) };
         let samples = [with(1, 130, 20), with(2, 190, 50)];
-        let peak = |area: f64| Forecast::new(&samples, 1, area, Growth::Linear).peak_bytes;
+        let peak = |area: f64| Forecast::new(&samples, Rows::of(1), area, Growth::Linear).peak_bytes;
         assert!((peak(1.0) - 130.0).abs() < 1e-6 && (peak(4.0) - 190.0).abs() < 1e-6, "as measured");
         assert!((peak(2.5) - 160.0).abs() < 1e-6, "between");
         assert!((peak(16.0) - 310.0).abs() < 1e-6, "{}", peak(16.0));
@@ -138,7 +154,7 @@ mod tests {
         let samples = [sample(1, 4, 300, 1.0), sample(1, 8, 700, 5.0), sample(2, 8, 900, 9.0)];
         for measured in samples {
             let area = (measured.height * measured.width) as f64;
-            let forecast = Forecast::new(&samples, measured.rows, area, Growth::Linear);
+            let forecast = Forecast::new(&samples, Rows::of(measured.rows), area, Growth::Linear);
             assert!((forecast.peak_bytes - measured.peak_bytes as f64).abs() < 1e-6, "{forecast:?}");
             assert!((forecast.seconds - measured.seconds).abs() < 1e-9, "{forecast:?}");
             assert_eq!((forecast.held_bytes, forecast.load_seconds), (7.0, 0.5));
@@ -148,16 +164,18 @@ mod tests {
     #[test]
     fn bytes_grow_with_the_area_or_its_square() {
         let line = [sample(1, 1, 110, 0.0), sample(1, 2, 140, 0.0)];
-        assert!((Forecast::new(&line, 1, 9.0, Growth::Linear).peak_bytes - 190.0).abs() < 1e-6);
+        assert!((Forecast::new(&line, Rows::of(1), 9.0, Growth::Linear).peak_bytes - 190.0).abs() < 1e-6);
         let square = |side: u64| sample(1, side, 100 + side.pow(4), 0.0);
         let parabola = [square(2), square(3), square(4)];
-        assert!((Forecast::new(&parabola, 1, 36.0, Growth::Quadratic).peak_bytes - 1396.0).abs() < 1e-6);
+        assert!(
+            (Forecast::new(&parabola, Rows::of(1), 36.0, Growth::Quadratic).peak_bytes - 1396.0).abs() < 1e-6
+        );
     }
 
     #[test]
     fn another_segment_may_need_most_at_larger_areas() {
         let bend = [sample(1, 1, 110, 0.0), sample(1, 2, 140, 0.0), sample(1, 4, 380, 0.0)];
-        let peak = |area: f64| Forecast::new(&bend, 1, area, Growth::Linear).peak_bytes;
+        let peak = |area: f64| Forecast::new(&bend, Rows::of(1), area, Growth::Linear).peak_bytes;
         assert!(
             (peak(2.5) - 125.0).abs() < 1e-6 && (peak(10.0) - 260.0).abs() < 1e-6,
             "between its neighbours"
@@ -168,7 +186,7 @@ mod tests {
     #[test]
     fn larger_areas_never_take_less() {
         let noisy = [sample(1, 1, 110, 0.0), sample(1, 2, 104, 0.0)];
-        assert_eq!(Forecast::new(&noisy, 1, 9.0, Growth::Linear).peak_bytes, 110.0);
+        assert_eq!(Forecast::new(&noisy, Rows::of(1), 9.0, Growth::Linear).peak_bytes, 110.0);
     }
 
     #[test]
@@ -176,7 +194,7 @@ mod tests {
         let noisy = [sample(1, 4, 0, 2.0), sample(1, 8, 0, 4.0)];
         let seconds: Vec<f64> = [16.0, 64.0, 256.0]
             .iter()
-            .map(|area| Forecast::new(&noisy, 1, *area, Growth::Linear).seconds)
+            .map(|area| Forecast::new(&noisy, Rows::of(1), *area, Growth::Linear).seconds)
             .collect();
         assert!(seconds.is_sorted(), "{seconds:?}");
     }
@@ -184,9 +202,11 @@ mod tests {
     #[test]
     fn one_size_serves_every_size() {
         let fixed = [sample(1, 8, 700, 5.0)];
-        assert_eq!(Forecast::new(&fixed, 1, 640.0, Growth::Linear).peak_bytes, 700.0);
-        assert_eq!(Forecast::new(&fixed, 1, 640.0, Growth::Linear).seconds, 5.0);
+        assert_eq!(Forecast::new(&fixed, Rows::of(1), 640.0, Growth::Linear).peak_bytes, 700.0);
+        assert_eq!(Forecast::new(&fixed, Rows::of(1), 640.0, Growth::Linear).seconds, 5.0);
         let rows = [sample(1, 1, 300, 1.0), sample(2, 1, 400, 2.0)];
-        assert_eq!(Forecast::new(&rows, 3, 640.0, Growth::Linear).peak_bytes, 500.0);
+        assert_eq!(Forecast::new(&rows, Rows::of(3), 640.0, Growth::Linear).peak_bytes, 500.0);
+        let pairs = Forecast::new(&rows, Rows { all: 3, at_once: 2 }, 640.0, Growth::Linear);
+        assert_eq!((pairs.peak_bytes, pairs.seconds), (400.0, 3.0));
     }
 }

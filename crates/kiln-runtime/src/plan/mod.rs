@@ -3,7 +3,7 @@
 mod forecast;
 
 use crate::{ComponentName, Error, MemoryOptions, Offload};
-pub(crate) use forecast::{Forecast, Growth};
+pub(crate) use forecast::{Forecast, Growth, Rows};
 
 /// Ways to spend memory on one request.
 #[derive(Clone, Debug, PartialEq)]

@@ -74,9 +74,9 @@ pub struct Approximations {
     /// what the deep ones made last (DeepCache, Ma et al. 2023); 1 for full ones alone. The model must have
     /// [segments](crate::bundle::Component::segments).
     pub deep_every: usize,
-    /// Share of the steps after which guidance starts (Kynkäänniemi et al. 2024).
+    /// Share of the evaluations after which guidance starts (Kynkäänniemi et al. 2024).
     pub guidance_start: f64,
-    /// Share of the steps after which guidance ends; steps without it evaluate the denoiser for the prompt alone.
+    /// Share of the evaluations after which guidance ends; those without it are for the prompt alone.
     pub guidance_end: f64,
 }
 

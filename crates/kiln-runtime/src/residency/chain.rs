@@ -15,9 +15,9 @@ use crate::{Error, MemoryOptions, Offload};
 /// Least rows of a batch for each lane: fewer do not gain.
 const ROWS_PER_LANE: usize = 2;
 
-/// Rows that wait for each other's segments where weights are mapped, those of a picture under guidance; each holds what
-/// later segments read of earlier ones.
-const ROWS_TOGETHER: usize = 2;
+/// Most rows that run together where weights are mapped, those of a picture under guidance. Which ones do is the same
+/// whatever is offloaded, and so are the pictures.
+pub(super) const ROWS_TOGETHER: usize = 2;
 
 /// A component as the chain of its segments, which are loaded when they run, if they are not loaded yet.
 pub(crate) struct Chain<'a> {
@@ -188,7 +188,9 @@ impl<'a> Chain<'a> {
             self.residency.with_engine(name, i, |engine| {
                 let at_once = match placement {
                     Placement::Packed => parts.len(),
-                    Placement::Mapped => joined::most_rows(segment, &reads(segment, &parts[0], &made[0])),
+                    Placement::Mapped => {
+                        joined::most_rows(segment, &reads(segment, &parts[0], &made[0])).min(ROWS_TOGETHER)
+                    }
                 };
                 for (given, made) in parts.chunks(at_once).zip(made.chunks_mut(at_once)) {
                     let each = given.iter().zip(&*made).map(|(given, made)| reads(segment, given, made));
@@ -219,7 +221,7 @@ impl<'a> Chain<'a> {
     /// rows enough, else all together.
     ///
     /// Packed weights are few, and small products gain from more rows, as all do on a device. Large ones do not, and a row
-    /// alone gives the same bits whatever is offloaded.
+    /// alone takes the least memory.
     pub(super) fn ranges(&self, rows: usize) -> Vec<Range<usize>> {
         let n_parts = if self.inputs().iter().any(has_batch) { self.n_parts(rows) } else { 1 };
         (0..n_parts).map(|i| rows * i / n_parts..rows * (i + 1) / n_parts).collect()

@@ -20,30 +20,32 @@ pub(super) fn most_rows(segment: &Segment, row: &Given<'_>) -> usize {
 
 /// What an engine makes for each row, of one run where there are several.
 pub(super) fn run(engine: &mut dyn Engine, rows: &[Given<'_>]) -> Result<Vec<Vec<Tensor>>, Error> {
-    if rows.len() == 1 {
-        return Ok(engine.run_each(rows)?);
+    if let [_, _, ..] = rows
+        && let Some(made) = together(engine, rows)?
+    {
+        return Ok(made);
     }
+    rows.iter().map(|row| Ok(engine.run(row)?)).collect()
+}
+
+/// The same in one run; none of rows that cannot be joined, or of outputs that cannot be told apart.
+fn together(engine: &mut dyn Engine, rows: &[Given<'_>]) -> Result<Option<Vec<Vec<Tensor>>>, Error> {
     let joined: Option<Vec<(&str, Tensor)>> =
         rows[0].iter().enumerate().map(|(at, (name, _))| Some((*name, join(engine, rows, at)?))).collect();
-    // Rows on a device, or of different sizes, stay apart.
-    let Some(joined) = joined else {
-        return Ok(engine.run_each(rows)?);
-    };
+    let Some(joined) = joined else { return Ok(None) };
     let inputs: Vec<(&str, TensorView<'_>)> =
         joined.iter().map(|(name, tensor)| (*name, tensor.view())).collect();
     let made = engine.run(&inputs)?;
     let made: Vec<_> = made.iter().zip(engine.outputs().iter().map(has_batch)).collect();
     let row = |i: usize| {
         let of_row = made.iter().map(|(tensor, has_batch)| match has_batch {
+            true if tensor.view().shape()[0] != rows.len() => None,
             true => owned(rows_of(&tensor.view(), i..i + 1)),
             false => owned(tensor.view()),
         });
         of_row.collect::<Option<Vec<Tensor>>>()
     };
-    match (0..rows.len()).map(row).collect() {
-        Some(rows) => Ok(rows),
-        None => Ok(engine.run_each(rows)?),
-    }
+    Ok((0..rows.len()).map(row).collect())
 }
 
 /// The input at a place, of all rows.
@@ -52,6 +54,9 @@ fn join(engine: &dyn Engine, rows: &[Given<'_>], at: usize) -> Option<Tensor> {
     let port = engine.inputs().iter().find(|port| port.name == rows[0][at].0)?;
     if !has_batch(port) {
         return owned(views[0].reborrow());
+    }
+    if views.iter().any(|view| view.shape().first() != Some(&1)) {
+        return None;
     }
     match views[0] {
         TensorView::F32(_) => {

@@ -376,11 +376,25 @@ impl Residency {
         }
     }
 
+    /// Rows of a batch whose intermediate results are there at once.
+    pub(crate) fn rows_at_once(&self, memory: MemoryOptions, rows: u64) -> u64 {
+        let is_mapped =
+            self.placement_with(memory) == Placement::Mapped && !self.backend.format().is_for_device();
+        match is_mapped && memory.offload != Offload::Sequential {
+            true => rows.min(chain::ROWS_TOGETHER as u64),
+            false => rows,
+        }
+    }
+
     fn placement(&self) -> Placement {
+        self.placement_with(self.memory)
+    }
+
+    fn placement_with(&self, memory: MemoryOptions) -> Placement {
         let components = self.bundle.manifest().components.values();
         let own = components.filter(|component| component.shares_weights_with.is_none());
         let is_small = own.map(|component| component.weight_bytes).sum::<u64>() <= PACKED_BYTES;
-        self.memory.placement.unwrap_or(match self.memory.offload {
+        memory.placement.unwrap_or(match memory.offload {
             Offload::None | Offload::Model if is_small => Placement::Packed,
             _ => Placement::Mapped,
         })

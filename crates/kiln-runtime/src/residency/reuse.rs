@@ -6,12 +6,14 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use kiln_bundle::Component;
+use kiln_bundle::{Component, ComponentName};
 use kiln_engine::Tensor;
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 
+use super::Residency;
 use super::chain::{Chain, Given, Made};
 use crate::Error;
+use crate::architecture::Denoiser;
 
 /// The segments that run each time, and what they read of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,19 +92,27 @@ pub(crate) enum Reuse<'r> {
     Replay(&'r Deep),
 }
 
-impl Chain<'_> {
-    /// The denoiser's ends, or why it has none.
-    pub(crate) fn ends(&self) -> Result<Ends, Error> {
-        Ends::of(&self.component).ok_or_else(|| Error::Request {
-            key: "deep every",
-            reason: format!(
-                "the model is compiled into {}, too few to tell its ends from what is between them",
-                match self.component.segments.len() {
-                    1 => "1 segment".into(),
-                    n => format!("{n} segments"),
-                }
+impl Residency {
+    /// Refuses requests that leave deep layers out of a denoiser which has none that can be told apart.
+    pub(crate) fn check_depth(&self, name: ComponentName, denoiser: &dyn Denoiser) -> Result<(), Error> {
+        let component = self.component(name)?;
+        let reason = match component.segments.len() {
+            _ if !denoiser.has_skip_connections() => "the model has no skip connections around them".into(),
+            _ if self.backend().format().is_for_device() => "engines on a device run as a whole".into(),
+            _ if Ends::of(component).is_some() => return Ok(()),
+            1 => "the model is compiled into 1 segment, in which they are".into(),
+            n => format!(
+                "the model is compiled into {n} segments, too few to tell its ends from what is between them"
             ),
-        })
+        };
+        Err(Error::Request { key: "deep every", reason })
+    }
+}
+
+impl Chain<'_> {
+    /// The denoiser's ends.
+    pub(super) fn ends(&self) -> Result<Ends, Error> {
+        Ends::of(&self.component).ok_or_else(|| self.refuse("has no ends".into()))
     }
 
     /// Runs what is left of the segments when those of `0..begun` have run, which made `made`.

@@ -29,6 +29,10 @@ impl Denoiser for UNet {
         if task.controlled { UNET_CONTROLLED } else { UNET }
     }
 
+    fn has_skip_connections(&self) -> bool {
+        true
+    }
+
     fn check(&self, request: &Request) -> Result<(), Error> {
         let is_told = self.settings.time_ids.is_some();
         match is_told || request.micro_conditioning == MicroConditioning::default() {

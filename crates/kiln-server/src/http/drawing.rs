@@ -13,12 +13,12 @@ use crate::{Fault, FaultKind, LoraChoice, ModelCard, Spec};
 pub(crate) const DRAWING: &[Field] = &[
     field("guidance_scale", NUMBER, "weight of the prompt; the model's own by default"),
     field("guidance_rescale", SHARE, "0 by default"),
-    field("guidance_start", SHARE, "share of the steps after which guidance starts; 0 by default"),
-    field("guidance_end", SHARE, "share of the steps after which guidance ends; 1 by default"),
+    field("guidance_start", SHARE, "share of the evaluations after which guidance starts; 0 by default"),
+    field("guidance_end", SHARE, "share of the evaluations after which guidance ends; 1 by default"),
     field(
         "deep_every",
         Kind::Whole(1, 64),
-        "steps from one that runs the denoiser's deep layers to the next; 1 by default",
+        "evaluations from one that runs the denoiser's deep layers to the next; 1 by default",
     ),
     field("eta", SHARE, "noise of DDIM; 0 by default"),
     field("clip_skip", Kind::Whole(0, 64), "layers of the text encoder to skip; 0 by default"),

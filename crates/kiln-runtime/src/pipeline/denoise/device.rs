@@ -11,7 +11,7 @@ use crate::pipeline::drawing::{Drawing, Pass};
 use crate::pipeline::progress::Progress;
 use crate::scheduler::LinearRun;
 use crate::watch::Event;
-use crate::{Approximations, Error, Guidance};
+use crate::{Error, Guidance};
 
 /// Steps that a device is given ahead of the one that it computes.
 const AHEAD: usize = 1;
@@ -57,7 +57,7 @@ impl Evaluation<'_> {
         let pass = &mut drawing.pass;
         let is_plain = pass.inputs.controls.is_empty()
             && pass.inpainting.is_none()
-            && drawing.approximations == Approximations::default()
+            && (!drawing.guidance.is_guided() || drawing.approximations.guides([0.0, 1.0]))
             && pass.call == pass.begin
             && self.denoiser.packing().is_none();
         let Some(device) = self.chain.device().filter(|_| is_plain) else { return Ok(None) };

@@ -12,7 +12,7 @@ use ndarray::{ArrayD, Axis, Slice, arr1};
 #[cfg(feature = "cuda")]
 use super::controlnet::timesteps;
 use super::controlnet::{ControlNet, ControlPass, Residuals, is_shared, residuals};
-use super::drawing::{Depth, Drawing};
+use super::drawing::{Depth, Drawing, Kept};
 use super::facts::Facts;
 use super::state::joined;
 use crate::Error;
@@ -89,9 +89,11 @@ impl Evaluation<'_> {
             Depth::Plain => self.run(&rows, Reuse::Nothing)?,
             Depth::Recorded => self.run(&rows, Reuse::Record(&mut deep))?,
             Depth::Replayed => {
-                let kept: Vec<&Deep> =
-                    drawings.iter().filter_map(|drawing| drawing.pass.deep.as_ref()).collect();
-                self.run(&rows, Reuse::Replay(&Deep::joined(&kept)?))?
+                let kept = drawings.iter().filter_map(|drawing| Some(&drawing.pass.kept.as_ref()?.deep));
+                match kept.collect::<Vec<_>>()[..] {
+                    [one] => self.run(&rows, Reuse::Replay(one))?,
+                    ref several => self.run(&rows, Reuse::Replay(&Deep::joined(several)?))?,
+                }
             }
         };
         let rows: Vec<(usize, bool)> = rows.iter().map(|rows| (rows.n(), rows.is_guided)).collect();
@@ -100,7 +102,8 @@ impl Evaluation<'_> {
         for ((n, is_guided), drawing) in rows.into_iter().zip(drawings) {
             let own = first..first + n;
             if depth == Depth::Recorded {
-                drawing.pass.deep = Some(deep.rows(own.clone()));
+                let (deep, acting) = (deep.rows(own.clone()), drawing.pass.acting());
+                drawing.pass.kept = Some(Kept { deep, acting });
             }
             let prediction = made.slice_axis(Axis(0), Slice::from(own)).to_owned();
             predictions.push(if is_guided { drawing.guidance.combine(&prediction) } else { prediction });
