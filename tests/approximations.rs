@@ -19,7 +19,9 @@ fn draw(bundle: &str, work: &Path, extra: &[&str]) -> (Vec<u8>, Value) {
     let usual =
         ["generate", "--model", bundle, "a red circle above a blue square", "--seed", "7", "--steps", "12"];
     let said = succeed(&mut kiln(&[&usual[..], &["--json", "--out", "made.png"], extra].concat(), work));
-    (pixels(&work.join("made.png")), serde_json::from_str(&said).expect("JSON"))
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    let picture = said["images"][0].as_str().expect("a picture");
+    (pixels(&work.join(picture)), said)
 }
 
 /// How much noise there is beside a picture, in decibels.
@@ -57,7 +59,7 @@ fn approximations_go_with_every_task_and_sampler() {
         &["--scheduler", "dpm++2m"],
         &["--init-image", "first.png", "--strength", "0.7"],
         &["--init-image", "first.png", "--mask", "first.png"],
-        &["--hires-scale", "1.5"],
+        &["--hires", "1.5"],
         &["--batch-size", "3"],
     ] {
         let (exact, _) = draw(&bundle, work.path(), task);

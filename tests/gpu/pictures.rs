@@ -74,6 +74,6 @@ fn components_are_those_of_the_cpu() {
     };
     let said = succeed(&mut verify(&cpu, &[]));
     assert_eq!(said.lines().filter(|line| line.contains("drift")).count(), 4, "{said}");
-    fail(&mut verify(&cpu, &["--max-drift", "0"]), 6, "is over 0e0");
+    fail(&mut verify(&cpu, &["--max-drift", "0"]), 6, "is over 0.00e0");
     fail(&mut verify("none", &[]), 3, "none: is not a bundle");
 }

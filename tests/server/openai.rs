@@ -210,7 +210,6 @@ fn wrong_values_are_named() {
         ("deep_every", json!(1.5)),
         ("guidance_start", json!(-0.1)),
         ("guidance_start", json!(1)),
-        ("guidance_end", json!(0)),
         ("guidance_end", json!("1")),
         ("response_format", json!("gif")),
         ("output_format", json!("gif")),

@@ -160,7 +160,7 @@ fn flop(name: &str, inputs: &[Vec<u64>], outputs: &[Vec<u64>]) -> f64 {
     let [Some(first), Some(second), Some(output)] = [inputs.first(), inputs.get(1), outputs.first()] else {
         return 0.0;
     };
-    match name {
+    match of_f32(name) {
         "Conv" | "FusedConv" | "NhwcFusedConv" if second.len() > 1 => {
             2.0 * product(output) * product(&second[1..])
         }
@@ -173,10 +173,15 @@ fn flop(name: &str, inputs: &[Vec<u64>], outputs: &[Vec<u64>]) -> f64 {
     }
 }
 
+/// The name of the operator of f32 that does the same.
+fn of_f32(name: &str) -> &str {
+    name.strip_suffix("Bf16").unwrap_or(name)
+}
+
 /// What an operator is called in the table: convolutions by their kernel.
 fn label(operator: &Operator) -> String {
     match operator.inputs.get(1).map(Vec::as_slice) {
-        Some([_, _, height, width]) if operator.name.ends_with("Conv") => {
+        Some([_, _, height, width]) if of_f32(&operator.name).ends_with("Conv") => {
             format!("{} {height}x{width}", operator.name)
         }
         _ => operator.name.clone(),

@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn memory_is_given_back_where_no_more_of_it_may_move() {
         let mut extents = extents(4);
-        extents.refilled = (0..MOST_REFILLED).collect();
+        extents.refilled = (0..MOST_REFILLED).map(|i| (1 << 40) + i).collect();
         let low = take(&mut extents, GRANULE).expect("room");
         let middle = take(&mut extents, GRANULE).expect("room");
         extents.put(low);

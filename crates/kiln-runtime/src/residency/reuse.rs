@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use kiln_bundle::{Component, ComponentName};
+use kiln_bundle::{ComponentName, Segment};
 use kiln_engine::Tensor;
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 
@@ -33,8 +33,7 @@ impl Ends {
 
     /// The ends of a denoiser: the fewest segments at its end that read a skip connection from the beginning besides the
     /// timestep's embedding. None where a component has too few segments for that.
-    pub(crate) fn of(component: &Component) -> Option<Ends> {
-        let segments = &component.segments;
+    fn of(segments: &[Segment]) -> Option<Ends> {
         let middle = segments.len() / 2;
         let maker = |name: &String| segments.iter().position(|segment| segment.makes.contains(name));
         (middle + 1..segments.len()).rev().find_map(|late| {
@@ -99,7 +98,7 @@ impl Residency {
         let reason = match component.segments.len() {
             _ if !denoiser.has_skip_connections() => "the model has no skip connections around them".into(),
             _ if self.backend().format().is_for_device() => "engines on a device run as a whole".into(),
-            _ if Ends::of(component).is_some() => return Ok(()),
+            _ if Ends::of(&component.segments).is_some() => return Ok(()),
             1 => "the model is compiled into 1 segment, in which they are".into(),
             n => format!(
                 "the model is compiled into {n} segments, too few to tell its ends from what is between them"
@@ -112,7 +111,7 @@ impl Residency {
 impl Chain<'_> {
     /// The denoiser's ends.
     pub(super) fn ends(&self) -> Result<Ends, Error> {
-        Ends::of(&self.component).ok_or_else(|| self.refuse("has no ends".into()))
+        Ends::of(&self.component.segments).ok_or_else(|| self.refuse("has no ends".into()))
     }
 
     /// Runs what is left of the segments when those of `0..begun` have run, which made `made`.
@@ -159,23 +158,21 @@ impl Chain<'_> {
 
 #[cfg(test)]
 mod tests {
-    use kiln_bundle::Segment;
-
     use super::*;
 
-    fn component(segments: &[(&[&str], &[&str])]) -> Component {
+    fn segments(segments: &[(&[&str], &[&str])]) -> Vec<Segment> {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let segments = segments.iter().map(|(reads, makes)| Segment {
+        let segment = |(reads, makes): &(&[&str], &[&str])| Segment {
             reads: names(reads),
             makes: names(makes),
             ..Segment::default()
-        });
-        Component { segments: segments.collect(), ..Component::default() }
+        };
+        segments.iter().map(segment).collect()
     }
 
     #[test]
     fn the_ends_are_the_fewest_segments_that_read_the_first_skip_connection() {
-        let unet = component(&[
+        let unet = segments(&[
             (&["sample", "timestep"], &["embedding", "skip"]),
             (&["skip", "embedding"], &["down"]),
             (&["down", "embedding"], &["middle"]),
@@ -189,9 +186,9 @@ mod tests {
 
     #[test]
     fn a_component_of_few_segments_has_none() {
-        let whole = component(&[(&["sample", "timestep"], &["out"])]);
-        let chain = component(&[(&["sample"], &["a"]), (&["a"], &["b"]), (&["b"], &["out"])]);
-        assert_eq!([whole, chain].map(|component| Ends::of(&component)), [None, None]);
+        let whole = segments(&[(&["sample", "timestep"], &["out"])]);
+        let chain = segments(&[(&["sample"], &["a"]), (&["a"], &["b"]), (&["b"], &["out"])]);
+        assert_eq!([whole, chain].map(|segments| Ends::of(&segments)), [None, None]);
     }
 
     #[test]
