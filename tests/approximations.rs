@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::cli::{fail, kiln, pixels, succeed};
+use crate::cli::{fail, kiln, pixels, psnr, succeed};
 use crate::fixtures::scratch;
 use crate::support::references;
 
@@ -22,12 +22,6 @@ fn draw(bundle: &str, work: &Path, extra: &[&str]) -> (Vec<u8>, Value) {
     let said: Value = serde_json::from_str(&said).expect("JSON");
     let picture = said["images"][0].as_str().expect("a picture");
     (pixels(&work.join(picture)), said)
-}
-
-/// How much noise there is beside a picture, in decibels.
-fn psnr(expected: &[u8], found: &[u8]) -> f64 {
-    let squares = expected.iter().zip(found).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-    10.0 * (255.0 * 255.0 * expected.len() as f64 / squares.sum::<f64>().max(1e-9)).log10()
 }
 
 #[test]

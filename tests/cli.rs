@@ -74,6 +74,12 @@ pub(crate) fn pixels(path: &Path) -> Vec<u8> {
     pixels
 }
 
+/// How much noise there is beside a picture, in decibels.
+pub(crate) fn psnr(expected: &[u8], found: &[u8]) -> f64 {
+    let squares = expected.iter().zip(found).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    10.0 * (255.0 * 255.0 * expected.len() as f64 / squares.sum::<f64>().max(1e-9)).log10()
+}
+
 #[test]
 fn generate_writes_pictures_that_say_how_they_were_made() {
     onnxruntime();

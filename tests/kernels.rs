@@ -1,6 +1,6 @@
 //! Pictures by kiln's kernels beside those by ONNX Runtime's operators.
 
-use crate::cli::{fail, kiln, pixels, succeed};
+use crate::cli::{fail, kiln, pixels, psnr, succeed};
 use crate::fixtures::scratch;
 use crate::support::references;
 
@@ -45,12 +45,6 @@ fn names_of_no_kernels_are_refused_with_those_that_there_are() {
     let shapes = references().join("../../models/shapes").display().to_string();
     let mut command = kiln(&["generate", "--model", &shapes, "x", "--steps", "1"], work.path());
     fail(command.env("KILN_KERNELS", "sse9"), 2, "KILN_KERNELS: 'sse9' is not off, auto or one of portable");
-}
-
-/// How much noise there is beside a picture, in decibels.
-fn psnr(expected: &[u8], found: &[u8]) -> f64 {
-    let squares = expected.iter().zip(found).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-    10.0 * (255.0 * 255.0 * expected.len() as f64 / squares.sum::<f64>().max(1e-9)).log10()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kiln_bundle::{Accuracy, Bundle, ComponentName, PictureAccuracy};
+use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Backend, Pipeline, Request};
 
 use crate::bench::PROMPT;
@@ -12,9 +13,6 @@ use crate::progress::Bar;
 
 /// Steps of the picture that is drawn.
 const STEPS: usize = 10;
-
-/// Differences between a picture's pixels up to which it counts as one of one colour, which says nothing.
-const FLAT: u8 = 2;
 
 /// How many times the drift that was measured another processor may have: it rounds alike, and adds in another order.
 const TOLERANCE: f64 = 2.0;
@@ -44,7 +42,7 @@ fn picture(own: &mut Pipeline, exact: &mut Pipeline) -> Result<Option<PictureAcc
         result => result?,
     };
     let expected = &expected.images[0];
-    if expected.is_flat(FLAT) {
+    if expected.is_flat(RgbImage::FLAT) {
         return Ok(None);
     }
     let found = own.generate(&request)?;

@@ -19,7 +19,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
         .prompts(vec![""; check_batch(args.batch_size)?])
         .steps(args.steps)
         .guidance_scale(args.guidance_scale);
-    (request.height, request.width) = (args.height, args.width);
+    (request.height, request.width) = (args.pixels.height, args.pixels.width);
     request.scheduler = args.scheduler.name()?.map(Into::into);
     request.validate()?;
     let backends = args.execution.backends();

@@ -96,11 +96,11 @@ fn against(
         }
     };
     let max_drift = max_drift([&bundle, &other], args);
-    let recorded = (bundle.clone(), other.clone());
     let mut found = models::pipeline(bundle, found)?;
     let mut expected = models::pipeline(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;
-    let limit = |name| args.max_drift.or(accuracy::bound(&recorded.0, &recorded.1, name)).unwrap_or(max_drift);
+    let bound = |name| accuracy::bound(found.bundle(), expected.bundle(), name);
+    let limit = |name| args.max_drift.or_else(|| bound(name)).unwrap_or(max_drift);
     let excess = drifts.iter().filter(|(name, drift)| *drift > limit(*name));
     let excess = excess.max_by(|a, b| f64::total_cmp(&(a.1 / limit(a.0)), &(b.1 / limit(b.0))));
     let passes = excess.is_none();

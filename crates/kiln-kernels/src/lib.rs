@@ -1,7 +1,7 @@
 //! What networks of diffusion models compute, for processors.
 //!
-//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]`, perhaps of an upsampled input, by Winograd's algorithm or implicit GEMM,
-//!   [`Linear`] linear layers; both add bias and residual. [`Attention`] never keeps scores in memory.
+//! - [`Conv`] computes 2-D convolutions of `[batch][channel][y][x]`, upsampled or not, by Winograd's algorithm or implicit
+//!   GEMM, [`Linear`] linear layers; both add bias and residual. [`Attention`] never keeps scores in memory.
 //! - [`GroupNorm`] normalises.
 //! - [`Weights`] are read as checkpoints store them, in f32 or bf16: a mapped file of safetensors will do.
 //! - [`Isa`] says which instructions are used, [`Parallel`] is the caller's pool of threads. There is no global state,

@@ -32,9 +32,7 @@ pub(super) fn precision() -> impl TypedValueParser<Value = PrecisionChoice> {
         (ElementType::Bf16, "floats of 8 bits of precision; on a processor, of products' factors alone"),
     ];
     let auto = PossibleValue::new(AUTO).help("On a processor, bf16 where this one multiplies it, else f32");
-    let values =
-        types.map(|(element, help)| PossibleValue::new(element.name()).help(help)).into_iter().chain([auto]);
-    PossibleValuesParser::new(values).try_map(|name| match name.as_str() {
+    PossibleValuesParser::new(values(types).into_iter().chain([auto])).try_map(|name| match name.as_str() {
         AUTO => Ok(PrecisionChoice::Auto),
         name => name.parse().map(PrecisionChoice::Of),
     })
@@ -54,8 +52,11 @@ pub(crate) enum PrecisionChoice {
 fn of_types<const N: usize>(
     types: [(ElementType, &'static str); N],
 ) -> impl TypedValueParser<Value = ElementType> {
-    let values = types.map(|(element, help)| PossibleValue::new(element.name()).help(help));
-    PossibleValuesParser::new(values).try_map(|name| name.parse::<ElementType>())
+    PossibleValuesParser::new(values(types)).try_map(|name| name.parse::<ElementType>())
+}
+
+fn values<const N: usize>(types: [(ElementType, &'static str); N]) -> [PossibleValue; N] {
+    types.map(|(element, help)| PossibleValue::new(element.name()).help(help))
 }
 
 /// Opsets that models are written in.

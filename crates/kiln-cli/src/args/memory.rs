@@ -138,12 +138,8 @@ pub(crate) struct PlanArgs {
     /// Say what would be taken for this much memory, such as 2GiB; auto for what is free.
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_budget: Option<Budget>,
-    /// Width in pixels [default: the model's].
-    #[arg(long, value_name = "PIXELS")]
-    pub(crate) width: Option<u32>,
-    /// Height in pixels, like the width.
-    #[arg(long, value_name = "PIXELS")]
-    pub(crate) height: Option<u32>,
+    #[command(flatten)]
+    pub(crate) pixels: PixelArgs,
     /// Pictures at once.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) batch_size: usize,
@@ -196,6 +192,17 @@ pub(crate) enum BenchCommand {
     Operators(BenchOperatorsArgs),
 }
 
+/// The size of pictures.
+#[derive(Args)]
+pub(crate) struct PixelArgs {
+    /// Width in pixels [default: the model's].
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) width: Option<u32>,
+    /// Height in pixels, like the width.
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) height: Option<u32>,
+}
+
 #[derive(Args)]
 pub(crate) struct BenchOperatorsArgs {
     /// Bundle folder, for the processor.
@@ -203,12 +210,8 @@ pub(crate) struct BenchOperatorsArgs {
     /// Denoising steps that are measured, after as many that are not.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) steps: usize,
-    /// Width in pixels [default: the model's].
-    #[arg(long, value_name = "PIXELS")]
-    pub(crate) width: Option<u32>,
-    /// Height in pixels, like the width.
-    #[arg(long, value_name = "PIXELS")]
-    pub(crate) height: Option<u32>,
+    #[command(flatten)]
+    pub(crate) pixels: PixelArgs,
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     /// Print one JSON object instead of the tables, with every operator and shape.
@@ -262,12 +265,8 @@ pub(crate) struct BenchMemoryArgs {
     /// How often everything is run, in turn.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) rounds: usize,
-    /// Width in pixels [default: the model's].
-    #[arg(long, value_name = "PIXELS")]
-    pub(crate) width: Option<u32>,
-    /// Height in pixels, like the width.
-    #[arg(long, value_name = "PIXELS")]
-    pub(crate) height: Option<u32>,
+    #[command(flatten)]
+    pub(crate) pixels: PixelArgs,
     #[command(flatten)]
     pub(crate) scheduler: SchedulerArgs,
     #[command(flatten)]

@@ -33,7 +33,7 @@ pub(crate) use compile::{
 pub(crate) use file::{is_models_file, models};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, BenchOperatorsArgs, Budget, MeasureArgs,
-    MemoryArgs, OffloadChoice, PlanArgs,
+    MemoryArgs, OffloadChoice, PixelArgs, PlanArgs,
 };
 use numbers::{number, point, share};
 pub(crate) use serve::{ACTIONS, LogFormat, SERVE, ServeArgs};

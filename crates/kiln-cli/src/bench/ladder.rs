@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{PROMPT, check, memory, warm_up_steps, write};
-use crate::args::{BenchLadderArgs, BenchMemoryArgs};
+use crate::args::{BenchLadderArgs, BenchMemoryArgs, PixelArgs};
 use crate::failure::Failure;
 use crate::model::Model;
 use crate::models::{self, failure};
@@ -238,8 +238,7 @@ fn memory_args(args: &BenchLadderArgs, bundles: Vec<std::path::PathBuf>) -> Benc
         out: args.out.clone(),
         steps: args.steps.min(4),
         rounds: 1,
-        width: None,
-        height: None,
+        pixels: PixelArgs { width: None, height: None },
         scheduler: args.scheduler.clone(),
         execution: args.execution,
         json: args.json,

@@ -49,7 +49,7 @@ pub(super) struct Report {
 pub(super) fn measure(args: &BenchMemoryArgs, folder: &OutputFolder) -> Result<Report, Failure> {
     let mut request = Request::new("").steps(args.steps);
     request.scheduler = args.scheduler.name()?.map(Into::into);
-    (request.height, request.width) = (args.height, args.width);
+    (request.height, request.width) = (args.pixels.height, args.pixels.width);
     let mut cases = Vec::new();
     for bundle in &args.bundles {
         cases.append(&mut self::cases(bundle, &request, args)?);
@@ -106,8 +106,8 @@ fn draw(case: &Case, folder: &Path, index: usize, args: &BenchMemoryArgs) -> Res
         steps: args.steps,
         scheduler: args.scheduler.name()?.map(Into::into),
         warm_up: case.warm_up,
-        width: args.width,
-        height: args.height,
+        width: args.pixels.width,
+        height: args.pixels.height,
         offload: case.choice.memory.offload.into(),
         vae_tile: tile(&case.choice.memory),
         picture: file(folder, case, index, "png"),

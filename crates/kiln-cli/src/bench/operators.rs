@@ -32,8 +32,8 @@ pub(super) fn run(args: &BenchOperatorsArgs) -> Result<(), Failure> {
         scheduler: None,
         // As many again: of each session's runs, the second half counts.
         warm_up: Some(u32::try_from(args.steps).map_err(|_| Failure::usage("--steps: too many"))?),
-        width: args.width,
-        height: args.height,
+        width: args.pixels.width,
+        height: args.pixels.height,
         offload: OffloadChoice::None,
         vae_tile: None,
         picture: folder.path().join("picture.png"),

@@ -204,6 +204,9 @@ impl RgbImage {
         self.height
     }
 
+    /// Differences between a picture's pixels up to which it counts as one of one colour, as black frames are.
+    pub const FLAT: u8 = 2;
+
     /// Red, green, blue of each pixel, row by row.
     pub fn data(&self) -> &[u8] {
         &self.data

@@ -57,9 +57,6 @@ pub struct Verification {
     pub is_flat: bool,
 }
 
-/// Differences between a picture's pixels up to which it counts as one of one colour.
-const FLAT: u8 = 2;
-
 impl Pipeline {
     /// Makes the reference of this pipeline's bundle.
     pub fn make_reference(&mut self, watch: Watch<'_>) -> Result<Reference, Error> {
@@ -82,7 +79,7 @@ impl Pipeline {
         };
         let settings = settings.with_scheduler_that_runs(self)?;
         let output = self.generate_with(&settings.request(self), watch)?;
-        if output.images.iter().any(|image| image.is_flat(FLAT)) {
+        if output.images.iter().any(|image| image.is_flat(RgbImage::FLAT)) {
             return Err(Error::FlatPicture);
         }
         Ok(Reference { settings, latents: output.latents, pictures: output.images })
@@ -107,7 +104,7 @@ impl Pipeline {
             drift: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
             max_difference: pairs().map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max),
             psnr: compared.iter().filter_map(|comparison| comparison.psnr).min_by(f64::total_cmp),
-            is_flat: output.images.iter().any(|image| image.is_flat(FLAT)),
+            is_flat: output.images.iter().any(|image| image.is_flat(RgbImage::FLAT)),
         })
     }
 

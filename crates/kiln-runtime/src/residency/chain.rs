@@ -188,9 +188,10 @@ impl<'a> Chain<'a> {
             self.residency.with_engine(name, i, |engine| {
                 let at_once = match placement {
                     Placement::Packed => parts.len(),
-                    Placement::Mapped => {
-                        joined::most_rows(segment, &reads(segment, &parts[0], &made[0])).min(ROWS_TOGETHER)
+                    Placement::Mapped if joined::gains(segment, &reads(segment, &parts[0], &made[0])) => {
+                        ROWS_TOGETHER
                     }
+                    Placement::Mapped => 1,
                 };
                 for (given, made) in parts.chunks(at_once).zip(made.chunks_mut(at_once)) {
                     let each = given.iter().zip(&*made).map(|(given, made)| reads(segment, given, made));

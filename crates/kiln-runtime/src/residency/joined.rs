@@ -9,13 +9,12 @@ use crate::Error;
 
 /// Bytes of weights per byte that a row reads, from which on rows run together: their products wait for weights, which
 /// are then read once, and what is copied to join them does not count.
-const WEIGHTS_PER_INPUT: u64 = 8;
+const WEIGHTS_PER_INPUT: u64 = 16;
 
-/// Most rows that a segment runs as one batch: as many as read little together, beside its weights.
-pub(super) fn most_rows(segment: &Segment, row: &Given<'_>) -> usize {
+/// Whether a segment's rows had better run together.
+pub(super) fn gains(segment: &Segment, row: &Given<'_>) -> bool {
     let read: u64 = row.iter().map(|(_, view)| view.n_bytes()).sum();
-    let rows = segment.weight_bytes / (WEIGHTS_PER_INPUT * read.max(1));
-    usize::try_from(rows).unwrap_or(usize::MAX).max(1)
+    segment.weight_bytes >= WEIGHTS_PER_INPUT * read.max(1)
 }
 
 /// What an engine makes for each row, of one run where there are several.

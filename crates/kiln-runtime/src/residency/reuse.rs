@@ -19,18 +19,13 @@ use crate::architecture::Denoiser;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ends {
     /// Segments at the beginning.
-    early: usize,
+    pub(super) early: usize,
     /// The first one of those at the end.
     late: usize,
     deep: Vec<String>,
 }
 
 impl Ends {
-    /// Segments at the beginning.
-    pub(super) fn early(&self) -> usize {
-        self.early
-    }
-
     /// The ends of a denoiser: the fewest segments at its end that read a skip connection from the beginning besides the
     /// timestep's embedding. None where a component has too few segments for that.
     fn of(segments: &[Segment]) -> Option<Ends> {

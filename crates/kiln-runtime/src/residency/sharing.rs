@@ -85,7 +85,7 @@ impl Chain<'_> {
     ) -> Result<Vec<Tensor>, Error> {
         let n_sharing = if sources.are_distinct() { 0 } else { self.n_sharing(shared) };
         let n_sharing = match reuse {
-            Reuse::Replay(_) => n_sharing.min(self.ends()?.early()),
+            Reuse::Replay(_) => n_sharing.min(self.ends()?.early),
             Reuse::Nothing | Reuse::Record(_) => n_sharing,
         };
         let ranges = self.ranges(sources.0.len());
