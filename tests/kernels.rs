@@ -5,7 +5,7 @@ use crate::fixtures::scratch;
 use crate::support::references;
 
 /// Instructions that some processors have; those that this one lacks are refused.
-const INSTRUCTIONS: [&str; 5] = ["portable", "avx2", "avx512", "avx512-bf16", "amx"];
+const INSTRUCTIONS: [&str; 6] = ["portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16", "amx"];
 
 #[test]
 fn kernels_draw_what_operators_of_onnx_runtime_draw() {
@@ -49,9 +49,50 @@ fn names_of_no_kernels_are_refused_with_those_that_there_are() {
 
 #[test]
 fn products_of_bf16_halve_the_bundle_and_keep_the_picture_on_every_processor() {
+    reduced_products_keep_the_picture("bf16", 45.0);
     let work = scratch();
     let shapes = references().join("../../models/shapes").display().to_string();
-    let [exact, rounded] = ["f32", "bf16"].map(|precision| {
+    let cuda = ["compile", &shapes, "--precision", "bf16", "--target", "cuda"];
+    fail(&mut kiln(&cuda, work.path()), 2, "precision: ONNX Runtime's CUDA provider has no kernels of bf16");
+}
+
+#[test]
+fn products_of_int8_keep_the_picture_on_every_processor() {
+    reduced_products_keep_the_picture("int8", 40.0);
+    let work = scratch();
+    let shapes = references().join("../../models/shapes").display().to_string();
+    for target in ["cuda", "tensorrt-rtx"] {
+        let elsewhere = ["compile", &shapes, "--precision", "int8", "--target", target];
+        let reason = "precision: int8 is computed by kiln's kernels for the target cpu";
+        fail(&mut kiln(&elsewhere, work.path()), 2, reason);
+    }
+    // What runs once a picture is of bf16, as are all but the layers that are named.
+    let compile = ["compile", &shapes, "--precision", "int8", "--no-reference", "--no-accuracy"];
+    let output = kiln(&compile, work.path()).env("KILN_KERNELS", "avx2").output().expect("kiln runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("KILN_KERNELS: ") || said.contains("no faster on this processor"), "{said}");
+    let bundle = succeed(&mut kiln(&compile, work.path())).trim().to_owned();
+    let about: serde_json::Value =
+        serde_json::from_str(&succeed(&mut kiln(&["inspect", &bundle, "--json"], work.path()))).expect("JSON");
+    let precision = |name: &str| about["manifest"]["components"][name]["precision"].clone();
+    assert_eq!(
+        [precision("unet"), precision("text_encoder"), precision("vae_decoder")],
+        ["int8", "bf16", "bf16"]
+    );
+    let bench = ["bench", "operators", &bundle, "--steps", "1", "--json"];
+    let output = kiln(&bench, work.path()).env("KILN_KERNELS", "avx512-vnni").output().expect("kiln runs");
+    if output.status.success() {
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let operators = said["components"]["unet"].as_array().expect("operators");
+        let of = |name: &str| operators.iter().find(|of| of["operator"] == name).cloned();
+        assert!(of("LinearInt8").expect("layers")["flop"].as_f64() > Some(0.0), "{operators:?}");
+    }
+}
+
+fn reduced_products_keep_the_picture(precision: &str, least_psnr: f64) {
+    let work = scratch();
+    let shapes = references().join("../../models/shapes").display().to_string();
+    let [exact, rounded] = ["f32", precision].map(|precision| {
         let compiled = succeed(&mut kiln(&["compile", &shapes, "--precision", precision], work.path()));
         compiled.trim().to_owned()
     });
@@ -61,7 +102,7 @@ fn products_of_bf16_halve_the_bundle_and_keep_the_picture_on_every_processor() {
     };
     assert!(weights(&rounded) < weights(&exact) * 51 / 100);
     let about = succeed(&mut kiln(&["inspect", &rounded], work.path()));
-    assert!(about.contains("operators, bf16)"), "{about}");
+    assert!(about.contains(&format!("operators, {precision})")), "{about}");
     assert!(about.contains("beside f32: text_encoder ") && about.contains("(64x64, 10 steps)"), "{about}");
     assert!(!succeed(&mut kiln(&["inspect", &exact], work.path())).contains("beside f32"));
     let draw = |bundle: &str, kernels: &str, extra: &[&str]| {
@@ -77,13 +118,11 @@ fn products_of_bf16_halve_the_bundle_and_keep_the_picture_on_every_processor() {
     for kernels in [&["off", "auto"], &INSTRUCTIONS[..]].concat() {
         let Some(found) = draw(&rounded, kernels, &[]) else { continue };
         let psnr = psnr(&expected, &found);
-        assert!(psnr > 45.0 && found != expected, "{kernels}: {psnr} dB");
+        assert!(psnr > least_psnr && found != expected, "{kernels}: {psnr} dB");
         let mut verify = kiln(&["verify", &rounded], work.path());
         succeed(verify.env("KILN_KERNELS", kernels));
     }
     succeed(&mut kiln(&["verify", &rounded, "--against", &exact], work.path()));
-    let cuda = ["compile", &shapes, "--precision", "bf16", "--target", "cuda"];
-    fail(&mut kiln(&cuda, work.path()), 2, "precision: ONNX Runtime's CUDA provider has no kernels of bf16");
     let resident = draw(&rounded, "auto", &["--offload", "none", "--weights", "mapped"]);
     assert!(resident == draw(&rounded, "auto", &["--offload", "sequential"]), "offload changes no bit");
     let rten = kiln(&["generate", "--model", &rounded, "x", "--backend", "rten"], work.path());

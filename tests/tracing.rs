@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kiln_compile::{Checkpoint, TraceOptions, TracedModel, inspect_onnx, trace};
 use kiln_engine::{LoadOptions, Tensor, TensorView};
-use kiln_graph::{AttentionPolicy, Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{AttentionPolicy, Cuts, ElementType, EmitPolicy, Flavor, Precision, PrecisionPolicy};
 use kiln_nets::Sizes;
 use kiln_runtime::Backend;
 use ndarray::ArrayD;
@@ -129,8 +129,7 @@ fn products_of_bf16_store_their_weights_in_it_and_no_others() {
     let bytes = |models: &[TracedModel]| -> u64 { models.iter().map(|model| model.weight_bytes).sum() };
     let full = bytes(&traced(&TraceOptions::default(), folder.path()));
     let of = |scopes: Vec<(String, ElementType)>, storage| {
-        let precision =
-            PrecisionPolicy { scopes, storage, ..PrecisionPolicy::with_products(ElementType::Bf16) };
+        let precision = PrecisionPolicy { scopes, storage, ..PrecisionPolicy::with_products(Precision::Bf16) };
         let policy = EmitPolicy { precision, ..EmitPolicy::default() };
         bytes(&check(&options(policy), &*onnxruntime(), 3e-2))
     };
@@ -152,10 +151,8 @@ fn attention_that_wants_its_scores_exact_keeps_them_beside_products_of_bf16() {
         let checkpoint = work.path().join(format!("checkpoint-{upcast}"));
         copy_folder(&sd15(), &checkpoint);
         edit_json(&checkpoint.join("unet/config.json"), |config| config["upcast_attention"] = upcast.into());
-        let policy = EmitPolicy {
-            precision: PrecisionPolicy::with_products(ElementType::Bf16),
-            ..EmitPolicy::default()
-        };
+        let policy =
+            EmitPolicy { precision: PrecisionPolicy::with_products(Precision::Bf16), ..EmitPolicy::default() };
         let folder = work.path().join(format!("traced-{upcast}"));
         let checkpoint = Checkpoint::open(&checkpoint).expect("a checkpoint");
         trace(&checkpoint, &options(policy), &folder, &mut |_| {}).expect("ONNX files");

@@ -4,7 +4,7 @@ use std::fs;
 
 use kiln_bundle::Target;
 use kiln_compile::{Bytes, ComputeCapability, OptimizationLevel, Specification, TargetSpec};
-use kiln_graph::ElementType;
+use kiln_graph::{ElementType, Precision};
 use proptest::prelude::*;
 
 use crate::cli::{fail, kiln, succeed};
@@ -61,7 +61,7 @@ targets:
     assert_eq!(engines.optimization_level.map(OptimizationLevel::get), Some(5));
     assert_eq!(
         (engines.networks.precision.compute, engines.networks.controlnet),
-        (Some(ElementType::F16), Some(true))
+        (Some(Precision::F16), Some(true))
     );
     let TargetSpec::Cpu(cpu) = &spec.targets[&Target::Cpu] else { panic!("of the CPU") };
     assert_eq!(cpu.networks.precision.storage, Some(ElementType::F16));
@@ -89,10 +89,10 @@ fn what_is_not_understood_is_refused_with_its_place() {
         ("workspace: lots", "'lots' is not a size such as 512MiB or 4GiB"),
         ("workspace: -1GiB", "'-1GiB' is not a size"),
         ("optimization_level: 6", "optimization_level: 6 is not from 0 to 5"),
-        ("precision: {compute: f8}", "unknown variant `f8`, expected one of `f32`, `f16`, `bf16`"),
+        ("precision: {compute: f8}", "unknown variant `f8`, expected one of `f32`, `f16`, `bf16`, `int8`"),
         ("precision: {components: {vae: f32}}", "unknown component 'vae'"),
-        ("precision: {compute: i64}", "i64 holds no fractions; expected f32, f16 or bf16"),
-        ("precision: {components: {unet: i64}}", "i64 holds no fractions"),
+        ("precision: {storage: i64}", "i64 holds no fractions; expected f32, f16 or bf16"),
+        ("precision: {components: {unet: i64}}", "unknown variant `i64`, expected one of `f32`"),
         ("tf32: true\n    tf32: false", "duplicate"),
         ("profiles: [{height: 512}]", "missing field `width`"),
         ("profiles: [{height: big, width: 8}]", "expected a number, or {min, opt, max}"),

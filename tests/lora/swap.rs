@@ -71,11 +71,11 @@ fn a_lora_that_does_not_fit_changes_nothing() {
 #[test]
 fn weights_stored_in_16_bits_are_changed_too() {
     use kiln_compile::TraceOptions;
-    use kiln_graph::{ElementType, EmitPolicy, PrecisionPolicy};
+    use kiln_graph::{ElementType, EmitPolicy, Precision, PrecisionPolicy};
 
     let case = Case::new("kohya");
     let half = PrecisionPolicy { storage: Some(ElementType::F16), ..PrecisionPolicy::default() };
-    let products = PrecisionPolicy::with_products(ElementType::Bf16);
+    let products = PrecisionPolicy::with_products(Precision::Bf16);
     // In bf16, weights that were rounded are changed and rounded again; those of the checkpoint are exact in f16.
     for (precision, backends, most) in [(half, backends().to_vec(), 0.0), (products, vec![onnxruntime()], 0.02)]
     {

@@ -14,7 +14,7 @@ def svg(figures):
         parts.append(f'<text x="0" y="{y + 14}" font-weight="bold">{escape(work)}</text>')
         y += GAP
         for row in rows:
-            colour = COLOURS["kiln" if row["runtime"] in ("kiln-f32", "kiln-bf16") else "other"]
+            colour = COLOURS["kiln" if row["runtime"] in ("kiln-f32", "kiln-bf16", "kiln-int8") else "other"]
             length = max(WIDTH * row["seconds"] / slowest, 1)
             parts.append(f'<text x="0" y="{y + 12}">{escape(row["runtime"])}</text>'
                          f'<rect x="{LEFT}" y="{y}" width="{length:.1f}" height="{BAR - 2}" fill="{colour}"/>'

@@ -26,7 +26,7 @@ from chart import svg
 HERE = os.path.dirname(os.path.abspath(__file__))
 F32, REDUCED = "f32", "reduced"
 # The arithmetic of each runtime, and its kind: one is compared with others of its kind.
-KILN = {"kiln-f32": F32, "kiln-bf16": REDUCED}
+KILN = {"kiln-f32": F32, "kiln-bf16": REDUCED, "kiln-int8": REDUCED}
 PEERS = {"openvino-f32": F32, "onnxruntime": F32, "torch-f32": F32, "kiln-rten": F32,
          "openvino": REDUCED, "torch-bf16": REDUCED}
 OPTIONAL = {"onnxruntime-torch-export": F32}
@@ -64,7 +64,7 @@ class Kiln:
         self.options, self.flags = options, ["--backend", "rten"] if name == "kiln-rten" else []
         self.environment = {"KILN_KERNELS": options.kernels} if options.kernels else {}
         self.folder = comparison.folder
-        self.bundle = comparison.bundle("bf16" if name == "kiln-bf16" else "f32")
+        self.bundle = comparison.bundle(precision(name) if name in KILN else "f32")
         self.version = run([options.kiln, "--version"], {}).split()[-1]
 
     def measure(self, work, side):
@@ -170,12 +170,18 @@ class Comparison:
         bundles = {runner.name: runner.bundle for runner in self.runners if isinstance(runner, Kiln)}
         if not KILN.keys() <= bundles.keys():
             return errors
-        verify = [self.options.kiln, "verify", bundles["kiln-bf16"], "--against", bundles["kiln-f32"], "--json",
-                  "--max-drift", "1"]
-        drifts = json.loads(run(verify, {}))["components"]
-        errors["kiln-bf16"] = {work: -20 * math.log10(max(drifts[network], 1e-15))
-                               for work, network in (("unet", "unet"), ("decode", "vae_decoder"))}
+        for name in ("kiln-bf16", "kiln-int8"):
+            verify = [self.options.kiln, "verify", bundles[name], "--against", bundles["kiln-f32"], "--json",
+                      "--max-drift", "1"]
+            drifts = json.loads(run(verify, {}))["components"]
+            errors[name] = {work: -20 * math.log10(max(drifts[network], 1e-15))
+                            for work, network in (("unet", "unet"), ("decode", "vae_decoder"))}
         return errors
+
+
+def precision(name):
+    """Of a runtime of kiln's."""
+    return name.removeprefix("kiln-")
 
 
 def decibels(expected, found):
@@ -205,10 +211,11 @@ def markdown(figures):
         yield "|---|---|---|---|---|"
         of_work = [row for row in figures["rows"] if row["work"] == work]
         for row in sorted(of_work, key=lambda row: row["seconds"]):
-            beside = [f"{one['ratios'][row['runtime']]:.2f} x" for one in of_work if row["runtime"] in one["ratios"]]
+            beside = [f"{precision(one['runtime'])} {one['ratios'][row['runtime']]:.2f} x" for one in of_work
+                      if row["runtime"] in one["ratios"]]
             rounds = ", ".join(f"{seconds:.2f}" for seconds in row["rounds"])
             yield (f"| {row['runtime']} {row['version']} | {row['seconds']:.3f} s | {rounds} | "
-                   f"{row['peak_bytes'] / 1e9:.2f} GB | {' '.join(beside)} |")
+                   f"{row['peak_bytes'] / 1e9:.2f} GB | {', '.join(beside)} |")
         yield ""
     yield "| output beside f32 | UNet | decoder |\n|---|---|---|"
     for name, of in figures["errors"].items():

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use kiln_types::{ComponentName, ElementType};
+use kiln_types::{ComponentName, ElementType, Precision};
 use serde::{Deserialize, Serialize};
 
 /// One engine.
@@ -25,7 +25,7 @@ pub struct Component {
     /// The checkpoint's weights on which no output depends.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unread_weights: Vec<String>,
-    /// Type that it computes in; on a processor, bf16 is that of products' factors, and sums and all else are f32.
+    /// What it computes in, as [`Precision`] names it.
     pub precision: String,
     /// What it reads.
     pub inputs: Vec<PortInfo>,
@@ -34,9 +34,14 @@ pub struct Component {
 }
 
 impl Component {
-    /// Whether it computes in bf16, or rounds factors of products to it.
-    pub fn is_bf16(&self) -> bool {
-        self.precision == "bf16"
+    /// What it computes in; none for a name that a later version may know.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision.parse().ok()
+    }
+
+    /// Whether its products' weights are stored in bf16.
+    pub fn stores_bf16(&self) -> bool {
+        self.precision().is_some_and(|precision| precision.stored() == ElementType::Bf16)
     }
 }
 

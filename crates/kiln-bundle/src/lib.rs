@@ -36,7 +36,7 @@ pub use error::BundleError;
 pub use figures::{ComponentFigures, Figures, Sample};
 pub use fs::{OutputFolder, Staging};
 pub use hold::{Claim, Hold};
-pub use kiln_types::{ComponentName, ElementType, ErrorKind, Size};
+pub use kiln_types::{ComponentName, ElementType, ErrorKind, Precision, Size};
 pub use manifest::{
     Content, ControlNetInfo, FileEntry, FusedLora, LatentsInfo, Manifest, PipelineInfo, Provenance, Target,
     TextEncoderInfo, TokenizerInfo, Tuning,

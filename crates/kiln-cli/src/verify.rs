@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use kiln_bundle::{Bundle, Component, SealKey};
+use kiln_bundle::{Bundle, Component, Precision, SealKey};
 use kiln_runtime::{Backend, Backends, Device, Error, Event, Place, Reference, Watch};
 use serde_json::json;
 
@@ -67,11 +67,15 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
 }
 
-/// The drift that is allowed: processors round to bf16 alike, and add what they multiply in other orders and precisions.
+/// The drift that is allowed: processors round alike, and add what they multiply in other orders and precisions.
 fn max_drift<const N: usize>(bundles: [&Bundle; N], args: &VerifyArgs) -> f64 {
-    let mut components = bundles.iter().flat_map(|bundle| bundle.manifest().components.values());
-    let has_bf16 = components.any(Component::is_bf16);
-    args.max_drift.unwrap_or(if has_bf16 { 0.02 } else { 1e-3 })
+    let components = bundles.iter().flat_map(|bundle| bundle.manifest().components.values());
+    let of = |component: &Component| match component.precision() {
+        Some(Precision::Int8) => 0.1,
+        Some(Precision::Bf16) => 0.02,
+        _ => 1e-3,
+    };
+    args.max_drift.unwrap_or_else(|| components.map(of).fold(1e-3, f64::max))
 }
 
 /// Compares a bundle's components with those of another.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use kiln_bundle::stable_diffusion::{CONTROLNET, UNET, UNET_CONTROLLED, VAE_DECODER, VAE_ENCODER};
 use kiln_bundle::{ComponentName, Stage, fs::create_folder};
 use kiln_graph::{
-    Cuts, ElementType, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout,
-    emit, is_inside,
+    Cuts, EmitPolicy, EmittedModel, Graph, ModelPort, PrecisionPolicy, StoredWeight, WeightLayout, emit,
+    is_inside,
 };
 use kiln_lora::{Lora, LoraPlan, WeightChanges};
 use kiln_nets::{
@@ -123,7 +123,7 @@ pub(crate) struct Traced<'a> {
     pub(crate) source: &'a WeightFiles,
     pub(crate) changes: Option<Arc<WeightChanges>>,
     /// Type that it computes in.
-    pub(crate) precision: ElementType,
+    pub(crate) precision: &'static str,
     /// The file of its weights, which components may share.
     data: String,
 }
@@ -384,7 +384,7 @@ impl<'a, 'o> Tracer<'a, 'o> {
         let changes = self.plan.changes(owner).cloned();
         let policy = self.policy.precision.clone();
         let precision = self.precisions.get(&owner).cloned().unwrap_or(policy);
-        let compute = precision.products.unwrap_or(precision.compute);
+        let computed_in = precision.name();
         let models = emit(&graph, &EmitPolicy { cuts, precision, ..self.policy.clone() })?;
         self.traced.push(Traced {
             name,
@@ -395,7 +395,7 @@ impl<'a, 'o> Tracer<'a, 'o> {
             outputs: graph.output_ports(),
             source,
             changes,
-            precision: compute,
+            precision: computed_in,
             data: format!("{owner}.data"),
         });
         Ok(())

@@ -34,7 +34,7 @@ pub use dim::{Dim, Shape, Symbol};
 
 pub use emit::{EmittedModel, Graph, ModelPort, StoredWeight, emit};
 pub use error::TraceError;
-pub use kiln_types::ElementType;
+pub use kiln_types::{ElementType, Precision};
 pub use layout::{AroundWeights, ExternalData, WeightLayout};
 pub use policy::{AttentionPolicy, Cuts, EmitPolicy, Flavor, LEAST_SCORE, PrecisionPolicy, is_inside};
 pub use tensor::{Attention, Kind, Tensor};

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::ElementType;
+use crate::{ElementType, Precision};
 
 /// How an attention becomes operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -89,11 +89,11 @@ pub struct PrecisionPolicy {
     pub scopes: Vec<(String, ElementType)>,
     /// Type that weights are stored in; `None` stores each in the type of its first use.
     pub storage: Option<ElementType>,
-    /// Type that factors of convolutions and linear layers are rounded to, while sums and all else are computed as above.
-    /// Their weights are stored in it, outside of [`scopes`](Self::scopes), and all others in the type of their first use,
+    /// What factors of convolutions and linear layers are rounded to, while sums and all else are computed as above.
+    /// Their weights are stored in its type, outside of [`scopes`](Self::scopes), and all others in the type of their first use,
     /// whatever [`storage`](Self::storage) says. The model asks for it in its metadata: a runtime that does not know how
     /// computes as above.
-    pub products: Option<ElementType>,
+    pub products: Option<Precision>,
 }
 
 impl PrecisionPolicy {
@@ -109,16 +109,21 @@ impl PrecisionPolicy {
         }
     }
 
-    /// Everything computed in f32 but products, whose factors are rounded to `dtype`.
-    pub fn with_products(dtype: ElementType) -> PrecisionPolicy {
-        PrecisionPolicy { products: Some(dtype), ..PrecisionPolicy::default() }
+    /// Everything computed in f32 but products, whose factors are rounded.
+    pub fn with_products(precision: Precision) -> PrecisionPolicy {
+        PrecisionPolicy { products: Some(precision), ..PrecisionPolicy::default() }
+    }
+
+    /// The name of what is computed in.
+    pub fn name(&self) -> &'static str {
+        self.products.map_or(self.compute.name(), Precision::name)
     }
 
     /// Type that a weight in `scope` is stored in, where its first use is in `used`; whether it is a factor of a product.
     pub(crate) fn stored(&self, scope: &str, is_factor: bool, used: ElementType) -> ElementType {
         let is_kept = || self.scopes.iter().any(|(prefix, _)| is_inside(scope, prefix));
         match self.products {
-            Some(products) if is_factor && !is_kept() => products,
+            Some(products) if is_factor && !is_kept() => products.stored(),
             Some(_) => used,
             None => self.storage.unwrap_or(used),
         }

@@ -17,8 +17,8 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use kiln_kernels::{
-    Algorithm, Attention, AttentionTensors, Conv, ConvShape, Element, Isa, Linear, Parallel, Serial, Tensors,
-    Threads, Values, Weights,
+    Algorithm, Attention, AttentionTensors, Conv, ConvShape, Element, Factors, Isa, Linear, Parallel, Serial,
+    Tensors, Threads, Values, Weights,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -95,8 +95,8 @@ impl Product {
         Self::new(Operator::Conv(conv), (n, k), (input, output), conv.scratch_len(lanes)?, flop)
     }
 
-    fn linear([rows, k, n]: [usize; 3], element: Element, isa: Isa, lanes: usize) -> Result<Product> {
-        let linear = Linear { rows, in_features: k, out_features: n, is_gated: false, products: element, isa };
+    fn linear([rows, k, n]: [usize; 3], factors: Factors, isa: Isa, lanes: usize) -> Result<Product> {
+        let linear = Linear { rows, in_features: k, out_features: n, is_gated: false, factors, isa };
         let flop = 2.0 * (rows * k * n) as f64;
         let lengths = (rows * k, rows * n);
         Self::new(Operator::Linear(linear), (n, k), lengths, linear.scratch_len(lanes)?, flop)
@@ -188,15 +188,18 @@ fn case(line: &str, isa: Isa, lanes: usize) -> Result<Box<dyn Case>> {
     let [kind, name, sizes @ ..] = words.as_slice() else {
         return Err(format!("{line:?} is no operator").into());
     };
-    let (algorithm, element) = algorithm(name)?;
     let sizes = sizes.iter().map(|size| size.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
+    if let ("linear", "gemm-int8", &[rows, k, n]) = (*kind, *name, sizes.as_slice()) {
+        return Ok(Box::new(Product::linear([rows, k, n], Factors::Int8, isa, lanes)?));
+    }
+    let (algorithm, element) = algorithm(name)?;
     match (*kind, sizes.as_slice()) {
         ("conv", &[batch, in_channels, height, width, out_channels, kernel, stride]) => {
             let same = ConvShape::same(batch, in_channels, [height, width], out_channels, kernel);
             let shape = ConvShape { stride: [stride; 2], ..same };
             Ok(Box::new(Product::conv(shape, algorithm, element, isa, lanes)?))
         }
-        ("linear", &[rows, k, n]) => Ok(Box::new(Product::linear([rows, k, n], element, isa, lanes)?)),
+        ("linear", &[rows, k, n]) => Ok(Box::new(Product::linear([rows, k, n], element.into(), isa, lanes)?)),
         ("attention", &[batch, queries, keys, heads, head_size]) => {
             let scale = 1.0 / (head_size as f32).sqrt();
             let (products, is_causal) = (element, false);
@@ -226,10 +229,10 @@ fn serve(pool: &dyn Parallel, isa: Isa) -> Result<()> {
 fn report(pool: &dyn Parallel, isa: Isa, filter: &str) -> Result<()> {
     for line in shapes::ALL.lines().map(str::trim).filter(|line| line.contains(filter)) {
         let (kind, sizes) = line.split_once(' ').ok_or("no sizes")?;
-        let winograd = sizes.ends_with(" 3 1");
-        let names: &[&str] = match winograd {
-            true => &["gemm", "f2", "f4", "gemm-bf16", "f2-bf16", "f4-bf16"],
-            false => &["gemm", "gemm-bf16"],
+        let names: &[&str] = match kind {
+            "conv" if sizes.ends_with(" 3 1") => &["gemm", "f2", "f4", "gemm-bf16", "f2-bf16", "f4-bf16"],
+            "linear" => &["gemm", "gemm-bf16", "gemm-int8"],
+            _ => &["gemm", "gemm-bf16"],
         };
         let mut text = format!("{line:34}");
         for name in names {

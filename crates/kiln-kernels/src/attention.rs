@@ -100,7 +100,12 @@ impl Attention {
 
     /// Queries of the largest block.
     fn block(&self) -> usize {
-        gemm::most_rows(self.isa, self.products)
+        gemm::most_rows(self.isa, self.products.into())
+    }
+
+    /// Words of a product's `k` elements or keys.
+    fn words(&self, k: usize) -> usize {
+        gemm::whole_words(self.isa, self.products.into(), k)
     }
 
     /// Keys of a chunk: as many exponentials as a block's row holds.
@@ -135,7 +140,7 @@ struct Layout {
 
 impl Layout {
     fn new(of: &Attention) -> Result<Layout, Error> {
-        let (rows, per_word) = (of.block(), of.products.per_word());
+        let rows = of.block();
         let panels_of_keys = of.keys.div_ceil(PANEL);
         let panels_of_elements = of.head_size.div_ceil(PANEL);
         let mut len = 0;
@@ -144,9 +149,9 @@ impl Layout {
             len = sum(&[len, product(factors)?])?;
             Ok::<usize, Error>(at)
         };
-        let words = of.head_size.div_ceil(per_word);
+        let words = of.words(of.head_size);
         let keys = place(&[panels_of_keys, words, PANEL])?;
-        let values = place(&[panels_of_elements, of.keys.div_ceil(per_word), PANEL])?;
+        let values = place(&[panels_of_elements, of.words(of.keys), PANEL])?;
         let queries = place(&[words.div_ceil(ROW), rows, ROW])?;
         let scores = place(&[of.chunk(), rows])?;
         let exponentials = place(&[rows, ROW])?;
@@ -223,7 +228,7 @@ impl Head<'_> {
     /// Words of a panel of keys.
     #[inline(always)]
     fn key_words(&self) -> usize {
-        self.heads.of.head_size.div_ceil(self.heads.of.products.per_word()) * PANEL
+        self.heads.of.words(self.heads.of.head_size) * PANEL
     }
 
     #[inline(always)]
@@ -234,14 +239,18 @@ impl Head<'_> {
         for panel in 0..keys.div_ceil(PANEL) {
             let to = self.at(self.heads.layout.keys + panel * self.key_words());
             // SAFETY: the caller's promise; there is room for each panel.
-            unsafe { rows.pack::<S>(panel * PANEL, 0..head_size, products, to) }
+            unsafe {
+                rows.pack::<S>(panel * PANEL, 0..head_size, products, to);
+                let rest = head_size.div_ceil(products.per_word()) * PANEL..self.key_words();
+                rest.step_by(S::LANES).for_each(|at| S::store(to.add(at), S::splat(0.0)));
+            }
         }
     }
 
     /// Words of a panel of values.
     #[inline(always)]
     fn value_words(&self) -> usize {
-        self.heads.of.keys.div_ceil(self.heads.of.products.per_word()) * PANEL
+        self.heads.of.words(self.heads.of.keys) * PANEL
     }
 
     #[inline(always)]
@@ -257,7 +266,7 @@ impl Head<'_> {
                     true => S::load_n(self.heads.value.as_ptr().add(self.index(keys, key) + element), n),
                     false => S::splat(0.0),
                 };
-                for step in 0..keys.div_ceil(products.per_word()) {
+                for step in 0..self.heads.of.words(keys) {
                     let v = match products {
                         Element::F32 => load(step),
                         Element::Bf16 => S::pair(load(2 * step), load(2 * step + 1)),
@@ -292,14 +301,15 @@ impl Head<'_> {
     unsafe fn pack_queries<S: Simd>(&self, queries: Range<usize>) {
         let Attention { queries: n, head_size, scale, products, .. } = self.heads.of;
         let k_block = ROW * products.per_word();
-        let n_rows = queries.len();
+        let (n_rows, elements) = (queries.len(), self.heads.of.words(head_size) * products.per_word());
         for (i, query) in queries.enumerate() {
             let from = self.heads.query.as_ptr().wrapping_add(self.index(n, query));
-            for element in (0..head_size).step_by(S::LANES) {
+            for element in (0..elements).step_by(S::LANES) {
                 let to = self.at(self.heads.layout.queries + (element / k_block * n_rows + i) * ROW);
                 // SAFETY: no more than the query's elements are read; a block's row holds what is stored.
                 unsafe {
-                    let v = S::load_n(from.add(element), S::LANES.min(head_size - element));
+                    let n = head_size.saturating_sub(element).min(S::LANES);
+                    let v = S::load_n(from.wrapping_add(element), n);
                     let scaled = S::mul(v, S::splat(scale * std::f32::consts::LOG2_E));
                     gemm::store::<S>(products, to, element % k_block, scaled);
                 }
@@ -311,7 +321,7 @@ impl Head<'_> {
     #[inline(always)]
     unsafe fn score<S: Simd>(&self, rows: usize, chunk: Range<usize>) {
         let Attention { head_size, products, .. } = self.heads.of;
-        let words = head_size.div_ceil(products.per_word());
+        let words = self.heads.of.words(head_size);
         let panels = chunk.start / PANEL..chunk.end.div_ceil(PANEL);
         for (i, panel) in panels.enumerate() {
             let b = self.at(self.heads.layout.keys + panel * self.key_words()).cast_const();
@@ -425,7 +435,7 @@ impl Head<'_> {
     unsafe fn sum<S: Simd>(&self, rows: usize, chunk: Range<usize>) {
         let Attention { head_size, products, .. } = self.heads.of;
         let layout = &self.heads.layout;
-        let steps = chunk.len().div_ceil(products.per_word());
+        let steps = self.heads.of.words(chunk.len());
         for panel in 0..head_size.div_ceil(PANEL) {
             let c = self.at(layout.sums + panel * rows * PANEL);
             let step = chunk.start / products.per_word();

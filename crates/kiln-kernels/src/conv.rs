@@ -1,9 +1,8 @@
 //! Convolutions of `[batch][channel][y][x]`, and which algorithm computes them.
 
 use crate::error::product;
-use crate::gemm::{self, Blocks};
-use crate::implicit::Pixels;
-use crate::output::{Output, Tensors};
+use crate::implicit::Implicit;
+use crate::output::Tensors;
 use crate::parallel::Pool;
 use crate::winograd::{F2, F4, Winograd};
 use crate::{Element, Error, Isa, Parallel, Weights};
@@ -96,7 +95,7 @@ impl ConvShape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// A product whose left factor is gathered block by block; any convolution.
+    /// A product whose left factor is read from a copy of the input with channels last; any convolution.
     ImplicitGemm,
     /// Winograd's F(2x2, 3x3): 3x3, stride 1, 2.25 times fewer products.
     WinogradF2,
@@ -130,7 +129,7 @@ impl Conv {
     pub fn scratch_len(&self, lanes: usize) -> Result<usize, Error> {
         let lanes = lanes.max(1);
         match self.algorithm {
-            Algorithm::ImplicitGemm => self.blocks(lanes)?.scratch_len(lanes),
+            Algorithm::ImplicitGemm => Implicit::new(self.shape, self.products, self.isa)?.scratch_len(lanes),
             Algorithm::WinogradF2 => Winograd::new::<F2>(self.shape, self.products, lanes)?.scratch_len(lanes),
             Algorithm::WinogradF4 => Winograd::new::<F4>(self.shape, self.products, lanes)?.scratch_len(lanes),
         }
@@ -145,7 +144,9 @@ impl Conv {
         let [height, width] = self.shape.output_size()?;
         let tensors = tensors.split(self.shape.out_channels, product(&[height, width])?);
         match self.algorithm {
-            Algorithm::ImplicitGemm => self.implicit(pool, weights, tensors),
+            Algorithm::ImplicitGemm => {
+                Implicit::new(self.shape, self.products, self.isa)?.run(pool, weights, tensors)
+            }
             Algorithm::WinogradF2 => {
                 let winograd = Winograd::new::<F2>(self.shape, self.products, pool.lanes)?;
                 winograd.run::<F2>(self.isa, pool, weights, tensors)
@@ -155,22 +156,5 @@ impl Conv {
                 winograd.run::<F4>(self.isa, pool, weights, tensors)
             }
         }
-    }
-
-    fn implicit(
-        &self,
-        pool: Pool<'_>,
-        weights: Weights<'_>,
-        (input, output, scratch): (&[f32], Output<'_>, &mut [f32]),
-    ) -> Result<(), Error> {
-        let pixels = Pixels::new(self.shape, input, output)?;
-        gemm::run(self.isa, pool, self.blocks(pool.lanes)?, &pixels, weights, scratch)
-    }
-
-    fn blocks(&self, lanes: usize) -> Result<Blocks, Error> {
-        let [height, width] = self.shape.output_size()?;
-        let rows = product(&[self.shape.batch, height, width])?;
-        let sizes = [self.shape.out_channels, self.shape.k()?];
-        Ok(Blocks::new(self.isa, rows, sizes, self.products, lanes, false))
     }
 }

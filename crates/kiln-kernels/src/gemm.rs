@@ -1,8 +1,8 @@
 //! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
 //! caches. The panels of as many groups of outputs as fit a bound are made first, by all lanes, then those of the next.
 //!
-//! A block is up to 96 rows, fewer with AVX-512 and AMX, of up to 128 words (128 f32 or 256 bf16 of neighbouring `k`),
-//! [`ROW`] words apart: 48 KiB at most.
+//! A block is up to 128 rows, fewer with AVX, of up to 128 words (128 f32, 256 bf16 or 512 int8 of neighbouring `k`),
+//! [`ROW`] words apart: 64 KiB at most.
 //! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
 //! `[panel][row][32]`, at most 480 KiB, in L2.
 
@@ -13,20 +13,45 @@ use crate::memory::{LINE, Shared};
 use crate::parallel::Pool;
 use crate::simd::{self, Ahead, Kernel, ROW, Simd, Tile};
 use crate::weights::PANEL;
-use crate::{Element, Error, Isa, Weights};
+use crate::{Element, Error, Factors, Isa, Weights, int8};
 
-/// Rows of the largest block. With AVX-512, a block and a panel are in an L1 of 48 KiB; with AMX, a block is two of its
-/// tiles.
-pub(crate) fn most_rows(isa: Isa, products: Element) -> usize {
-    match (isa, products) {
-        (Isa::Amx, Element::Bf16) => 64,
-        (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, _) => 48,
+/// Rows of the largest block, where panels are in L2. With AVX-512, a block and a panel are in an L1 of 48 KiB; with AMX, a
+/// block is two of its tiles.
+pub(crate) fn most_rows(isa: Isa, factors: Factors) -> usize {
+    match isa {
+        _ if is_in_tiles(isa, factors) => 64,
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 => 48,
         _ => 96,
     }
 }
 
+/// Whether AMX multiplies them.
+fn is_in_tiles(isa: Isa, factors: Factors) -> bool {
+    isa == Isa::Amx && factors != Factors::Floats(Element::F32)
+}
+
+/// Words of `k` in which nothing is lost by zeros up to a whole tile: AMX takes longer to be told of another shape.
+pub(crate) fn whole_words(isa: Isa, factors: Factors, k: usize) -> usize {
+    let words = k.div_ceil(factors.per_word());
+    if is_in_tiles(isa, factors) { words.next_multiple_of(LINE) } else { words }
+}
+
 /// Panels whose sums a block keeps.
 const MAX_PANELS: usize = 40;
+
+/// Words of `k` from which on panels are read from memory rather than L2.
+const LONG: usize = 1024;
+
+/// Rows of the largest block of a product, and panels whose sums it keeps. Where panels are long, AMX waits for them: more
+/// rows share each, at as many sums.
+fn largest_block(isa: Isa, factors: Factors, k_words: usize) -> [usize; 2] {
+    let rows = most_rows(isa, factors);
+    match is_in_tiles(isa, factors) && k_words >= LONG {
+        true => [2 * rows, MAX_PANELS / 2],
+        false => [rows, MAX_PANELS],
+    }
+}
+
 /// Words of the panels that there are at once, unless a group has more: 16 MiB.
 const MAX_WORDS: usize = 4 << 20;
 
@@ -36,7 +61,16 @@ pub(crate) trait Rows: Sync {
     ///
     /// # Safety
     /// The processor has `S`; `to` has [`ROW`] words for each row, written by nobody else.
-    unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, element: Element, to: *mut f32);
+    unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, to: *mut f32);
+
+    /// What a row's factors are multiplied by, in int8.
+    ///
+    /// # Safety
+    /// The row has been made.
+    #[inline(always)]
+    unsafe fn scale(&self, _row: usize) -> f32 {
+        1.0
+    }
 
     /// Writes the sums of `rows` and a panel of outputs, `[row][32]`, behind which those of their gates are, where they
     /// have some; they may be overwritten.
@@ -46,13 +80,36 @@ pub(crate) trait Rows: Sync {
     unsafe fn write<S: Simd>(&self, rows: Range<usize>, panel: usize, sums: *mut f32);
 }
 
+/// The right factor.
+pub(crate) trait Columns: Sync {
+    /// Writes the panel of the outputs from `first` on: the words of all steps, and in int8 the tail.
+    ///
+    /// # Safety
+    /// The processor has `S`; `to` has room for a panel, written by nobody else.
+    unsafe fn pack<S: Simd>(&self, first: usize, to: *mut f32);
+}
+
+/// Weights whose `k` are in the order in which they are stored.
+pub(crate) struct Stored<'a> {
+    pub(crate) weights: Weights<'a>,
+    pub(crate) element: Element,
+}
+
+impl Columns for Stored<'_> {
+    #[inline(always)]
+    unsafe fn pack<S: Simd>(&self, first: usize, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.weights.pack::<S>(first, 0..self.weights.k(), self.element, to) }
+    }
+}
+
 /// How a product is split.
 #[derive(Clone, Copy)]
 pub(crate) struct Blocks {
     rows: usize,
     n: usize,
     k: usize,
-    products: Element,
+    factors: Factors,
     panels: usize,
     /// Rows of the largest block.
     block: usize,
@@ -69,17 +126,17 @@ impl Blocks {
         isa: Isa,
         rows: usize,
         [n, k]: [usize; 2],
-        products: Element,
+        factors: Factors,
         lanes: usize,
         is_gated: bool,
     ) -> Self {
         let units = if is_gated { (n / 2).div_ceil(PANEL) } else { n.div_ceil(PANEL) };
         let panels = if is_gated { 2 * units } else { units };
-        let block = most_rows(isa, products);
+        let [block, most_panels] = largest_block(isa, factors, k.div_ceil(factors.per_word()));
         let row_blocks = rows.div_ceil(block);
         let wanted = lanes.saturating_mul(4).div_ceil(row_blocks).min(units);
-        let groups = panels.div_ceil(MAX_PANELS).max(wanted);
-        Self { rows, n, k, products, panels, block, row_blocks, groups, is_gated }
+        let groups = panels.div_ceil(most_panels).max(wanted);
+        Self { rows, n, k, factors, panels, block, row_blocks, groups, is_gated }
     }
 
     /// Panels that are written together.
@@ -114,13 +171,14 @@ impl Blocks {
 
     /// Words of a panel.
     fn panel_words(&self) -> usize {
-        self.k.div_ceil(self.products.per_word()) * PANEL
+        let tail = if self.factors == Factors::Int8 { int8::TAIL } else { 0 };
+        self.k.div_ceil(self.factors.per_word()) * PANEL + tail
     }
 
     /// Words that `lanes` need: their own, and the panels.
     pub(crate) fn scratch_len(&self, lanes: usize) -> Result<usize, Error> {
         let at_once = self.panels.min(self.groups_at_once() * self.group_panels());
-        let panels = product(&[at_once, self.k.div_ceil(self.products.per_word()), PANEL])?;
+        let panels = product(&[at_once, self.panel_words()])?;
         sum(&[product(&[lanes, self.lane_words()?])?, panels, LINE])
     }
 
@@ -131,20 +189,20 @@ impl Blocks {
 }
 
 /// Panels in the making, one an item.
-struct Panels<'a> {
-    weights: Weights<'a>,
+struct Panels<'a, C> {
+    columns: &'a C,
     blocks: Blocks,
     first: usize,
     to: Shared,
 }
 
-impl Kernel for Panels<'_> {
+impl<C: Columns> Kernel for Panels<'_, C> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, _lane: usize, item: usize) {
-        let Blocks { k, products, .. } = self.blocks;
         let to = self.to.at(item * self.blocks.panel_words());
+        let first = self.blocks.outputs(self.first + item).start;
         // SAFETY: the item's panel is its own; the scratch has room for all that there are at once.
-        unsafe { self.weights.pack::<S>(self.blocks.outputs(self.first + item).start, 0..k, products, to) }
+        unsafe { self.columns.pack::<S>(first, to) }
     }
 }
 
@@ -170,13 +228,13 @@ struct Gemm<'a, R> {
     lane_words: usize,
 }
 
-/// Multiplies `rows` with `weights`; `scratch` is as long as [`Blocks::scratch_len`] says for the pool's lanes.
-pub(crate) fn run<R: Rows>(
+/// Multiplies `rows` with `columns`; `scratch` is as long as [`Blocks::scratch_len`] says for the pool's lanes.
+pub(crate) fn run<R: Rows, C: Columns>(
     isa: Isa,
     pool: Pool<'_>,
     blocks: Blocks,
     rows: &R,
-    weights: Weights<'_>,
+    columns: &C,
     scratch: &mut [f32],
 ) -> Result<(), Error> {
     let (scratch, lane_words) = (Shared::aligned(scratch), blocks.lane_words()?);
@@ -184,7 +242,7 @@ pub(crate) fn run<R: Rows>(
     for first in (0..blocks.groups).step_by(blocks.groups_at_once()) {
         let groups = first..blocks.groups.min(first + blocks.groups_at_once());
         let made = blocks.group(groups.start).start..blocks.group(groups.end - 1).end;
-        let making = Panels { weights, blocks, first: made.start, to: panels };
+        let making = Panels { columns, blocks, first: made.start, to: panels };
         simd::for_each(isa, pool, made.len(), &making)?;
         let gemm =
             Gemm { rows, blocks, scratch, panels, first: made.start, groups: groups.clone(), lane_words };
@@ -203,6 +261,13 @@ impl<R: Rows> Kernel for Gemm<'_, R> {
         // SAFETY: the lane's part of the scratch is a block and sums; the item's rows and panels are its own.
         unsafe {
             self.sum::<S>(rows.clone(), panels.clone(), block, sums);
+            if self.blocks.factors == Factors::Int8 {
+                for (i, panel) in panels.clone().enumerate() {
+                    let tail = self.panel(panel + 1).wrapping_sub(int8::TAIL);
+                    let sums = sums.add(i * rows.len() * PANEL);
+                    int8::finish::<S>(rows.clone(), |row| self.rows.scale(row), sums, tail);
+                }
+            }
             for (i, panel) in panels.enumerate().step_by(self.blocks.unit()) {
                 let sums = sums.add(i * rows.len() * PANEL);
                 self.rows.write::<S>(rows.clone(), panel / self.blocks.unit(), sums);
@@ -212,28 +277,29 @@ impl<R: Rows> Kernel for Gemm<'_, R> {
 }
 
 impl<R: Rows> Gemm<'_, R> {
+    /// The words of a panel.
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> *const f32 {
+        self.panels.at((panel - self.first) * self.blocks.panel_words()).cast_const()
+    }
+
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, rows: Range<usize>, panels: Range<usize>, block: *mut f32, sums: *mut f32) {
-        let element = self.blocks.products;
-        let k_block = ROW * element.per_word();
+        let factors = self.blocks.factors;
+        let k_block = ROW * factors.per_word();
         for start in (0..self.blocks.k).step_by(k_block) {
             let k = start..self.blocks.k.min(start + k_block);
-            let steps = k.len().div_ceil(element.per_word());
+            let steps = k.len().div_ceil(factors.per_word());
             // SAFETY: the caller's promise; a panel has 32 words a step.
             unsafe {
-                self.rows.pack::<S>(rows.clone(), k, element, block);
+                self.rows.pack::<S>(rows.clone(), k, block);
                 for (i, panel) in panels.clone().enumerate() {
-                    let words = |panel| {
-                        let step = start / element.per_word();
-                        self.panels
-                            .at((panel - self.first) * self.blocks.panel_words() + step * PANEL)
-                            .cast_const()
-                    };
+                    let words = |panel| self.panel(panel).wrapping_add(start / factors.per_word() * PANEL);
                     let (b, c) = (words(panel), sums.add(i * rows.len() * PANEL));
                     let columns = self.blocks.outputs(panel).len();
                     let next = words(if panel + 1 < panels.end { panel + 1 } else { panels.start });
                     let block = Block { a: block, b, skip: 0, steps, c, columns, add: start > 0 };
-                    multiply::<S>(element, rows.len(), block, (next, steps * PANEL));
+                    multiply::<S>(factors, rows.len(), block, (next, steps * PANEL));
                 }
             }
         }
@@ -261,10 +327,16 @@ pub(crate) struct Block {
 /// # Safety
 /// The processor has `S`; the block, panel and sums are of the sizes that `block` says.
 #[inline(always)]
-pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Block, next: (*const f32, usize)) {
-    let most = match element {
-        Element::F32 => S::ROWS,
-        Element::Bf16 => S::PAIR_ROWS,
+pub(crate) unsafe fn multiply<S: Simd>(
+    factors: impl Into<Factors>,
+    rows: usize,
+    block: Block,
+    next: (*const f32, usize),
+) {
+    let factors = factors.into();
+    let most = match factors {
+        Factors::Floats(Element::F32) => S::ROWS,
+        Factors::Floats(Element::Bf16) | Factors::Int8 => S::NARROW_ROWS,
     };
     let n_tiles = rows.div_ceil(most);
     let Block { b, skip, steps, columns, add, .. } = block;
@@ -277,9 +349,10 @@ pub(crate) unsafe fn multiply<S: Simd>(element: Element, rows: usize, block: Blo
         let tile = Tile { a, b, skip, steps, c, stride: PANEL, columns, add, ahead: [rows_ahead, next] };
         // SAFETY: the caller's promise.
         unsafe {
-            match element {
-                Element::F32 => S::tile(rows.len(), tile),
-                Element::Bf16 => S::tile_bf16(rows.len(), tile),
+            match factors {
+                Factors::Floats(Element::F32) => S::tile(rows.len(), tile),
+                Factors::Floats(Element::Bf16) => S::tile_bf16(rows.len(), tile),
+                Factors::Int8 => S::tile_int8(rows.len(), tile),
             }
         }
     }

@@ -15,17 +15,20 @@ pub enum Isa {
     Neon,
     /// AVX2 and FMA: vectors of eight.
     Avx2,
-    /// AVX-512F: vectors of sixteen.
+    /// AVX-512F and BW: vectors of sixteen.
     Avx512,
-    /// AVX-512F and BF16: products of bf16 pairs in one instruction.
+    /// The same and VNNI: products of four int8 in one instruction.
+    Avx512Vnni,
+    /// The same and BF16: products of bf16 pairs in one instruction.
     Avx512Bf16,
-    /// The same, with products of bf16 in tiles by AMX, which Linux lets the process use.
+    /// The same, with products of bf16 and int8 in tiles by AMX, which Linux lets the process use.
     Amx,
 }
 
 impl Isa {
     /// All of them, the slowest first.
-    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 7] =
+        [Isa::Portable, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16, Isa::Amx];
 
     /// The fastest that this processor and its operating system have.
     pub fn best() -> Isa {
@@ -47,6 +50,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512-vnni",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Amx => "amx",
         }
@@ -60,11 +64,15 @@ impl Isa {
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 fn available(isa: Isa) -> bool {
-    let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
-    let bf16 = avx512 && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("fma");
+    let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+    let bf16 = vnni && is_x86_feature_detected!("avx512bf16");
     match isa {
         Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
         Isa::Avx512 => avx512,
+        Isa::Avx512Vnni => vnni,
         Isa::Avx512Bf16 => bf16,
         Isa::Amx => bf16 && crate::simd::amx::is_available(),
         _ => false,

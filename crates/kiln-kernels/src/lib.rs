@@ -9,8 +9,8 @@
 //! - Nothing is allocated while an operator runs: intermediate results are in a scratch that the caller brings, whose
 //!   length a plan says.
 //!
-//! Factors are f32 or bf16 ([`Element`]), sums always f32. NaN and infinity reach every output that they reach by
-//! definition; Winograd spreads them over the output's tile, and makes infinities NaN. Denormals are kept in f32, and
+//! Factors are f32, bf16 or, of linear layers, int8 ([`Element`], [`Factors`]), results always f32. NaN and infinity reach every output that they reach by
+//! definition; Winograd spreads them over the output's tile, and makes infinities NaN, as int8 does in the row's or output's results. Denormals are kept in f32, and
 //! are zeros as factors in bf16.
 //!
 //! This is the crate of kiln's where `unsafe` is for speed: intrinsics, and unchecked access to blocks whose sizes are
@@ -22,6 +22,7 @@ mod conv;
 mod error;
 mod gemm;
 mod implicit;
+mod int8;
 mod isa;
 mod linear;
 mod memory;
@@ -40,4 +41,4 @@ pub use linear::Linear;
 pub use norm::{GroupNorm, NormTensors};
 pub use output::Tensors;
 pub use parallel::{Parallel, Serial, Threads};
-pub use weights::{Element, Values, Weights};
+pub use weights::{Element, Factors, Values, Weights};

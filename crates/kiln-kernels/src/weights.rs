@@ -1,8 +1,8 @@
 //! Weights as checkpoints store them, and the panels that products read.
 //!
 //! A panel has 32 of the `n` outputs; `panel[step][column]` is a 4-byte word. In f32, a step is one `k`, and the word
-//! its weight. In bf16, a step is two `k`, and the word both weights, the first in its lower half. Columns past `n` and
-//! the second half of an odd `k`'s last step are zero.
+//! its weight. In bf16, a step is two `k`, and the word both weights, the first in its lower half; in int8, it is four
+//! bytes. Columns past `n` and what the last step has beyond `k` are zero.
 //!
 //! Panels are made while an operator runs, never stored: that costs a few per cent of the products' time, and weights
 //! stay mapped files that other runtimes read too, and that a LoRA changes as it does everywhere else.
@@ -11,12 +11,12 @@ use std::ops::Range;
 
 use crate::error::{check_length, product};
 use crate::simd::{MAX_LANES, Simd};
-use crate::{Error, bf16};
+use crate::{Error, bf16, int8};
 
 /// Outputs of a panel.
 pub(crate) const PANEL: usize = 32;
 
-/// How products are computed; sums are always f32.
+/// What factors of products are rounded to; sums are always f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Element {
@@ -32,6 +32,33 @@ impl Element {
         match self {
             Element::F32 => 1,
             Element::Bf16 => 2,
+        }
+    }
+}
+
+/// How a linear layer is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Factors {
+    /// Of factors of this type, summed in f32.
+    Floats(Element),
+    /// Of whole numbers from -127 to 127 times a scale that all factors of an input's row or of an output have, the least
+    /// that fits, found in each run; summed exactly. NaN and infinity make all results of the row or output NaN.
+    Int8,
+}
+
+impl From<Element> for Factors {
+    fn from(element: Element) -> Factors {
+        Factors::Floats(element)
+    }
+}
+
+impl Factors {
+    /// Factors of a 4-byte word.
+    pub(crate) fn per_word(self) -> usize {
+        match self {
+            Factors::Floats(element) => element.per_word(),
+            Factors::Int8 => int8::PER_WORD,
         }
     }
 }
@@ -79,6 +106,11 @@ impl<'a> Weights<'a> {
         check_length("n of the weights", n, self.n)
     }
 
+    /// Of each output.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
     /// Where the weights of output `n` begin that lie `k` behind its first, and the words that `n_k` of them fill: for
     /// prefetches, which may reach past the end.
     pub(crate) fn ahead(&self, n: usize, k: usize, n_k: usize) -> (*const f32, usize) {
@@ -116,9 +148,7 @@ impl<'a> Weights<'a> {
         unsafe {
             let mut square = [S::splat(0.0); MAX_LANES];
             for (i, v) in square.iter_mut().enumerate().take(S::LANES) {
-                if first + i < self.n {
-                    *v = self.load::<S>((first + i) * self.stride + k, n_k);
-                }
+                *v = self.output::<S>(first + i, k, n_k);
             }
             S::transpose(&mut square);
             // Loops of a constant length keep the square in registers.
@@ -141,8 +171,25 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// `n_k` weights of an output from `k` on; zeros past the last output.
+    ///
     /// # Safety
-    /// The processor has `S`, and there are `n` values from `at` on.
+    /// The processor has `S`, and there are as many weights.
+    #[inline(always)]
+    pub(crate) unsafe fn output<S: Simd>(&self, output: usize, k: usize, n_k: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match output < self.n {
+                true => self.load::<S>(output * self.stride + k, n_k),
+                false => S::splat(0.0),
+            }
+        }
+    }
+
+    /// `n` values from `at` on, and zeros.
+    ///
+    /// # Safety
+    /// The processor has `S`, and there are as many values.
     #[inline(always)]
     unsafe fn load<S: Simd>(&self, at: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
@@ -152,10 +199,13 @@ impl<'a> Weights<'a> {
                 Values::Bf16(values) if n == S::LANES => S::load_bf16(values.as_ptr().add(at)),
                 Values::Bf16(values) => {
                     let mut wide = [0.0; MAX_LANES];
-                    for (i, x) in wide.iter_mut().enumerate().take(n) {
-                        *x = bf16::to_f32(*values.as_ptr().add(at + i));
+                    if values.len() - at >= S::LANES {
+                        S::store(wide.as_mut_ptr(), S::load_bf16(values.as_ptr().add(at)));
+                    } else {
+                        let last = values[at..at + n].iter();
+                        wide.iter_mut().zip(last).for_each(|(wide, x)| *wide = bf16::to_f32(*x));
                     }
-                    S::load(wide.as_ptr())
+                    S::load_n(wide.as_ptr(), n)
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What products cost of the accuracy, with the channels of a shape of Stable Diffusion 1.5's UNet.
 
-use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Isa, Threads};
+use kiln_kernels::{Algorithm, Conv, ConvShape, Element, Factors, Isa, Linear, Threads};
 
 use crate::reference::{Case, error, root_mean_square};
 
@@ -30,5 +30,23 @@ fn errors_stay_below_what_is_stated_and_near_it() {
                 "{algorithm:?} {products:?}: {error:e}, not {bound:e}"
             );
         }
+    }
+}
+
+#[test]
+fn errors_of_int8_stay_below_what_is_stated_and_near_it() {
+    let linear = Linear {
+        rows: 64,
+        in_features: 640,
+        out_features: 64,
+        is_gated: false,
+        factors: Factors::Int8,
+        isa: Isa::best(),
+    };
+    let case = Case::of_linear(&linear, 7, false);
+    let expected = case.linear_reference(&Linear { factors: Element::F32.into(), ..linear });
+    let found = case.linear(&linear, Element::F32, &Threads::new(2));
+    for (error, bound) in [(error(&expected, &found), 5e-2), (root_mean_square(&expected, &found), 1e-2)] {
+        assert!(error < bound && error > bound / 5.0, "{error:e}, not {bound:e}");
     }
 }

@@ -183,3 +183,18 @@ fn sizes_that_overflow_or_are_empty_are_refused() {
         assert!(matches!(refused, Err(Error::Shape(_))), "{refused:?}");
     }
 }
+
+#[test]
+fn images_of_more_than_a_strip_are_computed_in_several() {
+    let shape = ConvShape::same(3, 272, [64, 48], 2, 3);
+    let case = Case::of_conv(&shape, 11, true);
+    let expected = case.conv_reference(&shape, Element::F32);
+    let conv =
+        |element| Conv::new(shape, Algorithm::ImplicitGemm, element, Isa::best()).expect("a convolution");
+    let lines = 3 * 66 * 50 * 272;
+    assert!(conv(Element::F32).scratch_len(1).expect("a scratch") < lines, "the copy is not of all lines");
+    for (element, bound) in [(Element::F32, 6e-6), (Element::Bf16, 0.02)] {
+        let error = error(&expected, &case.conv(&conv(element), &shape, Element::F32, &Threads::new(2)));
+        assert!(error < bound, "{element:?}: {error:e}");
+    }
+}

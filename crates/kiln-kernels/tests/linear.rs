@@ -1,7 +1,9 @@
-use kiln_kernels::{Element, Error, Isa, Linear, Serial, Tensors, Threads};
+use kiln_kernels::{Element, Error, Factors, Isa, Linear, Serial, Tensors, Threads};
 use proptest::prelude::*;
 
 use crate::reference::{Case, Numbers, Stored, error, isas};
+
+const ALL: [Factors; 3] = [Factors::Floats(Element::F32), Factors::Floats(Element::Bf16), Factors::Int8];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
@@ -12,15 +14,17 @@ proptest! {
         (seed, extras) in (0..1000u64, any::<bool>()),
     ) {
         for isa in isas() {
-            for products in [Element::F32, Element::Bf16] {
-                let linear = Linear { rows, in_features, out_features, is_gated: false, products, isa };
+            for factors in ALL {
+                let linear = Linear { rows, in_features, out_features, is_gated: false, factors, isa };
                 let case = Case::of_linear(&linear, seed, extras);
-                let expected = case.linear_reference(&linear, products);
+                let expected = case.linear_reference(&linear);
                 let pool = Threads::new(1 + seed as usize % 3);
-                // What is rounded when it is stored is rounded as it is when it is read.
-                let found = [Element::F32, products].map(|storage| case.linear(&linear, storage, &pool));
-                prop_assert!(found[0] == found[1]);
-                let error = error(&expected, &found[0]);
+                let found = case.linear(&linear, Element::F32, &pool);
+                if let Factors::Floats(element) = factors {
+                    // What is rounded when it is stored is rounded as it is when it is read.
+                    prop_assert!(found == case.linear(&linear, element, &pool));
+                }
+                let error = error(&expected, &found);
                 prop_assert!(error < 3e-6, "{error:e} of {linear:?}");
             }
         }
@@ -31,8 +35,8 @@ proptest! {
 fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
     // AMX sums pairs in an order of its own.
     let all = isas().into_iter().filter(|isa| *isa != Isa::Amx);
-    let products = Element::Bf16;
-    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, is_gated: false, products, isa };
+    let factors = Element::Bf16.into();
+    let linear = |isa| Linear { rows: 13, in_features: 77, out_features: 45, is_gated: false, factors, isa };
     let case = Case::of_linear(&linear(Isa::Portable), 5, false);
     let expected = case.linear(&linear(Isa::Portable), Element::Bf16, &Serial);
     for isa in all {
@@ -40,11 +44,72 @@ fn instruction_sets_agree_in_bf16_to_the_last_bit_of_f32() {
     }
 }
 
+/// A layer in int8 of more `k` than a block has.
+fn in_int8(isa: Isa) -> Linear {
+    Linear { rows: 67, in_features: 1301, out_features: 45, is_gated: false, factors: Factors::Int8, isa }
+}
+
+#[test]
+fn instruction_sets_agree_in_int8_to_the_last_bit() {
+    let case = Case::of_linear(&in_int8(Isa::Portable), 5, true);
+    let expected = case.linear(&in_int8(Isa::Portable), Element::Bf16, &Serial);
+    for isa in isas() {
+        assert_eq!(case.linear(&in_int8(isa), Element::Bf16, &Threads::new(2)), expected, "{isa}");
+    }
+}
+
+#[test]
+fn what_is_not_finite_makes_its_row_or_output_nan_in_int8() {
+    for isa in isas() {
+        let linear = in_int8(isa);
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut case = Case::of_linear(&linear, 6, true);
+            case.input[2 * linear.in_features + 1300] = value;
+            case.weights[40 * linear.in_features + 3] = value;
+            let found = case.linear(&linear, Element::F32, &Serial);
+            for (at, value) in found.iter().enumerate() {
+                let (row, output) = (at / linear.out_features, at % linear.out_features);
+                assert_eq!(value.is_nan(), row == 2 || output == 40, "{isa}: {row}, {output}: {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_without_numbers_that_int8_can_scale_are_zeros() {
+    for isa in isas() {
+        let linear = in_int8(isa);
+        let mut case = Case::of_linear(&linear, 7, true);
+        case.input[..linear.in_features].fill(0.0);
+        case.input[linear.in_features..][..linear.in_features].fill(1e-40);
+        case.residual = None;
+        let found = case.linear(&linear, Element::F32, &Serial);
+        let bias = case.bias.expect("a bias");
+        assert_eq!(found[..2 * linear.out_features], [bias.clone(), bias].concat(), "{isa}");
+    }
+}
+
+#[test]
+fn more_products_of_int8_than_a_sum_holds_are_refused() {
+    let linear = Linear { in_features: (1 << 16) + 1, ..in_int8(Isa::Portable) };
+    assert!(matches!(linear.scratch_len(1), Err(Error::Shape(_))));
+    // The largest sums that there can be.
+    let linear = Linear { rows: 1, in_features: 1 << 16, out_features: 2, ..linear };
+    for isa in isas() {
+        let linear = Linear { isa, ..linear };
+        let mut case = Case::of_linear(&linear, 1, false);
+        case.input.fill(1.0);
+        case.weights.fill(1.0);
+        case.weights[1 << 16..].fill(-1.0);
+        assert_eq!(case.linear(&linear, Element::F32, &Serial), [65536.0, -65536.0], "{isa}");
+    }
+}
+
 #[test]
 fn slices_of_other_lengths_are_refused() {
-    let (products, isa) = (Element::F32, Isa::Portable);
-    let linear = Linear { rows: 3, in_features: 8, out_features: 5, is_gated: false, products, isa };
-    let stored = Stored::new(products, &Case::of_linear(&linear, 1, true).weights);
+    let (factors, isa) = (Element::F32.into(), Isa::Portable);
+    let linear = Linear { rows: 3, in_features: 8, out_features: 5, is_gated: false, factors, isa };
+    let stored = Stored::new(Element::F32, &Case::of_linear(&linear, 1, true).weights);
     let scratch = linear.scratch_len(1).expect("a scratch");
     let run = |input: usize, bias: usize, output: usize, scratch: usize| {
         let (mut output, mut scratch) = (vec![0.0; output], vec![0.0; scratch]);
@@ -75,9 +140,9 @@ fn slices_of_other_lengths_are_refused() {
 #[test]
 fn an_instruction_set_that_the_processor_lacks_is_refused() {
     for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
-        let products = Element::F32;
-        let linear = Linear { rows: 1, in_features: 1, out_features: 1, is_gated: false, products, isa };
-        let stored = Stored::new(products, &[1.0]);
+        let factors = Element::F32.into();
+        let linear = Linear { rows: 1, in_features: 1, out_features: 1, is_gated: false, factors, isa };
+        let stored = Stored::new(Element::F32, &[1.0]);
         let mut scratch = vec![0.0; linear.scratch_len(1).expect("a scratch")];
         let (mut output, input) = ([0.0], [1.0]);
         let tensors =
@@ -115,12 +180,12 @@ proptest! {
         (seed, extras) in (0..1000u64, any::<bool>()),
     ) {
         for isa in isas() {
-            for products in [Element::F32, Element::Bf16] {
-                let both = Linear { rows, in_features, out_features: 2 * out_features, is_gated: false, products, isa };
+            for factors in ALL {
+                let both = Linear { rows, in_features, out_features: 2 * out_features, is_gated: false, factors, isa };
                 let gated = Linear { out_features, is_gated: true, ..both };
                 let mut case = Case::of_linear(&both, seed, extras);
                 case.residual = None;
-                let sums = case.linear_reference(&both, products);
+                let sums = case.linear_reference(&both);
                 let residual = extras.then(|| Numbers(seed).tensor(rows * out_features));
                 let expected: Vec<f64> = (0..rows * out_features)
                     .map(|at| {
@@ -130,7 +195,7 @@ proptest! {
                     })
                     .collect();
                 case.residual = residual;
-                let found = case.linear(&gated, products, &Threads::new(1 + seed as usize % 3));
+                let found = case.linear(&gated, Element::F32, &Threads::new(1 + seed as usize % 3));
                 let error = error(&expected, &found);
                 prop_assert!(error < 2e-5, "{error:e} of {gated:?}");
             }
@@ -145,7 +210,7 @@ fn weights_of_any_size_take_bounded_scratch() {
         in_features: 1280,
         out_features,
         is_gated: false,
-        products: Element::F32,
+        factors: Element::F32.into(),
         isa: Isa::best(),
     };
     let scratch = |out_features| linear(out_features).scratch_len(2).expect("a scratch");
@@ -153,6 +218,6 @@ fn weights_of_any_size_take_bounded_scratch() {
     // Outputs of several rounds of panels.
     let case = Case::of_linear(&linear(10240), 8, true);
     let found = case.linear(&linear(10240), Element::F32, &Threads::new(2));
-    let error = error(&case.linear_reference(&linear(10240), Element::F32), &found);
+    let error = error(&case.linear_reference(&linear(10240)), &found);
     assert!(error < 5e-6, "{error:e}");
 }

@@ -1,6 +1,8 @@
 //! What operators are by definition, in f64, and pseudo-random tensors.
 
-use kiln_kernels::{Conv, ConvShape, Element, Error, Isa, Linear, Parallel, Tensors, Values, Weights, bf16};
+use kiln_kernels::{
+    Conv, ConvShape, Element, Error, Factors, Isa, Linear, Parallel, Tensors, Values, Weights, bf16,
+};
 
 /// Numbers of a linear congruential generator; about normal, of variance 1.
 pub(crate) struct Numbers(pub(crate) u64);
@@ -33,6 +35,19 @@ pub(crate) fn isas() -> Vec<Isa> {
 pub(crate) fn rounded(element: Element, values: &[f32]) -> Vec<f32> {
     let bf16 = |&x: &f32| bf16::to_f32(bf16::from_f32(x));
     if element == Element::Bf16 { values.iter().map(bf16).collect() } else { values.to_vec() }
+}
+
+/// `values`, in rows of `k`, as a linear layer multiplies them.
+fn factors_of(factors: Factors, values: &[f32], k: usize) -> Vec<f32> {
+    let in_int8 = |row: &[f32]| {
+        let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let (scale, inverse) = (largest / 127.0, if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        row.iter().map(|x| scale * (x * inverse).round_ties_even()).collect::<Vec<_>>()
+    };
+    match factors {
+        Factors::Floats(element) => rounded(element, values),
+        _ => values.chunks(k).flat_map(in_int8).collect(),
+    }
 }
 
 /// Tensors of a convolution or a linear layer.
@@ -126,10 +141,10 @@ impl Case {
         (0..shape.batch * shape.out_channels * plane).map(value).collect()
     }
 
-    /// The linear layer by definition, of factors as `element` keeps them.
-    pub(crate) fn linear_reference(&self, linear: &Linear, element: Element) -> Vec<f64> {
-        let (input, weights) = (rounded(element, &self.input), rounded(element, &self.weights));
+    /// The linear layer by definition, of factors as it keeps them.
+    pub(crate) fn linear_reference(&self, linear: &Linear) -> Vec<f64> {
         let (k, n) = (linear.in_features, linear.out_features);
+        let [input, weights] = [&self.input, &self.weights].map(|values| factors_of(linear.factors, values, k));
         let value = |at: usize| {
             let (row, weights) = (&input[at / n * k..][..k], &weights[at % n * k..][..k]);
             let sum = row.iter().zip(weights).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();

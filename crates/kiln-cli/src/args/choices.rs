@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use kiln_bundle::ElementType;
+use kiln_bundle::{ElementType, Precision};
 use kiln_runtime::Runner;
 
 /// What runs engines.
@@ -24,15 +24,19 @@ pub(super) fn float() -> impl TypedValueParser<Value = ElementType> {
     of_types([(ElementType::F32, "32-bit floats"), (ElementType::F16, "16-bit floats")])
 }
 
-/// Types that networks of a bundle compute in.
+/// What networks of a bundle compute in.
 pub(super) fn precision() -> impl TypedValueParser<Value = PrecisionChoice> {
-    let types = [
-        (ElementType::F32, "32-bit floats"),
-        (ElementType::F16, "16-bit floats"),
-        (ElementType::Bf16, "floats of 8 bits of precision; on a processor, of products' factors alone"),
-    ];
+    let help = |precision| match precision {
+        Precision::F32 => "32-bit floats",
+        Precision::F16 => "16-bit floats",
+        Precision::Bf16 => "floats of 8 bits of precision; on a processor, of products' factors alone",
+        Precision::Int8 => {
+            "an approximation, on a processor alone: whole numbers of 8 bits in the denoiser's linear layers, bf16 elsewhere"
+        }
+    };
+    let known = Precision::ALL.map(|precision| PossibleValue::new(precision.name()).help(help(precision)));
     let auto = PossibleValue::new(AUTO).help("On a processor, bf16 where this one multiplies it, else f32");
-    PossibleValuesParser::new(values(types).into_iter().chain([auto])).try_map(|name| match name.as_str() {
+    PossibleValuesParser::new(known.into_iter().chain([auto])).try_map(|name| match name.as_str() {
         AUTO => Ok(PrecisionChoice::Auto),
         name => name.parse().map(PrecisionChoice::Of),
     })
@@ -40,11 +44,11 @@ pub(super) fn precision() -> impl TypedValueParser<Value = PrecisionChoice> {
 
 const AUTO: &str = "auto";
 
-/// The type that networks compute in.
+/// What networks compute in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PrecisionChoice {
-    /// This one.
-    Of(ElementType),
+    /// This.
+    Of(Precision),
     /// What this processor is fast at.
     Auto,
 }

@@ -387,7 +387,7 @@ pub(crate) struct VerifyArgs {
     /// Compare each component with that of another bundle of the same model instead, which may be for another device.
     #[arg(long, value_name = "BUNDLE", conflicts_with = "record")]
     pub(crate) against: Option<PathBuf>,
-    /// Drift that is still allowed: root mean square of the difference over that of the reference [default: 1e-3, for bf16 0.02].
+    /// Drift that is still allowed: root mean square of the difference over that of the reference [default: 1e-3, for bf16 0.02, for int8 0.1].
     #[arg(long, value_name = "X", value_parser = number)]
     pub(crate) max_drift: Option<f64>,
     /// Least peak signal to noise ratio that a decoded picture must have, in decibels.

@@ -8,7 +8,7 @@ use kiln_compile::{
     AttentionSpec, Bytes, Checkpoint, CpuSpec, CudaSpec, EngineCache, NetworkSpec, OptimizationLevel,
     PrecisionSpec, TargetSpec,
 };
-use kiln_graph::{AttentionPolicy, ElementType};
+use kiln_graph::{AttentionPolicy, ElementType, Precision};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Backends, MemoryOptions, Place, Placement, Request};
 use serde::Serialize;
@@ -178,7 +178,7 @@ fn rungs_of_host(place: &Place) -> Vec<Rung> {
 fn rungs_of_onnxruntime(place: &Place) -> Vec<Rung> {
     let computed_in = |compute| PrecisionSpec { compute: Some(compute), ..PrecisionSpec::default() };
     let f32 = CudaSpec {
-        networks: NetworkSpec { precision: computed_in(ElementType::F32), ..plain() },
+        networks: NetworkSpec { precision: computed_in(Precision::F32), ..plain() },
         tf32: Some(false),
         channels_last: Some(false),
         optimization_level: Some(OptimizationLevel::NONE),
@@ -186,10 +186,10 @@ fn rungs_of_onnxruntime(place: &Place) -> Vec<Rung> {
     };
     let tuned = CudaSpec { optimization_level: None, ..f32.clone() };
     let tf32 = CudaSpec { tf32: None, ..tuned.clone() };
-    let in_f16 = NetworkSpec { precision: computed_in(ElementType::F16), ..plain() };
+    let in_f16 = NetworkSpec { precision: computed_in(Precision::F16), ..plain() };
     let f16 = CudaSpec { networks: in_f16, ..tf32.clone() };
     let channels_last = CudaSpec { channels_last: None, ..f16.clone() };
-    let in_f16 = NetworkSpec { precision: computed_in(ElementType::F16), ..fused() };
+    let in_f16 = NetworkSpec { precision: computed_in(Precision::F16), ..fused() };
     let fused = CudaSpec { networks: in_f16, ..channels_last.clone() };
     let rung = |name, spec: &CudaSpec| rung(name, place, &TargetSpec::Cuda(spec.clone()));
     vec![

@@ -175,7 +175,7 @@ fn flop(name: &str, inputs: &[Vec<u64>], outputs: &[Vec<u64>]) -> f64 {
 
 /// The name of the operator of f32 that does the same.
 fn of_f32(name: &str) -> &str {
-    name.strip_suffix("Bf16").unwrap_or(name)
+    ["Bf16", "Int8"].iter().find_map(|of| name.strip_suffix(of)).unwrap_or(name)
 }
 
 /// What an operator is called in the table: convolutions by their kernel.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_bundle::{Bundle, ElementType, Size, Target};
+use kiln_bundle::{Bundle, Precision, Size, Target};
 use kiln_compile::{AttentionSpec, ControlNetCheckpoint, Specification, TargetSpec};
 
 use crate::args::{CompileArgs, EngineArgs, NetworkArgs, PrecisionChoice, TracedArgs};
@@ -148,7 +148,12 @@ fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) -> 
     }
     if let Some(precision) = networks.precision {
         said.precision.compute = match (precision, target) {
-            (PrecisionChoice::Of(precision), _) => Some(precision),
+            (PrecisionChoice::Of(precision), _) => {
+                if precision == Precision::Int8 && target == Target::Cpu {
+                    warn_of_int8()?;
+                }
+                Some(precision)
+            }
             (PrecisionChoice::Auto, Target::Cpu) => Some(of_this_processor()?),
             (PrecisionChoice::Auto, _) => None,
         };
@@ -162,11 +167,23 @@ fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) -> 
     Ok(())
 }
 
+/// Says so where nothing is gained by it here; the bundle may be for another processor.
+fn warn_of_int8() -> Result<(), Failure> {
+    let fast = backends::libraries().fast_precisions()?;
+    if !fast.contains(&Precision::Int8) {
+        let instead = if fast.contains(&Precision::Bf16) { Precision::Bf16 } else { Precision::F32 };
+        output::say(&format!(
+            "--precision int8 is no faster on this processor, which computes in {instead} instead"
+        ));
+    }
+    Ok(())
+}
+
 /// The precision that is fast on this processor, said in one line.
-fn of_this_processor() -> Result<ElementType, Failure> {
-    let (precision, reason) = match backends::libraries().multiplies_bf16()? {
-        true => (ElementType::Bf16, "which this processor multiplies faster than f32"),
-        false => (ElementType::F32, "because kiln does not multiply bf16 faster on this processor"),
+fn of_this_processor() -> Result<Precision, Failure> {
+    let (precision, reason) = match backends::libraries().fast_precisions()?.contains(&Precision::Bf16) {
+        true => (Precision::Bf16, "which this processor multiplies faster than f32"),
+        false => (Precision::F32, "because kiln does not multiply bf16 faster on this processor"),
     };
     output::say(&format!("--precision auto: {precision}, {reason}"));
     Ok(precision)

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use kiln_bundle::stable_diffusion::{VAE_DECODER, VAE_ENCODER};
+use kiln_bundle::stable_diffusion::{TEXT_ENCODER, TEXT_ENCODER_2, VAE_DECODER, VAE_ENCODER};
 use kiln_bundle::{ComponentName, Target, Tuning};
-use kiln_graph::{Cuts, ElementType, EmitPolicy, Flavor, PrecisionPolicy};
+use kiln_graph::{Cuts, ElementType, EmitPolicy, Flavor, Precision, PrecisionPolicy};
 use kiln_lora::Lora;
 use kiln_nets::Sizes;
 
@@ -13,6 +13,9 @@ use super::target::{CudaSpec, EngineSpec, TargetSpec};
 use super::values::{Bytes, ComputeCapability, OptimizationLevel, PrecisionSpec};
 use crate::targets::{EngineOptions, Profile, TargetOptions, TargetRow, Toolkit};
 use crate::{BuildOptions, Checkpoint, CompileError, TraceOptions};
+
+/// What runs once a picture, where less precision saves next to no time.
+const ONCE: [ComponentName; 4] = [TEXT_ENCODER, TEXT_ENCODER_2, VAE_ENCODER, VAE_DECODER];
 
 impl TargetSpec {
     /// The same in the precision of the target's own; none where it is that already.
@@ -30,23 +33,21 @@ impl TargetSpec {
     ) -> Result<TraceOptions, CompileError> {
         let (row, networks) = (TargetRow::of(self.target()), self.networks());
         let precision = &networks.precision;
-        let mut asked = precision.compute.iter().chain(precision.components.values());
-        if self.target() == Target::Cuda && asked.any(|compute| *compute == ElementType::Bf16) {
-            return Err(CompileError::Option {
+        for asked in precision.compute.iter().chain(precision.components.values()) {
+            self.check(*asked).map_err(|(reason, hint)| CompileError::Option {
                 path: checkpoint.root().into(),
-                reason: "precision: ONNX Runtime's CUDA provider has no kernels of bf16 for all operators"
-                    .into(),
-                hint: "f16 is the default for cuda".into(),
-            });
+                reason: format!("precision: {reason}"),
+                hint: hint.into(),
+            })?;
         }
-        let of = |compute: ElementType| PrecisionPolicy {
-            norms: if row.norms_as_computed { compute } else { ElementType::F32 },
+        let of = |compute: Precision| PrecisionPolicy {
+            norms: if row.norms_as_computed { compute.stored() } else { ElementType::F32 },
             scopes: precision.keep_f32.iter().map(|scope| (scope.clone(), ElementType::F32)).collect(),
             storage: precision.storage,
             ..match (self.target(), compute) {
                 // Its graphs are of f32; kernels round what they multiply.
-                (Target::Cpu, ElementType::Bf16) => PrecisionPolicy::with_products(compute),
-                _ => PrecisionPolicy::uniform(compute),
+                (Target::Cpu, Precision::Bf16 | Precision::Int8) => PrecisionPolicy::with_products(compute),
+                _ => PrecisionPolicy::uniform(compute.stored()),
             }
         };
         let segments = self.segments().map(|bytes| bytes.0).or(row.segments);
@@ -57,9 +58,12 @@ impl TargetSpec {
             cuts: segments.map_or(Cuts::None, Cuts::Every),
             ..EmitPolicy::default()
         };
-        let mut components: BTreeMap<ComponentName, ElementType> = BTreeMap::new();
-        if precision.compute.is_none() && row.compute != ElementType::F32 && checkpoint.vae_overflows() {
-            components.extend([(VAE_ENCODER, ElementType::F32), (VAE_DECODER, ElementType::F32)]);
+        let mut components: BTreeMap<ComponentName, Precision> = BTreeMap::new();
+        if precision.compute.is_none() && row.compute != Precision::F32 && checkpoint.vae_overflows() {
+            components.extend([(VAE_ENCODER, Precision::F32), (VAE_DECODER, Precision::F32)]);
+        }
+        if precision.compute == Some(Precision::Int8) {
+            components.extend(ONCE.map(|name| (name, Precision::Bf16)));
         }
         components.extend(&precision.components);
         Ok(TraceOptions {
@@ -92,6 +96,20 @@ impl TargetSpec {
             TargetSpec::Onnx(_) => TargetOptions::Onnx,
         };
         Ok(BuildOptions { trace, target, rehash: false })
+    }
+
+    /// Why networks of the target cannot compute in this, and what can.
+    fn check(&self, precision: Precision) -> Result<(), (&'static str, &'static str)> {
+        match (self.target(), precision) {
+            (Target::Cuda, Precision::Bf16) => Err((
+                "ONNX Runtime's CUDA provider has no kernels of bf16 for all operators",
+                "f16 is the default for cuda",
+            )),
+            (target, Precision::Int8) if target != Target::Cpu => {
+                Err(("int8 is computed by kiln's kernels for the target cpu", "f16 is the default for GPUs"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn segments(&self) -> Option<Bytes> {

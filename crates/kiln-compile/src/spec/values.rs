@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use kiln_bundle::{ComponentName, stable_diffusion};
-use kiln_graph::{AttentionPolicy, ElementType};
+use kiln_graph::{AttentionPolicy, ElementType, Precision};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
@@ -12,21 +12,21 @@ use serde::{Deserialize, Deserializer};
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrecisionSpec {
-    /// Type that networks compute in.
-    #[serde(default, deserialize_with = "float")]
-    pub compute: Option<ElementType>,
+    /// What networks compute in.
+    #[serde(default)]
+    pub compute: Option<Precision>,
     /// Type that weights are stored in.
     #[serde(default, deserialize_with = "float")]
     pub storage: Option<ElementType>,
-    /// Types of single components.
-    #[serde(default, deserialize_with = "floats")]
-    pub components: BTreeMap<ComponentName, ElementType>,
+    /// What single components compute in.
+    #[serde(default, deserialize_with = "of_components")]
+    pub components: BTreeMap<ComponentName, Precision>,
     /// Scopes, such as `mid_block.attentions`, that are computed in f32 whatever their component says.
     #[serde(default)]
     pub keep_f32: Vec<String>,
 }
 
-/// A type that networks can compute in.
+/// A type that weights can be stored in.
 struct Float(ElementType);
 
 impl<'de> Deserialize<'de> for Float {
@@ -42,11 +42,11 @@ fn float<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ElementTyp
     Ok(Option::<Float>::deserialize(deserializer)?.map(|float| float.0))
 }
 
-fn floats<'de, D: Deserializer<'de>>(
+fn of_components<'de, D: Deserializer<'de>>(
     deserializer: D,
-) -> Result<BTreeMap<ComponentName, ElementType>, D::Error> {
-    let floats = BTreeMap::<Known, Float>::deserialize(deserializer)?;
-    Ok(floats.into_iter().map(|(name, float)| (name.0, float.0)).collect())
+) -> Result<BTreeMap<ComponentName, Precision>, D::Error> {
+    let precisions = BTreeMap::<Known, Precision>::deserialize(deserializer)?;
+    Ok(precisions.into_iter().map(|(name, precision)| (name.0, precision)).collect())
 }
 
 /// The name of a component that is compiled here.

@@ -74,7 +74,7 @@ fn component(traced: &Traced<'_>, models: &[&TracedModel]) -> Component {
         weights: models.first().map(|model| model.weights.clone()),
         weight_bytes: traced.weights().map(StoredWeight::n_bytes).sum(),
         unread_weights: Vec::new(),
-        precision: traced.precision.to_string(),
+        precision: traced.precision.into(),
         inputs: ports(&traced.inputs),
         outputs: ports(&traced.outputs),
     }

@@ -1,7 +1,7 @@
 //! What compiling needs to know of each target, in one table.
 
 use kiln_bundle::Target;
-use kiln_graph::{ElementType, Flavor};
+use kiln_graph::{Flavor, Precision};
 
 use crate::SEGMENT_BYTES;
 
@@ -9,7 +9,7 @@ use crate::SEGMENT_BYTES;
 pub(crate) struct TargetRow {
     target: Target,
     /// Type that networks compute in.
-    pub(crate) compute: ElementType,
+    pub(crate) compute: Precision,
     /// Whether norms are computed in the same type, because their kernels sum in f32 whatever they read.
     pub(crate) norms_as_computed: bool,
     /// Dialect of ONNX.
@@ -24,7 +24,7 @@ pub(crate) struct TargetRow {
 
 const GPU: TargetRow = TargetRow {
     target: Target::Cuda,
-    compute: ElementType::F16,
+    compute: Precision::F16,
     norms_as_computed: false,
     flavor: Flavor::Standard,
     segments: None,
@@ -35,7 +35,7 @@ const GPU: TargetRow = TargetRow {
 static ROWS: [TargetRow; 5] = [
     TargetRow {
         target: Target::Cpu,
-        compute: ElementType::F32,
+        compute: Precision::F32,
         flavor: Flavor::OnnxRuntime,
         segments: Some(SEGMENT_BYTES),
         controlled: true,

@@ -12,7 +12,7 @@ use crate::proto::{
     DimensionProto, DimensionValue, GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, data_type,
 };
-use crate::{ElementType, EmitPolicy, Shape, Tensor, TraceError};
+use crate::{ElementType, EmitPolicy, Precision, Shape, Tensor, TraceError};
 
 use crate::tensor::Op;
 use builder::Builder;
@@ -159,12 +159,12 @@ fn model_proto(name: &str, policy: &EmitPolicy, mut graph: GraphProto, ports: [&
     }
 }
 
-/// What asks for products of a type, of which those of attention may be exempt.
-fn metadata(products: Option<ElementType>, has_exact_scores: bool) -> Vec<StringStringEntryProto> {
+/// What asks for products of a precision, of which those of attention may be exempt.
+fn metadata(products: Option<Precision>, has_exact_scores: bool) -> Vec<StringStringEntryProto> {
     let entry =
-        |key: &str, value: ElementType| StringStringEntryProto { key: key.into(), value: value.to_string() };
+        |key: &str, value: Precision| StringStringEntryProto { key: key.into(), value: value.to_string() };
     let Some(products) = products else { return Vec::new() };
-    let scores = has_exact_scores.then(|| entry("kiln.scores", ElementType::F32));
+    let scores = has_exact_scores.then(|| entry("kiln.scores", Precision::F32));
     [entry("kiln.products", products)].into_iter().chain(scores).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Dot, Pairs, Single, by_rows, multiply};
+use super::tile::{Bytes, Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile};
 
 /// Vectors of eight.
@@ -202,6 +202,59 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn bytes(v: [__m256; 4]) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = |v| _mm256_and_si256(_mm256_cvtps_epi32(v), _mm256_set1_epi32(0xff));
+            let first = _mm256_or_si256(low(v[0]), _mm256_slli_epi32::<8>(low(v[1])));
+            let second = _mm256_or_si256(low(v[2]), _mm256_slli_epi32::<8>(_mm256_cvtps_epi32(v[3])));
+            _mm256_castsi256_ps(_mm256_or_si256(first, _mm256_slli_epi32::<16>(second)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: __m256) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = _mm256_cvtps_epi32(v);
+            let halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let bytes = _mm_xor_si128(_mm_packs_epi16(halves, halves), _mm_set1_epi8(i8::MIN));
+            _mm_storel_epi64(to.cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: __m256, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
+            let low = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+            let even = _mm256_madd_epi16(low, _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b)));
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(a), _mm256_srai_epi16::<8>(b));
+            let sum = _mm256_add_epi32(_mm256_castps_si256(sum), even);
+            _mm256_castsi256_ps(_mm256_add_epi32(sum, odd))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_whole(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub_whole(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_whole(v: __m256) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(v)) }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const f32) {
         // SAFETY: a prefetch reads nothing, so that every address is right.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
@@ -215,5 +268,10 @@ impl Simd for Avx2 {
     unsafe fn tile_bf16(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe { by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6) }
+    }
+
+    unsafe fn tile_int8(rows: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(rows, columns::<Bytes>(tile), 1 2 3 4 5 6) }
     }
 }

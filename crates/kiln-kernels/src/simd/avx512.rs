@@ -1,14 +1,23 @@
-//! AVX-512F, alone, with BF16 and with AMX: vectors of sixteen, tiles of 12 x 32.
+//! AVX-512F and BW, alone, with VNNI, with BF16 and with AMX: vectors of sixteen, tiles of 12 x 32.
 
 use std::arch::x86_64::*;
 
-use super::tile::{Dot, Pairs, Single, by_rows, multiply};
+use super::tile::{Bytes, Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile, amx};
 use crate::gemm::part;
 
-/// Vectors of sixteen; with `BF16`, the processor multiplies and rounds bf16 itself, with `AMX` also tiles of it.
+/// Vectors of sixteen, of a processor with this and all lower levels.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool, const AMX: bool>;
+pub(crate) struct Avx512<const LEVEL: u8>;
+
+/// AVX-512F and BW alone.
+const BW: u8 = 0;
+/// The processor multiplies words of four bytes itself.
+const VNNI: u8 = 1;
+/// The processor multiplies and rounds bf16 itself.
+const BF16: u8 = 2;
+/// The processor multiplies tiles of bf16 and of bytes.
+const AMX: u8 = 3;
 
 const LANES: usize = 16;
 /// Rows of a tile in vectors.
@@ -16,46 +25,65 @@ const ROWS: usize = 12;
 
 /// # Safety
 /// As [`super::run`].
-#[target_feature(enable = "avx512f,fma")]
+#[target_feature(enable = "avx512f,avx512bw,fma")]
 pub(super) unsafe fn run<K: Kernel>(kernel: &K, lane: usize, item: usize) {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx512<false, false>>(lane, item) }
+    unsafe { kernel.run::<Avx512<BW>>(lane, item) }
 }
 
 /// # Safety
 /// As [`super::run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,fma")]
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: &K, lane: usize, item: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { kernel.run::<Avx512<VNNI>>(lane, item) }
+}
+
+/// # Safety
+/// As [`super::run`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,fma")]
 pub(super) unsafe fn run_bf16<K: Kernel>(kernel: &K, lane: usize, item: usize) {
     // SAFETY: the caller's promise.
-    unsafe { kernel.run::<Avx512<true, false>>(lane, item) }
+    unsafe { kernel.run::<Avx512<BF16>>(lane, item) }
 }
 
 /// # Safety
 /// As [`super::run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,fma")]
 pub(super) unsafe fn run_amx<K: Kernel>(kernel: &K, lane: usize, item: usize) {
     // SAFETY: the caller's promise.
     unsafe {
-        kernel.run::<Avx512<true, true>>(lane, item);
+        kernel.run::<Avx512<AMX>>(lane, item);
         amx::release();
     }
 }
 
-#[target_feature(enable = "avx512f,fma")]
-unsafe fn columns<D: Dot<Avx512<false, false>>, const ROWS: usize>(tile: Tile) {
+#[target_feature(enable = "avx512f,avx512bw,fma")]
+unsafe fn columns<D: Dot<Avx512<BW>>, const ROWS: usize>(tile: Tile) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.columns <= LANES {
-            true => multiply::<Avx512<false, false>, D, ROWS, 1>(tile),
-            false => multiply::<Avx512<false, false>, D, ROWS, 2>(tile),
+            true => multiply::<Avx512<BW>, D, ROWS, 1>(tile),
+            false => multiply::<Avx512<BW>, D, ROWS, 2>(tile),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,fma")]
+unsafe fn columns_of_bytes<D: Dot<Avx512<VNNI>>, const ROWS: usize>(tile: Tile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.columns <= LANES {
+            true => multiply::<Avx512<VNNI>, D, ROWS, 1>(tile),
+            false => multiply::<Avx512<VNNI>, D, ROWS, 2>(tile),
         }
     }
 }
 
 /// bf16 pairs by `vdpbf16ps`.
-struct Native;
+struct NativePairs;
 
-impl<const AMX: bool> Dot<Avx512<true, AMX>> for Native {
+impl Dot<Avx512<BF16>> for NativePairs {
     #[inline(always)]
     unsafe fn dot(sum: __m512, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the caller's promise; both are 64 bytes of any value.
@@ -67,13 +95,23 @@ impl<const AMX: bool> Dot<Avx512<true, AMX>> for Native {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16,fma")]
-unsafe fn native_columns<D: Dot<Avx512<true, false>>, const ROWS: usize>(tile: Tile) {
+unsafe fn columns_of_pairs<D: Dot<Avx512<BF16>>, const ROWS: usize>(tile: Tile) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.columns <= LANES {
-            true => multiply::<Avx512<true, false>, D, ROWS, 1>(tile),
-            false => multiply::<Avx512<true, false>, D, ROWS, 2>(tile),
+            true => multiply::<Avx512<BF16>, D, ROWS, 1>(tile),
+            false => multiply::<Avx512<BF16>, D, ROWS, 2>(tile),
         }
+    }
+}
+
+/// `function` for the tile in parts of as many rows as vectors have.
+#[inline(always)]
+unsafe fn in_parts(rows: usize, tile: Tile, function: unsafe fn(usize, Tile)) {
+    let n = rows.div_ceil(ROWS);
+    for rows in (0..n).map(|index| part(rows, n, index)) {
+        // SAFETY: the caller's promise.
+        unsafe { function(rows.len(), tile.below(rows.start)) }
     }
 }
 
@@ -95,10 +133,10 @@ unsafe fn round(v: __m512) -> __m512i {
 
 /// Each element rounded to bf16, in the lower half of its word.
 #[inline(always)]
-unsafe fn halves<const BF16: bool>(v: __m512) -> __m512i {
+unsafe fn halves<const LEVEL: u8>(v: __m512) -> __m512i {
     // SAFETY: the caller's promise; `__m256bh` is 32 bytes of any value.
     unsafe {
-        match BF16 {
+        match LEVEL >= BF16 {
             true => _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))),
             false => _mm512_srli_epi32::<16>(round(v)),
         }
@@ -146,10 +184,10 @@ unsafe fn transpose_across(v: [__m512; 4]) -> [__m512; 4] {
     }
 }
 
-impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
+impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
     const LANES: usize = LANES;
     const ROWS: usize = ROWS;
-    const PAIR_ROWS: usize = if AMX { amx::ROWS } else { ROWS };
+    const NARROW_ROWS: usize = if LEVEL == AMX { amx::ROWS } else { ROWS };
     type V = __m512;
 
     #[inline(always)]
@@ -264,11 +302,11 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     unsafe fn pair(low: __m512, high: __m512) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe {
-            let high = match BF16 {
-                true => _mm512_slli_epi32::<16>(halves::<BF16>(high)),
+            let high = match LEVEL >= BF16 {
+                true => _mm512_slli_epi32::<16>(halves::<LEVEL>(high)),
                 false => round(high),
             };
-            _mm512_castsi512_ps(_mm512_or_si512(halves::<BF16>(low), high))
+            _mm512_castsi512_ps(_mm512_or_si512(halves::<LEVEL>(low), high))
         }
     }
 
@@ -284,7 +322,60 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     #[inline(always)]
     unsafe fn store_bf16(to: *mut u16, v: __m512) {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(halves::<BF16>(v))) }
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(halves::<LEVEL>(v))) }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(v: [__m512; 4]) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = |v| _mm512_and_si512(_mm512_cvtps_epi32(v), _mm512_set1_epi32(0xff));
+            let first = _mm512_or_si512(low(v[0]), _mm512_slli_epi32::<8>(low(v[1])));
+            let second = _mm512_or_si512(low(v[2]), _mm512_slli_epi32::<8>(_mm512_cvtps_epi32(v[3])));
+            _mm512_castsi512_ps(_mm512_or_si512(first, _mm512_slli_epi32::<16>(second)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+            _mm_storeu_si128(to.cast(), _mm_xor_si128(bytes, _mm_set1_epi8(i8::MIN)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (sum, a, b) = (_mm512_castps_si512(sum), _mm512_castps_si512(a), _mm512_castps_si512(b));
+            if LEVEL >= VNNI {
+                return _mm512_castsi512_ps(_mm512_dpbusd_epi32(sum, a, b));
+            }
+            let low = _mm512_and_si512(a, _mm512_set1_epi16(0xff));
+            let even = _mm512_madd_epi16(low, _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b)));
+            let odd = _mm512_madd_epi16(_mm512_srli_epi16::<8>(a), _mm512_srai_epi16::<8>(b));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_add_epi32(sum, even), odd))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_whole(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub_whole(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_castsi512_ps(_mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_whole(v: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
     }
 
     #[inline(always)]
@@ -301,17 +392,24 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     unsafe fn tile_bf16(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe {
-            match (AMX, BF16) {
-                (true, _) if tile.skip == 0 => amx::multiply(rows, tile),
+            match LEVEL {
+                AMX if tile.skip == 0 => amx::multiply::<amx::Pairs>(rows, tile),
                 // Panels with gaps are no tiles.
-                (true, _) => {
-                    let n = rows.div_ceil(ROWS);
-                    for rows in (0..n).map(|index| part(rows, n, index)) {
-                        Avx512::<true, false>::tile_bf16(rows.len(), tile.below(rows.start));
-                    }
-                }
-                (_, true) => by_rows!(rows, native_columns::<Native>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
-                (_, false) => by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
+                AMX => in_parts(rows, tile, Avx512::<BF16>::tile_bf16),
+                BF16 => by_rows!(rows, columns_of_pairs::<NativePairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
+                _ => by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
+            }
+        }
+    }
+
+    unsafe fn tile_int8(rows: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match LEVEL {
+                AMX if tile.skip == 0 => amx::multiply::<amx::Bytes>(rows, tile),
+                AMX => in_parts(rows, tile, Avx512::<VNNI>::tile_int8),
+                VNNI | BF16 => by_rows!(rows, columns_of_bytes::<Bytes>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
+                _ => by_rows!(rows, columns::<Bytes>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
             }
         }
     }

@@ -34,8 +34,8 @@ pub(crate) trait Simd: Copy {
     const LANES: usize;
     /// Rows of the largest tile of a product.
     const ROWS: usize;
-    /// The same of bf16 pairs.
-    const PAIR_ROWS: usize = Self::ROWS;
+    /// The same where a word is several factors.
+    const NARROW_ROWS: usize = Self::ROWS;
     /// A vector.
     type V: Copy;
 
@@ -70,12 +70,26 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(from: *const u16) -> Self::V;
     /// Stores `LANES` elements rounded to bf16.
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
+    /// Words of four bytes, which are elements from -128 to 127, rounded, the first in the lowest.
+    unsafe fn bytes(v: [Self::V; 4]) -> Self::V;
+    /// Stores `LANES` elements from -128 to 127, rounded, as bytes that are 128 larger.
+    unsafe fn store_bytes(to: *mut u8, v: Self::V);
+    /// Adds the products of the four bytes of each word of `a`, without sign, and of `b`, with one, to whole numbers.
+    unsafe fn dot_bytes(sum: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// The sum of whole numbers.
+    unsafe fn add_whole(a: Self::V, b: Self::V) -> Self::V;
+    /// The difference of whole numbers.
+    unsafe fn sub_whole(a: Self::V, b: Self::V) -> Self::V;
+    /// Whole numbers as f32.
+    unsafe fn from_whole(v: Self::V) -> Self::V;
     /// Brings a cache line into L2; any address will do.
     unsafe fn prefetch(from: *const f32);
     /// The product of `rows <= ROWS` rows and a panel.
     unsafe fn tile(rows: usize, tile: Tile);
-    /// The same of bf16 pairs, `rows <= PAIR_ROWS`.
+    /// The same of bf16 pairs, `rows <= NARROW_ROWS`.
     unsafe fn tile_bf16(rows: usize, tile: Tile);
+    /// The same of four bytes, those of the panel with a sign, whose sums are whole numbers.
+    unsafe fn tile_int8(rows: usize, tile: Tile);
 }
 
 /// Work that is written for every instruction set. An implementation is sound where each item is run once, and no two
@@ -108,6 +122,8 @@ unsafe fn run<K: Kernel>(isa: Isa, kernel: &K, lane: usize, item: usize) {
             Isa::Avx2 => avx2::run(kernel, lane, item),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::run(kernel, lane, item),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512::run_vnni(kernel, lane, item),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::run_bf16(kernel, lane, item),
             #[cfg(target_arch = "x86_64")]

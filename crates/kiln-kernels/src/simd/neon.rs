@@ -2,9 +2,9 @@
 
 use std::arch::aarch64::*;
 
-use super::tile::{Dot, Pairs, Single, by_rows, multiply};
+use super::tile::{Bytes, Dot, Pairs, Single, by_rows, multiply};
 use super::{Kernel, MAX_LANES, Simd, Tile};
-use crate::bf16;
+use crate::{bf16, int8};
 
 /// Vectors of four.
 #[derive(Clone, Copy)]
@@ -171,6 +171,54 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn bytes(v: [float32x4_t; 4]) -> float32x4_t {
+        let v = v.map(array);
+        vector(std::array::from_fn(|i| f32::from_bits(u32::from_le_bytes(v.map(|v| int8::round(v[i]) as u8)))))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: float32x4_t) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u8; LANES]>().write_unaligned(array(v).map(|x| int8::round(x) as u8 ^ 0x80)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (a, b) = (vreinterpretq_u8_f32(a), vreinterpretq_s8_f32(b));
+            let low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(a)));
+            let high = vreinterpretq_s16_u16(vmovl_high_u8(a));
+            let (b_low, b_high) = (vmovl_s8(vget_low_s8(b)), vmovl_high_s8(b));
+            // Products of two words each, added pair by pair.
+            let first =
+                vpaddq_s32(vmull_s16(vget_low_s16(low), vget_low_s16(b_low)), vmull_high_s16(low, b_low));
+            let second =
+                vpaddq_s32(vmull_s16(vget_low_s16(high), vget_low_s16(b_high)), vmull_high_s16(high, b_high));
+            let sum = vaddq_s32(vreinterpretq_s32_f32(sum), vpaddq_s32(first, second));
+            vreinterpretq_f32_s32(sum)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_whole(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), vreinterpretq_s32_f32(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub_whole(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vreinterpretq_f32_s32(vsubq_s32(vreinterpretq_s32_f32(a), vreinterpretq_s32_f32(b))) }
+    }
+
+    #[inline(always)]
+    unsafe fn from_whole(v: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller's promise.
+        unsafe { vcvtq_f32_s32(vreinterpretq_s32_f32(v)) }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
 
     unsafe fn tile(rows: usize, tile: Tile) {
@@ -181,5 +229,10 @@ impl Simd for Neon {
     unsafe fn tile_bf16(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe { by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6) }
+    }
+
+    unsafe fn tile_int8(rows: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(rows, columns::<Bytes>(tile), 1 2 3 4 5 6) }
     }
 }

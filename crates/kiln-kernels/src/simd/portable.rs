@@ -1,8 +1,8 @@
 //! Arrays, without intrinsics.
 
-use super::tile::{Pairs, Single, by_rows, multiply};
+use super::tile::{Bytes, Pairs, Single, by_rows, multiply};
 use super::{MAX_LANES, Simd, Tile};
-use crate::bf16;
+use crate::{bf16, int8};
 
 /// Vectors of four, which compilers map to what every processor has.
 #[derive(Clone, Copy)]
@@ -133,6 +133,37 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn bytes(v: [V; 4]) -> V {
+        std::array::from_fn(|i| f32::from_bits(u32::from_le_bytes(v.map(|v| int8::round(v[i]) as u8))))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut u8, v: V) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u8; LANES]>().write_unaligned(v.map(|x| int8::round(x) as u8 ^ 0x80)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: V, a: V, b: V) -> V {
+        std::array::from_fn(|i| f32::from_bits(int8::dot(sum[i].to_bits(), a[i].to_bits(), b[i].to_bits())))
+    }
+
+    #[inline(always)]
+    unsafe fn add_whole(a: V, b: V) -> V {
+        zip(a, b, |a, b| f32::from_bits(a.to_bits().wrapping_add(b.to_bits())))
+    }
+
+    #[inline(always)]
+    unsafe fn sub_whole(a: V, b: V) -> V {
+        zip(a, b, |a, b| f32::from_bits(a.to_bits().wrapping_sub(b.to_bits())))
+    }
+
+    #[inline(always)]
+    unsafe fn from_whole(v: V) -> V {
+        v.map(|x| x.to_bits() as i32 as f32)
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
 
     unsafe fn tile(rows: usize, tile: Tile) {
@@ -143,5 +174,10 @@ impl Simd for Portable {
     unsafe fn tile_bf16(rows: usize, tile: Tile) {
         // SAFETY: the caller's promise.
         unsafe { by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4) }
+    }
+
+    unsafe fn tile_int8(rows: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { by_rows!(rows, columns::<Bytes>(tile), 1 2 3 4) }
     }
 }

@@ -57,6 +57,13 @@ impl Tile {
 /// How the words of a step are multiplied.
 pub(crate) trait Dot<S: Simd> {
     unsafe fn dot(sum: S::V, a: S::V, b: S::V) -> S::V;
+
+    /// The sum of two sums.
+    #[inline(always)]
+    unsafe fn add(a: S::V, b: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::add(a, b) }
+    }
 }
 
 /// Words are f32.
@@ -84,6 +91,23 @@ impl<S: Simd> Dot<S> for Pairs {
     }
 }
 
+/// Words are four bytes, and sums whole numbers.
+pub(crate) struct Bytes;
+
+impl<S: Simd> Dot<S> for Bytes {
+    #[inline(always)]
+    unsafe fn dot(sum: S::V, a: S::V, b: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::dot_bytes(sum, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: S::V, b: S::V) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::add_whole(a, b) }
+    }
+}
+
 /// `ROWS` rows and `VECTORS` vectors of columns.
 ///
 /// # Safety
@@ -107,7 +131,7 @@ pub(crate) unsafe fn multiply<S: Simd, D: Dot<S>, const ROWS: usize, const VECTO
             }
             b = b.wrapping_add(tile.skip);
         }
-        store::<S, ROWS, VECTORS>(&sums, tile);
+        store::<S, D, ROWS, VECTORS>(&sums, tile);
     }
 }
 
@@ -133,13 +157,16 @@ unsafe fn step<S: Simd, D: Dot<S>, const ROWS: usize, const VECTORS: usize>(
 }
 
 #[inline(always)]
-unsafe fn store<S: Simd, const ROWS: usize, const VECTORS: usize>(sums: &[[S::V; VECTORS]; ROWS], tile: Tile) {
+unsafe fn store<S: Simd, D: Dot<S>, const ROWS: usize, const VECTORS: usize>(
+    sums: &[[S::V; VECTORS]; ROWS],
+    tile: Tile,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         for (r, sums) in sums.iter().enumerate() {
             for (j, &sum) in sums.iter().enumerate() {
                 let c = tile.c.add(r * tile.stride + j * S::LANES);
-                S::store(c, if tile.add { S::add(S::load(c), sum) } else { sum });
+                S::store(c, if tile.add { D::add(S::load(c), sum) } else { sum });
             }
         }
     }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use kiln_native::{Found, Library, locate};
 
+use kiln_types::Precision;
+
 use crate::Error;
 
 type Fetch = dyn Fn(Library) -> Result<PathBuf, Error> + Send + Sync;
@@ -83,10 +85,12 @@ impl Libraries {
         Ok(kernels.map_err(|reason| Error::Request { key: KILN_KERNELS, reason })?.unwrap_or_default())
     }
 
-    /// Whether kiln's kernels multiply bf16 faster than f32 on this processor, as far as the environment lets them.
+    /// What kiln's kernels multiply faster than f32 on this processor, as far as the environment lets them.
     #[cfg(feature = "onnxruntime")]
-    pub fn multiplies_bf16(&self) -> Result<bool, Error> {
-        Ok(self.kernels()?.multiply_bf16())
+    pub fn fast_precisions(&self) -> Result<Vec<Precision>, Error> {
+        let kernels = self.kernels()?;
+        let known = [(Precision::Bf16, kernels.multiply_bf16()), (Precision::Int8, kernels.multiply_int8())];
+        Ok(known.into_iter().filter(|(_, is_fast)| *is_fast).map(|(precision, _)| precision).collect())
     }
 
     /// Where ONNX Runtime's profiles go, if the environment says so.

@@ -141,7 +141,7 @@ impl PipelineBuilder {
 pub(super) fn check_target(bundle: &Bundle, backend: &dyn Backend, key: Option<&SealKey>) -> Result<(), Error> {
     let target = bundle.manifest().target;
     let refuse = |reason: String| Err(Error::Target { path: bundle.root().into(), target, reason });
-    let has_bf16 = || bundle.manifest().components.values().any(Component::is_bf16);
+    let has_bf16 = || bundle.manifest().components.values().any(Component::stores_bf16);
     match (target, backend.format()) {
         (Target::Cpu, Format::Onnx) if !backend.reads_bf16() && has_bf16() => {
             refuse(format!("{} reads no weights in bf16", backend.name()))

@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use kiln_kernels::{Tensors, Weights};
+use kiln_kernels::{Factors, Isa, Tensors, Weights};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType::Float32;
 
@@ -10,23 +10,53 @@ use super::{Pool, Stored, Work, failed, given, inputs, numbers, output, room, si
 /// residual.
 pub(super) struct Linear {
     work: Work,
-    stored: Stored,
+    form: Form,
+}
+
+/// How weights are stored and multiplied, each an operator of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// f32.
+    F32,
+    /// bf16, where the processor multiplies it.
+    Bf16,
+    /// Stored in bf16, multiplied in int8.
+    Int8,
+}
+
+impl Form {
+    pub(super) const ALL: [Form; 3] = [Form::F32, Form::Bf16, Form::Int8];
+
+    /// Its operator's name in kiln's domain.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Form::F32 => "Linear",
+            Form::Bf16 => "LinearBf16",
+            Form::Int8 => "LinearInt8",
+        }
+    }
+
+    fn stored(self) -> Stored {
+        match self {
+            Form::F32 => Stored::F32,
+            Form::Bf16 | Form::Int8 => Stored::Bf16,
+        }
+    }
+
+    fn factors(self, isa: Isa) -> Factors {
+        match self {
+            Form::F32 | Form::Bf16 => self.stored().products(isa).into(),
+            Form::Int8 => Factors::Int8,
+        }
+    }
 }
 
 /// The attribute that is 1 where the second half of the outputs are gates of the first.
 pub(super) const GATED: &str = "gated";
 
 impl Linear {
-    pub(super) fn new(work: Work, stored: Stored) -> Linear {
-        Linear { work, stored }
-    }
-
-    /// Its name in kiln's domain.
-    pub(super) fn name_of(stored: Stored) -> &'static str {
-        match stored {
-            Stored::F32 => "Linear",
-            Stored::Bf16 => "LinearBf16",
-        }
+    pub(super) fn new(work: Work, form: Form) -> Linear {
+        Linear { work, form }
     }
 }
 
@@ -34,11 +64,11 @@ impl Operator for Linear {
     type Kernel<'attr> = LinearKernel;
 
     fn name(&self) -> &str {
-        Linear::name_of(self.stored)
+        self.form.name()
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        inputs(self.stored)
+        inputs(self.form.stored())
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -47,13 +77,13 @@ impl Operator for Linear {
 
     fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<LinearKernel> {
         let is_gated = context.get(GATED).unwrap_or(0_i64) != 0;
-        Ok(LinearKernel { work: self.work, stored: self.stored, is_gated })
+        Ok(LinearKernel { work: self.work, form: self.form, is_gated })
     }
 }
 
 pub(super) struct LinearKernel {
     work: Work,
-    stored: Stored,
+    form: Form,
     is_gated: bool,
 }
 
@@ -62,7 +92,7 @@ impl Kernel for LinearKernel {
         let (x, weights) = (given(context, 0)?, given(context, 1)?);
         let (bias, residual) = (context.input(2)?, context.input(3)?);
         let (x_shape, input) = x.try_extract_tensor::<f32>()?;
-        let (w_shape, values) = self.stored.numbers(&weights)?;
+        let (w_shape, values) = self.form.stored().numbers(&weights)?;
         let (bias, residual) = (numbers(&bias)?, numbers(&residual)?);
         let ([rows, in_features], [n, k]) = (sizes(x_shape)?, sizes(w_shape)?);
         if k != in_features {
@@ -73,8 +103,8 @@ impl Kernel for LinearKernel {
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
 
         let (Work { isa, threads }, is_gated) = (self.work, self.is_gated);
-        let products = self.stored.products(isa);
-        let linear = kiln_kernels::Linear { rows, in_features, out_features, is_gated, products, isa };
+        let factors = self.form.factors(isa);
+        let linear = kiln_kernels::Linear { rows, in_features, out_features, is_gated, factors, isa };
         let weights = Weights::new(values, n, in_features).map_err(failed)?;
         let mut room = room(linear.scratch_len(threads))?;
         let tensors = Tensors { input, bias, residual, output, scratch: room.numbers() };

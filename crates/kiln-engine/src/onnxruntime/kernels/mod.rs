@@ -49,6 +49,11 @@ impl Kernels {
         self.isa.map(Isa::name)
     }
 
+    /// Whether they multiply int8 faster than bf16 and f32.
+    pub fn multiply_int8(self) -> bool {
+        self.isa.is_some_and(multiplies_int8)
+    }
+
     /// Whether they multiply bf16 faster than f32.
     pub fn multiply_bf16(self) -> bool {
         self.isa.is_some_and(multiplies_bf16)
@@ -86,7 +91,11 @@ pub(super) fn rewritten(model: &Path, kernels: Kernels, placement: Placement) ->
     if model.metadata().ok()?.len() > MAX_MODEL {
         return None;
     }
-    let gains = Gains { bf16: multiplies_bf16(isa), linear_f32: placement == Placement::Mapped };
+    let gains = Gains {
+        bf16: multiplies_bf16(isa),
+        int8: multiplies_int8(isa),
+        linear_f32: placement == Placement::Mapped,
+    };
     rewrite::model(&std::fs::read(model).ok()?, gains)
 }
 
@@ -95,19 +104,25 @@ fn multiplies_bf16(isa: Isa) -> bool {
     matches!(isa, Isa::Avx512Bf16 | Isa::Amx)
 }
 
+/// Whether instructions multiply int8 faster than bf16 and f32.
+fn multiplies_int8(isa: Isa) -> bool {
+    matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx)
+}
+
 /// Whether ONNX Runtime knows the domain.
 static IS_KNOWN: Mutex<bool> = Mutex::new(false);
 
 /// A session of a rewritten model, whose weights lie in `folder`.
 pub(super) fn open(builder: SessionBuilder, model: &[u8], folder: &Path, work: Work) -> ort::Result<Session> {
-    let domain = OperatorDomain::new(DOMAIN)?
+    let mut domain = OperatorDomain::new(DOMAIN)?
         .add(conv::Conv::new(work, Stored::F32))?
         .add(conv::Conv::new(work, Stored::Bf16))?
-        .add(linear::Linear::new(work, Stored::F32))?
-        .add(linear::Linear::new(work, Stored::Bf16))?
         .add(norm::GroupNorm::new(work))?
         .add(attention::Attention::new(work, Stored::F32))?
         .add(attention::Attention::new(work, Stored::Bf16))?;
+    for form in linear::Form::ALL {
+        domain = domain.add(linear::Linear::new(work, form))?;
+    }
     let folder = folder.to_string_lossy();
     let builder = builder.with_operators(domain)?;
     let mut builder =
@@ -136,7 +151,7 @@ impl Work {
     }
 }
 
-/// Type of an operator's weights; bf16 is that of models whose products are of bf16, too.
+/// Type of an operator's weights; bf16 is that of models whose products are of bf16 or int8, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stored {
     F32,

@@ -177,7 +177,7 @@ fn is_conv(node: &Node<'_>) -> bool {
 
 /// Whether it is kiln's linear layer.
 fn is_linear(node: &Node<'_>) -> bool {
-    [Stored::F32, Stored::Bf16].iter().any(|stored| node.is_of(DOMAIN, linear::Linear::name_of(*stored)))
+    linear::Form::ALL.iter().any(|form| node.is_of(DOMAIN, form.name()))
 }
 
 /// Whether a value is as large as a convolution's output: it is made by what keeps sizes, not one number a channel.

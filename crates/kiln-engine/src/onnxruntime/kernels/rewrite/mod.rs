@@ -12,7 +12,8 @@ use super::DOMAIN;
 use super::wire::{Field, fields, put, put_bytes};
 use graph::{Graph, number};
 
-/// Key of the model's metadata whose value is the type that products' factors are rounded to.
+/// Key of the model's metadata whose value is the type that products' factors are rounded to; those of int8 are linear
+/// layers, and bf16 elsewhere.
 const PRODUCTS_KEY: &str = "kiln.products";
 /// The same for scores of attention, where they are an exception.
 const SCORES_KEY: &str = "kiln.scores";
@@ -22,6 +23,8 @@ const SCORES_KEY: &str = "kiln.scores";
 pub(super) struct Gains {
     /// Products of bf16 are faster than those of f32.
     pub(super) bf16: bool,
+    /// Those of int8 are faster than both.
+    pub(super) int8: bool,
     /// Linear layers of f32 are, because ONNX Runtime packs their weights anew in each run.
     pub(super) linear_f32: bool,
 }
@@ -31,6 +34,8 @@ pub(super) struct Gains {
 struct Wanted {
     /// Whether the model asks for products of bf16.
     bf16: bool,
+    /// Whether it asks for linear layers of int8, and bf16 elsewhere.
+    int8: bool,
     /// Whether it asks for attention of f32 all the same.
     exact_scores: bool,
     gains: Gains,
@@ -49,7 +54,9 @@ pub(super) fn model(bytes: &[u8], gains: Gains) -> Option<Vec<u8>> {
         let mut entries = fields.iter().filter(|field| field.number == number::MODEL_METADATA);
         entries.any(|entry| is_entry(entry, key, value) == Some(true))
     };
-    let wanted = Wanted { bf16: says(PRODUCTS_KEY, "bf16"), exact_scores: says(SCORES_KEY, "f32"), gains };
+    let int8 = says(PRODUCTS_KEY, "int8");
+    let bf16 = int8 || says(PRODUCTS_KEY, "bf16");
+    let wanted = Wanted { bf16, int8, exact_scores: says(SCORES_KEY, "f32"), gains };
     fields.iter().find(|field| field.number == number::MODEL_GRAPH)?;
     for field in &fields {
         match field.number {

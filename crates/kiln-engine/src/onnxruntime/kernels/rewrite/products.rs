@@ -1,6 +1,7 @@
 //! Convolutions, linear layers and attention, each an operator of kiln's.
 
-use super::super::{Stored, attention, conv, linear};
+use super::super::linear::Form;
+use super::super::{Stored, attention, conv};
 use super::Wanted;
 use super::graph::{Attribute, Graph, Links, Node, Weight};
 
@@ -42,9 +43,10 @@ pub(super) fn exchange(graph: &mut Graph<'_>, wanted: Wanted) {
         let name = match node {
             _ if weight.stored == Stored::Bf16 && !wanted.bf16 => continue,
             _ if node.is("Conv") && is_conv(node, weight, wanted) => conv::Conv::name_of(weight.stored),
-            _ if node.is("Gemm") && is_linear(graph, node, weight, wanted) => {
-                linear::Linear::name_of(weight.stored)
-            }
+            _ if node.is("Gemm") => match linear(graph, &links, node, weight, wanted) {
+                Some(form) => form.name(),
+                None => continue,
+            },
             _ => continue,
         };
         let weight = weight.tensor.name;
@@ -78,16 +80,26 @@ fn is_conv(node: &Node<'_>, weight: Weight<'_, '_>, wanted: Wanted) -> bool {
     is_winograds || (is_faster && node.attributes.iter().all(Attribute::fits_conv))
 }
 
-/// Whether a `Gemm` is a linear layer, as checkpoints store its weights.
-fn is_linear(graph: &Graph<'_>, gemm: &Node<'_>, weight: Weight<'_, '_>, wanted: Wanted) -> bool {
-    let &[n, _] = weight.tensor.dims.as_slice() else { return false };
+/// The form of a `Gemm` that is a linear layer, as checkpoints store its weights, where kernels are faster.
+fn linear(
+    graph: &Graph<'_>,
+    links: &Links<'_>,
+    gemm: &Node<'_>,
+    weight: Weight<'_, '_>,
+    wanted: Wanted,
+) -> Option<Form> {
+    let &[n, _] = weight.tensor.dims.as_slice() else { return None };
     let has_bias = |name: &str| graph.tensor(name).is_some_and(|bias| bias.dims == [n]);
-    let is_faster = match weight.stored {
-        Stored::Bf16 => wanted.gains.bf16,
-        Stored::F32 => wanted.gains.linear_f32,
+    // Of each position; those of an image, such as of its timestep, are few, and what all positions depend on.
+    let has_positions = || gemm.input(0).is_some_and(|x| links.made_by(graph, x, "Reshape").is_some());
+    let form = match weight.stored {
+        Stored::Bf16 if wanted.int8 && wanted.gains.int8 && has_positions() => Form::Int8,
+        Stored::Bf16 if wanted.gains.bf16 => Form::Bf16,
+        Stored::F32 if wanted.gains.linear_f32 => Form::F32,
+        _ => return None,
     };
-    is_faster
-        && gemm.attributes.len() == 1
+    let is_layer = gemm.attributes.len() == 1
         && gemm.attribute("transB").is_some_and(|attribute| attribute.number == Some(1))
-        && gemm.input(2).is_none_or(has_bias)
+        && gemm.input(2).is_none_or(has_bias);
+    is_layer.then_some(form)
 }

@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
-use super::super::{Stored, conv, linear};
+use super::super::linear::Form;
+use super::super::{Stored, conv};
 use super::*;
 
-const ALL: Gains = Gains { bf16: true, linear_f32: false };
+const ALL: Gains = Gains { bf16: true, int8: true, linear_f32: false };
 
 /// A message of one field after the other.
 fn message(fields: &[(u32, &[u8])]) -> Vec<u8> {
@@ -58,6 +59,10 @@ fn a_convolution_of_3x3_is_exchanged_and_the_rest_stays() {
 
 /// A model that asks for products of bf16, with a layer whose weights are `w`, and what else reads `v` if need be.
 fn of_bf16(layer: &[u8], others: &[Vec<u8>], dims: &[u64]) -> Vec<u8> {
+    of_products("bf16", layer, others, dims)
+}
+
+fn of_products(products: &str, layer: &[u8], others: &[Vec<u8>], dims: &[u64]) -> Vec<u8> {
     let mut cast = message(&[(1, b"w"), (2, b"v"), (number::NODE_OPERATOR, b"Cast")]);
     let mut to = message(&[(number::ATTRIBUTE_NAME, b"to")]);
     put(&mut to, number::ATTRIBUTE_INT, 1);
@@ -66,7 +71,8 @@ fn of_bf16(layer: &[u8], others: &[Vec<u8>], dims: &[u64]) -> Vec<u8> {
     others.iter().for_each(|node| put_bytes(&mut graph, number::GRAPH_NODE, node));
     put_bytes(&mut graph, number::GRAPH_INITIALIZER, &tensor("w", 16, dims));
     put_bytes(&mut graph, number::GRAPH_INITIALIZER, &tensor("b", 1, &dims[..1]));
-    let entry = message(&[(number::ENTRY_KEY, PRODUCTS_KEY.as_bytes()), (number::ENTRY_VALUE, b"bf16")]);
+    let entry =
+        message(&[(number::ENTRY_KEY, PRODUCTS_KEY.as_bytes()), (number::ENTRY_VALUE, products.as_bytes())]);
     message(&[(number::MODEL_GRAPH, &graph), (number::MODEL_METADATA, &entry)])
 }
 
@@ -100,11 +106,27 @@ fn nodes(model: &[u8]) -> Vec<Vec<String>> {
 fn layers_with_weights_in_bf16_read_them_as_they_lie() {
     let linear = of_bf16(&gemm(&[trans_b(1)]), &[], &[8, 4]);
     let found = model(&linear, ALL).expect("a model");
-    assert_eq!(nodes(&found), [["x", "w", "b", "y", linear::Linear::name_of(Stored::Bf16), DOMAIN]]);
+    assert_eq!(nodes(&found), [["x", "w", "b", "y", Form::Bf16.name(), DOMAIN]]);
     let mut strided = message(&[(1, b"x"), (1, b"v"), (2, b"y"), (number::NODE_OPERATOR, b"Conv")]);
     put_bytes(&mut strided, number::NODE_ATTRIBUTE, &ints("strides", &[2, 2]));
     let found = model(&of_bf16(&strided, &[], &[8, 4, 3, 3]), ALL).expect("a model");
     assert_eq!(nodes(&found), [["x", "w", "y", conv::Conv::name_of(Stored::Bf16), DOMAIN]]);
+}
+
+#[test]
+fn layers_of_int8_are_those_over_positions() {
+    let rows = message(&[(1, b"in"), (1, b"s"), (2, b"x"), (number::NODE_OPERATOR, b"Reshape")]);
+    let exchanged = |others: &[Vec<u8>], gains| {
+        let found = model(&of_products("int8", &gemm(&[trans_b(1)]), others, &[8, 4]), gains).expect("a model");
+        nodes(&found).into_iter().find(|node| node.contains(&"w".into())).expect("a layer")[4].clone()
+    };
+    assert_eq!(exchanged(std::slice::from_ref(&rows), ALL), Form::Int8.name());
+    assert_eq!(exchanged(&[], ALL), Form::Bf16.name(), "a layer of each image");
+    assert_eq!(
+        exchanged(&[rows], Gains { int8: false, ..ALL }),
+        Form::Bf16.name(),
+        "the processor has no int8"
+    );
 }
 
 #[test]
@@ -217,7 +239,7 @@ fn of(nodes: &[Vec<u8>], tensors: &[Vec<u8>]) -> Vec<u8> {
     message(&[(number::MODEL_GRAPH, &graph)])
 }
 
-const MAPPED: Gains = Gains { bf16: true, linear_f32: true };
+const MAPPED: Gains = Gains { bf16: true, int8: true, linear_f32: true };
 
 /// Nodes of the model as kernels compute it.
 fn exchanged(model: &[u8]) -> Vec<Vec<String>> {
