@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use kiln_bundle::{Accuracy, Bundle, ComponentName, PictureAccuracy};
+use kiln_bundle::{Accuracy, Bundle, ComponentName, PictureAccuracy, Precision};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Backend, Pipeline, Request};
 
+use crate::backends;
 use crate::bench::PROMPT;
 use crate::failure::Failure;
 use crate::models::{self, seal_key};
@@ -14,10 +15,17 @@ use crate::progress::Bar;
 /// Steps of the picture that is drawn.
 const STEPS: usize = 10;
 
-/// How many times the drift that was measured another processor may have: it rounds alike, and adds in another order.
+/// How many times the drift that was measured another processor may have: what rounds alike adds in another order.
 const TOLERANCE: f64 = 2.0;
-/// The least and the most that is tolerated whatever was measured.
-const BOUNDS: (f64, f64) = (1e-3, 0.1);
+/// What is tolerated whatever was measured.
+const LEAST: f64 = 1e-3;
+
+/// Whether this processor computes what the bundle asks for: what it leaves more exact tells nothing of others.
+pub(crate) fn is_measured_here(bundle: &Bundle) -> Result<bool, Failure> {
+    let mut components = bundle.manifest().components.values();
+    let has_int8 = components.any(|component| component.precision() == Some(Precision::Int8));
+    Ok(!has_int8 || backends::libraries().fast_precisions()?.contains(&Precision::Int8))
+}
 
 /// Measures how far a bundle is from an exact one, and records it.
 pub(crate) fn record(bundle: &mut Bundle, exact: Bundle, backend: Arc<dyn Backend>) -> Result<(), Failure> {
@@ -65,5 +73,5 @@ pub(crate) fn describe(accuracy: &Accuracy) -> String {
 pub(crate) fn bound(bundle: &Bundle, other: &Bundle, name: ComponentName) -> Option<f64> {
     let is_exact = other.manifest().components.get(&name)?.precision == "f32";
     let drift = bundle.manifest().accuracy.as_ref().filter(|_| is_exact)?.components.get(&name)?;
-    Some((TOLERANCE * drift).clamp(BOUNDS.0, BOUNDS.1))
+    Some((TOLERANCE * drift).max(LEAST))
 }

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         return Err(Failure::input(&args.bundle, "has no reference")
             .with_hint("kiln verify --record makes one, on a machine that is trusted"));
     };
-    let max_drift = max_drift([&bundle], args);
+    let max_drift = max_drift(&bundle, args);
     let mut pipeline = models::pipeline(bundle, backends::open(&backends, &place)?)?;
     let verification = watched(|watch| match pipeline.verify(&reference, watch) {
         Err(error) if error.is_overflow() => Err(Failure::differs(error.to_string())),
@@ -68,14 +68,18 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
 }
 
 /// The drift that is allowed: processors round alike, and add what they multiply in other orders and precisions.
-fn max_drift<const N: usize>(bundles: [&Bundle; N], args: &VerifyArgs) -> f64 {
-    let components = bundles.iter().flat_map(|bundle| bundle.manifest().components.values());
-    let of = |component: &Component| match component.precision() {
+fn allowed(component: &Component) -> f64 {
+    match component.precision() {
         Some(Precision::Int8) => 0.1,
         Some(Precision::Bf16) => 0.02,
         _ => 1e-3,
-    };
-    args.max_drift.unwrap_or_else(|| components.map(of).fold(1e-3, f64::max))
+    }
+}
+
+/// That of a whole bundle: the most of its components.
+fn max_drift(bundle: &Bundle, args: &VerifyArgs) -> f64 {
+    let components = bundle.manifest().components.values();
+    args.max_drift.unwrap_or_else(|| components.map(allowed).fold(0.0, f64::max))
 }
 
 /// Compares a bundle's components with those of another.
@@ -99,12 +103,16 @@ fn against(
             (found()?, expected)
         }
     };
-    let max_drift = max_drift([&bundle, &other], args);
     let mut found = models::pipeline(bundle, found)?;
     let mut expected = models::pipeline(other, expected)?;
     let drifts = found.compare_components(&mut expected)?;
     let bound = |name| accuracy::bound(found.bundle(), expected.bundle(), name);
-    let limit = |name| args.max_drift.or_else(|| bound(name)).unwrap_or(max_drift);
+    let of_both = |name| {
+        let bundles = [found.bundle(), expected.bundle()];
+        let components = bundles.iter().filter_map(|bundle| bundle.manifest().components.get(&name));
+        components.map(allowed).fold(0.0, f64::max)
+    };
+    let limit = |name| args.max_drift.or_else(|| bound(name)).unwrap_or_else(|| of_both(name));
     let excess = drifts.iter().filter(|(name, drift)| *drift > limit(*name));
     let excess = excess.max_by(|a, b| f64::total_cmp(&(a.1 / limit(a.0)), &(b.1 / limit(b.0))));
     let passes = excess.is_none();

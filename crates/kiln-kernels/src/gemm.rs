@@ -1,9 +1,8 @@
 //! Products of rows that are brought into blocks and weights that are brought into panels, in blocks that stay in the
 //! caches. The panels of as many groups of outputs as fit a bound are made first, by all lanes, then those of the next.
 //!
-//! A block is up to 128 rows, fewer with AVX, of up to 128 words (128 f32, 256 bf16 or 512 int8 of neighbouring `k`),
-//! [`ROW`] words apart: 64 KiB at most.
-//! It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
+//! A block is up to 96 rows (48 with AVX-512, 64 or 128 in AMX's tiles) of up to 128 words (128 f32, 256 bf16 or 512 int8 of
+//! neighbouring `k`), [`ROW`] words apart: 64 KiB at most. It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
 //! `[panel][row][32]`, at most 480 KiB, in L2.
 
 use std::ops::Range;
@@ -30,10 +29,13 @@ fn is_in_tiles(isa: Isa, factors: Factors) -> bool {
     isa == Isa::Amx && factors != Factors::Floats(Element::F32)
 }
 
-/// Words of `k` in which nothing is lost by zeros up to a whole tile: AMX takes longer to be told of another shape.
+/// Words of a row of AMX's tiles.
+const TILE_WORDS: usize = 16;
+
+/// Words of `k`, up to whole tiles of AMX: giving tiles another shape takes longer than multiplying zeros.
 pub(crate) fn whole_words(isa: Isa, factors: Factors, k: usize) -> usize {
     let words = k.div_ceil(factors.per_word());
-    if is_in_tiles(isa, factors) { words.next_multiple_of(LINE) } else { words }
+    if is_in_tiles(isa, factors) { words.next_multiple_of(TILE_WORDS) } else { words }
 }
 
 /// Panels whose sums a block keeps.
@@ -63,14 +65,13 @@ pub(crate) trait Rows: Sync {
     /// The processor has `S`; `to` has [`ROW`] words for each row, written by nobody else.
     unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, to: *mut f32);
 
-    /// What a row's factors are multiplied by, in int8.
+    /// Makes f32 of the sums of `rows` and a panel, `[row][32]`, in their place, where they are not of f32; `panel_end` is
+    /// behind the panel's words.
     ///
     /// # Safety
-    /// The row has been made.
+    /// The processor has `S`; nobody else writes the sums.
     #[inline(always)]
-    unsafe fn scale(&self, _row: usize) -> f32 {
-        1.0
-    }
+    unsafe fn finish<S: Simd>(&self, _rows: Range<usize>, _sums: *mut f32, _panel_end: *const f32) {}
 
     /// Writes the sums of `rows` and a panel of outputs, `[row][32]`, behind which those of their gates are, where they
     /// have some; they may be overwritten.
@@ -261,12 +262,8 @@ impl<R: Rows> Kernel for Gemm<'_, R> {
         // SAFETY: the lane's part of the scratch is a block and sums; the item's rows and panels are its own.
         unsafe {
             self.sum::<S>(rows.clone(), panels.clone(), block, sums);
-            if self.blocks.factors == Factors::Int8 {
-                for (i, panel) in panels.clone().enumerate() {
-                    let tail = self.panel(panel + 1).wrapping_sub(int8::TAIL);
-                    let sums = sums.add(i * rows.len() * PANEL);
-                    int8::finish::<S>(rows.clone(), |row| self.rows.scale(row), sums, tail);
-                }
+            for (i, panel) in panels.clone().enumerate() {
+                self.rows.finish::<S>(rows.clone(), sums.add(i * rows.len() * PANEL), self.panel(panel + 1));
             }
             for (i, panel) in panels.enumerate().step_by(self.blocks.unit()) {
                 let sums = sums.add(i * rows.len() * PANEL);

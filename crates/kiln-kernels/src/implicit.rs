@@ -14,7 +14,7 @@ use crate::simd::{self, Kernel, MAX_LANES, ROW, Simd};
 use crate::weights::PANEL;
 use crate::{ConvShape, Element, Error, Isa, Weights};
 
-/// Words of a strip, unless a line of the output needs more: 8 MiB.
+/// Words of a strip, about, unless a line of the output needs more: 8 MiB.
 const STRIP_WORDS: usize = 2 << 20;
 
 /// A convolution's sizes, and how it is split.
@@ -116,7 +116,7 @@ impl Implicit {
             let rows = self.rows(&lines);
             let first_row = rows.start;
             let n_rows = rows.len();
-            let copying = Copying { implicit: self, input, copy, rows, row_words };
+            let copying = CopyingRows { implicit: self, input, copy, rows, row_words };
             simd::for_each(self.isa, pool, n_rows, &copying)?;
             let blocks = self.blocks(&lines, pool.lanes)?;
             let pixels =
@@ -128,7 +128,7 @@ impl Implicit {
 }
 
 /// Rows of the copy in the making, one an item.
-struct Copying<'a> {
+struct CopyingRows<'a> {
     implicit: &'a Implicit,
     input: &'a [f32],
     copy: Shared,
@@ -136,7 +136,7 @@ struct Copying<'a> {
     row_words: usize,
 }
 
-impl Kernel for Copying<'_> {
+impl Kernel for CopyingRows<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, _lane: usize, item: usize) {
         let Implicit { shape, element, padded, channels, .. } = *self.implicit;

@@ -17,7 +17,7 @@ use crate::{Error, Isa, Weights};
 /// Factors of a word.
 pub(crate) const PER_WORD: usize = 4;
 
-/// The most factors of a row or an output: their sum is a whole number of 32 bits.
+/// The most factors of a row or an output: a sum of more could overflow 32 bits.
 pub(crate) const MAX_K: usize = 1 << 16;
 
 /// Words behind a panel's steps: of each output, what the left factor's bytes without sign add to its sums, and its scale.
@@ -78,9 +78,9 @@ impl Scale {
 }
 
 /// Weights in int8.
-pub(crate) struct Quantised<'a>(pub(crate) Weights<'a>);
+pub(crate) struct QuantisedWeights<'a>(pub(crate) Weights<'a>);
 
-impl Columns for Quantised<'_> {
+impl Columns for QuantisedWeights<'_> {
     #[inline(always)]
     unsafe fn pack<S: Simd>(&self, first: usize, to: *mut f32) {
         let k = self.0.k();
@@ -122,32 +122,8 @@ impl Columns for Quantised<'_> {
     }
 }
 
-/// Makes f32 of a panel's sums of whole numbers, `[row][32]`, in their place; `scale` is that of a row.
-///
-/// # Safety
-/// The processor has `S`; there are as many sums, written by nobody else, and `tail` is a panel's.
-#[inline(always)]
-pub(crate) unsafe fn finish<S: Simd>(
-    rows: Range<usize>,
-    scale: impl Fn(usize) -> f32,
-    sums: *mut f32,
-    tail: *const f32,
-) {
-    for column in (0..PANEL).step_by(S::LANES) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (added, of_output) = (S::load(tail.add(column)), S::load(tail.add(PANEL + column)));
-            for (i, row) in rows.clone().enumerate() {
-                let sum = sums.add(i * PANEL + column);
-                let whole = S::from_whole(S::sub_whole(S::load(sum), added));
-                S::store(sum, S::mul(whole, S::mul(S::splat(scale(row)), of_output)));
-            }
-        }
-    }
-}
-
 /// Rows of bytes and their scales, in the making.
-struct Making<'a> {
+struct Quantising<'a> {
     input: &'a [f32],
     rows: usize,
     k: usize,
@@ -155,7 +131,7 @@ struct Making<'a> {
     scales: Shared,
 }
 
-impl Kernel for Making<'_> {
+impl Kernel for Quantising<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, _lane: usize, item: usize) {
         for row in part(self.rows, self.rows.div_ceil(ROWS_AT_ONCE), item) {
@@ -180,20 +156,20 @@ fn row_words(k: usize) -> usize {
     k.div_ceil(MAX_LANES) * (MAX_LANES / PER_WORD)
 }
 
-/// Words that [`Bytes`] of `rows` rows need.
+/// Words that [`QuantisedRows`] of `rows` rows need.
 pub(crate) fn scratch_len(rows: usize, k: usize) -> Result<usize, Error> {
     crate::error::product(&[rows, row_words(k) + 1])
 }
 
 /// Rows of a linear layer in int8.
-pub(crate) struct Bytes<'a> {
+pub(crate) struct QuantisedRows<'a> {
     bytes: Shared,
     scales: Shared,
     k: usize,
     results: Results<'a>,
 }
 
-impl<'a> Bytes<'a> {
+impl<'a> QuantisedRows<'a> {
     /// Makes bytes of `rows` rows of `k` elements; `scratch` is as long as [`scratch_len`] says.
     pub(crate) fn new(
         isa: Isa,
@@ -205,13 +181,13 @@ impl<'a> Bytes<'a> {
     ) -> Result<Self, Error> {
         let (scales, bytes) = scratch.split_at_mut(rows);
         let made = Self { bytes: Shared::new(bytes), scales: Shared::new(scales), k, results };
-        let making = Making { input, rows, k, bytes: made.bytes, scales: made.scales };
-        simd::for_each(isa, pool, rows.div_ceil(ROWS_AT_ONCE), &making)?;
+        let quantising = Quantising { input, rows, k, bytes: made.bytes, scales: made.scales };
+        simd::for_each(isa, pool, rows.div_ceil(ROWS_AT_ONCE), &quantising)?;
         Ok(made)
     }
 }
 
-impl Rows for Bytes<'_> {
+impl Rows for QuantisedRows<'_> {
     #[inline(always)]
     unsafe fn pack<S: Simd>(&self, rows: Range<usize>, k: Range<usize>, to: *mut f32) {
         for (i, row) in rows.enumerate() {
@@ -222,9 +198,20 @@ impl Rows for Bytes<'_> {
     }
 
     #[inline(always)]
-    unsafe fn scale(&self, row: usize) -> f32 {
-        // SAFETY: each row has a scale, written before.
-        unsafe { *self.scales.at(row) }
+    unsafe fn finish<S: Simd>(&self, rows: Range<usize>, sums: *mut f32, panel_end: *const f32) {
+        let tail = panel_end.wrapping_sub(TAIL);
+        for column in (0..PANEL).step_by(S::LANES) {
+            // SAFETY: the caller's promise; the panel ends with its tail, and each row has a scale.
+            unsafe {
+                let (added, of_output) = (S::load(tail.add(column)), S::load(tail.add(PANEL + column)));
+                for (i, row) in rows.clone().enumerate() {
+                    let sum = sums.add(i * PANEL + column);
+                    let whole = S::from_whole(S::sub_whole(S::load(sum), added));
+                    let scale = S::mul(S::splat(*self.scales.at(row)), of_output);
+                    S::store(sum, S::mul(whole, scale));
+                }
+            }
+        }
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::{product, sum};
 use crate::gemm::{self, Blocks, Rows, Stored};
-use crate::int8::{Bytes, Quantised};
+use crate::int8::{QuantisedRows, QuantisedWeights};
 use crate::output::{Output, Tensors};
 use crate::parallel::Pool;
 use crate::simd::{ROW, Simd, gelu};
@@ -65,8 +65,8 @@ impl Linear {
                 gemm::run(self.isa, pool, blocks, &rows, &columns, scratch)
             }
             Factors::Int8 => {
-                let rows = Bytes::new(self.isa, pool, input, [self.rows, k], results, of_bytes)?;
-                gemm::run(self.isa, pool, blocks, &rows, &Quantised(weights), scratch)
+                let rows = QuantisedRows::new(self.isa, pool, input, [self.rows, k], results, of_bytes)?;
+                gemm::run(self.isa, pool, blocks, &rows, &QuantisedWeights(weights), scratch)
             }
         }
     }

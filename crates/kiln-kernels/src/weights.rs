@@ -54,6 +54,9 @@ impl From<Element> for Factors {
 }
 
 impl Factors {
+    /// The most input features of a layer in int8.
+    pub const MAX_INT8_FEATURES: usize = int8::MAX_K;
+
     /// Factors of a 4-byte word.
     pub(crate) fn per_word(self) -> usize {
         match self {

@@ -204,6 +204,18 @@ proptest! {
 }
 
 #[test]
+fn long_rows_are_summed_in_larger_blocks() {
+    for (factors, isa) in ALL.into_iter().flat_map(|factors| isas().into_iter().map(move |isa| (factors, isa)))
+    {
+        let linear = Linear { rows: 200, in_features: 4200, out_features: 70, is_gated: false, factors, isa };
+        let case = Case::of_linear(&linear, 9, true);
+        let error =
+            error(&case.linear_reference(&linear), &case.linear(&linear, Element::F32, &Threads::new(2)));
+        assert!(error < 1e-5, "{isa} {factors:?}: {error:e}");
+    }
+}
+
+#[test]
 fn weights_of_any_size_take_bounded_scratch() {
     let linear = |out_features| Linear {
         rows: 70,

@@ -57,7 +57,7 @@ pub const VARIABLES: [Variable; 7] = [
     },
     Variable {
         name: KILN_KERNELS,
-        meaning: "kiln's kernels on the processor: off, or portable, avx2, avx512, avx512-bf16, amx, neon (default: auto, the fastest)",
+        meaning: "kiln's kernels on the processor: off, or portable, avx2, avx512, avx512-vnni, avx512-bf16, amx, neon (default: auto, the fastest)",
     },
     Variable {
         name: KILN_PROFILES,

@@ -87,6 +87,7 @@ impl OfPipeline<'_> {
         let (mut with_segments, mut with_engines, mut with_devices) = (false, false, false);
         for spec in specification.targets.values_mut() {
             apply(networks, traced, spec)?;
+            warn_of_int8(spec)?;
             if let (Some(bytes), Some(segments)) = (networks.segment_size, spec.segments_mut()) {
                 *segments = Some(bytes);
                 with_segments = true;
@@ -148,12 +149,7 @@ fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) -> 
     }
     if let Some(precision) = networks.precision {
         said.precision.compute = match (precision, target) {
-            (PrecisionChoice::Of(precision), _) => {
-                if precision == Precision::Int8 && target == Target::Cpu {
-                    warn_of_int8()?;
-                }
-                Some(precision)
-            }
+            (PrecisionChoice::Of(precision), _) => Some(precision),
             (PrecisionChoice::Auto, Target::Cpu) => Some(of_this_processor()?),
             (PrecisionChoice::Auto, _) => None,
         };
@@ -167,13 +163,18 @@ fn apply(networks: &NetworkArgs, traced: &TracedArgs, spec: &mut TargetSpec) -> 
     Ok(())
 }
 
-/// Says so where nothing is gained by it here; the bundle may be for another processor.
-fn warn_of_int8() -> Result<(), Failure> {
+/// Says so where nothing is gained by int8 here; the bundle may be for another processor.
+fn warn_of_int8(spec: &TargetSpec) -> Result<(), Failure> {
+    let precision = &spec.networks().precision;
+    let mut asked = precision.compute.iter().chain(precision.components.values());
+    if spec.target() != Target::Cpu || !asked.any(|precision| *precision == Precision::Int8) {
+        return Ok(());
+    }
     let fast = backends::libraries().fast_precisions()?;
     if !fast.contains(&Precision::Int8) {
         let instead = if fast.contains(&Precision::Bf16) { Precision::Bf16 } else { Precision::F32 };
         output::say(&format!(
-            "--precision int8 is no faster on this processor, which computes in {instead} instead"
+            "precision int8 is no faster on this processor, which computes in {instead} instead"
         ));
     }
     Ok(())

@@ -106,7 +106,7 @@ impl TargetSpec {
                 "f16 is the default for cuda",
             )),
             (target, Precision::Int8) if target != Target::Cpu => {
-                Err(("int8 is computed by kiln's kernels for the target cpu", "f16 is the default for GPUs"))
+                Err(("int8 is computed by kiln's kernels for the target cpu", "--target cpu takes int8"))
             }
             _ => Ok(()),
         }

@@ -105,16 +105,6 @@ unsafe fn columns_of_pairs<D: Dot<Avx512<BF16>>, const ROWS: usize>(tile: Tile) 
     }
 }
 
-/// `function` for the tile in parts of as many rows as vectors have.
-#[inline(always)]
-unsafe fn in_parts(rows: usize, tile: Tile, function: unsafe fn(usize, Tile)) {
-    let n = rows.div_ceil(ROWS);
-    for rows in (0..n).map(|index| part(rows, n, index)) {
-        // SAFETY: the caller's promise.
-        unsafe { function(rows.len(), tile.below(rows.start)) }
-    }
-}
-
 /// Each element rounded to bf16, in the upper half of its word, as [`crate::bf16::from_f32`] does it.
 #[inline(always)]
 unsafe fn round(v: __m512) -> __m512i {
@@ -395,7 +385,12 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
             match LEVEL {
                 AMX if tile.skip == 0 => amx::multiply::<amx::Pairs>(rows, tile),
                 // Panels with gaps are no tiles.
-                AMX => in_parts(rows, tile, Avx512::<BF16>::tile_bf16),
+                AMX => {
+                    let n = rows.div_ceil(ROWS);
+                    for rows in (0..n).map(|index| part(rows, n, index)) {
+                        Avx512::<BF16>::tile_bf16(rows.len(), tile.below(rows.start));
+                    }
+                }
                 BF16 => by_rows!(rows, columns_of_pairs::<NativePairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
                 _ => by_rows!(rows, columns::<Pairs>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
             }
@@ -406,8 +401,7 @@ impl<const LEVEL: u8> Simd for Avx512<LEVEL> {
         // SAFETY: the caller's promise.
         unsafe {
             match LEVEL {
-                AMX if tile.skip == 0 => amx::multiply::<amx::Bytes>(rows, tile),
-                AMX => in_parts(rows, tile, Avx512::<VNNI>::tile_int8),
+                AMX => amx::multiply::<amx::Bytes>(rows, tile),
                 VNNI | BF16 => by_rows!(rows, columns_of_bytes::<Bytes>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
                 _ => by_rows!(rows, columns::<Bytes>(tile), 1 2 3 4 5 6 7 8 9 10 11 12),
             }

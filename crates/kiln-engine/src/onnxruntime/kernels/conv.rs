@@ -102,12 +102,17 @@ impl ConvKernel {
     }
 }
 
+/// Fewer channels are filled up with zeros to as many by implicit GEMM.
+const MANY_CHANNELS: usize = 32;
+
 /// By the size of a picture alone: what a batch has besides does not change a picture's sums. Winograd's algorithm is never
-/// of bf16, in which it loses more than it saves, and AMX does not need it.
+/// of bf16, in which it loses more than it saves, and AMX does not need it but for few channels.
 fn plan(shape: &ConvShape, products: Element, isa: Isa) -> (Algorithm, Element) {
     let is_winograds = shape.kernel == [3; 2] && shape.stride == [1; 2] && shape.dilation == [1; 2];
     match shape.size.map(|len| len.saturating_mul(shape.upsampling)).into_iter().min() {
-        _ if !is_winograds || (products == Element::Bf16 && isa == Isa::Amx) => {
+        _ if !is_winograds
+            || (products == Element::Bf16 && isa == Isa::Amx && shape.in_channels >= MANY_CHANNELS) =>
+        {
             (Algorithm::ImplicitGemm, products)
         }
         Some(0..=8) => (Algorithm::WinogradF2, Element::F32),

@@ -1,5 +1,7 @@
 //! Convolutions, linear layers and attention, each an operator of kiln's.
 
+use kiln_kernels::Factors;
+
 use super::super::linear::Form;
 use super::super::{Stored, attention, conv};
 use super::Wanted;
@@ -88,12 +90,13 @@ fn linear(
     weight: Weight<'_, '_>,
     wanted: Wanted,
 ) -> Option<Form> {
-    let &[n, _] = weight.tensor.dims.as_slice() else { return None };
+    let &[n, k] = weight.tensor.dims.as_slice() else { return None };
     let has_bias = |name: &str| graph.tensor(name).is_some_and(|bias| bias.dims == [n]);
-    // Of each position; those of an image, such as of its timestep, are few, and what all positions depend on.
+    // A row for each position. Layers of a row for each image, as of timesteps, have too few rows to gain from it.
     let has_positions = || gemm.input(0).is_some_and(|x| links.made_by(graph, x, "Reshape").is_some());
+    let fits_int8 = || usize::try_from(k).is_ok_and(|k| k <= Factors::MAX_INT8_FEATURES) && has_positions();
     let form = match weight.stored {
-        Stored::Bf16 if wanted.int8 && wanted.gains.int8 && has_positions() => Form::Int8,
+        Stored::Bf16 if wanted.int8 && wanted.gains.int8 && fits_int8() => Form::Int8,
         Stored::Bf16 if wanted.gains.bf16 => Form::Bf16,
         Stored::F32 if wanted.gains.linear_f32 => Form::F32,
         _ => return None,
