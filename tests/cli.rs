@@ -555,3 +555,26 @@ fn options_that_would_have_no_effect_are_refused() {
     assert!(!work.path().join("onnx").exists());
     succeed(&mut kiln(&[&trace[..], &["--keep-f32", "mid_block.attentions"]].concat(), work.path()));
 }
+
+#[test]
+fn the_manual_and_completions_are_of_the_same_table() {
+    let work = scratch();
+    succeed(&mut kiln(&["man", "--out", "man"], work.path()));
+    let page = |name: &str| fs::read_to_string(work.path().join("man").join(name)).expect(name);
+    assert!(
+        page("kiln.1").contains("kiln\\-generate")
+            && page("kiln-generate.1").contains("\\-\\-guidance\\-scale")
+    );
+    assert!(
+        page("kiln-bench-memory.1").contains("kiln bench memory")
+            || page("kiln-bench-memory.1").contains("rounds")
+    );
+    assert!(!work.path().join("man/kiln-worker.1").exists(), "hidden commands have no page");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = succeed(&mut kiln(&["completions", shell], work.path()));
+        assert!(script.contains("guidance-scale") && script.contains("tensorrt-rtx"), "{shell}");
+    }
+    fail(&mut kiln(&["completions", "csh"], work.path()), 2, "invalid value 'csh'");
+    fs::write(work.path().join("file"), "").expect("a file");
+    fail(&mut kiln(&["man", "--out", "file/man"], work.path()), 5, "file/man: ");
+}

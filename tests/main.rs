@@ -4,6 +4,8 @@
 mod approximations;
 mod architecture;
 mod brought;
+#[cfg(target_os = "linux")]
+mod capi;
 mod checkpoints;
 mod circles;
 mod cli;

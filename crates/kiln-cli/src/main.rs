@@ -28,6 +28,7 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod log;
+mod manual;
 mod measure;
 mod memtrace;
 mod model;
@@ -96,5 +97,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Bundle(args) => bundles::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Runtime(args) => runtime::run(args),
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { out } => manual::pages(out),
     }
 }

@@ -129,10 +129,17 @@ impl<'a> Watch<'a> {
         self.preview_every.is_some()
     }
 
+    /// The token counts before and after: the function itself may cancel it.
     pub(crate) fn tell(&mut self, event: Event) -> ControlFlow<()> {
-        if self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
-            return ControlFlow::Break(());
+        self.check()?;
+        self.on_event.as_mut().map_or(ControlFlow::Continue(()), |on_event| on_event(event))?;
+        self.check()
+    }
+
+    fn check(&self) -> ControlFlow<()> {
+        match self.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
-        self.on_event.as_mut().map_or(ControlFlow::Continue(()), |on_event| on_event(event))
     }
 }

@@ -91,6 +91,17 @@ pub(crate) enum Command {
     Devices(DevicesArgs),
     /// Fetch native libraries, or show which ones are found.
     Runtime(RuntimeArgs),
+    /// Write what completes kiln's commands in a shell to standard output.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the pages of the manual, one per command.
+    Man {
+        /// Folder for the pages.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 /// A seed, or none where a new one is asked for.

@@ -178,6 +178,11 @@ impl Drawing {
         self.progress.all
     }
 
+    /// The timestep that the next evaluation leaves; none where nothing is left to evaluate, or a second pass begins.
+    pub fn timestep(&self) -> Option<f32> {
+        (!self.pass.is_done()).then(|| self.pass.timestep())
+    }
+
     /// Whether nothing but decoding is left.
     pub fn is_denoised(&self) -> bool {
         self.pass.is_done() && self.next.is_none()

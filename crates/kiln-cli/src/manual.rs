@@ -1,0 +1,44 @@
+//! The manual and completions, from the table of arguments.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use clap::Command;
+use clap_complete::Shell;
+
+use crate::args::command;
+use crate::failure::Failure;
+use crate::output;
+
+/// Writes what completes commands in a shell to standard output.
+pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "kiln", &mut script);
+    output::data(String::from_utf8_lossy(&script).trim_end());
+    Ok(())
+}
+
+/// Writes a page for the program and for each command that help lists.
+pub(crate) fn pages(out: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
+    let mut command = command();
+    command.build();
+    write(&command, "kiln", out)
+}
+
+fn write(command: &Command, name: &str, out: &Path) -> Result<(), Failure> {
+    let mut page = Vec::new();
+    let shown = command.clone().name(name.to_owned()).display_name(name.to_owned());
+    let rendered = clap_mangen::Man::new(shown).title(name.to_uppercase()).render(&mut page);
+    let path = out.join(format!("{name}.1"));
+    rendered
+        .and_then(|()| fs::File::create(&path)?.write_all(&page))
+        .map_err(|error| unwritable(&path, &error))?;
+    let below = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
+    below.into_iter().try_for_each(|below| write(below, &format!("{name}-{}", below.get_name()), out))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::writing(kiln_bundle::BundleError::io(path, error))
+}

@@ -1,0 +1,108 @@
+//! The C library as programs in C and C++ have it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+
+use tempfile::TempDir;
+
+use crate::cli::{kiln, pixels, succeed};
+use crate::fixtures::{onnxruntime, scratch};
+use crate::support::references;
+
+fn source(path: &str) -> PathBuf {
+    references().join("../../crates/kiln-capi").join(path)
+}
+
+/// Where the library is installed.
+fn prefix() -> &'static Path {
+    static PREFIX: LazyLock<TempDir> = LazyLock::new(|| {
+        let (folder, program) = (scratch(), std::env::current_exe().expect("this binary"));
+        let built = program.parent().expect("a folder");
+        succeed(Command::new("sh").arg(source("install.sh")).arg(built).arg(folder.path()));
+        folder
+    });
+    PREFIX.path()
+}
+
+/// A program that is linked with the installed library.
+fn program(compiler: &str, path: &str, flags: &[&str], folder: &Path) -> Command {
+    let (binary, prefix) = (folder.join("program"), prefix());
+    let mut command = Command::new(compiler);
+    command.args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-g"]).args(flags).arg(source(path));
+    command.arg(format!("-I{}", prefix.join("include").display()));
+    command.arg(format!("-L{}", prefix.join("lib").display()));
+    succeed(command.args(["-lkiln", "-lpthread", "-o"]).arg(&binary));
+    let mut command = Command::new(binary);
+    command.current_dir(folder).env("LD_LIBRARY_PATH", prefix.join("lib"));
+    command
+}
+
+fn bundle(folder: &Path) -> String {
+    // Fetches the library that programs look for, where this machine has none.
+    onnxruntime();
+    let shapes = references().join("../../models/shapes").display().to_string();
+    let mut compile = Command::new(env!("CARGO_BIN_EXE_kiln"));
+    compile.args(["compile", &shapes]).env("KILN_ENGINE_CACHE", folder.join("engines"));
+    succeed(&mut compile).trim().to_owned()
+}
+
+#[test]
+fn the_example_in_c_draws_what_the_command_draws() {
+    let work = scratch();
+    let bundle = bundle(work.path());
+    let mut draw = program("cc", "examples/draw.c", &["-std=c11"], work.path());
+    let output = draw.args([&bundle, "a red circle", "by-c.png"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("step 20 of 20"), "{said}");
+    let by_command = [
+        "generate",
+        "a red circle",
+        "--model",
+        &bundle,
+        "--seed",
+        "7",
+        "--steps",
+        "20",
+        "--out",
+        "by-command.png",
+    ];
+    succeed(&mut kiln(&by_command, work.path()));
+    let [by_c, by_command] = ["by-c.png", "by-command.png"].map(|name| pixels(&work.path().join(name)));
+    assert!(by_c == by_command);
+
+    let mut refused = program("cc", "examples/draw.c", &["-std=c11"], work.path());
+    let output = refused.args(["/no/such/bundle", "x", "x.png"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    let length = std::fs::read_to_string(source("examples/draw.c")).expect("a source").lines().count();
+    assert!(length < 60, "{length} lines");
+}
+
+#[test]
+fn the_example_in_cpp_stops_and_draws_again() {
+    let work = scratch();
+    let bundle = bundle(work.path());
+    let mut stop = program("c++", "examples/stop.cpp", &["-std=c++17"], work.path());
+    assert_eq!(succeed(stop.arg(&bundle)), "stopped: yes\ndrawn: 64x64\n");
+}
+
+#[test]
+fn the_interface_keeps_its_promises() {
+    let work = scratch();
+    let bundle = bundle(work.path());
+    let mut contract = program("cc", "contract/contract.c", &["-std=c11"], work.path());
+    let said = succeed(contract.args([&bundle, "200"]));
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok: ")).count(), 7, "{said}");
+    assert_eq!(said.lines().count(), 7, "the library prints nothing: {said}");
+}
+
+#[test]
+fn nothing_is_read_or_written_that_is_not_there() {
+    let work = scratch();
+    let bundle = bundle(work.path());
+    let flags = ["-std=c11", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    let mut contract = program("cc", "contract/contract.c", &flags, work.path());
+    // Leaks are counted as growth: its own count needs to trace the process, which containers forbid.
+    contract.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=1");
+    succeed(contract.args([&bundle, "4"]));
+}
