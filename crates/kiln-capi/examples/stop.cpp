@@ -1,6 +1,7 @@
 // Stops a run from another thread, then draws with the same pipeline: stop BUNDLE
 #include <kiln.h>
 
+#include <chrono>
 #include <cstdio>
 #include <memory>
 #include <stdexcept>
@@ -53,8 +54,15 @@ int main(int argc, char **argv) try {
         std::this_thread::sleep_for(std::chrono::milliseconds(300));
         kiln_cancel_now(cancel.get());
     });
-    kiln_status status = draw(pipeline, cancel.get(), 1000, output);
-    other.join();
+    struct Join {
+        std::thread &thread;
+        ~Join() { thread.join(); }
+    };
+    kiln_status status;
+    {
+        Join join{other};
+        status = draw(pipeline, cancel.get(), 1000, output);
+    }
     std::printf("stopped: %s\n", status == KILN_CANCELLED ? "yes" : "no");
     draw(pipeline, nullptr, 4, output);
     kiln_picture picture{};

@@ -28,13 +28,13 @@
 // Weights stay in their file, which is mapped.
 #define KILN_WEIGHTS_MAPPED 2
 
-// The picture lies under the mask before noise is added.
+// Before noise is added, the picture's latents lie under the mask.
 #define KILN_FILL_PICTURE 0
 
-// Noise does.
+// Before noise is added, the seed's noise lies under the mask.
 #define KILN_FILL_NOISE 1
 
-// Zeros do.
+// Before noise is added, zeros lie under the mask.
 #define KILN_FILL_ZEROS 2
 
 // A component is being loaded: `text` is its name.
@@ -70,7 +70,7 @@ typedef struct kiln_pipeline kiln_pipeline;
 // What a call came to: [`KILN_OK`], or what kind of failure it is. The numbers are the exit codes of the `kiln` command.
 typedef int32_t kiln_status;
 
-// A picture of three bytes a pixel, red first, row by row without gaps.
+// A picture of three bytes a pixel, red first, row by row without gaps. This struct does not grow.
 typedef struct kiln_picture {
   // Width in pixels.
   uint32_t width;
@@ -130,12 +130,14 @@ typedef struct kiln_options {
   const struct kiln_memory *memory;
 } kiln_options;
 
-// One ControlNet's share of a request. All zeros but the picture are the defaults.
+// One ControlNet's share of a request. All zeros but the picture are the defaults. This struct does not grow.
 typedef struct kiln_control {
   // What it reads; resized to the request's size.
   const struct kiln_picture *picture;
   // Factor on its residuals; 0 for the default.
   float scale;
+  // 0.
+  uint32_t reserved;
   // Share of the steps after which it starts.
   double start;
   // Share of the steps after which it ends; 0 for all of them.
@@ -160,7 +162,7 @@ typedef struct kiln_request {
   size_t n_seeds;
   // Denoising steps; 0 for the default.
   uint32_t steps;
-  // Width in pixels; 0 for the model's own, or that of the picture to start from.
+  // Width in pixels; 0 for the model's own, or that of the picture to start from or that steers.
   uint32_t width;
   // Height in pixels, like the width.
   uint32_t height;
@@ -172,10 +174,12 @@ typedef struct kiln_request {
   const struct kiln_picture *init;
   // Where to paint: what is lighter than half is painted anew; `NULL` for everywhere.
   const struct kiln_picture *mask;
-  // How much of the way from pure noise is gone, from 0 to 1; 0 for the default.
+  // How much to change the picture, up to 1 for completely; 0 for the default.
   double strength;
   // What lies under the mask: `KILN_FILL_*`.
   uint32_t fill;
+  // 0.
+  uint32_t reserved;
   // Pictures that steer the denoiser, one per ControlNet of the pipeline.
   const struct kiln_control *controls;
   // How many there are.
@@ -206,7 +210,7 @@ typedef struct kiln_event {
 // Told of every event, on the thread that draws; anything but 0 cancels. It must not unwind: C++ exceptions stay in it.
 typedef int32_t (*kiln_on_event)(const struct kiln_event *event, void *user);
 
-// How a run is watched and stopped. All zeros but the size are not at all.
+// How a run is watched and stopped. With all zeros but the size, it is neither.
 typedef struct kiln_watch {
   // `sizeof(kiln_watch)`.
   size_t size;
@@ -218,6 +222,8 @@ typedef struct kiln_watch {
   const struct kiln_cancel *cancel;
   // A preview after every so many evaluations of the denoiser; 0 for none. Each takes as long as decoding does.
   uint32_t preview_every;
+  // 0.
+  uint32_t reserved;
 } kiln_watch;
 
 // What a request is predicted to take.
@@ -230,8 +236,16 @@ typedef struct kiln_plan {
   uint64_t denoiser_bytes;
   // Seconds, where everything is loaded that may stay.
   double seconds;
-  // How memory is spent for that.
-  struct kiln_memory memory;
+  // How memory is spent for that: `KILN_OFFLOAD_*`.
+  uint32_t offload;
+  // 1 where large pictures are decoded in tiles.
+  uint32_t vae_tiling;
+  // Height and width of a tile in pixels; 0 for the model's own size.
+  uint32_t vae_tile;
+  // 0.
+  uint32_t reserved;
+  // Bytes of the denoiser's weights that stay loaded from step to step.
+  uint64_t keep_bytes;
 } kiln_plan;
 
 // All went well.
@@ -346,15 +360,19 @@ kiln_status kiln_open(const char *path,
 // `pipeline` is `NULL` or has not been freed, and no call uses it, nor will one.
 void kiln_pipeline_free(struct kiln_pipeline *pipeline);
 
-// What took the place of something better when the pipeline was opened, and why, one line each: that of number `index`,
-// valid until the pipeline is freed; `NULL` behind the last.
+// What a user should know, one line each: what took the place of something better when the pipeline was opened, what of a
+// LoRA does not fit, and how an embedding is called. That of number `index`, valid until the pipeline is freed; `NULL`
+// past the last.
 //
 // # Safety
 // `pipeline` is `NULL` or has not been freed.
-const char *kiln_pipeline_notice(const struct kiln_pipeline *pipeline, size_t index);
+const char *kiln_pipeline_notice(const struct kiln_pipeline *pipeline,
+                                 size_t index);
 
 // Draws. `watch` may be `NULL`. `*output` becomes the pictures, to be freed, or `NULL` on failure. A pipeline that was
-// stopped, or whose call failed, draws again.
+// stopped, or whose call failed, draws again, unless an error says that a fault broke it.
+//
+// A call waits for another thread's; what would stop it does so when its turn comes.
 //
 // # Safety
 // Pointers are `NULL`, or what is said of them here and in their structs.
@@ -364,8 +382,8 @@ kiln_status kiln_pipeline_generate(const struct kiln_pipeline *pipeline,
                                    struct kiln_output **output,
                                    struct kiln_error **error);
 
-// Draws with LoRAs from now on: so many files or folders, each with its weight. None of them gives the bundle's own
-// weights back. On failure nothing has changed.
+// Draws with LoRAs from now on: so many files or folders, each with its weight. With `n` of 0 the bundle's own weights
+// return. On failure no weight has changed; what of a file does not fit becomes a notice.
 //
 // # Safety
 // Pointers are `NULL`, or there are as many paths and weights.
@@ -383,7 +401,8 @@ kiln_status kiln_pipeline_add_controlnet(const struct kiln_pipeline *pipeline,
                                          const char *path,
                                          struct kiln_error **error);
 
-// Adds a textual inversion, a file, under the token that prompts name it by; `NULL` for the file's own.
+// Adds a textual inversion, a file, under the token that prompts name it by; `NULL` for the file's own, which becomes a
+// notice.
 //
 // # Safety
 // As [`kiln_pipeline_add_controlnet`].
@@ -392,7 +411,7 @@ kiln_status kiln_pipeline_add_embedding(const struct kiln_pipeline *pipeline,
                                         const char *token,
                                         struct kiln_error **error);
 
-// Spends memory in another way from now on; engines that must go leave at once. `NULL` for the defaults.
+// Spends memory in another way from now on; all engines leave at once, and come back when they are needed. `NULL` for the defaults.
 //
 // # Safety
 // As [`kiln_pipeline_add_controlnet`].
@@ -426,7 +445,7 @@ struct kiln_cancel *kiln_cancel_new(void);
 // `cancel` is `NULL` or has not been freed.
 void kiln_cancel_now(const struct kiln_cancel *cancel);
 
-// Frees it; runs that have it go on.
+// Frees it, once the calls that were given it have returned.
 //
 // # Safety
 // As [`kiln_cancel_now`]; it is not used afterwards.

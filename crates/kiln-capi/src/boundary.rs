@@ -42,7 +42,9 @@ pub(crate) unsafe fn free<T>(handle: *mut T) {
         // SAFETY: the caller's promise.
         let handle = unsafe { Box::from_raw(handle) };
         // A panic here could go nowhere.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(handle)));
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(handle))) {
+            std::mem::forget(panic);
+        }
     }
 }
 
@@ -66,6 +68,23 @@ pub(crate) unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<Option<
     // SAFETY: the caller's promise.
     let bytes = unsafe { CStr::from_ptr(text) };
     bytes.to_str().map(Some).map_err(|_| kiln_error::request(format!("{name} is not UTF-8")))
+}
+
+/// A text that must be given.
+///
+/// # Safety
+/// As [`text`].
+pub(crate) unsafe fn required<'a>(given: *const c_char, name: &str) -> Result<&'a str, kiln_error> {
+    // SAFETY: the caller's promise.
+    unsafe { text(given, name)? }.ok_or_else(|| kiln_error::request(format!("{name} is NULL")))
+}
+
+/// Whether there is a place for what a call makes.
+pub(crate) fn place<T>(to: *mut T, name: &str) -> Result<(), kiln_error> {
+    match to.is_null() {
+        true => Err(kiln_error::request(format!("the place for the {name} is NULL"))),
+        false => Ok(()),
+    }
 }
 
 /// So many values of the caller's; none for a count of 0.
@@ -101,10 +120,7 @@ pub(crate) unsafe fn read<T: Versioned>(from: *const T) -> Result<Option<T>, kil
     // SAFETY: the caller's promise; implementors begin with their size.
     let size = unsafe { from.cast::<usize>().read_unaligned() };
     let known = size_of::<T>();
-    if size < size_of::<usize>() {
-        let name = T::NAME;
-        return Err(kiln_error::request(format!("{name}: size is {size}; set it to sizeof({name})")));
-    }
+    check_size::<T>(size)?;
     // SAFETY: there are as many bytes; all zeros are a value of the type.
     unsafe {
         let rest = std::slice::from_raw_parts(from.cast::<u8>(), size).get(known..).unwrap_or_default();
@@ -115,6 +131,19 @@ pub(crate) unsafe fn read<T: Versioned>(from: *const T) -> Result<Option<T>, kil
         let mut value = std::mem::zeroed::<T>();
         std::ptr::copy_nonoverlapping(from.cast::<u8>(), (&raw mut value).cast::<u8>(), size.min(known));
         Ok(Some(value))
+    }
+}
+
+/// The largest struct that a later version may have: a size above was never set.
+const MAX_SIZE: usize = 4096;
+
+fn check_size<T: Versioned>(size: usize) -> Result<(), kiln_error> {
+    match (size_of::<usize>()..=MAX_SIZE).contains(&size) {
+        true => Ok(()),
+        false => {
+            let name = T::NAME;
+            Err(kiln_error::request(format!("{name}: size is {size}; set it to sizeof({name})")))
+        }
     }
 }
 
@@ -129,10 +158,9 @@ pub(crate) unsafe fn write<T: Versioned>(to: *mut T, mut value: T) -> Result<(),
     // SAFETY: the caller's promise; implementors begin with their size.
     unsafe {
         let size = to.cast::<usize>().read_unaligned();
-        if size < size_of::<usize>() {
-            let name = T::NAME;
-            return Err(kiln_error::request(format!("{name}: size is {size}; set it to sizeof({name})")));
-        }
+        check_size::<T>(size)?;
+        // What a newer header has besides.
+        std::ptr::write_bytes(to.cast::<u8>(), 0, size);
         (&raw mut value).cast::<usize>().write_unaligned(size);
         std::ptr::copy_nonoverlapping(
             (&raw const value).cast::<u8>(),
@@ -143,9 +171,32 @@ pub(crate) unsafe fn write<T: Versioned>(to: *mut T, mut value: T) -> Result<(),
     Ok(())
 }
 
-/// Text for C: zero bytes, which it cannot hold, are left out.
+/// One line of text for C.
 pub(crate) fn c_string(text: impl ToString) -> CString {
-    let bytes = text.to_string().into_bytes().into_iter().filter(|byte| *byte != 0).collect();
-    // SAFETY: there is no zero byte any more.
-    unsafe { CString::from_vec_unchecked(bytes) }
+    let text: String = text.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    CString::new(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let mut error = std::ptr::null_mut();
+        // SAFETY: there is a place for the error, which is freed once.
+        unsafe {
+            assert_eq!(guard(&raw mut error, || panic!("at {}", 3)), KILN_UNEXPECTED);
+            assert_eq!(CStr::from_ptr(crate::kiln_error_message(error)), c"a fault in kiln: at 3");
+            crate::kiln_error_free(error);
+            assert_eq!(guard(std::ptr::null_mut(), || panic!("unseen")), KILN_UNEXPECTED);
+            assert_eq!(guard(&raw mut error, || Ok(())), KILN_OK);
+        }
+        assert!(error.is_null());
+    }
+
+    #[test]
+    fn texts_for_c_are_one_line() {
+        assert_eq!(c_string("a\nb\0c"), CString::from(c"a b c"));
+    }
 }

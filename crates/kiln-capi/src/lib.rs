@@ -5,8 +5,10 @@
 //! - Structs that a caller fills begin with their size, and zero means the default in every field. So a program that was
 //!   built with an older header runs with a newer library.
 //! - A function that can fail returns a [`kiln_status`] and, where it is asked to, a [`kiln_error`] with a text and perhaps
-//!   a hint. There is no last error, and no other state of the process.
-//! - Nothing is printed, no signal is handled, and a panic becomes [`KILN_UNEXPECTED`].
+//!   a hint. There is no last error.
+//! - Nothing is printed but by the hook that tells of panics, no signal is handled, and a panic becomes
+//!   [`KILN_UNEXPECTED`].
+//! - A process has one ONNX Runtime, that of the first pipeline that needs it.
 //! - A pipeline may be used from several threads: calls wait for each other. Several pipelines run at once.
 
 mod boundary;
@@ -25,6 +27,9 @@ pub use output::*;
 pub use pipeline::*;
 pub use request::*;
 pub use watch::*;
+
+#[cfg(panic = "abort")]
+compile_error!("panics must unwind, so that they can become errors");
 
 use std::ffi::c_char;
 

@@ -54,8 +54,16 @@ pub struct kiln_plan {
     pub denoiser_bytes: u64,
     /// Seconds, where everything is loaded that may stay.
     pub seconds: f64,
-    /// How memory is spent for that.
-    pub memory: kiln_memory,
+    /// How memory is spent for that: `KILN_OFFLOAD_*`.
+    pub offload: u32,
+    /// 1 where large pictures are decoded in tiles.
+    pub vae_tiling: u32,
+    /// Height and width of a tile in pixels; 0 for the model's own size.
+    pub vae_tile: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Bytes of the denoiser's weights that stay loaded from step to step.
+    pub keep_bytes: u64,
 }
 
 // SAFETY: it is `repr(C)`, begins with its size, and holds numbers.
@@ -97,23 +105,21 @@ pub(crate) unsafe fn memory_of(memory: *const kiln_memory) -> Result<Option<Memo
 impl From<&MemoryChoice> for kiln_plan {
     fn from(choice: &MemoryChoice) -> kiln_plan {
         let of = &choice.memory;
-        let memory = kiln_memory {
-            size: size_of::<kiln_memory>(),
+        let &MemoryChoice { peak_bytes, denoiser_bytes, seconds, .. } = choice;
+        kiln_plan {
+            size: size_of::<kiln_plan>(),
+            peak_bytes,
+            denoiser_bytes,
+            seconds,
             offload: match of.offload {
                 Offload::None => KILN_OFFLOAD_NONE,
                 Offload::Model => KILN_OFFLOAD_MODEL,
                 Offload::Sequential => KILN_OFFLOAD_SEQUENTIAL,
             },
-            weights: match of.placement {
-                None => KILN_WEIGHTS_AUTO,
-                Some(Placement::Packed) => KILN_WEIGHTS_PACKED,
-                Some(Placement::Mapped) => KILN_WEIGHTS_MAPPED,
-            },
-            keep_bytes: of.keep_bytes,
             vae_tiling: of.vae_tiling.is_some().into(),
             vae_tile: of.vae_tiling.and_then(|tiling| tiling.tile).unwrap_or(0),
-        };
-        let &MemoryChoice { peak_bytes, denoiser_bytes, seconds, .. } = choice;
-        kiln_plan { size: size_of::<kiln_plan>(), peak_bytes, denoiser_bytes, seconds, memory }
+            reserved: 0,
+            keep_bytes: of.keep_bytes,
+        }
     }
 }

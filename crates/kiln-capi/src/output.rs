@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::{Error, Output, Timings};
 
-use crate::boundary::{Versioned, free, given, guard, text, write};
+use crate::boundary::{Versioned, free, given, guard, place, required, write};
 use crate::error::{kiln_error, kiln_status};
 use crate::request::kiln_picture;
 
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn kiln_output_picture(
     unsafe {
         guard(error, || {
             let picture = borrowed(picture(given(output, "output")?, index)?);
-            given(to, "the place for the picture")?;
+            place(to, "picture")?;
             to.write(picture);
             Ok(())
         })
@@ -97,7 +97,7 @@ pub unsafe extern "C" fn kiln_output_save_png(
     unsafe {
         guard(error, || {
             let image = picture(given(output, "output")?, index)?;
-            let path = text(path, "path")?.ok_or_else(|| kiln_error::request("path is NULL"))?;
+            let path = required(path, "path")?;
             Ok(image.save_png(path, &[]).map_err(Error::from)?)
         })
     }

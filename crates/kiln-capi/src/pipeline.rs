@@ -2,29 +2,64 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use kiln_runtime::{Bundle, Error, Event, LoraFile, MemoryChoice, Pipeline, Request, Watch};
 
-use crate::boundary::{c_string, free, given, guard, read, slice, text, write};
-use crate::error::{KILN_REQUEST, KILN_UNEXPECTED, kiln_error, kiln_status};
+use crate::boundary::{c_string, free, given, guard, place, read, required, slice, text, write};
+use crate::error::{KILN_INPUT, KILN_UNEXPECTED, kiln_error, kiln_status};
 use crate::memory::{kiln_memory, kiln_plan, memory_of};
 use crate::options::{kiln_options, open};
 use crate::output::kiln_output;
 use crate::request::{kiln_request, request_of};
-use crate::watch::{kiln_watch, tell};
+use crate::watch::{kiln_cancel, kiln_watch, tell};
 
 /// A bundle that draws. Calls from several threads wait for each other.
 pub struct kiln_pipeline {
     pipeline: Mutex<Pipeline>,
-    notices: Vec<CString>,
+    /// The thread whose call runs.
+    holder: Mutex<Option<ThreadId>>,
+    /// They are added to and never removed, so that what was given out stays.
+    notices: Mutex<Vec<CString>>,
+}
+
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<kiln_pipeline>();
+    is_shared::<kiln_output>();
+    is_shared::<kiln_cancel>();
+};
+
+/// The pipeline while a call has it.
+struct Held<'a> {
+    pipeline: MutexGuard<'a, Pipeline>,
+    holder: &'a Mutex<Option<ThreadId>>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl kiln_pipeline {
-    fn lock(&self) -> Result<MutexGuard<'_, Pipeline>, kiln_error> {
+    /// Waits for other threads' calls; an event function cannot wait for the call that it is part of.
+    fn hold(&self) -> Result<Held<'_>, kiln_error> {
+        let holder = || self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        if *holder() == Some(thread::current().id()) {
+            return Err(kiln_error::request("an event function cannot use the pipeline that calls it"));
+        }
         let broken =
             |_| kiln_error::new(KILN_UNEXPECTED, "an earlier fault broke this pipeline: open another one");
-        self.pipeline.lock().map_err(broken)
+        let pipeline = self.pipeline.lock().map_err(broken)?;
+        *holder() = Some(thread::current().id());
+        Ok(Held { pipeline, holder: &self.holder })
+    }
+
+    fn notice(&self, notices: impl IntoIterator<Item = impl ToString>) {
+        let mut all = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        all.extend(notices.into_iter().map(c_string));
     }
 }
 
@@ -45,12 +80,15 @@ pub unsafe extern "C" fn kiln_open(
     // SAFETY: the caller's promise.
     unsafe {
         guard(error, || {
-            given(pipeline, "the place for the pipeline")?;
+            place(pipeline, "pipeline")?;
             pipeline.write(std::ptr::null_mut());
-            let path = text(path, "path")?.ok_or_else(|| kiln_error::request("path is NULL"))?;
+            let path = required(path, "path")?;
             let opened = open(path, options)?;
-            let notices = opened.notices().iter().map(c_string).collect();
-            pipeline.write(Box::into_raw(Box::new(kiln_pipeline { pipeline: Mutex::new(opened), notices })));
+            let mut notices: Vec<CString> = opened.notices().iter().map(c_string).collect();
+            notices.extend(opened.scheduler_note().map(c_string));
+            let (holder, notices) = (Mutex::new(None), Mutex::new(notices));
+            let opened = kiln_pipeline { pipeline: Mutex::new(opened), holder, notices };
+            pipeline.write(Box::into_raw(Box::new(opened)));
             Ok(())
         })
     }
@@ -66,20 +104,24 @@ pub unsafe extern "C" fn kiln_pipeline_free(pipeline: *mut kiln_pipeline) {
     unsafe { free(pipeline) }
 }
 
-/// What took the place of something better when the pipeline was opened, and why, one line each: that of number `index`,
-/// valid until the pipeline is freed; `NULL` behind the last.
+/// What a user should know, one line each: what took the place of something better when the pipeline was opened, what of a
+/// LoRA does not fit, and how an embedding is called. That of number `index`, valid until the pipeline is freed; `NULL`
+/// past the last.
 ///
 /// # Safety
 /// `pipeline` is `NULL` or has not been freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kiln_pipeline_notice(pipeline: *const kiln_pipeline, index: usize) -> *const c_char {
     // SAFETY: the caller's promise.
-    let notice = unsafe { pipeline.as_ref() }.and_then(|pipeline| pipeline.notices.get(index));
-    notice.map_or(std::ptr::null(), |notice| notice.as_ptr())
+    let Some(pipeline) = (unsafe { pipeline.as_ref() }) else { return std::ptr::null() };
+    let notices = pipeline.notices.lock().unwrap_or_else(PoisonError::into_inner);
+    notices.get(index).map_or(std::ptr::null(), |notice| notice.as_ptr())
 }
 
 /// Draws. `watch` may be `NULL`. `*output` becomes the pictures, to be freed, or `NULL` on failure. A pipeline that was
-/// stopped, or whose call failed, draws again.
+/// stopped, or whose call failed, draws again, unless an error says that a fault broke it.
+///
+/// A call waits for another thread's; what would stop it does so when its turn comes.
 ///
 /// # Safety
 /// Pointers are `NULL`, or what is said of them here and in their structs.
@@ -94,11 +136,11 @@ pub unsafe extern "C" fn kiln_pipeline_generate(
     // SAFETY: the caller's promise.
     unsafe {
         guard(error, || {
-            given(output, "the place for the output")?;
+            place(output, "output")?;
             output.write(std::ptr::null_mut());
             let pipeline = given(pipeline, "pipeline")?;
             let request = request_of(request)?;
-            let drawn = generate(&mut *pipeline.lock()?, &request, watch)?;
+            let drawn = generate(pipeline, &request, watch)?;
             output.write(Box::into_raw(Box::new(drawn)));
             Ok(())
         })
@@ -120,12 +162,14 @@ impl User {
 /// # Safety
 /// As [`kiln_pipeline_generate`].
 unsafe fn generate(
-    pipeline: &mut Pipeline,
+    pipeline: &kiln_pipeline,
     request: &Request,
     watch: *const kiln_watch,
 ) -> Result<kiln_output, kiln_error> {
     // SAFETY: the caller's promise.
-    let Some(of) = (unsafe { read(watch)? }) else { return Ok(pipeline.generate(request)?.into()) };
+    let Some(of) = (unsafe { read(watch)? }) else {
+        return Ok(pipeline.hold()?.pipeline.generate(request)?.into());
+    };
     let (function, user) = (of.on_event, User(of.user));
     let mut on_event = move |event: Event| match function {
         // SAFETY: the caller's promise.
@@ -137,11 +181,11 @@ unsafe fn generate(
     if let Some(cancel) = unsafe { of.cancel.as_ref() } {
         watch = watch.cancel(&cancel.0);
     }
-    Ok(pipeline.generate_with(request, watch)?.into())
+    Ok(pipeline.hold()?.pipeline.generate_with(request, watch)?.into())
 }
 
-/// Draws with LoRAs from now on: so many files or folders, each with its weight. None of them gives the bundle's own
-/// weights back. On failure nothing has changed.
+/// Draws with LoRAs from now on: so many files or folders, each with its weight. With `n` of 0 the bundle's own weights
+/// return. On failure no weight has changed; what of a file does not fit becomes a notice.
 ///
 /// # Safety
 /// Pointers are `NULL`, or there are as many paths and weights.
@@ -160,12 +204,12 @@ pub unsafe extern "C" fn kiln_pipeline_set_loras(
             let weights = slice(weights, n, "weights")?;
             let mut loras = Vec::with_capacity(n.min(64));
             for (i, &path) in slice(paths, n, "paths")?.iter().enumerate() {
-                let path = text(path, &format!("paths[{i}]"))?;
-                let path = path.ok_or_else(|| kiln_error::request(format!("paths[{i}] is NULL")))?;
+                let path = required(path, &format!("paths[{i}]"))?;
                 let file = LoraFile::open(path).map_err(Error::from)?;
                 loras.push((Arc::new(file), weights[i]));
             }
-            pipeline.lock()?.set_loras(&loras)?;
+            let notices = pipeline.hold()?.pipeline.set_loras(&loras)?;
+            pipeline.notice(notices);
             Ok(())
         })
     }
@@ -185,14 +229,15 @@ pub unsafe extern "C" fn kiln_pipeline_add_controlnet(
     unsafe {
         guard(error, || {
             let pipeline = given(pipeline, "pipeline")?;
-            let path = text(path, "path")?.ok_or_else(|| kiln_error::request("path is NULL"))?;
+            let path = required(path, "path")?;
             let bundle = Bundle::open(path)?;
-            Ok(pipeline.lock()?.add_controlnet(bundle)?)
+            Ok(pipeline.hold()?.pipeline.add_controlnet(bundle)?)
         })
     }
 }
 
-/// Adds a textual inversion, a file, under the token that prompts name it by; `NULL` for the file's own.
+/// Adds a textual inversion, a file, under the token that prompts name it by; `NULL` for the file's own, which becomes a
+/// notice.
 ///
 /// # Safety
 /// As [`kiln_pipeline_add_controlnet`].
@@ -207,14 +252,15 @@ pub unsafe extern "C" fn kiln_pipeline_add_embedding(
     unsafe {
         guard(error, || {
             let pipeline = given(pipeline, "pipeline")?;
-            let path = text(path, "path")?.ok_or_else(|| kiln_error::request("path is NULL"))?;
-            pipeline.lock()?.add_embedding(path, text(token, "token")?)?;
+            let path = required(path, "path")?;
+            let word = pipeline.hold()?.pipeline.add_embedding(path, text(token, "token")?)?;
+            pipeline.notice([format!("{path}: prompts name it {word}")]);
             Ok(())
         })
     }
 }
 
-/// Spends memory in another way from now on; engines that must go leave at once. `NULL` for the defaults.
+/// Spends memory in another way from now on; all engines leave at once, and come back when they are needed. `NULL` for the defaults.
 ///
 /// # Safety
 /// As [`kiln_pipeline_add_controlnet`].
@@ -228,7 +274,7 @@ pub unsafe extern "C" fn kiln_pipeline_set_memory(
     unsafe {
         guard(error, || {
             let memory = memory_of(memory)?.unwrap_or_default();
-            Ok(given(pipeline, "pipeline")?.lock()?.set_memory(memory)?)
+            Ok(given(pipeline, "pipeline")?.hold()?.pipeline.set_memory(memory)?)
         })
     }
 }
@@ -250,14 +296,14 @@ pub unsafe extern "C" fn kiln_pipeline_plan(
     unsafe {
         guard(error, || {
             let request = request_of(request)?;
-            let choice = choice(&*given(pipeline, "pipeline")?.lock()?, &request, budget)?;
+            let choice = choice(&given(pipeline, "pipeline")?.hold()?.pipeline, &request, budget)?;
             write(plan, kiln_plan::from(&choice))
         })
     }
 }
 
 fn choice(pipeline: &Pipeline, request: &Request, budget: u64) -> Result<MemoryChoice, kiln_error> {
-    let unmeasured = || kiln_error::new(KILN_REQUEST, "the bundle has no figures: kiln measure makes them");
+    let unmeasured = || kiln_error::new(KILN_INPUT, "the bundle has no figures: kiln measure makes them");
     let figures = pipeline.bundle().figures()?.ok_or_else(unmeasured)?;
     let plan = pipeline.plan(request, &figures)?;
     Ok(plan.within(if budget == 0 { u64::MAX } else { budget })?)
@@ -275,7 +321,7 @@ pub unsafe extern "C" fn kiln_pipeline_release(
     // SAFETY: the caller's promise.
     unsafe {
         guard(error, || {
-            given(pipeline, "pipeline")?.lock()?.release();
+            given(pipeline, "pipeline")?.hold()?.pipeline.release();
             Ok(())
         })
     }

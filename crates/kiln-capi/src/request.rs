@@ -8,14 +8,14 @@ use kiln_runtime::{Control, Init, MaskFill, Request};
 use crate::boundary::{Versioned, read, slice, text};
 use crate::error::{KILN_INPUT, kiln_error};
 
-/// The picture lies under the mask before noise is added.
+/// Before noise is added, the picture's latents lie under the mask.
 pub const KILN_FILL_PICTURE: u32 = 0;
-/// Noise does.
+/// Before noise is added, the seed's noise lies under the mask.
 pub const KILN_FILL_NOISE: u32 = 1;
-/// Zeros do.
+/// Before noise is added, zeros lie under the mask.
 pub const KILN_FILL_ZEROS: u32 = 2;
 
-/// A picture of three bytes a pixel, red first, row by row without gaps.
+/// A picture of three bytes a pixel, red first, row by row without gaps. This struct does not grow.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct kiln_picture {
@@ -27,7 +27,7 @@ pub struct kiln_picture {
     pub rgb: *const u8,
 }
 
-/// One ControlNet's share of a request. All zeros but the picture are the defaults.
+/// One ControlNet's share of a request. All zeros but the picture are the defaults. This struct does not grow.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct kiln_control {
@@ -35,6 +35,8 @@ pub struct kiln_control {
     pub picture: *const kiln_picture,
     /// Factor on its residuals; 0 for the default.
     pub scale: f32,
+    /// 0.
+    pub reserved: u32,
     /// Share of the steps after which it starts.
     pub start: f64,
     /// Share of the steps after which it ends; 0 for all of them.
@@ -61,7 +63,7 @@ pub struct kiln_request {
     pub n_seeds: usize,
     /// Denoising steps; 0 for the default.
     pub steps: u32,
-    /// Width in pixels; 0 for the model's own, or that of the picture to start from.
+    /// Width in pixels; 0 for the model's own, or that of the picture to start from or that steers.
     pub width: u32,
     /// Height in pixels, like the width.
     pub height: u32,
@@ -73,10 +75,12 @@ pub struct kiln_request {
     pub init: *const kiln_picture,
     /// Where to paint: what is lighter than half is painted anew; `NULL` for everywhere.
     pub mask: *const kiln_picture,
-    /// How much of the way from pure noise is gone, from 0 to 1; 0 for the default.
+    /// How much to change the picture, up to 1 for completely; 0 for the default.
     pub strength: f64,
     /// What lies under the mask: `KILN_FILL_*`.
     pub fill: u32,
+    /// 0.
+    pub reserved: u32,
     /// Pictures that steer the denoiser, one per ControlNet of the pipeline.
     pub controls: *const kiln_control,
     /// How many there are.

@@ -45,7 +45,7 @@ pub struct kiln_event {
 /// Told of every event, on the thread that draws; anything but 0 cancels. It must not unwind: C++ exceptions stay in it.
 pub type kiln_on_event = Option<unsafe extern "C" fn(event: *const kiln_event, user: *mut c_void) -> i32>;
 
-/// How a run is watched and stopped. All zeros but the size are not at all.
+/// How a run is watched and stopped. With all zeros but the size, it is neither.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct kiln_watch {
@@ -59,6 +59,8 @@ pub struct kiln_watch {
     pub cancel: *const kiln_cancel,
     /// A preview after every so many evaluations of the denoiser; 0 for none. Each takes as long as decoding does.
     pub preview_every: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 // SAFETY: it is `repr(C)`, begins with its size, and holds numbers, pointers and a function that may be none.
@@ -87,7 +89,7 @@ pub unsafe extern "C" fn kiln_cancel_now(cancel: *const kiln_cancel) {
     }
 }
 
-/// Frees it; runs that have it go on.
+/// Frees it, once the calls that were given it have returned.
 ///
 /// # Safety
 /// As [`kiln_cancel_now`]; it is not used afterwards.

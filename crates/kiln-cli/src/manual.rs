@@ -1,7 +1,6 @@
 //! The manual and completions, from the table of arguments.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use clap::Command;
@@ -22,7 +21,7 @@ pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
 /// Writes a page for the program and for each command that help lists.
 pub(crate) fn pages(out: &Path) -> Result<(), Failure> {
     fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
-    let mut command = command();
+    let mut command = command().disable_help_subcommand(true);
     command.build();
     write(&command, "kiln", out)
 }
@@ -32,11 +31,11 @@ fn write(command: &Command, name: &str, out: &Path) -> Result<(), Failure> {
     let shown = command.clone().name(name.to_owned()).display_name(name.to_owned());
     let rendered = clap_mangen::Man::new(shown).title(name.to_uppercase()).render(&mut page);
     let path = out.join(format!("{name}.1"));
-    rendered
-        .and_then(|()| fs::File::create(&path)?.write_all(&page))
-        .map_err(|error| unwritable(&path, &error))?;
-    let below = command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help");
-    below.into_iter().try_for_each(|below| write(below, &format!("{name}-{}", below.get_name()), out))
+    rendered.and_then(|()| fs::write(&path, &page)).map_err(|error| unwritable(&path, &error))?;
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write(below, &format!("{name}-{}", below.get_name()), out)?;
+    }
+    Ok(())
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
