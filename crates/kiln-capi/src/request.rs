@@ -129,39 +129,44 @@ unsafe fn texts(from: *const *const c_char, n: usize, name: &str) -> Result<Vec<
 /// # Safety
 /// The pointer is a struct as its size says, whose pointers are `NULL` or what their fields say.
 pub(crate) unsafe fn request_of(request: *const kiln_request) -> Result<Request, kiln_error> {
-    // SAFETY: the caller's promise, here and below.
-    let of = unsafe { read(request)? }.ok_or_else(|| kiln_error::request("the request is NULL"))?;
+    // SAFETY: the caller's promise.
+    let (of, more, prompts, negative, seeds, scheduler, init, controls) = unsafe {
+        let of = read(request)?.ok_or_else(|| kiln_error::request("the request is NULL"))?;
+        (
+            of,
+            text(of.more, "more")?,
+            texts(of.prompts, of.n_prompts, "prompts")?,
+            texts(of.negative_prompts, of.n_negative_prompts, "negative_prompts")?,
+            slice(of.seeds, of.n_seeds, "seeds")?,
+            text(of.scheduler, "scheduler")?,
+            init_of(&of)?,
+            controls_of(&of)?,
+        )
+    };
     let wrong = |error| kiln_error::request(format!("more: {error}"));
-    let mut request = match unsafe { text(of.more, "more")? } {
+    let mut request = match more {
         Some(more) => serde_json::from_str::<Request>(more).map_err(wrong)?,
         None => Request::default(),
     };
-    let prompts = unsafe { texts(of.prompts, of.n_prompts, "prompts")? };
     if !prompts.is_empty() {
         request.prompts = prompts;
     }
-    let negative = unsafe { texts(of.negative_prompts, of.n_negative_prompts, "negative_prompts")? };
     if !negative.is_empty() {
         request.negative_prompts = negative;
     }
-    let seeds = unsafe { slice(of.seeds, of.n_seeds, "seeds")? };
     if !seeds.is_empty() {
         request.seeds = seeds.to_vec();
+    }
+    if !controls.is_empty() {
+        request.controls = controls;
     }
     let given = |n: u32| Some(n).filter(|n| *n > 0);
     request.steps = given(of.steps).map(|steps| steps as usize).or(request.steps);
     request.width = given(of.width).or(request.width);
     request.height = given(of.height).or(request.height);
     request.guidance_scale = Some(of.guidance_scale).filter(|scale| *scale != 0.0).or(request.guidance_scale);
-    if let Some(scheduler) = unsafe { text(of.scheduler, "scheduler")? } {
-        request.scheduler = Some(scheduler.to_owned());
-    }
-    request.init = unsafe { init_of(&of)? }.or(request.init);
-    let controls = unsafe { slice(of.controls, of.n_controls, "controls")? };
-    if !controls.is_empty() {
-        let control = |(i, control): (usize, &kiln_control)| unsafe { control_of(control, i) };
-        request.controls = controls.iter().enumerate().map(control).collect::<Result<_, _>>()?;
-    }
+    request.scheduler = scheduler.map(str::to_owned).or(request.scheduler);
+    request.init = init.or(request.init);
     Ok(request)
 }
 
@@ -192,12 +197,17 @@ unsafe fn init_of(of: &kiln_request) -> Result<Option<Init>, kiln_error> {
 
 /// # Safety
 /// As [`request_of`].
-unsafe fn control_of(of: &kiln_control, index: usize) -> Result<Control, kiln_error> {
-    let name = format!("controls[{index}]: picture");
+unsafe fn controls_of(of: &kiln_request) -> Result<Vec<Control>, kiln_error> {
     // SAFETY: the caller's promise.
-    let image = unsafe { picture(of.picture, &name)? };
-    let image = image.ok_or_else(|| kiln_error::request(format!("{name} is NULL")))?;
-    let scale = Some(of.scale).filter(|scale| *scale != 0.0);
-    let end = if of.end == 0.0 { 1.0 } else { of.end };
-    Ok(Control::new(image).scale(scale).between(of.start, end))
+    let controls = unsafe { slice(of.controls, of.n_controls, "controls")? };
+    let control = |(i, of): (usize, &kiln_control)| {
+        let name = format!("controls[{i}]: picture");
+        // SAFETY: the caller's promise.
+        let image = unsafe { picture(of.picture, &name)? };
+        let image = image.ok_or_else(|| kiln_error::request(format!("{name} is NULL")))?;
+        let scale = Some(of.scale).filter(|scale| *scale != 0.0);
+        let end = if of.end == 0.0 { 1.0 } else { of.end };
+        Ok(Control::new(image).scale(scale).between(of.start, end))
+    };
+    controls.iter().enumerate().map(control).collect()
 }

@@ -32,5 +32,5 @@ pub use driver::has_nvidia_driver;
 pub use error::{Error, ErrorKind};
 #[cfg(feature = "install")]
 pub use install::{Progress, install};
-pub use locate::{Found, Origin, cache_dir, install_dir, locate};
+pub use locate::{Found, Origin, cache_dir, install_dir, library_in, locate};
 pub use wheel::Library;

@@ -39,6 +39,11 @@ pub fn locate(library: Library) -> Result<Option<Found>, Error> {
     Environment::of_process().locate(library.wheel())
 }
 
+/// A library's file in a folder, by the names that it may have.
+pub fn library_in(folder: &Path, library: Library) -> Option<PathBuf> {
+    file_in(folder, library.wheel())
+}
+
 /// Folder for everything that kiln downloads: `KILN_CACHE_DIR`, else `kiln` in the platform's cache folder.
 pub fn cache_dir() -> Result<PathBuf, Error> {
     Environment::of_process().cache_dir()

@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_native::{Found, Library, locate};
+use kiln_native::{Found, Library, library_in, locate};
 
 use kiln_types::Precision;
 
@@ -34,11 +34,12 @@ impl Libraries {
         Libraries::default()
     }
 
-    /// A library from a file.
+    /// A library from a file, or from the folder that it lies in.
     #[must_use]
     pub fn with_path(mut self, library: Library, path: impl AsRef<Path>) -> Libraries {
         self.paths.retain(|(other, _)| *other != library);
-        self.paths.push((library, path.as_ref().into()));
+        let path = path.as_ref();
+        self.paths.push((library, library_in(path, library).unwrap_or_else(|| path.into())));
         self
     }
 
