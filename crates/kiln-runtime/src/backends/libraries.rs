@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use kiln_native::{Found, Library, library_in, locate};
 
-use kiln_types::Precision;
-
 use crate::Error;
 
 type Fetch = dyn Fn(Library) -> Result<PathBuf, Error> + Send + Sync;
@@ -88,7 +86,9 @@ impl Libraries {
 
     /// What kiln's kernels multiply faster than f32 on this processor, as far as the environment lets them.
     #[cfg(feature = "onnxruntime")]
-    pub fn fast_precisions(&self) -> Result<Vec<Precision>, Error> {
+    pub fn fast_precisions(&self) -> Result<Vec<kiln_types::Precision>, Error> {
+        use kiln_types::Precision;
+
         let kernels = self.kernels()?;
         let known = [(Precision::Bf16, kernels.multiply_bf16()), (Precision::Int8, kernels.multiply_int8())];
         Ok(known.into_iter().filter(|(_, is_fast)| *is_fast).map(|(precision, _)| precision).collect())
