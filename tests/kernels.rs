@@ -118,9 +118,12 @@ fn products_of_int8_keep_the_picture_on_every_processor() {
 fn reduced_products_keep_the_picture(precision: &str, least_psnr: f64) {
     let work = scratch();
     let shapes = references().join("../../models/shapes").display().to_string();
-    let [exact, rounded] = ["f32", precision].map(|precision| {
-        let compiled = succeed(&mut kiln(&["compile", &shapes, "--precision", precision], work.path()));
-        compiled.trim().to_owned()
+    let [(exact, _), (rounded, said)] = ["f32", precision].map(|precision| {
+        let mut compile = kiln(&["compile", &shapes, "--precision", precision], work.path());
+        let output = compile.output().expect("kiln runs");
+        let [bundle, said] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
+        assert!(output.status.success(), "{said}");
+        (bundle.trim().to_owned(), said)
     });
     let weights = |bundle: &str| -> u64 {
         let file = std::path::Path::new(bundle).join("unet.data");
@@ -129,7 +132,11 @@ fn reduced_products_keep_the_picture(precision: &str, least_psnr: f64) {
     assert!(weights(&rounded) < weights(&exact) * 51 / 100);
     let about = succeed(&mut kiln(&["inspect", &rounded], work.path()));
     assert!(about.contains(&format!("operators, {precision})")), "{about}");
-    assert!(about.contains("beside f32: text_encoder ") && about.contains("(64x64, 10 steps)"), "{about}");
+    // Processors without such products compute more exactly than others will.
+    let is_measured = !said.contains("is not measured");
+    assert!(is_measured || precision == "int8", "{said}");
+    let says = about.contains("beside f32: text_encoder ") && about.contains("(64x64, 10 steps)");
+    assert_eq!(says, is_measured, "{about}");
     assert!(!succeed(&mut kiln(&["inspect", &exact], work.path())).contains("beside f32"));
     let draw = |bundle: &str, kernels: &str, extra: &[&str]| {
         let arguments = ["generate", "--model", bundle, "a red circle", "--seed", "7", "--steps", "10"];

@@ -177,7 +177,9 @@ class Drawing(unittest.TestCase):
 class WithoutPackages(unittest.TestCase):
     def test_neither_numpy_nor_pillow_is_needed(self):
         hide = "import sys; sys.modules['numpy'] = None; sys.modules['PIL'] = None; import kiln;"
-        draw = (f"pipe = kiln.Pipeline.from_pretrained({MODEL!r}, engine_cache={tempfile.gettempdir()!r} + '/kiln-test');"
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        draw = (f"pipe = kiln.Pipeline.from_pretrained({MODEL!r}, engine_cache={folder.name!r});"
                 f"out = pipe({PROMPT!r}, seed=1, num_inference_steps=2, output_type='bytes');"
                 "assert len(out.images[0][2]) == 64 * 64 * 3\n"
                 "try: pipe('x', num_inference_steps=1)\n"
