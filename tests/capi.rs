@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
-use crate::cli::{kiln, pixels, succeed};
+use crate::cli::{kiln, measuring_kiln, pixels, succeed};
 use crate::fixtures::{onnxruntime, scratch};
 use crate::support::references;
 
@@ -38,28 +38,32 @@ fn program(compiler: &str, path: &str, flags: &[&str], folder: &Path) -> Command
     command
 }
 
-fn bundle(folder: &Path) -> String {
-    // Fetches the library that programs look for, where this machine has none.
-    onnxruntime();
-    let shapes = references().join("../../models/shapes").display().to_string();
-    let mut compile = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    compile.args(["compile", &shapes]).env("KILN_ENGINE_CACHE", folder.join("engines"));
-    succeed(&mut compile).trim().to_owned()
+/// The small model's bundle, measured.
+fn bundle() -> &'static str {
+    static BUNDLE: LazyLock<(TempDir, String)> = LazyLock::new(|| {
+        // Fetches the library that programs look for, where this machine has none.
+        onnxruntime();
+        let folder = scratch();
+        let shapes = references().join("../../models/shapes").display().to_string();
+        let bundle = succeed(&mut measuring_kiln(&["compile", &shapes], folder.path())).trim().to_owned();
+        (folder, bundle)
+    });
+    &BUNDLE.1
 }
 
 #[test]
 fn the_example_in_c_draws_what_the_command_draws() {
     let work = scratch();
-    let bundle = bundle(work.path());
+    let bundle = bundle();
     let mut draw = program("cc", "examples/draw.c", &["-std=c11"], work.path());
-    let output = draw.args([&bundle, "a red circle", "by-c.png"]).output().expect("it runs");
+    let output = draw.args([bundle, "a red circle", "by-c.png"]).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("step 20 of 20"), "{said}");
     let by_command = [
         "generate",
         "a red circle",
         "--model",
-        &bundle,
+        bundle,
         "--seed",
         "7",
         "--steps",
@@ -71,7 +75,8 @@ fn the_example_in_c_draws_what_the_command_draws() {
     let [by_c, by_command] = ["by-c.png", "by-command.png"].map(|name| pixels(&work.path().join(name)));
     assert!(by_c == by_command);
 
-    let mut refused = program("cc", "examples/draw.c", &["-std=c11"], work.path());
+    let mut refused = Command::new(draw.get_program());
+    refused.current_dir(work.path()).env("LD_LIBRARY_PATH", prefix().join("lib"));
     let output = refused.args(["/no/such/bundle", "x", "x.png"]).output().expect("it runs");
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     let length = std::fs::read_to_string(source("examples/draw.c")).expect("a source").lines().count();
@@ -81,17 +86,17 @@ fn the_example_in_c_draws_what_the_command_draws() {
 #[test]
 fn the_example_in_cpp_stops_and_draws_again() {
     let work = scratch();
-    let bundle = bundle(work.path());
+    let bundle = bundle();
     let mut stop = program("c++", "examples/stop.cpp", &["-std=c++17"], work.path());
-    assert_eq!(succeed(stop.arg(&bundle)), "stopped: yes\ndrawn: 64x64\n");
+    assert_eq!(succeed(stop.arg(bundle)), "stopped: yes\ndrawn: 64x64\n");
 }
 
 #[test]
 fn the_interface_keeps_its_promises() {
     let work = scratch();
-    let bundle = bundle(work.path());
+    let bundle = bundle();
     let mut contract = program("cc", "contract/contract.c", &["-std=c11"], work.path());
-    let output = contract.args([&bundle, "200"]).output().expect("it runs");
+    let output = contract.args([bundle, "200"]).output().expect("it runs");
     let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success(), "{errors}");
     assert!(said.lines().count() == 8 && said.lines().all(|line| line.starts_with("ok: ")), "{said}");
@@ -101,10 +106,10 @@ fn the_interface_keeps_its_promises() {
 #[test]
 fn what_programs_are_given_lies_where_the_header_says() {
     let work = scratch();
-    let bundle = bundle(work.path());
+    let bundle = bundle();
     let flags = ["-std=c11", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     let mut contract = program("cc", "contract/contract.c", &flags, work.path());
     // Leaks are counted as growth: its own count needs to trace the process, which containers forbid.
     contract.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=1");
-    succeed(contract.args([&bundle, "4"]));
+    succeed(contract.args([bundle, "4"]));
 }

@@ -411,7 +411,8 @@ kiln_status kiln_pipeline_add_embedding(const struct kiln_pipeline *pipeline,
                                         const char *token,
                                         struct kiln_error **error);
 
-// Spends memory in another way from now on; all engines leave at once, and come back when they are needed. `NULL` for the defaults.
+// Spends memory in another way from now on; all engines leave at once, and come back when they are needed. `NULL` for the
+// defaults.
 //
 // # Safety
 // As [`kiln_pipeline_add_controlnet`].

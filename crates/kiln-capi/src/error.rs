@@ -44,15 +44,13 @@ impl kiln_error {
         kiln_error::new(KILN_REQUEST, message)
     }
 
+    pub(crate) fn with_hint(self, hint: &str) -> kiln_error {
+        kiln_error { hint: Some(c_string(hint)), ..self }
+    }
+
     pub(crate) fn status(&self) -> kiln_status {
         self.status
     }
-}
-
-/// The text of an error and of its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 impl From<Error> for kiln_error {
@@ -67,7 +65,7 @@ impl From<Error> for kiln_error {
             _ => KILN_UNEXPECTED,
         };
         let hint = error.hint().map(c_string);
-        kiln_error { status, message: c_string(chain(&error)), hint }
+        kiln_error { status, message: c_string(&error), hint }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kiln_runtime::{Bundle, Error, Event, LoraFile, MemoryChoice, Pipeline, Request, Watch};
+use kiln_runtime::{
+    Bundle, Error, Event, Held, LoraFile, MemoryChoice, Pipeline, Request, SharedPipeline, Watch,
+};
 
 use crate::boundary::{c_string, free, given, guard, place, read, required, slice, text, write};
-use crate::error::{KILN_INPUT, KILN_UNEXPECTED, kiln_error, kiln_status};
+use crate::error::{KILN_INPUT, kiln_error, kiln_status};
 use crate::memory::{kiln_memory, kiln_plan, memory_of};
 use crate::options::{kiln_options, open};
 use crate::output::kiln_output;
@@ -17,9 +18,7 @@ use crate::watch::{kiln_cancel, kiln_watch, tell};
 
 /// A bundle that draws. Calls from several threads wait for each other.
 pub struct kiln_pipeline {
-    pipeline: Mutex<Pipeline>,
-    /// The thread whose call runs.
-    holder: Mutex<Option<ThreadId>>,
+    pipeline: SharedPipeline,
     /// They are added to and never removed, so that what was given out stays.
     notices: Mutex<Vec<CString>>,
 }
@@ -31,30 +30,9 @@ const _: () = {
     is_shared::<kiln_cancel>();
 };
 
-/// The pipeline while a call has it.
-struct Held<'a> {
-    pipeline: MutexGuard<'a, Pipeline>,
-    holder: &'a Mutex<Option<ThreadId>>,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
 impl kiln_pipeline {
-    /// Waits for other threads' calls; an event function cannot wait for the call that it is part of.
     fn hold(&self) -> Result<Held<'_>, kiln_error> {
-        let holder = || self.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        if *holder() == Some(thread::current().id()) {
-            return Err(kiln_error::request("an event function cannot use the pipeline that calls it"));
-        }
-        let broken =
-            |_| kiln_error::new(KILN_UNEXPECTED, "an earlier fault broke this pipeline: open another one");
-        let pipeline = self.pipeline.lock().map_err(broken)?;
-        *holder() = Some(thread::current().id());
-        Ok(Held { pipeline, holder: &self.holder })
+        Ok(self.pipeline.hold()?)
     }
 
     fn notice(&self, notices: impl IntoIterator<Item = impl ToString>) {
@@ -86,8 +64,7 @@ pub unsafe extern "C" fn kiln_open(
             let opened = open(path, options)?;
             let mut notices: Vec<CString> = opened.notices().iter().map(c_string).collect();
             notices.extend(opened.scheduler_note().map(c_string));
-            let (holder, notices) = (Mutex::new(None), Mutex::new(notices));
-            let opened = kiln_pipeline { pipeline: Mutex::new(opened), holder, notices };
+            let opened = kiln_pipeline { pipeline: SharedPipeline::new(opened), notices: Mutex::new(notices) };
             pipeline.write(Box::into_raw(Box::new(opened)));
             Ok(())
         })
@@ -168,7 +145,7 @@ unsafe fn generate(
 ) -> Result<kiln_output, kiln_error> {
     // SAFETY: the caller's promise.
     let Some(of) = (unsafe { read(watch)? }) else {
-        return Ok(pipeline.hold()?.pipeline.generate(request)?.into());
+        return Ok(pipeline.hold()?.generate(request)?.into());
     };
     let (function, user) = (of.on_event, User(of.user));
     let mut on_event = move |event: Event| match function {
@@ -181,7 +158,7 @@ unsafe fn generate(
     if let Some(cancel) = unsafe { of.cancel.as_ref() } {
         watch = watch.cancel(&cancel.0);
     }
-    Ok(pipeline.hold()?.pipeline.generate_with(request, watch)?.into())
+    Ok(pipeline.hold()?.generate_with(request, watch)?.into())
 }
 
 /// Draws with LoRAs from now on: so many files or folders, each with its weight. With `n` of 0 the bundle's own weights
@@ -208,7 +185,7 @@ pub unsafe extern "C" fn kiln_pipeline_set_loras(
                 let file = LoraFile::open(path).map_err(Error::from)?;
                 loras.push((Arc::new(file), weights[i]));
             }
-            let notices = pipeline.hold()?.pipeline.set_loras(&loras)?;
+            let notices = pipeline.hold()?.set_loras(&loras)?;
             pipeline.notice(notices);
             Ok(())
         })
@@ -231,7 +208,7 @@ pub unsafe extern "C" fn kiln_pipeline_add_controlnet(
             let pipeline = given(pipeline, "pipeline")?;
             let path = required(path, "path")?;
             let bundle = Bundle::open(path)?;
-            Ok(pipeline.hold()?.pipeline.add_controlnet(bundle)?)
+            Ok(pipeline.hold()?.add_controlnet(bundle)?)
         })
     }
 }
@@ -253,14 +230,15 @@ pub unsafe extern "C" fn kiln_pipeline_add_embedding(
         guard(error, || {
             let pipeline = given(pipeline, "pipeline")?;
             let path = required(path, "path")?;
-            let word = pipeline.hold()?.pipeline.add_embedding(path, text(token, "token")?)?;
+            let word = pipeline.hold()?.add_embedding(path, text(token, "token")?)?;
             pipeline.notice([format!("{path}: prompts name it {word}")]);
             Ok(())
         })
     }
 }
 
-/// Spends memory in another way from now on; all engines leave at once, and come back when they are needed. `NULL` for the defaults.
+/// Spends memory in another way from now on; all engines leave at once, and come back when they are needed. `NULL` for the
+/// defaults.
 ///
 /// # Safety
 /// As [`kiln_pipeline_add_controlnet`].
@@ -274,7 +252,7 @@ pub unsafe extern "C" fn kiln_pipeline_set_memory(
     unsafe {
         guard(error, || {
             let memory = memory_of(memory)?.unwrap_or_default();
-            Ok(given(pipeline, "pipeline")?.hold()?.pipeline.set_memory(memory)?)
+            Ok(given(pipeline, "pipeline")?.hold()?.set_memory(memory)?)
         })
     }
 }
@@ -296,14 +274,15 @@ pub unsafe extern "C" fn kiln_pipeline_plan(
     unsafe {
         guard(error, || {
             let request = request_of(request)?;
-            let choice = choice(&given(pipeline, "pipeline")?.hold()?.pipeline, &request, budget)?;
+            let choice = choice(&*given(pipeline, "pipeline")?.hold()?, &request, budget)?;
             write(plan, kiln_plan::from(&choice))
         })
     }
 }
 
 fn choice(pipeline: &Pipeline, request: &Request, budget: u64) -> Result<MemoryChoice, kiln_error> {
-    let unmeasured = || kiln_error::new(KILN_INPUT, "the bundle has no figures: kiln measure makes them");
+    let unmeasured =
+        || kiln_error::new(KILN_INPUT, "the bundle has no figures").with_hint("kiln measure makes them");
     let figures = pipeline.bundle().figures()?.ok_or_else(unmeasured)?;
     let plan = pipeline.plan(request, &figures)?;
     Ok(plan.within(if budget == 0 { u64::MAX } else { budget })?)
@@ -321,7 +300,7 @@ pub unsafe extern "C" fn kiln_pipeline_release(
     // SAFETY: the caller's promise.
     unsafe {
         guard(error, || {
-            given(pipeline, "pipeline")?.hold()?.pipeline.release();
+            given(pipeline, "pipeline")?.hold()?.release();
             Ok(())
         })
     }

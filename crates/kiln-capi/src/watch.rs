@@ -112,17 +112,11 @@ fn told(event: &Event) -> Option<Told> {
     let said = |kind, text: String| Some(Told { kind, step: 0, steps: 0, text: Some(c_string(text)) });
     match event {
         Event::Loading(component) => said(KILN_EVENT_LOADING, component.to_string()),
-        Event::Truncated(n) => said(KILN_EVENT_NOTICE, format!("the last {n} tokens of a prompt are cut off")),
-        Event::Misread(how) => said(KILN_EVENT_NOTICE, how.clone()),
-        Event::UniformMask { paints, .. } => {
-            let what = if *paints { "everything is painted" } else { "nothing is painted" };
-            said(KILN_EVENT_NOTICE, format!("the mask is the same all over: {what}"))
-        }
         Event::Started { steps } => counted(KILN_EVENT_STARTED, 0, *steps),
         Event::Step { step, steps, .. } => counted(KILN_EVENT_STEP, *step, *steps),
         Event::Preview { step, .. } => counted(KILN_EVENT_PREVIEW, *step, 0),
         Event::Decoding { done, total } => counted(KILN_EVENT_DECODING, *done, *total),
-        _ => None,
+        other => other.notice().and_then(|notice| said(KILN_EVENT_NOTICE, notice)),
     }
 }
 

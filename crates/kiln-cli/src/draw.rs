@@ -90,12 +90,10 @@ pub(crate) fn draw(
         if let Some(trace) = trace {
             trace_phase(trace, &event);
         }
+        if let Some(notice) = event.notice() {
+            output::say(&notice);
+        }
         match event {
-            Event::Truncated(n) => {
-                output::say(&format!("the prompt is too long: its last {n} tokens are ignored"))
-            }
-            Event::Misread(remark) => output::say(&format!("prompt: {remark}")),
-            Event::UniformMask { paints, drops_alpha } => output::say(&of_mask(paints, drops_alpha)),
             Event::Started { steps } => bar = Some(Bar::steps(steps)),
             Event::Step { step, .. } => bar.iter().for_each(|bar| bar.step(step)),
             Event::Decoding { .. } => bar = None,
@@ -104,15 +102,6 @@ pub(crate) fn draw(
         ControlFlow::Continue(())
     };
     Ok(pipeline.generate_with(request, Watch::new().on_event(&mut watch))?)
-}
-
-fn of_mask(paints: bool, drops_alpha: bool) -> String {
-    let effect = match paints {
-        true => "the mask is light all over: all is painted, and nothing of the picture is kept",
-        false => "the mask is dark all over: nothing is painted",
-    };
-    let alpha = if drops_alpha { "; its alpha channel, which varies, is not read" } else { "" };
-    format!("{effect}{alpha}")
 }
 
 fn trace_phase(trace: &mut MemoryTrace, event: &Event) {

@@ -90,9 +90,9 @@ pub struct PrecisionPolicy {
     /// Type that weights are stored in; `None` stores each in the type of its first use.
     pub storage: Option<ElementType>,
     /// What factors of convolutions and linear layers are rounded to, while sums and all else are computed as above.
-    /// Their weights are stored in its type, outside of [`scopes`](Self::scopes), and all others in the type of their first use,
-    /// whatever [`storage`](Self::storage) says. The model asks for it in its metadata: a runtime that does not know how
-    /// computes as above.
+    /// Their weights are stored in its type, outside of [`scopes`](Self::scopes), and all others in the type of their first
+    /// use, whatever [`storage`](Self::storage) says. The model asks for it in its metadata: a runtime that does not know
+    /// how computes as above.
     pub products: Option<Precision>,
 }
 

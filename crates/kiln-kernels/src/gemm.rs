@@ -2,8 +2,8 @@
 //! caches. The panels of as many groups of outputs as fit a bound are made first, by all lanes, then those of the next.
 //!
 //! A block is up to 96 rows (48 with AVX-512, 64 or 128 in AMX's tiles) of up to 128 words (128 f32, 256 bf16 or 512 int8 of
-//! neighbouring `k`), [`ROW`] words apart: 64 KiB at most. It is multiplied with a panel's 16 KiB of the same `k`, which stay in L1, panel after panel. The sums of a block are
-//! `[panel][row][32]`, at most 480 KiB, in L2.
+//! neighbouring `k`), [`ROW`] words apart: 64 KiB at most. It is multiplied with a panel's 16 KiB of the same `k`, which
+//! stay in L1, panel after panel. The sums of a block are `[panel][row][32]`, at most 480 KiB, in L2.
 
 use std::ops::Range;
 

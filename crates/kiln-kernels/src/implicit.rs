@@ -29,6 +29,8 @@ pub(crate) struct Implicit {
     padded: [usize; 2],
     /// Channels of a pixel of the copy: as many as fill vectors of words.
     channels: usize,
+    /// Words of a row of the copy.
+    row_words: usize,
     /// Lines of outputs, those of all images, are computed in so many strips.
     strips: usize,
 }
@@ -42,17 +44,11 @@ impl Implicit {
         };
         let channels = product(&[shape.in_channels.div_ceil(MAX_LANES * element.per_word()), MAX_LANES])?;
         let channels = product(&[channels, element.per_word()])?;
-        let mut implicit =
-            Self { shape, element, isa, size, padded: [reach(0)?, reach(1)?], channels, strips: 1 };
-        let lines = product(&[shape.batch, size[0]])?;
-        let words = product(&[shape.batch, implicit.padded[0], implicit.row_words()?])?;
-        implicit.strips = words.div_ceil(STRIP_WORDS).min(lines);
-        Ok(implicit)
-    }
-
-    /// Words of a row of the copy.
-    fn row_words(&self) -> Result<usize, Error> {
-        product(&[self.padded[1], self.channels / self.element.per_word()])
+        let padded = [reach(0)?, reach(1)?];
+        let row_words = product(&[padded[1], channels / element.per_word()])?;
+        let words = product(&[shape.batch, padded[0], row_words])?;
+        let strips = words.div_ceil(STRIP_WORDS).min(product(&[shape.batch, size[0]])?);
+        Ok(Self { shape, element, isa, size, padded, channels, row_words, strips })
     }
 
     /// `k` of the product.
@@ -89,7 +85,7 @@ impl Implicit {
     /// Words of the largest strip's copy.
     fn copy_words(&self) -> Result<usize, Error> {
         let rows = self.strips().map(|lines| self.rows(&lines).len()).max().unwrap_or(0);
-        product(&[rows, self.row_words()?])
+        product(&[rows, self.row_words])
     }
 
     /// Words that `lanes` need.
@@ -110,17 +106,14 @@ impl Implicit {
     ) -> Result<(), Error> {
         let (copy, scratch) = scratch.split_at_mut(self.copy_words()?);
         let copy = Shared::new(copy);
-        let row_words = self.row_words()?;
         let columns = Taps { weights, implicit: self };
         for lines in self.strips() {
             let rows = self.rows(&lines);
             let first_row = rows.start;
-            let n_rows = rows.len();
-            let copying = CopyingRows { implicit: self, input, copy, rows, row_words };
-            simd::for_each(self.isa, pool, n_rows, &copying)?;
+            let copying = CopyingRows { implicit: self, input, copy, first_row };
+            simd::for_each(self.isa, pool, rows.len(), &copying)?;
             let blocks = self.blocks(&lines, pool.lanes)?;
-            let pixels =
-                Pixels { implicit: self, output: &output, copy, first_row, first_line: lines.start, row_words };
+            let pixels = Pixels { implicit: self, output: &output, copy, first_row, first_line: lines.start };
             gemm::run(self.isa, pool, blocks, &pixels, &columns, scratch)?;
         }
         Ok(())
@@ -132,18 +125,18 @@ struct CopyingRows<'a> {
     implicit: &'a Implicit,
     input: &'a [f32],
     copy: Shared,
-    rows: Range<usize>,
-    row_words: usize,
+    /// Of the copy.
+    first_row: usize,
 }
 
 impl Kernel for CopyingRows<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, _lane: usize, item: usize) {
-        let Implicit { shape, element, padded, channels, .. } = *self.implicit;
+        let Implicit { shape, element, padded, channels, row_words, .. } = *self.implicit;
         let ConvShape { size: [height, width], upsampling, padding: [top, left, ..], in_channels, .. } = shape;
-        let row = self.rows.start + item;
+        let row = self.first_row + item;
         let (image, y) = (row / padded[0], row % padded[0]);
-        let to = self.copy.at(item * self.row_words);
+        let to = self.copy.at(item * row_words);
         let pixel_words = channels / element.per_word();
         // Wraps to a large number above the input.
         let y = y.wrapping_sub(top);
@@ -151,7 +144,7 @@ impl Kernel for CopyingRows<'_> {
         // SAFETY: the row is the item's own, and only pixels of the input are read.
         unsafe {
             if y >= height * upsampling || first == end {
-                return zeros::<S>(to, self.row_words);
+                return zeros::<S>(to, row_words);
             }
             zeros::<S>(to, first * pixel_words);
             zeros::<S>(to.add(end * pixel_words), (padded[1] - end) * pixel_words);
@@ -204,7 +197,6 @@ struct Pixels<'a> {
     first_row: usize,
     /// Of the outputs of all images.
     first_line: usize,
-    row_words: usize,
 }
 
 impl Pixels<'_> {
@@ -214,7 +206,7 @@ impl Pixels<'_> {
         let Implicit { size, shape, channels, element, .. } = *self.implicit;
         let (line, x) = (self.first_line + row / size[1], row % size[1]);
         let row = self.implicit.first_row(line) - self.first_row;
-        row * self.row_words + x * shape.stride[1] * (channels / element.per_word())
+        row * self.implicit.row_words + x * shape.stride[1] * (channels / element.per_word())
     }
 }
 
@@ -227,7 +219,7 @@ impl Rows for Pixels<'_> {
             let (tap, channel) = (at / channels, at % channels);
             let n = (channels - channel).min(k.end - at);
             let (y, x) = (tap / shape.kernel[1] * shape.dilation[0], tap % shape.kernel[1] * shape.dilation[1]);
-            let tap = y * self.row_words + (x * channels + channel) / element.per_word();
+            let tap = y * self.implicit.row_words + (x * channels + channel) / element.per_word();
             let words = n / element.per_word();
             let to = to.wrapping_add((at - k.start) / element.per_word());
             for (i, row) in rows.clone().enumerate() {

@@ -1,18 +1,19 @@
 //! A bundle that draws.
 
+use std::ffi::CString;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::Arc;
 
 use kiln_bundle::{Precision, Target};
 use kiln_compile::{Checkpoint, EngineCache, TargetSpec};
 use kiln_runtime::image::RgbImage;
 use kiln_runtime::ndarray::ArrayD;
 use kiln_runtime::{
-    Bundle, Control, Device, Error, Event, Init, Libraries, Library, LoraFile, MemoryOptions, Output, Pipeline,
-    Request, Watch,
+    Bundle, Control, Device, Error, ErrorKind, Event, Init, Libraries, Library, LoraFile, MemoryOptions,
+    Output, Pipeline, Request, SharedPipeline, Watch,
 };
+use pyo3::exceptions::PyUserWarning;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use serde::de::DeserializeOwned;
@@ -31,36 +32,9 @@ type Drawn<'py> = (Vec<Picture<'py>>, (f64, f64, f64), Latents<'py>);
 /// A bundle that draws; calls from several threads wait for each other.
 #[pyclass(frozen, module = "kiln._kiln")]
 pub(crate) struct Engine {
-    pipeline: Mutex<Pipeline>,
-    /// The thread whose call runs.
-    holder: Mutex<Option<ThreadId>>,
+    pipeline: SharedPipeline,
     path: String,
     notices: Vec<String>,
-}
-
-/// The pipeline while a call has it.
-struct Held<'a> {
-    pipeline: MutexGuard<'a, Pipeline>,
-    holder: &'a Mutex<Option<ThreadId>>,
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        *self.holder.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-impl Engine {
-    /// Waits for other threads; a callback cannot wait for the call that it is part of.
-    fn hold(&self) -> Result<Held<'_>, Failure> {
-        let holder = || self.holder.lock().unwrap_or_else(PoisonError::into_inner);
-        if *holder() == Some(thread::current().id()) {
-            return Err(Failure::request("a callback cannot use the pipeline that calls it"));
-        }
-        let pipeline = self.pipeline.lock().unwrap_or_else(PoisonError::into_inner);
-        *holder() = Some(thread::current().id());
-        Ok(Held { pipeline, holder: &self.holder })
-    }
 }
 
 fn json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, Failure> {
@@ -103,7 +77,7 @@ impl Engine {
             }
             let pipeline = builder.build()?;
             let notices = pipeline.notices().iter().map(ToString::to_string).collect();
-            Ok(Engine { pipeline: Mutex::new(pipeline), holder: Mutex::new(None), path: path.into(), notices })
+            Ok(Engine { pipeline: SharedPipeline::new(pipeline), path: path.into(), notices })
         })
     }
 
@@ -148,10 +122,10 @@ impl Engine {
                 let control = Control::new(image("control_image", picture)?);
                 request.controls.push(control.scale(scale).between(start, end));
             }
-            let mut held = self.hold()?;
+            let mut held = self.pipeline.hold()?;
             match on_step {
-                Some(on_step) => draw_stepwise(&mut held.pipeline, &request, &on_step),
-                None => draw(&mut held.pipeline, &request),
+                Some(on_step) => draw_stepwise(&mut held, &request, &on_step),
+                None => draw(&mut held, &request),
             }
         })?;
         let picture = |image: &RgbImage| (image.width(), image.height(), PyBytes::new(py, image.data()));
@@ -166,10 +140,11 @@ impl Engine {
     fn plan(&self, py: Python<'_>, request: &str, budget: Option<u64>) -> PyResult<String> {
         detached(py, || {
             let request: Request = json("request", request)?;
-            let held = self.hold()?;
-            let unmeasured = || Failure::request("the bundle has no figures: kiln measure makes them");
-            let figures = held.pipeline.bundle().figures()?.ok_or_else(unmeasured)?;
-            let choice = held.pipeline.plan(&request, &figures)?.within(budget.unwrap_or(u64::MAX))?;
+            let held = self.pipeline.hold()?;
+            let unmeasured =
+                || Failure::new(ErrorKind::Input, "the bundle has no figures", Some("kiln measure makes them"));
+            let figures = held.bundle().figures()?.ok_or_else(unmeasured)?;
+            let choice = held.plan(&request, &figures)?.within(budget.unwrap_or(u64::MAX))?;
             serde_json::to_string(&choice).map_err(Failure::request)
         })
     }
@@ -179,7 +154,7 @@ impl Engine {
         detached(py, || {
             let options: MemoryOptions = json("memory", options)?;
             options.validate()?;
-            Ok(self.hold()?.pipeline.set_memory(options)?)
+            Ok(self.pipeline.hold()?.set_memory(options)?)
         })
     }
 
@@ -190,51 +165,71 @@ impl Engine {
                 Ok((Arc::new(LoraFile::open(path).map_err(Error::from)?), weight))
             };
             let loras = loras.into_iter().map(open).collect::<Result<Vec<_>, Failure>>()?;
-            Ok(self.hold()?.pipeline.set_loras(&loras)?)
+            Ok(self.pipeline.hold()?.set_loras(&loras)?)
         })
     }
 
     /// Adds a ControlNet, a bundle's folder.
     fn add_controlnet(&self, py: Python<'_>, path: &str) -> PyResult<()> {
-        detached(py, || Ok(self.hold()?.pipeline.add_controlnet(Bundle::open(path)?)?))
+        detached(py, || Ok(self.pipeline.hold()?.add_controlnet(Bundle::open(path)?)?))
     }
 
     /// Adds a textual inversion, and gives the token that names it.
     #[pyo3(signature = (path, token=None))]
     fn add_embedding(&self, py: Python<'_>, path: &str, token: Option<&str>) -> PyResult<String> {
-        detached(py, || Ok(self.hold()?.pipeline.add_embedding(path, token)?))
+        detached(py, || Ok(self.pipeline.hold()?.add_embedding(path, token)?))
     }
 
     /// Gives back all engines.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
         detached(py, || {
-            self.hold()?.pipeline.release();
+            self.pipeline.hold()?.release();
             Ok(())
         })
+    }
+}
+
+/// Hands notices to Python as warnings, and keeps what Python raises: an interrupt, or a warning that is an error.
+fn heed(event: &Event, raised: &mut Option<PyErr>) -> ControlFlow<()> {
+    let heeded = Python::attach(|py| {
+        if let Some(notice) = event.notice() {
+            let notice = CString::new(notice).unwrap_or_default();
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &notice, 1)?;
+        }
+        py.check_signals()
+    });
+    match heeded {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            *raised = Some(error);
+            ControlFlow::Break(())
+        }
+    }
+}
+
+/// What a run gave, unless Python raised something in it.
+fn unless<T>(raised: Option<PyErr>, result: Result<T, Error>) -> Result<T, Failure> {
+    match raised {
+        Some(error) => Err(error.into()),
+        None => Ok(result?),
     }
 }
 
 /// Draws, and stops for signals.
 fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Output, Failure> {
     let mut raised = None;
-    let mut on_event = |_: Event| match Python::attach(|py| py.check_signals()) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(error) => {
-            raised = Some(error);
-            ControlFlow::Break(())
-        }
-    };
+    let mut on_event = |event: Event| heed(&event, &mut raised);
     let drawn = pipeline.generate_with(request, Watch::new().on_event(&mut on_event));
-    match raised {
-        Some(error) => Err(error.into()),
-        None => Ok(drawn?),
-    }
+    unless(raised, drawn)
 }
 
 /// Draws step by step, and tells of each.
 fn draw_stepwise(pipeline: &mut Pipeline, request: &Request, on_step: &Py<PyAny>) -> Result<Output, Failure> {
     let mut session = pipeline.session();
-    let mut drawing = session.begin(request, Watch::new())?;
+    let mut raised = None;
+    let mut on_event = |event: Event| heed(&event, &mut raised);
+    let begun = session.begin(request, Watch::new().on_event(&mut on_event));
+    let mut drawing = unless(raised, begun)?;
     while !drawing.is_denoised() {
         let timestep = drawing.timestep();
         session.advance(&mut [&mut drawing]).into_iter().collect::<Result<(), _>>()?;

@@ -15,13 +15,11 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn request(message: impl ToString) -> Failure {
-        Failure::Kiln { kind: ErrorKind::Request, message: message.to_string(), hint: None }
+        Failure::new(ErrorKind::Request, message, None)
     }
 
-    fn new(kind: ErrorKind, error: &dyn std::error::Error, hint: Option<&str>) -> Failure {
-        let causes = std::iter::successors(error.source(), |error| error.source());
-        let message = causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"));
-        Failure::Kiln { kind, message, hint: hint.map(str::to_owned) }
+    pub(crate) fn new(kind: ErrorKind, error: impl ToString, hint: Option<&str>) -> Failure {
+        Failure::Kiln { kind, message: error.to_string(), hint: hint.map(str::to_owned) }
     }
 
     fn raise(self, py: Python<'_>) -> PyErr {

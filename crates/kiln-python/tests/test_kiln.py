@@ -128,8 +128,31 @@ class Drawing(unittest.TestCase):
         self.pipe._memory = {}
         self.pipe._set_memory()
         self.assertEqual(self.draw(), expected)
-        plan = self.pipe.plan(PROMPT, steps=4) if os.path.exists(os.path.join(self.pipe._engine.path, "figures.yaml")) else None
-        self.assertTrue(plan is None or plan["peak_bytes"] > 0)
+
+    def test_plans_need_figures_and_say_so(self):
+        with self.assertRaisesRegex(kiln.InputError, "no figures .hint: kiln measure"):
+            self.pipe.plan(PROMPT)
+        bundle = kiln.compile(MODEL, engine_cache=os.path.join(self.folder.name, "measured"))
+        subprocess.run([KILN, "measure", bundle], check=True, capture_output=True)
+        pipe = kiln.Pipeline(bundle)
+        plan = pipe.plan(PROMPT, steps=4)
+        self.assertTrue(plan["peak_bytes"] > 1_000_000 and plan["memory"]["offload"] == "none")
+        with self.assertRaises(kiln.BudgetError):
+            pipe.plan(PROMPT, budget=1)
+
+    def test_what_is_cut_off_is_warned_of(self):
+        for callback in (None, lambda *_: {}):
+            with self.assertWarnsRegex(UserWarning, "the prompt is too long"):
+                self.pipe("red " * 100, seed=1, num_inference_steps=1, output_type="bytes", callback_on_step_end=callback)
+
+    def test_another_device_keeps_what_was_set(self):
+        pipe = kiln.Pipeline(self.pipe._engine.path, threads=1)
+        pipe.enable_sequential_cpu_offload()
+        expected = pipe(PROMPT, seed=7, num_inference_steps=2, output_type="bytes").images
+        self.assertIs(pipe.to("cpu"), pipe)
+        self.assertEqual(pipe(PROMPT, seed=7, num_inference_steps=2, output_type="bytes").images, expected)
+        with self.assertRaises(kiln.RequestError):
+            pipe.to("tpu")
 
     def test_errors_are_exceptions_by_kind(self):
         for error, call in [

@@ -25,6 +25,12 @@ pub enum Error {
         /// The offending value and what is accepted.
         reason: String,
     },
+    /// A callback uses the pipeline whose run it is part of.
+    #[error("a callback cannot use the pipeline that calls it")]
+    Recursion,
+    /// A thread panicked while it had the pipeline.
+    #[error("an earlier fault broke this pipeline: open another one")]
+    Broken,
     /// The progress callback stopped the run.
     #[error("cancelled after step {step} of {steps}")]
     Cancelled {

@@ -82,7 +82,8 @@ pub use memory::process as process_memory;
 pub use memory::{MemoryOptions, Offload, VaeTiling};
 pub use picture::Picture;
 pub use pipeline::{
-    Drawing, Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Session, Timings, Verification,
+    Drawing, Held, Job, Output, Pass, Pipeline, PipelineBuilder, Reference, Session, SharedPipeline, Timings,
+    Verification,
 };
 pub use plan::{MemoryChoice, MemoryPlan};
 pub use request::{

@@ -55,6 +55,25 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// What a user should know of the request, in one line; none where the event is about the run.
+    pub fn notice(&self) -> Option<String> {
+        match self {
+            Event::Truncated(n) => Some(format!("the prompt is too long: its last {n} tokens are ignored")),
+            Event::Misread(remark) => Some(format!("prompt: {remark}")),
+            Event::UniformMask { paints, drops_alpha } => {
+                let effect = match paints {
+                    true => "the mask is light all over: all is painted, and nothing of the picture is kept",
+                    false => "the mask is dark all over: nothing is painted",
+                };
+                let alpha = if *drops_alpha { "; its alpha channel, which varies, is not read" } else { "" };
+                Some(format!("{effect}{alpha}"))
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Told of every [`Event`]; `Break` cancels before the next one.
 pub type OnEvent<'a> = dyn FnMut(Event) -> ControlFlow<()> + Send + 'a;
 

@@ -40,7 +40,10 @@ class Pipeline:
     """Text to image, image to image and inpainting, with the names and defaults of diffusers' pipelines."""
 
     def __init__(self, bundle: Any, *, device: Optional[str] = None, threads: Optional[int] = None) -> None:
+        self._threads = threads
         self._engine = Engine(os.fspath(bundle), device, threads, _onnxruntime())
+        self._controlnets: "list[str]" = []
+        self._embeddings: "list[tuple[str, Optional[str]]]" = []
         self._memory: "dict[str, Any]" = {}
         self._loras: "dict[str, tuple[str, float]]" = {}
         self._interrupt = False
@@ -77,8 +80,15 @@ class Pipeline:
         kind = str(device).partition(":")[0]
         if kind not in ("cpu", "cuda"):
             raise RequestError(f"device: '{device}' is none; expected cpu or cuda")
-        self._engine = Engine(self._engine.path, str(device), None, _onnxruntime())
-        self._apply()
+        self._engine = Engine(self._engine.path, str(device), self._threads, _onnxruntime())
+        for bundle in self._controlnets:
+            self._engine.add_controlnet(bundle)
+        for file, token in self._embeddings:
+            self._engine.add_embedding(file, token)
+        if self._memory:
+            self._engine.set_memory(json.dumps(self._memory))
+        if self._loras:
+            self._set_loras(self._loras)
         return self
 
     @property
@@ -231,11 +241,14 @@ class Pipeline:
 
     def load_textual_inversion(self, path: Any, token: Optional[str] = None) -> str:
         """Adds a textual inversion, and gives the token that prompts name it by."""
-        return self._engine.add_embedding(os.fspath(path), token)
+        word = self._engine.add_embedding(os.fspath(path), token)
+        self._embeddings.append((os.fspath(path), token))
+        return word
 
     def add_controlnet(self, bundle: Any) -> None:
         """Adds a ControlNet's bundle; calls then take ``control_image``."""
         self._engine.add_controlnet(os.fspath(bundle))
+        self._controlnets.append(os.fspath(bundle))
 
     def maybe_free_model_hooks(self) -> None:
         """Gives back all engines; the next call loads them again."""
@@ -250,12 +263,6 @@ class Pipeline:
         left_out = self._engine.set_loras([lora for lora in loras.values() if lora[1] != 0.0])
         self._loras = loras
         return left_out
-
-    def _apply(self) -> None:
-        if self._memory:
-            self._engine.set_memory(json.dumps(self._memory))
-        if self._loras:
-            self._set_loras(self._loras)
 
 
 def _precision(dtype: Any) -> Optional[str]:

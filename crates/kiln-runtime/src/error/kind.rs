@@ -9,10 +9,11 @@ impl Error {
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Request { .. } | Error::Scheduler(_) => ErrorKind::Request,
+            Error::Request { .. } | Error::Scheduler(_) | Error::Recursion => ErrorKind::Request,
             Error::Cancelled { .. } => ErrorKind::Cancelled,
             Error::Budget { .. } => ErrorKind::Memory,
-            Error::NotFinite { .. }
+            Error::Broken
+            | Error::NotFinite { .. }
             | Error::Overflow { .. }
             | Error::FlatPicture
             | Error::Component { .. }

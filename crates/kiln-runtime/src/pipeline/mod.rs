@@ -18,6 +18,7 @@ mod progress;
 mod reference;
 mod run;
 mod session;
+mod shared;
 mod start;
 mod state;
 mod tiling;
@@ -53,6 +54,7 @@ use progress::Progress;
 pub use reference::{Reference, Verification};
 use run::Run;
 pub use session::Session;
+pub use shared::{Held, SharedPipeline};
 
 /// A bundle ready to generate pictures.
 ///
