@@ -146,13 +146,15 @@ class Drawing(unittest.TestCase):
                 self.pipe("red " * 100, seed=1, num_inference_steps=1, output_type="bytes", callback_on_step_end=callback)
 
     def test_another_device_keeps_what_was_set(self):
-        pipe = kiln.Pipeline(self.pipe._engine.path, threads=1)
-        pipe.enable_sequential_cpu_offload()
-        expected = pipe(PROMPT, seed=7, num_inference_steps=2, output_type="bytes").images
-        self.assertIs(pipe.to("cpu"), pipe)
-        self.assertEqual(pipe(PROMPT, seed=7, num_inference_steps=2, output_type="bytes").images, expected)
-        with self.assertRaises(kiln.RequestError):
-            pipe.to("tpu")
+        # A process has one number of threads.
+        script = (f"import kiln; pipe = kiln.Pipeline({self.pipe._engine.path!r}, threads=1);"
+                  "pipe.enable_sequential_cpu_offload();"
+                  f"draw = lambda: pipe({PROMPT!r}, seed=7, num_inference_steps=2, output_type='bytes').images;"
+                  "expected = draw(); assert pipe.to('cpu') is pipe and draw() == expected and pipe._threads == 1\n"
+                  "try: pipe.to('tpu')\n"
+                  "except kiln.RequestError: pass\n"
+                  "else: raise SystemExit('no error')")
+        subprocess.run([sys.executable, "-c", script], check=True)
 
     def test_errors_are_exceptions_by_kind(self):
         for error, call in [
