@@ -37,8 +37,13 @@ pub(crate) struct Engine {
     notices: Vec<String>,
 }
 
-fn json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, Failure> {
-    serde_json::from_str(text).map_err(|error| Failure::request(format!("{what}: {error}")))
+/// Reads JSON that was written in Python: what is wrong is a value, and named by its field.
+fn json<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|error| {
+        let reason = error.inner().to_string();
+        let reason = reason.split(" at line ").next().unwrap_or_default();
+        Failure::request(format!("{}: {reason}", error.path()))
+    })
 }
 
 fn image(name: &str, (width, height, data): Raw) -> Result<RgbImage, Failure> {
@@ -110,7 +115,7 @@ impl Engine {
         let controls: Vec<_> =
             controls.iter().map(|(picture, scale, start, end)| (raw(picture), *scale, *start, *end)).collect();
         let output = detached(py, || {
-            let mut request: Request = json("request", request)?;
+            let mut request: Request = json(request)?;
             if let Some(picture) = init {
                 let mut init = Init::new(image("image", picture)?).strength(strength);
                 if let Some(mask) = mask {
@@ -139,7 +144,7 @@ impl Engine {
     #[pyo3(signature = (request, budget=None))]
     fn plan(&self, py: Python<'_>, request: &str, budget: Option<u64>) -> PyResult<String> {
         detached(py, || {
-            let request: Request = json("request", request)?;
+            let request: Request = json(request)?;
             let held = self.pipeline.hold()?;
             let unmeasured =
                 || Failure::new(ErrorKind::Input, "the bundle has no figures", Some("kiln measure makes them"));
@@ -152,7 +157,7 @@ impl Engine {
     /// Spends memory as JSON says.
     fn set_memory(&self, py: Python<'_>, options: &str) -> PyResult<()> {
         detached(py, || {
-            let options: MemoryOptions = json("memory", options)?;
+            let options: MemoryOptions = json(options)?;
             options.validate()?;
             Ok(self.pipeline.hold()?.set_memory(options)?)
         })

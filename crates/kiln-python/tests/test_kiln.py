@@ -164,6 +164,11 @@ class Drawing(unittest.TestCase):
             (kiln.RequestError, lambda: self.draw(image=3)),
             (kiln.RequestError, lambda: self.draw(generator=3)),
             (kiln.RequestError, lambda: self.draw(output_type="latent")),
+            (kiln.RequestError, lambda: self.draw(num_images_per_prompt=10**9)),
+            (kiln.RequestError, lambda: self.draw(seed=-1)),
+            (kiln.RequestError, lambda: self.draw(seed=1 << 70)),
+            (kiln.RequestError, lambda: self.pipe(None)),
+            (kiln.InputError, lambda: self.draw(image="/no/such.png")),
             (kiln.RequestError, lambda: kiln.Pipeline.from_pretrained(MODEL, revision="x")),
             (kiln.InputError, lambda: kiln.Pipeline("/no/such/bundle")),
             (kiln.InputError, lambda: kiln.compile("/no/such/checkpoint")),
@@ -174,6 +179,8 @@ class Drawing(unittest.TestCase):
                 call()
         with self.assertRaises(ValueError):
             self.draw(width=13)
+        with self.assertRaisesRegex(kiln.RequestError, "^guidance_scale: invalid type: string .high., expected f32$"):
+            self.draw(guidance_scale="high")
         self.assertEqual(self.draw(), self.draw())
 
     def test_threads_draw_without_the_interpreters_lock(self):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .errors import RequestError
+from .errors import InputError, RequestError
 
 #: Width, height and bytes, three a pixel.
 Raw = "tuple[int, int, bytes]"
@@ -14,7 +14,10 @@ def read(picture: Any, name: str, gray: bool = False) -> "tuple[int, int, bytes]
     if isinstance(picture, tuple) and len(picture) == 3 and isinstance(picture[2], (bytes, bytearray)):
         return (int(picture[0]), int(picture[1]), bytes(picture[2]))
     if isinstance(picture, str) or hasattr(picture, "__fspath__"):
-        picture = _pillow(name).open(picture)
+        try:
+            picture = _pillow(name).open(picture)
+        except OSError as error:
+            raise InputError(f"{name}: {error}") from error
     if hasattr(picture, "convert") and hasattr(picture, "tobytes"):
         mode = picture.convert("L").convert("RGB") if gray else picture.convert("RGB")
         return (mode.width, mode.height, mode.tobytes())
@@ -32,7 +35,7 @@ def _of_array(array: Any, name: str) -> "tuple[int, int, bytes]":
         array = array[0]
     if array.ndim == 2:
         array = numpy.repeat(array[:, :, None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3:
+    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise RequestError(f"{name}: an array of the shape {tuple(array.shape)} is no picture [height, width, 3]")
     if array.dtype != numpy.uint8:
         if not (numpy.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):

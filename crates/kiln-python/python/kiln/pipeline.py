@@ -4,6 +4,7 @@ import json
 import os
 import random
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Callable, Optional, Sequence, Union
 
 from . import pictures
@@ -12,6 +13,9 @@ from ._kiln import compile as compile_checkpoint
 from .errors import RequestError
 
 Texts = Union[str, Sequence[str]]
+
+#: More pictures of a prompt than any call draws.
+MAX_IMAGES = 256
 
 
 @dataclass
@@ -134,12 +138,11 @@ class Pipeline:
         each step; ``values["latents"]`` is a copy, and ``pipe._interrupt = True`` ends the steps."""
         if output_type not in ("pil", "np", "bytes"):
             raise RequestError(f"output_type: '{output_type}' is not pil, np or bytes")
-        if num_images_per_prompt < 1:
-            raise RequestError(f"num_images_per_prompt: {num_images_per_prompt} is not a number from 1 on")
-        each = lambda texts: [texts] if isinstance(texts, str) else list(texts)
+        if not 1 <= num_images_per_prompt <= MAX_IMAGES:
+            raise RequestError(f"num_images_per_prompt: {num_images_per_prompt} is not a number from 1 to {MAX_IMAGES}")
         repeated = lambda texts: [text for text in texts for _ in range(num_images_per_prompt)]
-        prompts = repeated(each(prompt))
-        negative = [] if negative_prompt is None else each(negative_prompt)
+        prompts = repeated(_texts(prompt, "prompt"))
+        negative = [] if negative_prompt is None else _texts(negative_prompt, "negative_prompt")
         seeds, kind = _seeds(seed, generator)
         request = {
             "prompts": prompts,
@@ -181,8 +184,8 @@ class Pipeline:
 
     def plan(self, prompt: Texts, budget: Optional[int] = None, **request: Any) -> "dict[str, Any]":
         """The fastest way to draw within so many bytes: peak, seconds, and how memory is spent for it."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        plan: "dict[str, Any]" = json.loads(self._engine.plan(json.dumps({"prompts": prompts, **request}), budget))
+        asked = json.dumps({"prompts": _texts(prompt, "prompt"), **request})
+        plan: "dict[str, Any]" = json.loads(self._engine.plan(asked, budget))
         return plan
 
     def enable_model_cpu_offload(self, *_: Any, **__: Any) -> None:
@@ -223,7 +226,7 @@ class Pipeline:
 
     def set_adapters(self, names: Texts, weights: Union[float, Sequence[float], None] = None) -> None:
         """Sets the weights of LoRAs by the names that they were added with; the others' are 0."""
-        names = [names] if isinstance(names, str) else list(names)
+        names = _texts(names, "names")
         unknown = [name for name in names if name not in self._loras]
         if unknown:
             raise RequestError(f"no LoRA is called '{unknown[0]}'; there are: {', '.join(self._loras) or 'none'}")
@@ -265,6 +268,23 @@ class Pipeline:
         return left_out
 
 
+def _seed(given: Any, name: str) -> int:
+    try:
+        seed = index(given.initial_seed() if hasattr(given, "initial_seed") else given)
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < 1 << 64:
+        raise RequestError(f"{name}: {given!r} is not a number from 0 to {(1 << 64) - 1}")
+    return seed
+
+
+def _texts(texts: Texts, name: str) -> "list[str]":
+    every = [texts] if isinstance(texts, str) else texts
+    if not isinstance(every, (list, tuple)) or not all(isinstance(one, str) for one in every):
+        raise RequestError(f"{name}: expected a text or a list of texts, not {type(texts).__name__}")
+    return list(every)
+
+
 def _precision(dtype: Any) -> Optional[str]:
     if dtype is None:
         return None
@@ -283,7 +303,7 @@ def _seeds(seed: Optional[int], generator: Any) -> "tuple[list[int], str]":
     kinds = {str(getattr(one, "device", "cpu")).partition(":")[0] for one in every}
     if len(kinds) != 1:
         raise RequestError("generator: all are to be of one device")
-    seeds = [int(one.initial_seed()) if hasattr(one, "initial_seed") else int(one) for one in every]
+    seeds = [_seed(one, "seed" if generator is None else "generator") for one in every]
     return seeds, kinds.pop()
 
 
