@@ -1,7 +1,8 @@
 #!/bin/sh
-# Installs the library, its header and its pkg-config file: install.sh BUILT PREFIX, with DESTDIR as usual.
+# Installs the library, its header and its pkg-config file: install.sh BUILT PREFIX [FINAL], with DESTDIR as usual. FINAL
+# is where the prefix will lie, if not where it is written.
 set -eu
-[ $# = 2 ] || { echo "usage: $0 BUILT PREFIX" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: $0 BUILT PREFIX [FINAL]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 to=${DESTDIR:-}$2
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/../../Cargo.toml" | head -n 1)
@@ -11,4 +12,7 @@ ln -sf "libkiln.so.$version" "$to/lib/libkiln.so.1"
 ln -sf libkiln.so.1 "$to/lib/libkiln.so"
 install -m 644 "$1/libkiln.a" "$to/lib/libkiln.a"
 install -m 644 "$here/include/kiln.h" "$to/include/kiln.h"
-sed "s|@PREFIX@|$2|; s|@VERSION@|$version|" "$here/kiln.pc.in" > "$to/lib/pkgconfig/kiln.pc"
+{
+    printf 'prefix=%s\n' "${3:-$2}"
+    sed "s|@VERSION@|$version|" "$here/kiln.pc.in"
+} > "$to/lib/pkgconfig/kiln.pc"

@@ -21,6 +21,7 @@ mod convert;
 mod devices;
 mod draw;
 mod environment;
+mod export;
 mod failure;
 #[cfg(unix)]
 mod fault;
@@ -95,6 +96,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Synth(args) => synth::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Bundle(args) => bundles::run(args),
+        Command::Export(args) => export::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Completions { shell } => manual::completions(*shell),

@@ -67,10 +67,17 @@ pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(folder) = named {
         return Ok(folder.clone());
     }
-    let small = checkout().map(|checkout| checkout.join(SMALL_MODEL));
-    small.filter(|folder| folder.join("model_index.json").is_file()).ok_or_else(|| {
+    let places = [checkout(), installed()].into_iter().flatten();
+    let mut small = places.map(|place| place.join(SMALL_MODEL));
+    small.find(|folder| folder.join("model_index.json").is_file()).ok_or_else(|| {
         Failure::usage("no --model given, and this is not a checkout of kiln with models/shapes").with_hint(
             "--model takes a checkpoint, as a diffusers folder or one .safetensors file, or a bundle",
         )
     })
+}
+
+/// What a package has put beside the program: `share/kiln` of a prefix whose `bin` holds it.
+fn installed() -> Option<PathBuf> {
+    let program = env::current_exe().ok()?;
+    Some(program.parent()?.parent()?.join("share/kiln"))
 }

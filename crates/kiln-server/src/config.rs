@@ -188,8 +188,8 @@ impl ModelsFile {
     }
 }
 
-/// Names stand in URLs and in file names.
-fn check_name(key: &str, name: &str) -> Result<(), String> {
+/// Refuses what is no name of a model or LoRA: names stand in URLs and in file names. `key` is what the message calls it.
+pub fn check_name(key: &str, name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     match !name.is_empty() && name.len() <= 64 && !name.starts_with('.') && name.chars().all(is_plain) {
         true => Ok(()),

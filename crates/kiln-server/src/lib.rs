@@ -17,7 +17,7 @@ mod estimate;
 mod fault;
 mod grpc;
 pub mod http;
-mod inference;
+pub mod inference;
 mod job;
 pub mod keeper;
 mod metrics;

@@ -88,8 +88,11 @@ pub struct Runtime {
 
 impl Model {
     pub(crate) fn open(config: &ModelConfig, bundle: Bundle, runtime: &Runtime) -> Result<Model, Error> {
-        let backend = runtime.backends.open_for(&bundle)?.backend;
-        Model::over(config, bundle, backend, runtime)
+        let opened = runtime.backends.open_for(&bundle)?;
+        for notice in &opened.notices {
+            tracing::warn!(model = %config.name, "{notice}");
+        }
+        Model::over(config, bundle, opened.backend, runtime)
     }
 
     /// Opens it over a backend.

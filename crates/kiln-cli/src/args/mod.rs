@@ -38,7 +38,8 @@ pub(crate) use memory::{
 use numbers::{number, point, share};
 pub(crate) use serve::{ACTIONS, LogFormat, SERVE, ServeArgs};
 pub(crate) use upkeep::{
-    BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, LibraryChoice, RuntimeArgs, RuntimeCommand,
+    BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, ExportArgs, ExportCommand, LibraryChoice,
+    RuntimeArgs, RuntimeCommand, TritonArgs,
 };
 pub(crate) use variables::{command, matches, unknown};
 
@@ -87,6 +88,8 @@ pub(crate) enum Command {
     Cache(CacheCommandArgs),
     /// Pack bundles into single files and unpack them.
     Bundle(BundleArgs),
+    /// Write a bundle as the model of another server.
+    Export(ExportArgs),
     /// Show what the machine has to run engines on, and what runs where.
     Devices(DevicesArgs),
     /// Fetch native libraries, or show which ones are found.

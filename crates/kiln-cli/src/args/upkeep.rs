@@ -74,6 +74,39 @@ pub(crate) enum CacheCommand {
 }
 
 #[derive(Args)]
+pub(crate) struct ExportArgs {
+    #[command(subcommand)]
+    pub(crate) command: ExportCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Add a bundle to a model repository of Triton Inference Server, which draws with kiln's backend.
+    Triton(TritonArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct TritonArgs {
+    /// The bundle.
+    pub(crate) bundle: PathBuf,
+    /// The repository, a folder of models; the model's own folder in it must not exist or be empty.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// What clients call the model: letters, digits, -, _ and . [default: the bundle's folder].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Threads per operator [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) threads: Option<u32>,
+    /// Most pictures that are drawn at once [default: 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) batch: Option<u32>,
+    /// Memory that its engines may take, as 4GiB [default: no limit].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_budget: Option<Bytes>,
+}
+
+#[derive(Args)]
 pub(crate) struct BundleArgs {
     #[command(subcommand)]
     pub(crate) command: BundleCommand,

@@ -67,6 +67,47 @@ const fn optional(name: &'static str, datatypes: &'static [Datatype], shape: &'s
     Input { name, datatypes, shape, is_optional: true }
 }
 
+/// Triton's configuration (`config.pbtxt`) of a model whose backend is kiln, with parameters of the backend.
+pub fn configuration(name: &str, parameters: &[(&str, String)]) -> String {
+    let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+    let tensor = |name: &str, datatype: &str, shape: &[i64], more: &str| {
+        let shape: Vec<String> = shape.iter().map(i64::to_string).collect();
+        let (datatype, shape) = (data_type(datatype), shape.join(", "));
+        format!("  {{ name: {}, data_type: {datatype}, dims: [ {shape} ]{more} }}", quoted(name))
+    };
+    let inputs: Vec<String> = INPUTS
+        .iter()
+        .map(|input| {
+            let optional = if input.is_optional { ", optional: true" } else { "" };
+            tensor(input.name, input.datatype().name(), input.shape, optional)
+        })
+        .collect();
+    let outputs: Vec<String> =
+        OUTPUTS.iter().map(|given| tensor(given.name, given.datatype, given.shape, "")).collect();
+    let parameters: String = parameters
+        .iter()
+        .map(|(key, value)| {
+            let (key, value) = (quoted(key), quoted(value));
+            format!("parameters {{ key: {key}, value: {{ string_value: {value} }} }}\n")
+        })
+        .collect();
+    format!(
+        "name: {}\nbackend: \"{SERVER}\"\nmax_batch_size: 0\ninput [\n{}\n]\noutput [\n{}\n]\n\
+         instance_group [ {{ kind: KIND_CPU, count: 1 }} ]\n{parameters}",
+        quoted(name),
+        inputs.join(",\n"),
+        outputs.join(",\n"),
+    )
+}
+
+/// The model configuration's name of a datatype.
+pub(crate) fn data_type(datatype: &str) -> String {
+    match datatype {
+        "BYTES" => "TYPE_STRING".into(),
+        other => format!("TYPE_{other}"),
+    }
+}
+
 impl Input {
     /// The input of a name.
     pub(crate) fn named(name: &str) -> Option<&'static Input> {

@@ -3,6 +3,7 @@
 //! Source: <https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol> and Triton's extensions.
 
 mod asked;
+mod backend;
 mod describe;
 mod flat;
 mod picture;
@@ -18,9 +19,11 @@ use axum::http::StatusCode;
 
 use crate::http::App;
 use crate::http::error::ApiError;
-use crate::{ClientId, ModelCard, Refusal, Spec, Ticket};
+use crate::{ClientId, Finished, ModelCard, Refusal, Spec, Ticket};
 pub(crate) use asked::{Asked, Parameter, Reader};
-pub(crate) use describe::{EXTENSIONS, INPUTS, OUTPUTS, SERVER, VERSION};
+pub use backend::{Backend, Call, CallError, CallErrorKind, OutputTensor};
+pub use describe::configuration;
+pub(crate) use describe::{EXTENSIONS, INPUTS, OUTPUTS, SERVER, VERSION, data_type};
 pub(crate) use results::{Elements, OUTPUT_NAMES, Output, OutputKind, Results};
 use statistics::Statistics;
 pub(crate) use statistics::{Count, Span};
@@ -80,15 +83,19 @@ impl Inference {
         let start = Instant::now();
         let (model, seeds) = (spec.model.clone(), spec.request.seeds.clone());
         let ticket = Ticket::new(&self.app.service, self.app.service.submit(spec, client)?);
-        let drawn = tokio::time::timeout(time.unwrap_or(Duration::MAX), ticket.pictures()).await;
-        let drawn = match drawn {
-            Ok(drawn) => drawn.map_err(ApiError::from),
-            Err(_) => {
-                let message = "timeout: the time was over before the pictures were done";
-                Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message))
-            }
-        };
+        let drawn = pictures(&ticket, time).await;
         self.statistics.add(&model, start.elapsed(), drawn.as_deref().ok());
         Ok(Results::new(drawn?, seeds))
+    }
+}
+
+/// Waits so long for a job's pictures.
+async fn pictures(ticket: &Ticket, time: Option<Duration>) -> Result<Arc<Finished>, ApiError> {
+    match tokio::time::timeout(time.unwrap_or(Duration::MAX), ticket.pictures()).await {
+        Ok(drawn) => drawn.map_err(ApiError::from),
+        Err(_) => {
+            let message = "timeout: the time was over before the pictures were done";
+            Err(ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message))
+        }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Named;
 use crate::ModelCard;
 use crate::http::error::ApiError;
-use crate::inference::{INPUTS, Inference, OUTPUTS, SERVER, Span, VERSION};
+use crate::inference::{INPUTS, Inference, OUTPUTS, SERVER, Span, VERSION, data_type};
 
 /// `GET /v2/models/{model}[/versions/{version}]`
 pub(super) async fn metadata(
@@ -91,14 +91,6 @@ pub(super) async fn index(State(inference): State<Inference>) -> Json<Value> {
 
 fn tensor(name: &str, datatype: &str, shape: &[i64]) -> Value {
     json!({ "name": name, "datatype": datatype, "shape": shape })
-}
-
-/// The model configuration's name of a datatype.
-fn data_type(datatype: &str) -> String {
-    match datatype {
-        "BYTES" => "TYPE_STRING".into(),
-        other => format!("TYPE_{other}"),
-    }
 }
 
 /// What the model is, and what a request may take.

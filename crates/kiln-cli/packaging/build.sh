@@ -1,0 +1,55 @@
+#!/bin/sh
+# Builds Debian packages, and what else a release holds: build.sh OUT [TARGET]
+#
+# Needs cargo-deb and cargo-cyclonedx; with a target such as x86_64-unknown-linux-gnu.2.28, whose number is that of the
+# oldest glibc to run with, cargo-zigbuild and zig.
+set -eu
+[ $# -ge 1 ] || { echo "usage: $0 OUT [TARGET]" >&2; exit 2; }
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/../../.."
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+export SOURCE_DATE_EPOCH
+# Paths of the machine that builds are not in what it builds.
+RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=/kiln --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+export RUSTFLAGS
+
+built=target/release
+if [ $# -ge 2 ]; then
+    cargo zigbuild --release --locked --target "$2" -p kiln-cli -p kiln-capi
+    built=target/${2%%.*[0-9]}/release
+    mkdir -p target/release
+    cp "$built/kiln" "$built/libkiln.so" "$built/libkiln.a" target/release/
+else
+    cargo build --release --locked -p kiln-cli -p kiln-capi
+fi
+
+made=target/packaging
+rm -rf "$made"
+mkdir -p "$made/completions"
+target/release/kiln man --out "$made/man"
+target/release/kiln completions bash > "$made/completions/kiln.bash"
+target/release/kiln completions zsh > "$made/completions/_kiln"
+target/release/kiln completions fish > "$made/completions/kiln.fish"
+sh crates/kiln-capi/install.sh target/release "$made/prefix" /usr
+strip --strip-unneeded "$made/prefix/lib/libkiln.so.$version"
+cat > "$made/changelog" <<END
+kiln ($version-1) unstable; urgency=medium
+
+  * Release $version; CHANGELOG.md says what is new.
+
+ -- kiln developers <kiln@example.org>  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
+END
+
+cargo deb --no-build --locked --quiet -p kiln-cli --output "$out"
+cargo deb --no-build --locked --quiet -p kiln-capi --output "$out"
+cargo deb --no-build --locked --quiet -p kiln-capi --variant dev --output "$out"
+
+# What it is made of, for those who look for known flaws.
+cargo cyclonedx --quiet --format json --spec-version 1.5 --manifest-path crates/kiln-cli/Cargo.toml \
+    --override-filename kiln.cdx
+mv crates/kiln-cli/kiln.cdx.json "$out/kiln-$version.cdx.json"
+find crates -name kiln.cdx.json -delete
+(cd "$out" && sha256sum ./*.deb ./*.json > SHA256SUMS)
