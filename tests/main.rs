@@ -34,6 +34,8 @@ mod tasks;
 mod tensorrt;
 mod tokenizer;
 mod tracing;
+#[cfg(target_os = "linux")]
+mod tutorials;
 mod workspace;
 
 use support::fixtures;

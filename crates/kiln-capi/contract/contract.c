@@ -246,6 +246,26 @@ struct work {
     kiln_output *output;
 };
 
+static void budgets(const char *bundle, kiln_pipeline *pipeline) {
+    kiln_request two = request(2);
+    kiln_output *expected = draw(pipeline, &two), *output;
+    kiln_error *error = NULL;
+    kiln_pipeline *small;
+    kiln_memory memory = {.size = sizeof memory, .offload = KILN_OFFLOAD_SEQUENTIAL};
+    kiln_options options = {.size = sizeof options, .memory = &memory, .weights_budget = 1};
+    CHECK(kiln_open(bundle, &options, &small, NULL) == KILN_OK);
+    refused(kiln_pipeline_generate(small, &two, NULL, &output, &error), KILN_MEMORY, &error, "budget");
+    kiln_pipeline_free(small);
+    options.weights_budget = 16 << 20;
+    CHECK(kiln_open(bundle, &options, &small, NULL) == KILN_OK);
+    output = draw(small, &two);
+    CHECK(same(expected, output));
+    kiln_output_free(output);
+    kiln_output_free(expected);
+    kiln_pipeline_free(small);
+    printf("ok: budgets hold\n");
+}
+
 static void *in_thread(void *argument) {
     struct work *work = argument;
     kiln_request three = request(3);
@@ -331,6 +351,7 @@ int main(int argc, char **argv) {
     stopping(pipeline);
     pictures_in(pipeline);
     memory(pipeline);
+    budgets(argv[1], pipeline);
     threads(argv[1], pipeline);
     recursion(pipeline);
     growth(argv[1], pipeline, atoi(argv[2]));

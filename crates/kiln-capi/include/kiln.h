@@ -128,6 +128,9 @@ typedef struct kiln_options {
   // How memory is spent, as [`kiln_pipeline_set_memory`](crate::kiln_pipeline_set_memory) takes it; `NULL` for the
   // defaults.
   const struct kiln_memory *memory;
+  // Most bytes of weights that are loaded at a time; what was used longest ago leaves first. 0 for no limit. What engines
+  // compute with comes on top, as [`kiln_pipeline_plan`](crate::kiln_pipeline_plan) predicts.
+  uint64_t weights_budget;
 } kiln_options;
 
 // One ControlNet's share of a request. All zeros but the picture are the defaults. This struct does not grow.

@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use kiln_runtime::{Bundle, Device, Libraries, Library, Pipeline, SealKey};
+use kiln_runtime::{Bundle, Device, Libraries, Library, Pipeline, Pool, SealKey};
 
 use crate::boundary::{Versioned, read, text};
 use crate::error::kiln_error;
@@ -30,6 +30,9 @@ pub struct kiln_options {
     /// How memory is spent, as [`kiln_pipeline_set_memory`](crate::kiln_pipeline_set_memory) takes it; `NULL` for the
     /// defaults.
     pub memory: *const kiln_memory,
+    /// Most bytes of weights that are loaded at a time; what was used longest ago leaves first. 0 for no limit. What engines
+    /// compute with comes on top, as [`kiln_pipeline_plan`](crate::kiln_pipeline_plan) predicts.
+    pub weights_budget: u64,
 }
 
 // SAFETY: it is `repr(C)`, begins with its size, and holds numbers and pointers.
@@ -74,6 +77,9 @@ pub(crate) unsafe fn open(path: &str, options: *const kiln_options) -> Result<Pi
     }
     if let Some(memory) = memory {
         builder = builder.memory(memory);
+    }
+    if options.weights_budget > 0 {
+        builder = builder.pool(&Pool::with_budget(options.weights_budget));
     }
     match (key, kernels) {
         (Some(key), kernels) => {

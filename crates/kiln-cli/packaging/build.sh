@@ -43,9 +43,18 @@ kiln ($version-1) unstable; urgency=medium
  -- kiln developers <kiln@example.org>  $(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")
 END
 
-cargo deb --no-build --locked --quiet -p kiln-cli --output "$out"
-cargo deb --no-build --locked --quiet -p kiln-capi --output "$out"
-cargo deb --no-build --locked --quiet -p kiln-capi --variant dev --output "$out"
+deb() (cd "crates/$1" && shift && cargo deb --no-build --locked --quiet --output "$out" "$@")
+deb kiln-cli
+deb kiln-capi
+# What depends on the library, and on what it depends, are things that cargo-deb does not say.
+unpacked="$made/libkiln1"
+package=$(ls "$out"/libkiln1_*.deb)
+dpkg-deb -R "$package" "$unpacked"
+echo "libkiln 1 libkiln1 (>= $version)" > "$unpacked/DEBIAN/shlibs"
+libc=$(dpkg-deb -f "$out"/kiln_*.deb Depends)
+sed -i "s/^Depends:.*/Depends: $libc, libgcc-s1/" "$unpacked/DEBIAN/control"
+dpkg-deb --root-owner-group -b "$unpacked" "$package" > /dev/null
+deb kiln-capi --variant dev
 
 # What it is made of, for those who look for known flaws.
 cargo cyclonedx --quiet --format json --spec-version 1.5 --manifest-path crates/kiln-cli/Cargo.toml \

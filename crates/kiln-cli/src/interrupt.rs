@@ -17,6 +17,7 @@ static SERVER: OnceLock<Sender<Request>> = OnceLock::new();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     /// SIGHUP: read the models anew.
+    #[cfg_attr(not(unix), expect(dead_code, reason = "nothing hangs up there"))]
     Reload,
     /// SIGINT or SIGTERM: finish what has begun, and end. A second one ends at once.
     End,
@@ -92,7 +93,8 @@ fn start(_is_server: bool) -> Result<(), ctrlc::Error> {
     const INTERRUPTED: i32 = 130;
     ctrlc::set_handler(|| {
         if let Some(server) = SERVER.get() {
-            return drop(server.send(Request::End));
+            let _ = server.send(Request::End);
+            return;
         }
         ENDING.store(true, Ordering::SeqCst);
         abandon();

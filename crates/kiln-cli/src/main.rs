@@ -44,6 +44,7 @@ mod serve;
 mod settings;
 mod synth;
 mod tasks;
+mod topics;
 mod trace;
 mod verify;
 
@@ -100,6 +101,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Devices(args) => devices::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Completions { shell } => manual::completions(*shell),
+        Command::Help { words } => topics::show(words),
         Command::Man { out } => manual::pages(out),
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
 /// Writes a page for the program and for each command that help lists.
 pub(crate) fn pages(out: &Path) -> Result<(), Failure> {
     fs::create_dir_all(out).map_err(|error| unwritable(out, &error))?;
-    let mut command = command().disable_help_subcommand(true);
+    let mut command = command();
     command.build();
     write(&command, "kiln", out)
 }

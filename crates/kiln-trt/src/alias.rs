@@ -2,8 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -29,7 +27,7 @@ pub(crate) fn load(path: &Path, name: &str) -> Result<libloading::Library, TrtEr
     };
     let path = fs::canonicalize(path).map_err(|e| refuse(e.to_string()))?;
     let (file, mut own) = temporary(name).map_err(|e| refuse(e.to_string()))?;
-    let written = own.write_all(&shared_library(name, path.as_os_str().as_bytes()));
+    let written = own.write_all(&shared_library(name, path.as_os_str().as_encoded_bytes()));
     let loaded = written.map_err(|e| e.to_string()).and_then(|()| {
         // SAFETY: the library has no code, and nobody else can write its file.
         unsafe { libloading::Library::new(&file) }.map_err(|e| e.to_string())
@@ -45,11 +43,20 @@ fn temporary(name: &str) -> io::Result<(PathBuf, File)> {
     loop {
         let unique = format!("{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Relaxed));
         let path = std::env::temp_dir().join(unique);
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        match private().open(&path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             other => return other.map(|file| (path, file)),
         }
     }
+}
+
+/// How a new file is opened that its owner alone may touch.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
 }
 
 /// An ELF file with a `DT_SONAME` and a `DT_NEEDED`, and nothing else that a loader asks for.

@@ -2,7 +2,6 @@
 
 use std::ffi::{c_char, c_void};
 use std::marker::PhantomData;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,7 +64,7 @@ impl Network {
         let parser =
             Object::owned(library, parser, Some(&network), TrtErrorKind::Library, "cannot make a parser")?
                 .deleted_by(deleting);
-        let path = c_string(std::str::from_utf8(model.as_os_str().as_bytes()).map_err(|_| {
+        let path = c_string(model.to_str().ok_or_else(|| {
             TrtError::new(TrtErrorKind::Argument, format!("{}: is not UTF-8", model.display()))
         })?)?;
         const WARNINGS: i32 = 2;

@@ -12,7 +12,7 @@ const NAMES_PER_LINE: usize = 10;
 
 /// Exit codes and environment variables.
 pub(super) fn after() -> String {
-    let mut text = String::from("Exit codes:\n  0  success\n");
+    let mut text = format!("{}\nExit codes:\n  0  success\n", crate::topics::list());
     for exit in Exit::ALL {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "  {}  {}", exit as u8, exit.meaning());

@@ -45,7 +45,7 @@ pub(crate) use variables::{command, matches, unknown};
 
 /// Turns Stable Diffusion checkpoints into engines and runs them.
 #[derive(Parser)]
-#[command(name = "kiln", version, after_long_help = help::after())]
+#[command(name = "kiln", version, after_long_help = help::after(), disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -104,6 +104,12 @@ pub(crate) enum Command {
         /// Folder for the pages.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Show a guide, or the help of a command.
+    Help {
+        /// A topic or a command; without it, all of them are listed.
+        #[arg(value_name = "TOPIC")]
+        words: Vec<String>,
     },
 }
 

@@ -1,0 +1,71 @@
+//! Guides that the program has with it.
+
+use clap::Command;
+
+use crate::args::command;
+use crate::failure::Failure;
+use crate::output;
+
+/// A guide.
+struct Topic {
+    name: &'static str,
+    about: &'static str,
+    text: &'static str,
+}
+
+macro_rules! topics {
+    ($($name:literal $file:literal $about:literal)*) => {
+        [$(Topic { name: $name, about: $about, text: include_str!(concat!("../guides/", $file)) }),*]
+    };
+}
+
+const TOPICS: [Topic; 19] = topics! {
+    "first-engine" "tutorial-engines.md" "a tutorial: from a checkpoint to an engine, measured and packed"
+    "first-program" "tutorial-programs.md" "a tutorial: pictures from Python, C and Rust"
+    "first-server" "tutorial-server.md" "a tutorial: a server that other machines may call"
+    "drawing" "draw.md" "prompts, schedulers, pictures from pictures, LoRAs"
+    "building" "build.md" "bundles, specifications, the engine cache"
+    "serving" "serve.md" "models, jobs, keys, metrics, systemd"
+    "operating" "operate.md" "kiln on an edge box"
+    "packages" "packages.md" "Debian packages, containers, other systems"
+    "embedding" "embed.md" "the library in Rust"
+    "python" "python.md" "the library in Python"
+    "c" "c.md" "the library in C and C++"
+    "triton" "triton.md" "bundles in Triton Inference Server"
+    "consumers" "consumers.md" "ONNX for other tools"
+    "targets" "targets.md" "processor, CUDA or TensorRT"
+    "memory" "memory.md" "fitting into little memory"
+    "adapters" "adapters.md" "kinds of LoRAs and their relatives"
+    "fidelity" "fidelity.md" "what equals diffusers, and what does not"
+    "security" "security.md" "whom kiln trusts"
+    "questions" "questions.md" "what people ask, and what errors mean"
+};
+
+/// Shows the help of a command, or a guide; without words, what there is.
+pub(crate) fn show(words: &[String]) -> Result<(), Failure> {
+    if let [word] = words
+        && let Some(topic) = TOPICS.iter().find(|topic| topic.name == word)
+    {
+        output::data(topic.text.trim_end());
+        return Ok(());
+    }
+    let mut shown = command();
+    shown.build();
+    let mut shown = &mut shown;
+    for word in words {
+        let found: Option<&mut Command> = shown.find_subcommand_mut(word);
+        let hint = "kiln help lists commands and topics";
+        shown = found.ok_or_else(|| {
+            Failure::usage(format!("help: '{}' is neither a command nor a topic", word.escape_debug()))
+                .with_hint(hint)
+        })?;
+    }
+    output::data(shown.render_long_help().to_string().trim_end());
+    Ok(())
+}
+
+/// The topics, as the program's help lists them.
+pub(crate) fn list() -> String {
+    let lines = TOPICS.iter().map(|topic| format!("  {:<14} {}\n", topic.name, topic.about));
+    format!("Topics of kiln help:\n{}", lines.collect::<String>())
+}
