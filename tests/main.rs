@@ -11,6 +11,8 @@ mod circles;
 mod cli;
 mod compile;
 mod docs;
+#[cfg(unix)]
+mod export;
 mod families;
 mod forms;
 mod generator;

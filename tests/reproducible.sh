@@ -8,7 +8,8 @@ for folder in one another/one; do
     git clone --quiet . "$work/$folder"
     (
         cd "$work/$folder"
-        export RUSTFLAGS="--remap-path-prefix=$PWD=/kiln --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+        separator=$(printf '\037')
+        export CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$PWD=/kiln${separator}--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
         CARGO_TARGET_DIR=target cargo build --quiet --release --locked -p kiln-cli -p kiln-capi
         sha256sum target/release/kiln target/release/libkiln.so target/release/libkiln.a
         rm -rf target

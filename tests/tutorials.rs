@@ -30,8 +30,8 @@ fn follow(document: &str, n_blocks: usize, folder: &Path) {
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
     // Whatever fails, no server stays behind.
     let script = format!("set -eux\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{}", blocks.join("\n"));
-    let mut shell = Command::new("bash");
-    shell.arg("-c").arg(script).current_dir(folder).env("PATH", path);
+    let mut shell = Command::new("timeout");
+    shell.args(["300", "bash", "-c"]).arg(script).current_dir(folder).env("PATH", path);
     succeed(
         shell.env("KILN_ENGINE_CACHE", folder.join("engines")).env("KILN_SERVE_STATE", folder.join("state")),
     );

@@ -111,9 +111,18 @@ impl Staging {
     /// Makes the folder appear under its name, to survive a loss of power; a folder that is already there is replaced.
     ///
     /// What appears is for its owner alone.
-    pub fn publish(mut self) -> Result<PathBuf, BundleError> {
+    pub fn publish(self) -> Result<PathBuf, BundleError> {
+        self.publish_with(PRIVATE)
+    }
+
+    /// Like [`Self::publish`], but everybody may read what appears.
+    pub fn publish_readable(self) -> Result<PathBuf, BundleError> {
+        self.publish_with(READABLE)
+    }
+
+    fn publish_with(mut self, modes: Modes) -> Result<PathBuf, BundleError> {
         let refuse = |e: io::Error| BundleError::io(&self.target, &e);
-        make_private(self.folder.path()).map_err(refuse)?;
+        set_modes(self.folder.path(), modes).map_err(refuse)?;
         sync_folder(self.folder.path()).map_err(refuse)?;
         if self.target.exists() {
             fs::remove_dir_all(&self.target).map_err(refuse)?;
@@ -146,16 +155,26 @@ pub fn remove_abandoned(parent: &Path) -> Result<(), BundleError> {
     Ok(())
 }
 
+/// Who may do what with folders and files.
+#[derive(Clone, Copy)]
+struct Modes {
+    folder: u32,
+    file: u32,
+}
+
+const PRIVATE: Modes = Modes { folder: 0o700, file: 0o600 };
+const READABLE: Modes = Modes { folder: 0o755, file: 0o644 };
+
 #[cfg(unix)]
-fn make_private(path: &Path) -> io::Result<()> {
+fn set_modes(path: &Path, modes: Modes) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let is_folder = path.is_dir();
     if is_folder {
         for entry in fs::read_dir(path)? {
-            make_private(&entry?.path())?;
+            set_modes(&entry?.path(), modes)?;
         }
     }
-    let mode = if is_folder { 0o700 } else { 0o600 };
+    let mode = if is_folder { modes.folder } else { modes.file };
     // Setting what is set already would change the time by which digests are remembered.
     match fs::metadata(path)?.permissions().mode() & 0o777 == mode {
         true => Ok(()),
@@ -164,7 +183,8 @@ fn make_private(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn make_private(_path: &Path) -> io::Result<()> {
+fn set_modes(_path: &Path, modes: Modes) -> io::Result<()> {
+    let Modes { folder: _, file: _ } = modes;
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 #!/bin/sh
 # Builds Debian packages, and what else a release holds: build.sh OUT [TARGET]
 #
-# Needs cargo-deb and cargo-cyclonedx; with a target such as x86_64-unknown-linux-gnu.2.28, whose number is that of the
-# oldest glibc to run with, cargo-zigbuild and zig.
+# OUT is a new folder. Needs cargo-deb, cargo-cyclonedx, git, binutils and dpkg-dev; with a target of this processor, such as
+# x86_64-unknown-linux-gnu.2.28, whose number is that of the oldest glibc to run with, cargo-zigbuild and zig.
 set -eu
 [ $# -ge 1 ] || { echo "usage: $0 OUT [TARGET]" >&2; exit 2; }
-mkdir -p "$1"
+mkdir "$1"
+case ${2:-$(uname -m)} in
+    "$(uname -m)"*) ;;
+    *) echo "$2: is not of this processor, $(uname -m)" >&2; exit 2 ;;
+esac
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../../.."
 
@@ -13,8 +17,10 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
 # Paths of the machine that builds are not in what it builds.
-RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=/kiln --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-export RUSTFLAGS
+separator=$(printf '\037')
+CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$PWD=/kiln${separator}--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+export CARGO_ENCODED_RUSTFLAGS
+grep -q "libkiln1 (= $version-1)" crates/kiln-capi/Cargo.toml || { echo "kiln-capi's Cargo.toml: depends is not $version-1" >&2; exit 1; }
 
 built=target/release
 if [ $# -ge 2 ]; then

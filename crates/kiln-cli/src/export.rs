@@ -63,6 +63,8 @@ fn readme(name: &str, bundle: &Bundle) -> String {
          lists besides, and gives `images` (TYPE_UINT8 [n, height, width, 3]), `seed` and `info`. `encoded_image`, the\n\
          files as PNG, has to be asked for.\n\n\
          ```python\n\
+         import numpy\n\
+         import tritonclient.http\n\n\
          client = tritonclient.http.InferenceServerClient(\"localhost:8000\")\n\
          prompt = tritonclient.http.InferInput(\"prompt\", [1], \"BYTES\")\n\
          prompt.set_data_from_numpy(numpy.array([b\"a red circle\"], dtype=object))\n\

@@ -101,7 +101,7 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Devices(args) => devices::run(args),
         Command::Runtime(args) => runtime::run(args),
         Command::Completions { shell } => manual::completions(*shell),
-        Command::Help { words } => topics::show(words),
+        Command::Help { words } => manual::help(words),
         Command::Man { out } => manual::pages(out),
     }
 }

@@ -1,4 +1,4 @@
-//! The manual and completions, from the table of arguments.
+//! Help, the manual and completions, from the table of arguments.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,36 @@ use clap_complete::Shell;
 
 use crate::args::command;
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, topics};
 
 /// Writes what completes commands in a shell to standard output.
 pub(crate) fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command(), "kiln", &mut script);
     output::data(String::from_utf8_lossy(&script).trim_end());
+    Ok(())
+}
+
+/// Shows the help of a command, or a guide; without words, what there is.
+pub(crate) fn help(words: &[String]) -> Result<(), Failure> {
+    if let [word] = words
+        && let Some(text) = topics::text(word)
+    {
+        output::data(text);
+        return Ok(());
+    }
+    let mut shown = command();
+    shown.build();
+    let mut shown = &mut shown;
+    for word in words {
+        let found: Option<&mut Command> = shown.find_subcommand_mut(word);
+        let hint = "kiln help lists commands and topics";
+        shown = found.ok_or_else(|| {
+            Failure::usage(format!("help: '{}' is neither a command nor a topic", word.escape_debug()))
+                .with_hint(hint)
+        })?;
+    }
+    output::data(shown.render_long_help().to_string().trim_end());
     Ok(())
 }
 

@@ -70,7 +70,7 @@ pub(crate) fn model(named: Option<&PathBuf>) -> Result<PathBuf, Failure> {
     let places = [checkout(), installed()].into_iter().flatten();
     let mut small = places.map(|place| place.join(SMALL_MODEL));
     small.find(|folder| folder.join("model_index.json").is_file()).ok_or_else(|| {
-        Failure::usage("no --model given, and this is not a checkout of kiln with models/shapes").with_hint(
+        Failure::usage("no --model given, and there is no models/shapes of a checkout or package").with_hint(
             "--model takes a checkpoint, as a diffusers folder or one .safetensors file, or a bundle",
         )
     })

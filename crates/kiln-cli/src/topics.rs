@@ -1,11 +1,5 @@
 //! Guides that the program has with it.
 
-use clap::Command;
-
-use crate::args::command;
-use crate::failure::Failure;
-use crate::output;
-
 /// A guide.
 struct Topic {
     name: &'static str,
@@ -41,27 +35,9 @@ const TOPICS: [Topic; 19] = topics! {
     "questions" "questions.md" "what people ask, and what errors mean"
 };
 
-/// Shows the help of a command, or a guide; without words, what there is.
-pub(crate) fn show(words: &[String]) -> Result<(), Failure> {
-    if let [word] = words
-        && let Some(topic) = TOPICS.iter().find(|topic| topic.name == word)
-    {
-        output::data(topic.text.trim_end());
-        return Ok(());
-    }
-    let mut shown = command();
-    shown.build();
-    let mut shown = &mut shown;
-    for word in words {
-        let found: Option<&mut Command> = shown.find_subcommand_mut(word);
-        let hint = "kiln help lists commands and topics";
-        shown = found.ok_or_else(|| {
-            Failure::usage(format!("help: '{}' is neither a command nor a topic", word.escape_debug()))
-                .with_hint(hint)
-        })?;
-    }
-    output::data(shown.render_long_help().to_string().trim_end());
-    Ok(())
+/// The text of a guide.
+pub(crate) fn text(name: &str) -> Option<&'static str> {
+    TOPICS.iter().find(|topic| topic.name == name).map(|topic| topic.text.trim_end())
 }
 
 /// The topics, as the program's help lists them.

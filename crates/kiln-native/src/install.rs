@@ -63,7 +63,7 @@ impl Environment {
         let library = file_in(staging.path(), wheel)
             .ok_or_else(|| Error::at(ErrorKind::Wheel, &target, "holds no library for this platform"))?;
         format::check(&library).map_err(|reason| Error::at(ErrorKind::Wheel, &library, reason))?;
-        staging.publish().map_err(cache)?;
+        staging.publish_readable().map_err(cache)?;
         self.installed(wheel).ok_or_else(|| Error::at(ErrorKind::Wheel, &target, "holds no usable library"))
     }
 

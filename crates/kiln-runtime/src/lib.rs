@@ -30,6 +30,10 @@
 #[doc = include_str!("../../../docs/embed.md")]
 struct Embedding;
 
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/tutorial-programs.md")]
+struct FirstProgram;
+
 pub mod architecture;
 mod backends;
 mod companions;

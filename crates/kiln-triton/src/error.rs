@@ -42,10 +42,13 @@ impl From<CallError> for Failure {
 
 /// Runs what the server has called; nothing unwinds into it.
 pub(crate) fn guard(run: impl FnOnce() -> Result<(), Failure>) -> Status {
-    let result = catch_unwind(AssertUnwindSafe(run));
-    let result = result
-        .unwrap_or_else(|_| Err(Failure::new(sys::ERROR_INTERNAL, "a fault in kiln; its log says where")));
-    result.map_or_else(Failure::into_status, |()| null_mut())
+    caught(run).map_or_else(Failure::into_status, |()| null_mut())
+}
+
+/// Runs what may panic.
+pub(crate) fn caught<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let fault = || Failure::new(sys::ERROR_INTERNAL, "a fault in kiln; the standard error says where");
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(fault()))
 }
 
 /// Takes over what a function of the server has said.

@@ -6,6 +6,8 @@
 //!
 //! Triton calls the functions of [`entry`] and provides those of [`sys`].
 
+#![cfg(target_os = "linux")]
+
 mod entry;
 mod error;
 mod log;

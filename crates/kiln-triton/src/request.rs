@@ -8,7 +8,7 @@ use kiln_server::inference::{Backend, Call, OutputTensor};
 
 use tracing::Level;
 
-use crate::error::{Failure, c_string, check, text};
+use crate::error::{Failure, c_string, caught, check, text};
 use crate::log::say;
 use crate::sys;
 
@@ -34,7 +34,7 @@ impl Request {
     pub(crate) unsafe fn start(self, backend: &Backend) {
         let begun = now();
         // SAFETY: the caller's promise.
-        let call = unsafe { self.read(backend) };
+        let call = caught(|| unsafe { self.read(backend) });
         match call {
             Ok(call) => backend.draw(
                 call,
@@ -117,16 +117,19 @@ impl Request {
             let mut response = null_mut();
             let made = check(sys::TRITONBACKEND_ResponseNew(&mut response, request));
             let written = drawn.and_then(|tensors| match response.is_null() {
-                true => Ok(()),
+                true => Err(Failure::new(sys::ERROR_INTERNAL, "the server makes no response")),
                 false => tensors.iter().try_for_each(|tensor| write(response, tensor)),
             });
             let counted = count(self, written.is_ok(), [begun, begun, done, now()]);
             let error = written.map_or_else(Failure::into_status, |()| null_mut());
             let sent = match response.is_null() {
                 true => Ok(()),
-                // The error is the server's once it is sent.
                 false => check(sys::TRITONBACKEND_ResponseSend(response, sys::ALL, error)),
             };
+            // It was read, and not taken over.
+            if !error.is_null() {
+                sys::TRITONSERVER_ErrorDelete(error);
+            }
             let released = check(sys::TRITONBACKEND_RequestRelease(request, sys::ALL));
             made.and(counted).and(sent).and(released)
         };

@@ -17,7 +17,7 @@ opaque!(TritonError Message Model Instance Request Input Response Output);
 pub(crate) type Status = *mut TritonError;
 
 pub(crate) const API_MAJOR: u32 = 1;
-/// The minor version that first had all of these functions (`TRITONBACKEND_RequestParameter`, of 2023).
+/// The minor version that first had all of these functions (`TRITONBACKEND_RequestIsCancelled`, of 2023).
 pub(crate) const API_MINOR: u32 = 16;
 
 pub(crate) const ERROR_INTERNAL: u32 = 1;

@@ -132,7 +132,7 @@ impl MemoryArgs {
 #[derive(Args)]
 #[command(after_help = help::schedulers())]
 pub(crate) struct PlanArgs {
-    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model models/shapes of a checkout].
+    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model, models/shapes of a checkout or package].
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// Say what would be taken for this much memory, such as 2GiB; auto for what is free.
@@ -222,7 +222,7 @@ pub(crate) struct BenchOperatorsArgs {
 #[derive(Args)]
 #[command(after_help = help::schedulers())]
 pub(crate) struct BenchLadderArgs {
-    /// Checkpoint folder or single-file checkpoint [default: the small model models/shapes of a checkout].
+    /// Checkpoint folder or single-file checkpoint [default: the small model, models/shapes of a checkout or package].
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// Folder to write; it must not exist or be empty.

@@ -136,7 +136,7 @@ impl FromStr for Seed {
 pub(crate) struct GenerateArgs {
     /// What to draw; (word:1.2) and [word] weigh words, BREAK starts a new block of 75 tokens.
     pub(crate) prompt: String,
-    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model models/shapes of a checkout].
+    /// Checkpoint folder, single-file checkpoint or bundle [default: the small model, models/shapes of a checkout or package].
     #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
     /// What to steer away from.

@@ -14,7 +14,7 @@ pub(crate) const ACTIONS: [&str; 3] = ["help", "new-key", "print-config"];
 
 #[derive(Args, Clone)]
 pub(crate) struct ServeArgs {
-    /// Models file (.yaml), checkpoint or bundle [default: the small model models/shapes of a checkout].
+    /// Models file (.yaml), checkpoint or bundle [default: the small model, models/shapes of a checkout or package].
     pub(crate) models: Option<PathBuf>,
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7860")]

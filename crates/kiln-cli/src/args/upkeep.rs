@@ -101,7 +101,7 @@ pub(crate) struct TritonArgs {
     /// Most pictures that are drawn at once [default: 8].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch: Option<u32>,
-    /// Memory that its engines may take, as 4GiB [default: no limit].
+    /// Bytes of weights that may be loaded, as 4GiB; what engines compute with comes on top [default: no limit].
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_budget: Option<Bytes>,
 }

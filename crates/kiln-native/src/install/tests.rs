@@ -139,6 +139,10 @@ fn a_wheel_is_fetched_once_and_only_its_members_arrive() {
     let mut inside: Vec<_> = inside.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     inside.sort();
     assert_eq!(inside, ["LICENSE", "ORIGIN.txt", crate::wheel::bare_name(Machine::library_name())]);
+    // One user may install what others use.
+    let modes = [&*found.path, found.path.parent().unwrap()]
+        .map(|path| fs::metadata(path).unwrap().permissions().mode());
+    assert_eq!(modes.map(|mode| mode & 0o777), [0o644, 0o755]);
     let origin = fs::read_to_string(found.path.with_file_name("ORIGIN.txt")).unwrap();
     assert_eq!(origin, format!("some 1.0 (some_tag)\nsha256 {}\n", machine.wheel.platforms[0].sha256));
 

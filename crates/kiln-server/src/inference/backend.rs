@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use kiln_runtime::bundle::Bundle;
+use tokio::task::JoinSet;
 
 use super::asked::{Asked, Parameter, Reader};
 use super::results::Results;
@@ -103,8 +104,14 @@ impl Backend {
     ) {
         let service = self.service.clone();
         self.tokio.spawn(async move {
+            // A task of its own, whose panic is an answer too; it ends with the set.
+            let mut drawing = JoinSet::new();
+            drawing.spawn(async move { tensors(&service, call).await });
             let drawn = tokio::select! {
-                drawn = tensors(&service, call) => drawn,
+                drawn = drawing.join_next() => match drawn {
+                    Some(Ok(drawn)) => drawn,
+                    _ => Err(internal().into()),
+                },
                 () = left(is_left) => Err(CallError { kind: CallErrorKind::Cancelled, message: "the request was cancelled".into() }),
             };
             tokio::task::spawn_blocking(move || answer(drawn));
