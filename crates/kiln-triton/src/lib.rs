@@ -4,7 +4,7 @@
 //!
 //! `kiln export triton` writes the model repository. The library lies in `backends/kiln/libtriton_kiln.so`.
 //!
-//! Triton calls the functions of [`entry`] and provides those of [`sys`].
+//! Triton calls the functions of `entry` and provides those of `sys`.
 
 #![cfg(target_os = "linux")]
 
