@@ -66,5 +66,5 @@ deb kiln-capi --variant dev
 cargo cyclonedx --quiet --format json --spec-version 1.5 --manifest-path crates/kiln-cli/Cargo.toml \
     --override-filename kiln.cdx
 mv crates/kiln-cli/kiln.cdx.json "$out/kiln-$version.cdx.json"
-find crates -name kiln.cdx.json -delete
+find crates tests -name kiln.cdx.json -delete
 (cd "$out" && sha256sum ./*.deb ./*.json > SHA256SUMS)
