@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 cargo build --quiet --locked -p kiln-cli --bin kiln
 host=${CARGO_TARGET_DIR:-target}/debug/kiln
 export CARGO_TARGET_DIR=target/ports
-rustup target add --quiet aarch64-unknown-linux-gnu x86_64-pc-windows-gnu aarch64-apple-darwin
+rustup --quiet target add aarch64-unknown-linux-gnu x86_64-pc-windows-gnu aarch64-apple-darwin
 
 CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     cargo build --quiet --locked -p kiln-cli --bin kiln --target aarch64-unknown-linux-gnu
