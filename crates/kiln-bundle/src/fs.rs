@@ -157,6 +157,7 @@ pub fn remove_abandoned(parent: &Path) -> Result<(), BundleError> {
 
 /// Who may do what with folders and files.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(unix), expect(dead_code, reason = "files have no modes there"))]
 struct Modes {
     folder: u32,
     file: u32,
@@ -183,8 +184,7 @@ fn set_modes(path: &Path, modes: Modes) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn set_modes(_path: &Path, modes: Modes) -> io::Result<()> {
-    let Modes { folder: _, file: _ } = modes;
+fn set_modes(_path: &Path, _modes: Modes) -> io::Result<()> {
     Ok(())
 }
 
