@@ -10,21 +10,42 @@ use crate::{Bundle, BundleError, MANIFEST, SEAL};
 ///
 /// Whoever may read what this process writes elsewhere may read the copy, whatever the bundle's own files allow.
 pub fn copy(bundle: &Bundle, folder: &Path) -> Result<(), BundleError> {
+    walk(bundle, "", &mut |name, from| {
+        let to = folder.join(name);
+        copy_file(from, &to)?;
+        let seal = from.with_file_name(SEAL);
+        match from.ends_with(MANIFEST) && seal.exists() {
+            true => copy_file(&seal, &to.with_file_name(SEAL)),
+            false => Ok(()),
+        }
+    })
+}
+
+/// Visits a bundle's manifest, then all its files and those of the bundles within it, by their names and where they are. Every
+/// digest of a bundle is checked before anything of it is visited.
+pub(crate) fn walk(
+    bundle: &Bundle,
+    prefix: &str,
+    visit: &mut impl FnMut(&str, &Path) -> Result<(), BundleError>,
+) -> Result<(), BundleError> {
     bundle.verify()?;
     let files = bundle.manifest().files.keys().map(String::as_str);
-    let seal = bundle.path(SEAL).exists().then_some(SEAL);
-    for name in files.chain([MANIFEST]).chain(seal) {
-        let (from, to) = (bundle.path(name), folder.join(name));
-        if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent).map_err(|e| BundleError::io(parent, &e))?;
+    for name in [MANIFEST].into_iter().chain(files) {
+        match name.strip_suffix(&format!("/{MANIFEST}")) {
+            Some(within) => {
+                walk(&Bundle::open(bundle.path(within))?, &format!("{prefix}{within}/"), visit)?;
+            }
+            None => visit(&format!("{prefix}{name}"), &bundle.path(name))?,
         }
-        if let Some(nested) = name.strip_suffix(&format!("/{MANIFEST}")) {
-            copy(&Bundle::open(bundle.path(nested))?, &folder.join(nested))?;
-            continue;
-        }
-        let mut source = File::open(&from).map_err(|e| BundleError::io(&from, &e))?;
-        let copied = File::create_new(&to).and_then(|mut target| io::copy(&mut source, &mut target));
-        copied.map_err(|e| BundleError::io(&to, &e))?;
     }
     Ok(())
+}
+
+fn copy_file(from: &Path, to: &Path) -> Result<(), BundleError> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).map_err(|e| BundleError::io(parent, &e))?;
+    }
+    let mut source = File::open(from).map_err(|e| BundleError::io(from, &e))?;
+    let copied = File::create_new(to).and_then(|mut target| io::copy(&mut source, &mut target));
+    copied.map(drop).map_err(|e| BundleError::io(to, &e))
 }

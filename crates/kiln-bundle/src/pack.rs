@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crate::copy::walk;
 use crate::fs::{PartialFile, follow};
 use crate::manifest::{FileEntry, MAX_BYTES, Manifest, stays_inside};
 use crate::{Bundle, BundleError, MANIFEST, OutputFolder};
@@ -13,40 +14,29 @@ use crate::{Bundle, BundleError, MANIFEST, OutputFolder};
 ///
 /// The file appears when it is whole; one that is there already is replaced, and a link is followed.
 pub fn pack(bundle: &Bundle, file: &Path, level: i32) -> Result<(), BundleError> {
-    bundle.verify()?;
     let refuse = |e: io::Error| BundleError::io(file, &e);
     let target = follow(file).map_err(refuse)?;
     let mut partial = PartialFile::beside(&target).map_err(refuse)?;
     let encoder = zstd::Encoder::new(BufWriter::new(&mut partial), level).map_err(refuse)?;
     let mut archive = tar::Builder::new(encoder);
-    append(&mut archive, bundle, "", file)?;
+    walk(bundle, "", &mut |name, path| append(&mut archive, name, path, file))?;
     let finish = || archive.into_inner()?.finish()?.into_inner().map_err(|e| e.into_error()).map(drop);
     finish().and_then(|()| partial.publish(&target)).map_err(refuse)
 }
 
 fn append<W: Write>(
     archive: &mut tar::Builder<W>,
-    bundle: &Bundle,
-    prefix: &str,
+    name: &str,
+    path: &Path,
     file: &Path,
 ) -> Result<(), BundleError> {
-    let names = [MANIFEST].into_iter().chain(bundle.manifest().files.keys().map(String::as_str));
-    for name in names {
-        if let Some(folder) = name.strip_suffix(&format!("/{MANIFEST}")) {
-            let nested = Bundle::open(bundle.path(folder))?;
-            append(archive, &nested, &format!("{prefix}{folder}/"), file)?;
-            continue;
-        }
-        let path = bundle.path(name);
-        let mut source = File::open(&path).map_err(|e| BundleError::io(&path, &e))?;
-        let mut header = tar::Header::new_ustar();
-        header.set_size(source.metadata().map_err(|e| BundleError::io(&path, &e))?.len());
-        header.set_mode(0o644);
-        header.set_path(format!("{prefix}{name}")).map_err(|e| BundleError::io(file, &e))?;
-        header.set_cksum();
-        archive.append(&header, &mut source).map_err(|e| BundleError::io(file, &e))?;
-    }
-    Ok(())
+    let mut source = File::open(path).map_err(|e| BundleError::io(path, &e))?;
+    let mut header = tar::Header::new_ustar();
+    header.set_size(source.metadata().map_err(|e| BundleError::io(path, &e))?.len());
+    header.set_mode(0o644);
+    header.set_path(name).map_err(|e| BundleError::io(file, &e))?;
+    header.set_cksum();
+    archive.append(&header, &mut source).map_err(|e| BundleError::io(file, &e))
 }
 
 /// Makes a bundle from a packed file in a folder that does not exist or is empty.

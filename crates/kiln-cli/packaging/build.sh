@@ -5,11 +5,11 @@
 # x86_64-unknown-linux-gnu.2.28, whose number is that of the oldest glibc to run with, cargo-zigbuild and zig.
 set -eu
 [ $# -ge 1 ] || { echo "usage: $0 OUT [TARGET]" >&2; exit 2; }
-mkdir "$1"
 case ${2:-$(uname -m)} in
     "$(uname -m)"*) ;;
     *) echo "$2: is not of this processor, $(uname -m)" >&2; exit 2 ;;
 esac
+mkdir "$1"
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../../.."
 

@@ -6,15 +6,12 @@ use std::path::Path;
 use kiln_bundle::{Bundle, BundleError, OutputFolder, copy};
 use kiln_compile::file_name;
 use kiln_server::config::check_name;
-use kiln_server::inference::configuration;
+use kiln_server::inference::{VERSION, configuration};
 
 use crate::args::{ExportArgs, ExportCommand, TritonArgs};
 use crate::failure::Failure;
 use crate::model::open_bundle;
 use crate::output;
-
-/// The version of a model in its repository, a folder of this name.
-const VERSION: &str = "1";
 
 pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
     match &args.command {

@@ -8,8 +8,8 @@ use super::tensor::Datatype::{Bytes, Fp32, Fp64, Int32, Int64, Uint8, Uint32, Ui
 /// What the server is called.
 pub(crate) const SERVER: &str = "kiln";
 
-/// The one version of a model.
-pub(crate) const VERSION: &str = "1";
+/// The one version of a model; in a repository of Triton, the name of its folder.
+pub const VERSION: &str = "1";
 
 /// What the server can do beyond the protocol's core.
 pub(crate) const EXTENSIONS: [&str; 4] =
