@@ -27,7 +27,6 @@ fn triton(args: &TritonArgs) -> Result<(), Failure> {
         None => file_name(&args.bundle),
     };
     check_name("name", &name).map_err(Failure::usage)?;
-    fs::create_dir_all(&args.out).map_err(|e| Failure::writing(BundleError::io(&args.out, &e)))?;
     let folder = OutputFolder::open(&args.out.join(&name)).map_err(Failure::writing)?;
     copy(&bundle, &folder.path().join(VERSION))?;
     write(&folder.path().join("config.pbtxt"), &configuration(&name, &parameters(args)))?;
