@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use tempfile::TempDir;
 
 use crate::cli::{kiln, measuring_kiln, pixels, succeed};
+use crate::families::Family;
 use crate::fixtures::{onnxruntime, scratch};
 use crate::support::references;
 
@@ -112,4 +113,49 @@ fn what_programs_are_given_lies_where_the_header_says() {
     // Leaks are counted as growth: its own count needs to trace the process, which containers forbid.
     contract.env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=1");
     succeed(contract.args([bundle, "4"]));
+}
+
+#[test]
+fn controlnets_and_embeddings_are_the_commands() {
+    onnxruntime();
+    let (family, other, work) = (Family::new("controlnet"), Family::new("taesd"), scratch());
+    let shown = |path: PathBuf| path.display().to_string();
+    let (model, net) = (shown(other.folder.path().into()), shown(family.folder.path().join("controlnet")));
+    let [model, net] = [model, net].map(|path| succeed(&mut kiln(&["compile", &path], work.path())));
+    let (bundle, net, word) = (model.trim(), net.trim(), shown(work.path().join("word.safetensors")));
+    embedding(Path::new(&word));
+    crate::tasks::save_picture(&work.path().join("in.png"));
+    let prompt = "a <blob> circle";
+    let by_command = [
+        "generate",
+        prompt,
+        "--model",
+        bundle,
+        "--controlnet",
+        net,
+        "--embedding",
+        &word,
+        "--control-image",
+        "in.png",
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+        "--out",
+        "by-command.png",
+    ];
+    succeed(&mut kiln(&by_command, work.path()));
+    let mut companions = program("cc", &source("contract/companions.c"), &["-std=c11"], work.path());
+    let said = succeed(companions.args([bundle, net, &word, prompt, "by-c.png"]));
+    assert!(said.contains("control image: 2 of them for 1 ControlNets"), "{said}");
+    let [by_c, by_command] = ["by-c.png", "by-command.png"].map(|name| pixels(&work.path().join(name)));
+    assert!(by_c == by_command);
+}
+
+/// A textual inversion for the families' small text encoder.
+fn embedding(path: &Path) {
+    let values: Vec<u8> = (0..32).flat_map(|i| (i as f32 / 16.0 - 1.0).to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 32], &values);
+    let tensors = [("<blob>", view.expect("a tensor"))];
+    safetensors::serialize_to_file(tensors, None, path).expect("a file");
 }

@@ -265,7 +265,7 @@ fn another_process_answers_with_its_failure_as_data() {
     let job = work.path().join("job.json");
     let execution = r#"{ "backend": "rten", "threads": null, "device": "auto" }"#;
     fs::write(&job, format!(r#"{{ "bundle": "nowhere", "execution": {execution} }}"#)).expect("a job");
-    let mut worker = kiln(&["worker", "measure"], work.path());
+    let mut worker = kiln(&["work", "measure"], work.path());
     let answer = succeed(worker.stdin(fs::File::open(&job).expect("a job")));
     let answer: Value = serde_json::from_str(&answer).expect("JSON");
     assert_eq!(answer["Err"]["message"], "nowhere: is not a bundle");
@@ -566,7 +566,7 @@ fn the_manual_and_completions_are_of_the_same_table() {
             && page("kiln-generate.1").contains("\\-\\-guidance\\-scale")
     );
     assert!(page("kiln-bench-memory.1").contains("rounds"));
-    assert!(!work.path().join("man/kiln-worker.1").exists(), "hidden commands have no page");
+    assert!(!work.path().join("man/kiln-work.1").exists(), "hidden commands have no page");
     for entry in fs::read_dir(work.path().join("man")).expect("pages") {
         let text = page(&entry.expect("a page").file_name().to_string_lossy());
         let named = text.split("kiln\\-").skip(1).filter_map(|rest| rest.split_once("(1)"));

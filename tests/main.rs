@@ -14,6 +14,8 @@ mod docs;
 #[cfg(unix)]
 mod export;
 mod families;
+#[cfg(unix)]
+mod fleet;
 mod forms;
 mod generator;
 mod gpu;

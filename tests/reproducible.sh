@@ -1,17 +1,26 @@
 #!/bin/sh
-# Builds the command and the C library twice, in two folders, and compares every byte.
+# Builds the command and the shared C library twice, in two folders, and compares every byte.
+#
+# A compiler in between tells rustc which folders to leave out: flags for that would be other flags in each folder, and cargo
+# names symbols after flags. Names of symbols are left out, as packages leave them out.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cat > "$work/rustc" <<'WRAPPER'
+#!/bin/sh
+exec "$@" --remap-path-prefix="$KILN_BUILT_IN=/kiln" --remap-path-prefix="${CARGO_HOME:-$HOME/.cargo}=/cargo"
+WRAPPER
+chmod +x "$work/rustc"
+git clone --quiet . "$work/one"
+git clone --quiet "$work/one" "$work/another/one"
 for folder in one another/one; do
-    git clone --quiet . "$work/$folder"
     (
         cd "$work/$folder"
-        separator=$(printf '\037')
-        export CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$PWD=/kiln${separator}--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
-        CARGO_TARGET_DIR=target cargo build --quiet --release --locked -p kiln-cli -p kiln-capi
-        sha256sum target/release/kiln target/release/libkiln.so target/release/libkiln.a
+        export RUSTC_WRAPPER="$work/rustc" KILN_BUILT_IN="$PWD"
+        CARGO_TARGET_DIR=target cargo build --quiet --release --locked -p kiln-cli -p kiln-capi \
+            --config 'profile.release.strip="symbols"'
+        sha256sum target/release/kiln target/release/libkiln.so
         rm -rf target
     ) > "$work/$(echo "$folder" | tr / -).sums"
 done

@@ -11,7 +11,7 @@ use crate::families::Family;
 use crate::fixtures::{onnxruntime, scratch, tiny};
 
 /// A picture of 40x32 pixels, red on the left and blue on the right.
-fn save_picture(path: &Path) {
+pub(crate) fn save_picture(path: &Path) {
     let data = (0..40 * 32).flat_map(|i| if i % 40 < 20 { [200, 30, 30] } else { [30, 30, 200] }).collect();
     let picture = RgbImage::from_raw(40, 32, data).expect("a picture");
     picture.save_png(path, &[]).expect("a file");

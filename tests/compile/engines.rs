@@ -152,6 +152,6 @@ fn what_the_builder_refuses_is_told_in_one_line() {
 fn the_builders_process_answers_for_what_it_is_given() {
     let work = scratch();
     let mut child = Command::new(env!("CARGO_BIN_EXE_kiln"));
-    child.args(["worker", "build-engine"]).stdin(std::process::Stdio::null()).current_dir(work.path());
+    child.args(["work", "build-engine"]).stdin(std::process::Stdio::null()).current_dir(work.path());
     fail(&mut child, 2, "standard input: ");
 }

@@ -167,6 +167,15 @@ impl Bundle {
         }
     }
 
+    /// Tells it from bundles that draw otherwise, wherever it lies and whatever was measured of it, as 64 hexadecimal digits.
+    pub fn digest(&self) -> String {
+        let Manifest { target, content, components, tuning, files, reference, figures, .. } = &self.manifest;
+        let measured = |name: &String| [reference, figures].into_iter().flatten().any(|other| other == name);
+        let files: Vec<_> = files.iter().filter(|(name, _)| !measured(name)).collect();
+        let draws = serde_json::to_vec(&(target, content, components, tuning, files));
+        fs::digest_of(&draws.expect("a manifest is JSON, too"))
+    }
+
     /// Writes the seal of this user's key over the manifest, and so over everything that it lists.
     pub fn seal(&self, key: &SealKey) -> Result<(), BundleError> {
         key.seal_manifest(&self.root)

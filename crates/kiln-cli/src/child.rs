@@ -38,7 +38,7 @@ fn run(work: Work, job: &impl Serialize, variables: &[(&str, &OsStr)]) -> io::Re
     let job = serde_json::to_vec(job)?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["worker", &name(work)])
+        .args(["work", &name(work)])
         .envs(variables.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -20,6 +20,13 @@ const KILN_SERVE: Variable = Variable {
     meaning: "flags of kiln serve, as KILN_SERVE_QUEUE for --queue; kiln serve --help names all",
 };
 
+/// The variables of the worker's flags; read by the command line's parser.
+const KILN_WORKER: Variable = Variable { name: "KILN_WORKER_*", meaning: "flags of kiln worker, likewise" };
+
+/// Where a fleet's queue is; read by the command line's parser.
+const KILN_NATS: Variable =
+    Variable { name: "KILN_NATS", meaning: "where a fleet's queue is, for kiln fleet, as --nats says it" };
+
 /// The level from which messages are shown.
 pub(crate) const KILN_LOG: Variable = Variable {
     name: "KILN_LOG",
@@ -31,7 +38,15 @@ const NO_COLOR: Variable = Variable { name: "NO_COLOR", meaning: "no colours" };
 
 /// All that a user may set.
 pub(crate) fn all() -> impl Iterator<Item = Variable> {
-    VARIABLES.into_iter().chain([KILN_ENGINE_CACHE, KILN_ENGINE_CACHE_LIMIT, KILN_SERVE, KILN_LOG, NO_COLOR])
+    VARIABLES.into_iter().chain([
+        KILN_ENGINE_CACHE,
+        KILN_ENGINE_CACHE_LIMIT,
+        KILN_SERVE,
+        KILN_WORKER,
+        KILN_NATS,
+        KILN_LOG,
+        NO_COLOR,
+    ])
 }
 
 /// Makes the environment what the program and the libraries in it should read.

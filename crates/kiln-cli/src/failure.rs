@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use kiln_bundle::BundleError;
 use kiln_compile::CompileError;
+use kiln_fleet::{FleetError, StartError};
 use kiln_lora::LoraError;
 use kiln_runtime::{EngineError, EngineErrorKind, Error as RuntimeError, ErrorKind, NativeError};
 use kiln_server::ServerError;
@@ -24,11 +25,20 @@ pub(crate) enum Exit {
     Files = 5,
     Differs = 6,
     Memory = 7,
+    Queue = 8,
 }
 
 impl Exit {
-    pub(crate) const ALL: [Exit; 7] =
-        [Exit::Unexpected, Exit::Usage, Exit::Input, Exit::Device, Exit::Files, Exit::Differs, Exit::Memory];
+    pub(crate) const ALL: [Exit; 8] = [
+        Exit::Unexpected,
+        Exit::Usage,
+        Exit::Input,
+        Exit::Device,
+        Exit::Files,
+        Exit::Differs,
+        Exit::Memory,
+        Exit::Queue,
+    ];
 
     pub(crate) fn meaning(self) -> &'static str {
         match self {
@@ -38,6 +48,7 @@ impl Exit {
             Exit::Device => "a native library, driver or device cannot be found, fetched or used",
             Exit::Files => "a file cannot be read or written",
             Exit::Differs => "what was compared or verified differs more than allowed",
+            Exit::Queue => "a fleet's queue cannot be reached or used",
             Exit::Memory => "what was asked for does not fit into the memory budget or a GPU",
         }
     }
@@ -253,8 +264,39 @@ impl From<ServerError> for Failure {
             ServerError::Store(_) => {
                 Failure::new(Exit::Files, message).with_hint("--state takes another folder for jobs")
             }
+            ServerError::Elsewhere(source) => match source.downcast::<FleetError>() {
+                Ok(error) => (*error).into(),
+                Err(other) => Failure::unexpected(other),
+            },
             ServerError::System(_) => Failure::unexpected(message),
         }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Failure {
+        match error {
+            StartError::Fleet(error) => error.into(),
+            StartError::Server(error) => error.into(),
+        }
+    }
+}
+
+impl From<FleetError> for Failure {
+    fn from(error: FleetError) -> Failure {
+        let hint = match &error {
+            FleetError::Broker(_) => {
+                Some("--nats names the server, which has to run with JetStream: nats-server -js")
+            }
+            _ => None,
+        };
+        let exit = match error {
+            FleetError::Bundle(error) => return error.into(),
+            FleetError::File { .. } => Exit::Files,
+            FleetError::Unknown(_) => Exit::Usage,
+            _ => Exit::Queue,
+        };
+        Failure::new(exit, &error).with_hints(hint)
     }
 }
 

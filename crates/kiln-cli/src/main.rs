@@ -25,6 +25,7 @@ mod export;
 mod failure;
 #[cfg(unix)]
 mod fault;
+mod fleet;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -47,6 +48,7 @@ mod tasks;
 mod topics;
 mod trace;
 mod verify;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 fn start(command: &Command) -> Result<(), Failure> {
-    interrupt::watch(matches!(command, Command::Serve(_)))?;
+    interrupt::watch(matches!(command, Command::Serve(_) | Command::Worker(_)))?;
     log::start()
 }
 
@@ -83,9 +85,9 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args),
         Command::Trace(args) => trace::run(args),
         Command::Compile(args) => compile::run(args),
-        Command::Worker { work: Work::BuildEngine } => child::answer(build::work),
-        Command::Worker { work: Work::Measure } => child::answer(measure::work),
-        Command::Worker { work: Work::Draw } => child::answer(draw::work),
+        Command::Work { work: Work::BuildEngine } => child::answer(build::work),
+        Command::Work { work: Work::Measure } => child::answer(measure::work),
+        Command::Work { work: Work::Draw } => child::answer(draw::work),
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),
@@ -93,6 +95,8 @@ fn run(command: &Command) -> Result<(), Failure> {
         Command::Measure(args) => measure::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Worker(args) => worker::run(args),
+        Command::Fleet(args) => fleet::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Synth(args) => synth::run(args),
         Command::Cache(args) => cache::run(args),

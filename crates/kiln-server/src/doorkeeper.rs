@@ -10,7 +10,7 @@ use kiln_runtime::bundle::Bundle;
 
 use crate::config::ModelConfig;
 use crate::http::{App, Files, Hosts, Rates, Shared, room, router};
-use crate::keeper::Keeper;
+use crate::keeper::local::LocalKeeper;
 use crate::models::{Model, Runtime};
 use crate::store::{Retention, Store};
 use crate::{ServerError, Service};
@@ -33,7 +33,7 @@ pub fn refusing(
     service.close();
     let store = Arc::new(Store::open(state)?);
     Ok(router(App::new(Shared {
-        keeper: Arc::new(Keeper::new(
+        keeper: Arc::new(LocalKeeper::new(
             service.clone(),
             store,
             Retention { age: Duration::MAX, bytes: u64::MAX },

@@ -28,6 +28,12 @@ impl JobId {
         JobId(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// The one that a client's own name for a job stands for: always the same.
+    pub fn of_key(client: &ClientId, key: &str) -> JobId {
+        let digest = blake3::hash(format!("kiln job\n{}\n{key}", client.0).as_bytes());
+        JobId(digest.to_hex()[..32].into())
+    }
+
     /// The name, if it can be one.
     pub fn parse(text: &str) -> Option<JobId> {
         let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
@@ -163,7 +169,8 @@ pub struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(id: JobId, spec: Spec, client: ClientId, cost: f64) -> Job {
+    /// A job that waits; `cost` is what [`Service::check`](crate::Service::check) says.
+    pub fn new(id: JobId, spec: Spec, client: ClientId, cost: f64) -> Job {
         Job {
             spans: Spans::new(&id, &spec),
             id,
@@ -178,6 +185,13 @@ impl Job {
             has_begun: AtomicBool::new(false),
             status: watch::Sender::new(Status::default()),
         }
+    }
+
+    /// The same, sent at another time than now.
+    #[must_use]
+    pub fn sent_at(self, created: SystemTime) -> Job {
+        let age = created.elapsed().unwrap_or_default();
+        Job { created, queued: Instant::now().checked_sub(age).unwrap_or(self.queued), ..self }
     }
 
     /// The same, written down in a store.
@@ -227,7 +241,7 @@ impl Job {
     }
 
     /// Whether its owner has stopped it.
-    pub(crate) fn was_stopped(&self) -> bool {
+    pub fn was_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
     }
 
@@ -237,7 +251,7 @@ impl Job {
     }
 
     /// Goes to another phase, unless it is at its end.
-    pub(crate) fn enter(&self, phase: Phase) {
+    pub fn enter(&self, phase: Phase) {
         self.status.send_if_modified(|status| {
             let changes = !status.phase.is_final() && status.phase != phase;
             if changes {
@@ -248,8 +262,14 @@ impl Job {
         });
     }
 
-    pub(crate) fn show(&self, step: usize, preview: RgbImage) {
+    /// Shows what its first picture looks like after so many evaluations.
+    pub fn show(&self, step: usize, preview: RgbImage) {
         self.status.send_modify(|status| status.preview = Some((step, Arc::new(preview))));
+    }
+
+    /// Wakes whoever follows it.
+    pub fn touch(&self) {
+        self.status.send_modify(|_| {});
     }
 
     /// The span in which its pictures are written down.

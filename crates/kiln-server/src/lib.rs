@@ -40,6 +40,7 @@ pub use job::{ClientId, Finished, Job, JobId, LoraChoice, Phase, Spec, Status};
 pub use metrics::Memory;
 pub use models::{ModelCard, Models, Runtime};
 pub use preview::LatentColours;
+pub use queue::Place;
 pub use readiness::Load;
 pub use renewal::Renewer;
 pub use server::{Server, ServerError, ServerOptions};

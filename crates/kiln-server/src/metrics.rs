@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kiln_runtime::Timings;
+use kiln_runtime::{Pool, Timings};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -149,6 +149,14 @@ pub struct Memory {
     pub n_loads: u64,
     /// Times that they left to make room.
     pub n_evictions: u64,
+}
+
+impl Memory {
+    /// What the weights' pool holds and has done; the rest is none.
+    pub fn of(pool: &Pool) -> Memory {
+        let [weights, n_loads, n_evictions] = [pool.loaded_bytes(), pool.n_loads(), pool.n_evictions()];
+        Memory { weights, n_loads, n_evictions, ..Memory::default() }
+    }
 }
 
 fn seconds() -> Histogram {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -14,7 +15,7 @@ use kiln_runtime::{
 use crate::config::{Limits, ModelConfig};
 use crate::fault::shown;
 use crate::readiness::Readiness;
-use crate::{Fault, FaultKind, Spec};
+use crate::{Fault, FaultKind, Load, Spec};
 
 /// What handlers know of a model.
 #[derive(Clone, Debug)]
@@ -53,11 +54,20 @@ pub struct ModelCard {
     pub since: SystemTime,
 }
 
+impl ModelCard {
+    /// What people call it, where one program has several bundles of the same name and calls the others `name@digest`.
+    pub fn public_name(&self) -> &str {
+        self.name.split('@').next().unwrap_or(&self.name)
+    }
+}
+
 /// A model: its card, and what pipelines are made from.
 pub(crate) struct Model {
     pub(crate) card: ModelCard,
     pub(crate) loras: BTreeMap<String, PathBuf>,
     pub(crate) readiness: Readiness,
+    /// Pictures that are drawn at once; one until it was loaded.
+    pub(crate) capacity: AtomicUsize,
     config: ModelConfig,
     bundle: Bundle,
     backend: Arc<dyn Backend>,
@@ -133,6 +143,7 @@ impl Model {
             card,
             loras: config.loras.clone(),
             readiness: Readiness::default(),
+            capacity: AtomicUsize::new(1),
             config: config.clone(),
             backend,
             memory: runtime.memory,
@@ -246,6 +257,31 @@ impl Models {
     /// What handlers know of all models.
     pub fn cards(&self) -> Vec<ModelCard> {
         self.all().iter().map(|model| model.card.clone()).collect()
+    }
+
+    /// How far each model is from being drawn with, in the order of the cards.
+    pub fn loads(&self) -> Vec<Load> {
+        self.all().iter().map(|model| model.readiness.load()).collect()
+    }
+
+    /// Says how far a model is that is drawn with elsewhere.
+    pub fn set_load(&self, name: &str, load: Load) {
+        self.get(name).inspect(|model| model.readiness.set(load));
+    }
+
+    /// Pictures that a model draws at once; one until it was loaded.
+    pub fn capacity(&self, name: &str) -> usize {
+        self.get(name).map_or(1, |model| model.capacity.load(Ordering::Relaxed))
+    }
+
+    /// The bundle of a model.
+    pub fn bundle(&self, name: &str) -> Option<Bundle> {
+        self.get(name).map(|model| model.bundle.clone())
+    }
+
+    /// The file of a model's LoRA.
+    pub fn lora(&self, name: &str, lora: &str) -> Option<PathBuf> {
+        self.get(name)?.loras.get(lora).cloned()
     }
 
     /// The card of a model.

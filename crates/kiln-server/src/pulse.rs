@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// How many times as long as it ever took a piece of work may take.
 const TIMES: u32 = 20;
 
+/// How many times as long as it ever took it may take and still count as progress.
+const USUAL: u32 = 3;
+
 /// A kind of work, which cannot be interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Work {
@@ -68,6 +71,12 @@ impl Pulse {
         self.lock().stuck(Instant::now())
     }
 
+    /// Whether the worker shows progress: what it does has taken no longer than this, or than [`USUAL`] times the longest piece
+    /// of this kind. Loading, which has no steps, shows it until it is stuck.
+    pub(crate) fn gets_on(&self, patience: Duration) -> bool {
+        self.lock().gets_on(patience, Instant::now())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,6 +89,15 @@ impl State {
             *longest = now.saturating_duration_since(since).max(*longest);
         }
         self.now = of.map(|of| Piece { of, since: now });
+    }
+
+    fn gets_on(&self, patience: Duration, now: Instant) -> bool {
+        let Some(Piece { of, since }) = &self.now else { return true };
+        let longest = self.longest.get(of).copied().unwrap_or_default();
+        match of.1 {
+            Work::Loading => self.stuck(now).is_none(),
+            _ => now.saturating_duration_since(*since) <= patience.max(longest.saturating_mul(USUAL)),
+        }
     }
 
     fn stuck(&self, now: Instant) -> Option<Stuck> {
@@ -132,6 +150,18 @@ mod tests {
         assert!(state.stuck(start + 361 * SECOND).is_some());
         state.pass(Some(("other".into(), Work::Drawing)), start + 400 * SECOND);
         assert!(state.stuck(start + 461 * SECOND).is_some());
+    }
+
+    #[test]
+    fn a_step_shows_progress_while_it_is_no_slower_than_usual() {
+        let (mut state, start) = state(600);
+        assert!(state.gets_on(SECOND, start));
+        state.pass(piece(Work::Drawing), start);
+        assert!(state.gets_on(SECOND, start + SECOND) && !state.gets_on(SECOND, start + 2 * SECOND));
+        state.pass(piece(Work::Drawing), start + 10 * SECOND);
+        assert!(state.gets_on(SECOND, start + 40 * SECOND) && !state.gets_on(SECOND, start + 41 * SECOND));
+        state.pass(piece(Work::Loading), start + 50 * SECOND);
+        assert!(state.gets_on(SECOND, start + 600 * SECOND) && !state.gets_on(SECOND, start + 651 * SECOND));
     }
 
     #[test]

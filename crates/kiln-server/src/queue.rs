@@ -29,7 +29,7 @@ struct Waiting {
 }
 
 /// A place in the queue; kept until a job takes it, or it is dropped.
-pub(crate) struct Place<'a> {
+pub struct Place<'a> {
     queue: &'a Queue,
     client: ClientId,
 }

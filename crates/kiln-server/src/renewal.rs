@@ -1,7 +1,6 @@
 //! What a server takes anew while it runs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use kiln_runtime::bundle::Bundle;
 use tokio::sync::watch;
@@ -10,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::Service;
 use crate::config::ModelConfig;
 use crate::http::{App, Keys};
-use crate::models::{Model, Runtime};
+use crate::models::Runtime;
 use crate::server::{ServerError, acceptor};
 
 /// Exchanges a server's models, keys and certificate. Cheap to clone.
@@ -37,26 +36,6 @@ impl Renewer {
 
     /// Serves these models from now on; jobs that have begun end with the model that they began with. A fault changes nothing.
     pub fn models(&self, models: &[(ModelConfig, Bundle)]) -> Result<(), ServerError> {
-        let opened = opened(models, &self.runtime, &self.service)?;
-        self.service.models().set(opened);
-        Ok(())
+        self.service.serve(models, &self.runtime)
     }
-}
-
-/// The models, those that are served already as they are.
-pub(crate) fn opened(
-    models: &[(ModelConfig, Bundle)],
-    runtime: &Runtime,
-    service: &Service,
-) -> Result<Vec<Arc<Model>>, ServerError> {
-    let open = |(config, bundle): &(ModelConfig, Bundle)| {
-        if let Some(known) = service.models().get(&config.name).filter(|known| known.is(config, bundle)) {
-            return Ok(known);
-        }
-        let opened = Model::open(config, bundle.clone(), runtime);
-        opened
-            .map(Arc::new)
-            .map_err(|source| ServerError::Model { name: config.name.clone(), source: Box::new(source) })
-    };
-    models.iter().map(open).collect()
 }

@@ -18,8 +18,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::config::ModelConfig;
 use crate::http::{self, App, Hosts, Keys, Listening};
 use crate::keeper::Keeper;
+use crate::keeper::local::LocalKeeper;
 use crate::models::Runtime;
-use crate::renewal::{Renewer, opened};
+use crate::renewal::Renewer;
 use crate::store::{Retention, Store, StoreError};
 use crate::{Service, Worker, WorkerOptions};
 
@@ -59,6 +60,9 @@ pub enum ServerError {
     /// The jobs on disk.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Those who draw cannot be reached, or their queue cannot be used.
+    #[error("{0}")]
+    Elsewhere(Box<dyn std::error::Error + Send + Sync>),
     /// The system gives no threads.
     #[error("cannot start: {0}")]
     System(io::Error),
@@ -104,18 +108,41 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct Server {
     tokio: tokio::runtime::Runtime,
     service: Service,
-    worker: Worker,
+    /// None where jobs are drawn elsewhere.
+    worker: Option<Worker>,
     listening: Listening,
-    keeper: Arc<Keeper>,
+    keeper: Arc<dyn Keeper>,
     renewer: Renewer,
 }
 
 impl Server {
-    /// Starts to serve models.
+    /// Starts to serve models, and draws.
     pub fn start(
         options: ServerOptions,
         runtime: Runtime,
         models: Vec<(ModelConfig, Bundle)>,
+    ) -> Result<Server, ServerError> {
+        let (state, retention, worker) = (options.state.clone(), options.retention, options.worker);
+        let pool = runtime.pool.clone();
+        let keep = async move |service: Service| {
+            let keeper = LocalKeeper::new(service.clone(), Arc::new(Store::open(&state)?), retention);
+            keeper.reopen()?;
+            keeper.prune_now_and_then();
+            keeper.probe_now_and_then();
+            tokio::spawn(tell_when_stuck(service));
+            Ok(Arc::new(keeper) as Arc<dyn Keeper>)
+        };
+        let mut server = Server::start_over(options, runtime, models, keep)?;
+        server.worker = Some(Worker::start(&server.service, pool, worker));
+        Ok(server)
+    }
+
+    /// Starts to serve models that are drawn with elsewhere: `keep` makes what takes the jobs.
+    pub fn start_over(
+        options: ServerOptions,
+        runtime: Runtime,
+        models: Vec<(ModelConfig, Bundle)>,
+        keep: impl AsyncFnOnce(Service) -> Result<Arc<dyn Keeper>, ServerError>,
     ) -> Result<Server, ServerError> {
         if options.keys.is_empty() && !options.listen.ip().is_loopback() && !options.allows_strangers {
             return Err(ServerError::Unguarded(options.listen));
@@ -123,20 +150,12 @@ impl Server {
         let refuse = |source| ServerError::Listen { address: options.listen, source };
         let (tls, latest_tls) = watch::channel(acceptor(options.tls.as_ref())?);
         let service = Service::new(options.queue, options.share);
-        service.models().set(opened(&models, &runtime, &service)?);
-        let store = Arc::new(Store::open(&options.state)?);
+        service.serve(&models, &runtime)?;
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let tokio = tokio.map_err(ServerError::System)?;
         // Before jobs are begun again: a start that fails here is none of their attempts.
         let listener = tokio.block_on(async { http::bind(options.listen) }).map_err(refuse)?;
-        let keeper = Arc::new(Keeper::new(service.clone(), store, options.retention));
-        {
-            let _inside = tokio.enter();
-            keeper.reopen()?;
-            Keeper::prune_now_and_then(&keeper);
-            Keeper::probe_now_and_then(&keeper);
-            tokio::spawn(tell_when_stuck(service.clone()));
-        }
+        let keeper = tokio.block_on(keep(service.clone()))?;
         let app = App::new(http::Shared {
             service: service.clone(),
             keeper: keeper.clone(),
@@ -152,9 +171,8 @@ impl Server {
         });
         let listening =
             tokio.block_on(http::listen(listener, latest_tls, http::router(app.clone()))).map_err(refuse)?;
-        let worker = Worker::start(&service, runtime.pool.clone(), options.worker);
         let renewer = Renewer { service: service.clone(), runtime, app, tls };
-        Ok(Server { tokio, service, worker, listening, keeper, renewer })
+        Ok(Server { tokio, service, worker: None, listening, keeper, renewer })
     }
 
     /// Where it listens.
@@ -164,7 +182,8 @@ impl Server {
 
     /// Whether the worker and the listener are at work, and the worker gets on.
     pub fn is_alive(&self) -> bool {
-        self.worker.is_alive() && self.listening.is_alive() && self.service.stuck().is_none()
+        let draws = self.worker.as_ref().is_none_or(Worker::is_alive);
+        draws && self.listening.is_alive() && self.service.stuck().is_none()
     }
 
     /// Jobs, for programs that serve and draw.
@@ -177,19 +196,25 @@ impl Server {
         self.renewer.clone()
     }
 
-    /// Takes no more jobs, draws those that have begun for at most so long, and ends. Jobs of the native API that wait are
-    /// drawn after the next start.
+    /// Takes no more jobs, waits for those that have begun, or that somebody waits for where they are drawn elsewhere, for at
+    /// most so long, and ends. Jobs of the native API that wait are drawn after the next start, or elsewhere.
     ///
     /// Whether the worker has ended. Where a long evaluation keeps it, its jobs are drawn after the next start too, and the
     /// process should end without waiting for it.
     pub fn stop(self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         self.service.close();
-        while self.service.depth().1 > 0 && Instant::now() < end {
+        let works = || match &self.worker {
+            Some(_) => self.service.depth().1 > 0,
+            None => self.service.n_awaited() > 0,
+        };
+        while works() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.service.all().iter().for_each(|job| job.cancel());
-        let has_ended = self.worker.join(&self.service, LAST_STEP);
+        let has_ended = self.worker.is_none_or(|worker| {
+            self.service.interrupt();
+            worker.join(&self.service, LAST_STEP)
+        });
         self.service.let_go();
         self.tokio.block_on(async {
             self.keeper.settle().await;

@@ -1,18 +1,22 @@
 //! What handlers do with jobs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use kiln_runtime::bundle::Bundle;
 use tokio::sync::watch;
 
+use crate::config::ModelConfig;
 use crate::estimate::Speeds;
 use crate::metrics::{End, Memory, Metrics, Moment, Refused};
-use crate::models::Models;
+use crate::models::{Model, Models, Runtime};
 use crate::pulse::{Pulse, Stuck};
 use crate::queue::{Place, Queue};
 use crate::store::Store;
-use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Spec};
+use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, ServerError, Spec};
 
 /// Why a job was not taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +45,16 @@ pub(crate) struct Shared {
     jobs: Mutex<HashMap<JobId, Arc<Job>>>,
     share: usize,
     closed: watch::Sender<bool>,
+    /// How many jobs are drawn at once, each as fast as if it were alone.
+    n_workers: AtomicUsize,
+    /// Tickets that somebody holds.
+    n_awaited: AtomicUsize,
+    /// Who draws jobs elsewhere, and has to know which are stopped.
+    stopped: OnceLock<Teller>,
 }
+
+/// Is told of a job.
+type Teller = Box<dyn Fn(&Job) + Send + Sync>;
 
 /// Least and most seconds after which a client should try again.
 const RETRY: [u64; 2] = [1, 59];
@@ -58,6 +71,9 @@ impl Service {
             jobs: Mutex::default(),
             share,
             closed: watch::Sender::new(false),
+            n_workers: AtomicUsize::new(1),
+            n_awaited: AtomicUsize::new(0),
+            stopped: OnceLock::new(),
         }))
     }
 
@@ -89,7 +105,7 @@ impl Service {
     }
 
     /// Fills in what the model's configuration says, and refuses what will not be taken; what it costs.
-    pub(crate) fn check(&self, spec: &mut Spec) -> Result<f64, Refusal> {
+    pub fn check(&self, spec: &mut Spec) -> Result<f64, Refusal> {
         let Some(model) = self.0.models.get(&spec.model) else {
             return Err(self.counted(Refusal::NoModel(spec.model.chars().take(64).collect())));
         };
@@ -97,7 +113,7 @@ impl Service {
     }
 
     /// Keeps a place for a job of a client.
-    pub(crate) fn place(&self, client: &ClientId) -> Result<Place<'_>, Refusal> {
+    pub fn place(&self, client: &ClientId) -> Result<Place<'_>, Refusal> {
         if self.is_closed() {
             return Err(self.counted(Refusal::Ending));
         }
@@ -105,10 +121,12 @@ impl Service {
         place.ok_or_else(|| self.counted(Refusal::Full(self.retry_after())))
     }
 
-    /// Takes a job that was checked, for which a place was kept.
-    pub(crate) fn fill(&self, place: Place<'_>, job: Job) -> Arc<Job> {
-        let job = self.enter(job);
-        place.fill(job.clone());
+    /// Takes a job that was checked, for which a place was kept, unless it is known.
+    pub fn fill(&self, place: Place<'_>, job: Job) -> Arc<Job> {
+        let (job, is_new) = self.enter(job);
+        if is_new {
+            place.fill(job.clone());
+        }
         job
     }
 
@@ -131,20 +149,59 @@ impl Service {
         store: &Arc<Store>,
     ) -> Result<Arc<Job>, Refusal> {
         let cost = self.check(&mut spec)?;
-        let job = self.enter(Job::new(id, spec, client, cost).on_disk(store));
-        self.0.queue.restore([job.clone()]);
-        Ok(job)
+        Ok(self.put(Job::new(id, spec, client, cost).on_disk(store)))
     }
 
-    fn enter(&self, job: Job) -> Arc<Job> {
-        let job = Arc::new(job);
-        self.jobs().insert(job.id.clone(), job.clone());
+    /// The job, and whether it was not known.
+    fn enter(&self, job: Job) -> (Arc<Job>, bool) {
+        match self.jobs().entry(job.id.clone()) {
+            Entry::Occupied(known) => (known.get().clone(), false),
+            Entry::Vacant(place) => (place.insert(Arc::new(job)).clone(), true),
+        }
+    }
+
+    /// Takes a job whatever waits, unless it is known.
+    pub fn put(&self, job: Job) -> Arc<Job> {
+        let (job, is_new) = self.enter(job);
+        if is_new {
+            self.0.queue.restore([job.clone()]);
+        }
         job
     }
 
     /// What the worker is stuck in, if it is.
     pub(crate) fn stuck(&self) -> Option<Stuck> {
         self.0.pulse.stuck()
+    }
+
+    /// Serves these models from now on; jobs that have begun end with the model that they began with. A fault changes nothing.
+    pub fn serve(&self, models: &[(ModelConfig, Bundle)], runtime: &Runtime) -> Result<(), ServerError> {
+        let open = |(config, bundle): &(ModelConfig, Bundle)| {
+            if let Some(known) = self.0.models.get(&config.name).filter(|known| known.is(config, bundle)) {
+                return Ok(known);
+            }
+            let opened = Model::open(config, bundle.clone(), runtime);
+            opened
+                .map(Arc::new)
+                .map_err(|source| ServerError::Model { name: config.name.clone(), source: Box::new(source) })
+        };
+        self.0.models.set(models.iter().map(open).collect::<Result<_, _>>()?);
+        Ok(())
+    }
+
+    /// Stops all jobs before their next step, as the process ends.
+    pub fn interrupt(&self) {
+        self.all().iter().for_each(|job| job.cancel());
+    }
+
+    /// Whether what the worker does is not stuck.
+    pub fn is_well(&self) -> bool {
+        self.stuck().is_none()
+    }
+
+    /// Whether the worker shows progress, as others see it who lend it a job for this time.
+    pub fn gets_on(&self, lease: Duration) -> bool {
+        self.0.pulse.gets_on(lease)
     }
 
     /// Whether no more jobs are taken.
@@ -178,10 +235,45 @@ impl Service {
     /// Stops a job: at once where it waits, before its next step where it is drawn.
     pub fn cancel(&self, job: &Job) {
         job.stop();
+        if let Some(tell) = self.0.stopped.get() {
+            tell(job);
+        }
         if self.0.queue.remove(&job.id).is_some() {
             self.0.metrics.ended(&job.spec.model, End::Cancelled);
             job.enter(Phase::Cancelled);
         }
+    }
+
+    /// Says who draws jobs elsewhere, and is told of each that its owner stops. Once.
+    pub fn tell_stops(&self, tell: impl Fn(&Job) + Send + Sync + 'static) {
+        let _ = self.0.stopped.set(Box::new(tell));
+    }
+
+    /// Takes a job out of the queue, as it is drawn elsewhere. Whether it waited.
+    pub fn take_out(&self, id: &JobId) -> bool {
+        self.0.queue.remove(id).is_some()
+    }
+
+    /// Puts a job that was taken out behind its client's others.
+    pub fn put_back(&self, job: &Arc<Job>) {
+        self.take_out(&job.id);
+        job.enter(Phase::Queued);
+        self.0.queue.restore([job.clone()]);
+    }
+
+    /// Says how many jobs are drawn at once; one where this process draws.
+    pub fn set_workers(&self, n: usize) {
+        self.0.n_workers.store(n.max(1), Ordering::Relaxed);
+    }
+
+    /// Takes note of how fast a model was: what a job cost, and how long its evaluations took.
+    pub fn note_speed(&self, model: &str, cost: f64, time: Duration) {
+        self.0.speeds.note(model, cost, time);
+    }
+
+    /// Jobs that somebody waits for.
+    pub fn n_awaited(&self) -> usize {
+        self.0.n_awaited.load(Ordering::Relaxed)
     }
 
     /// Lets go of a job, whose pictures nobody will ask for.
@@ -217,7 +309,7 @@ impl Service {
         };
         let time = |job: &Job, share: f64| self.0.speeds.time(&job.spec.model, share * job.cost);
         let own = left(&phase);
-        let mut sum = time(job, own)?;
+        let (own_time, mut sum) = (time(job, own)?, Duration::ZERO);
         let is_drawn = |phase: &Phase| matches!(phase, Phase::Loading | Phase::Drawing { .. });
         for other in self.jobs().values().filter(|other| other.id != job.id) {
             let others = other.status().phase;
@@ -232,7 +324,7 @@ impl Service {
                 sum += time(other, 1.0).unwrap_or_default();
             }
         }
-        Some(sum)
+        Some(own_time + sum / u32::try_from(self.0.n_workers.load(Ordering::Relaxed)).unwrap_or(u32::MAX))
     }
 
     /// When a client whom the queue has no place for should try again.
@@ -251,7 +343,7 @@ impl Service {
     }
 
     /// Ends the jobs that still wait when the server does.
-    pub(crate) fn let_go(&self) {
+    pub fn let_go(&self) {
         self.0.queue.jobs().iter().for_each(|job| job.enter(Phase::Cancelled));
     }
 
@@ -269,6 +361,7 @@ pub struct Ticket {
 impl Ticket {
     /// A ticket for a job.
     pub fn new(service: &Service, job: Arc<Job>) -> Ticket {
+        service.0.n_awaited.fetch_add(1, Ordering::Relaxed);
         Ticket { service: service.clone(), job }
     }
 
@@ -293,5 +386,6 @@ impl Drop for Ticket {
             self.service.cancel(&self.job);
         }
         self.service.forget(&self.job.id);
+        self.service.0.n_awaited.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! Flags of `kiln serve` that the models file holds.
+//! Flags of `kiln serve` and `kiln worker` that the models file holds.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,8 +11,11 @@ use kiln_server::config::{ModelConfig, ModelsFile};
 use serde_json::Value;
 
 use super::variables::{blame, command, reason};
-use super::{ACTIONS, SERVE};
+use super::{ACTIONS, SERVE, WORKER};
 use crate::failure::Failure;
+
+/// Commands that take a models file.
+const SERVED: [&str; 2] = [SERVE, WORKER];
 
 /// A setting of the file, as words of the command line.
 struct Setting {
@@ -24,7 +27,8 @@ struct Setting {
 
 /// Parses `words`, to which the models file that they name, if any, adds flags that neither they nor the environment give.
 pub(super) fn parse(command: &Command, words: &[OsString]) -> Result<ArgMatches, Error> {
-    let at = words.iter().skip(1).position(|word| word == SERVE).map_or(0, |at| at + 2);
+    let at =
+        words.iter().skip(1).position(|word| SERVED.iter().any(|name| word == name)).map_or(0, |at| at + 2);
     let parse = |settings: &[Setting]| {
         let added = settings.iter().flat_map(|setting| &setting.words);
         command.clone().try_get_matches_from(words[..at].iter().chain(added).chain(&words[at..]))
@@ -48,7 +52,10 @@ pub(super) fn parse(command: &Command, words: &[OsString]) -> Result<ArgMatches,
 fn settings(command: &Command, words: &[OsString]) -> Result<Option<(PathBuf, Vec<Setting>)>, Error> {
     // What is wrong on the command line is told when everything is parsed.
     let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(words) else { return Ok(None) };
-    let Some((SERVE, given)) = matches.subcommand() else { return Ok(None) };
+    let Some((called, given)) = matches.subcommand() else { return Ok(None) };
+    if !SERVED.contains(&called) {
+        return Ok(None);
+    }
     let Some(path) = given.get_one::<PathBuf>("models").filter(|path| is_models_file(path)) else {
         return Ok(None);
     };
@@ -58,28 +65,33 @@ fn settings(command: &Command, words: &[OsString]) -> Result<Option<(PathBuf, Ve
         let source = given.value_source(&setting.id);
         !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
     };
-    let settings = read(command, path, &file)?.into_iter().filter(is_open).collect();
+    let settings = read(command, called, path, &file)?.into_iter().filter(is_open).collect();
     Ok(Some((path.clone(), settings)))
 }
 
-/// What a models file says besides models, as flags that there are.
-fn read(command: &Command, path: &Path, file: &ModelsFile) -> Result<Vec<Setting>, Error> {
-    let serve = command.find_subcommand(SERVE).into_iter().flat_map(Command::get_arguments);
-    let flags: BTreeMap<String, &Arg> =
-        serve.filter_map(|flag| Some((flag.get_long()?.replace('-', "_"), flag))).collect();
+/// What a models file says besides models, as flags of a command. What the other command alone has is not for this one.
+fn read(command: &Command, called: &str, path: &Path, file: &ModelsFile) -> Result<Vec<Setting>, Error> {
+    let (own, all) = (flags(command, &[called]), flags(command, &SERVED));
     let setting = |(key, value): (&String, &Value)| {
-        let flag = flags.get(key).filter(|flag| !ACTIONS.contains(&flag.get_long().unwrap_or_default()));
-        let flag = flag.ok_or_else(|| refuse(path, key, "kiln serve has no such flag"))?;
+        let flag = all.get(key).ok_or_else(|| refuse(path, key, "kiln serve has no such flag"))?;
         let words = words_of(flag, value, path).map_err(|why| refuse(path, key, why))?;
-        Ok(Setting { id: flag.get_id().to_string(), key: key.clone(), words })
+        Ok(own.contains_key(key).then(|| Setting { id: flag.get_id().to_string(), key: key.clone(), words }))
     };
-    file.settings.iter().map(setting).collect()
+    file.settings.iter().filter_map(|entry| setting(entry).transpose()).collect()
+}
+
+/// The flags of commands that are settings, by their keys.
+fn flags<'a>(command: &'a Command, called: &[&str]) -> BTreeMap<String, &'a Arg> {
+    let commands = called.iter().filter_map(|name| command.find_subcommand(name));
+    let named = commands.flat_map(Command::get_arguments).filter_map(|flag| Some((flag.get_long()?, flag)));
+    let settings = named.filter(|(name, _)| !ACTIONS.contains(name));
+    settings.map(|(name, flag)| (name.replace('-', "_"), flag)).collect()
 }
 
 /// The models of a file, which says nothing besides that is wrong.
 pub(crate) fn models(path: &Path) -> Result<Vec<ModelConfig>, Failure> {
     let file = ModelsFile::read(path)?;
-    read(&command(), path, &file).map_err(|error| Failure::usage(reason(&error)))?;
+    read(&command(), SERVE, path, &file).map_err(|error| Failure::usage(reason(&error)))?;
     Ok(file.models)
 }
 

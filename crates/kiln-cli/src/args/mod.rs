@@ -3,6 +3,7 @@
 mod choices;
 mod compile;
 mod file;
+mod fleet;
 mod group;
 mod help;
 mod memory;
@@ -31,12 +32,13 @@ pub(crate) use compile::{
     CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,
 };
 pub(crate) use file::{is_models_file, models};
+pub(crate) use fleet::{FLEET, FleetArgs, FleetCommand, InitArgs, NatsArgs, WORKER, WorkerArgs};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, BenchOperatorsArgs, Budget, MeasureArgs,
     MemoryArgs, OffloadChoice, PixelArgs, PlanArgs,
 };
 use numbers::{number, point, share};
-pub(crate) use serve::{ACTIONS, LogFormat, SERVE, ServeArgs};
+pub(crate) use serve::{ACTIONS, DrawingArgs, LogFormat, SERVE, ServeArgs};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, ExportArgs, ExportCommand, LibraryChoice,
     RuntimeArgs, RuntimeCommand, TritonArgs,
@@ -61,7 +63,7 @@ pub(crate) enum Command {
     Compile(Box<CompileArgs>),
     /// Do one piece of work, as another process of kiln asks for on standard input.
     #[command(hide = true)]
-    Worker {
+    Work {
         /// What to do.
         #[arg(value_enum)]
         work: Work,
@@ -80,6 +82,10 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Serve models over HTTP.
     Serve(Box<ServeArgs>),
+    /// Draw what servers queue that were started with --nats, on as many machines as you like.
+    Worker(Box<WorkerArgs>),
+    /// See and steer servers and workers that share a queue.
+    Fleet(FleetArgs),
     /// Tell how close two pictures are.
     Compare(CompareArgs),
     /// Write a checkpoint with random weights.

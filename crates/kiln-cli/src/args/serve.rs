@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kiln_compile::Bytes;
 
-use super::{CacheArgs, CheckpointArgs, ExecutionArgs, OffloadChoice};
+use super::{CacheArgs, CheckpointArgs, ExecutionArgs, NatsArgs, OffloadChoice};
 
 /// The command's name.
 pub(crate) const SERVE: &str = "serve";
@@ -49,18 +49,30 @@ pub(crate) struct ServeArgs {
     /// Keep at most so much of them, the newest.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) keep_size: Bytes,
-    /// Most jobs that wait; more are refused with 429.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) queue: usize,
+    /// Most jobs that wait; more are refused with 429 [default: 64; with --nats, as many as the fleet takes].
+    #[arg(long, value_name = "N")]
+    pub(crate) queue: Option<usize>,
     /// Most jobs of one API key that wait [default: all of the queue].
     #[arg(long, value_name = "N")]
     pub(crate) queue_share: Option<usize>,
-    /// Most pictures that are drawn at once, by models that gain from it.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub(crate) batch: usize,
     /// Largest body of a request.
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub(crate) max_body: Bytes,
+    /// Print what these flags, the environment and the models file come to as YAML, and end.
+    #[arg(long)]
+    pub(crate) print_config: bool,
+    #[command(flatten)]
+    pub(crate) nats: NatsArgs,
+    #[command(flatten)]
+    pub(crate) drawing: DrawingArgs,
+}
+
+/// How a process draws for others.
+#[derive(Args, Clone)]
+pub(crate) struct DrawingArgs {
+    /// Most pictures that are drawn at once, by models that gain from it.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) batch: usize,
     /// Weights of all models together that stay loaded, such as 4GiB.
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_budget: Option<Bytes>,
@@ -79,9 +91,6 @@ pub(crate) struct ServeArgs {
     /// Form of log lines on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
-    /// Print what these flags, the environment and the models file come to as YAML, and end.
-    #[arg(long)]
-    pub(crate) print_config: bool,
     #[command(flatten)]
     pub(crate) execution: ExecutionArgs,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Environment variables of flags: each of `kiln serve` has one.
+//! Environment variables of flags: each of `kiln serve` and `kiln worker` has one.
 
 use std::collections::BTreeSet;
 use std::env::{args_os, var_os, vars_os};
@@ -6,10 +6,10 @@ use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, Error, FromArgMatches};
 
-use super::{Cli, SERVE, file};
+use super::{Cli, FLEET, SERVE, WORKER, file};
 
-/// What the names of variables of `kiln serve` begin with.
-const PREFIX: &str = "KILN_SERVE_";
+/// Commands whose flags have variables, and what the names of these begin with.
+const PREFIXES: [(&str, &str); 2] = [(SERVE, "KILN_SERVE_"), (WORKER, "KILN_WORKER_")];
 
 impl Cli {
     /// What command line, environment and models file say.
@@ -27,28 +27,36 @@ pub(crate) fn matches(command: &Command) -> Result<ArgMatches, Error> {
 
 /// The command line, with the variables of its flags.
 pub(crate) fn command() -> Command {
-    Cli::command().mut_subcommand(SERVE, |serve| serve.mut_args(with_variable))
+    let with_variables = |command: Command, (name, prefix): (&str, &'static str)| {
+        command.mut_subcommand(name, |below| below.mut_args(|arg| with_variable(prefix, arg)))
+    };
+    let with_queue = |below: Command| {
+        below.mut_args(|arg| if arg.get_id() == "nats" { arg.env("KILN_NATS").hide_env(true) } else { arg })
+    };
+    let command = PREFIXES.into_iter().fold(Cli::command(), with_variables);
+    command.mut_subcommand(FLEET, |fleet| fleet.mut_subcommands(with_queue))
 }
 
-/// Variables that are set as if `kiln serve` had a flag of this name, which it has not.
-pub(crate) fn unknown() -> Vec<String> {
+/// Variables that are set as if a command had a flag of this name, which it has not.
+pub(crate) fn unknown(called: &str) -> Vec<String> {
     let command = command();
-    let serve = command.find_subcommand(SERVE).into_iter();
-    let known: BTreeSet<String> = serve.flat_map(Command::get_arguments).map(name).collect();
+    let Some((_, prefix)) = PREFIXES.into_iter().find(|(name, _)| *name == called) else { return Vec::new() };
+    let flags = command.find_subcommand(called).into_iter().flat_map(Command::get_arguments);
+    let known: BTreeSet<String> = flags.map(|arg| name(prefix, arg)).collect();
     let set = vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-    let mut unknown: Vec<_> = set.filter(|name| name.starts_with(PREFIX) && !known.contains(name)).collect();
+    let mut unknown: Vec<_> = set.filter(|name| name.starts_with(prefix) && !known.contains(name)).collect();
     unknown.sort();
     unknown
 }
 
 /// The name of a flag's variable.
-fn name(arg: &Arg) -> String {
+fn name(prefix: &str, arg: &Arg) -> String {
     let flag = arg.get_long().unwrap_or(arg.get_id().as_str());
-    format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"))
+    format!("{prefix}{}", flag.to_uppercase().replace('-', "_"))
 }
 
-fn with_variable(arg: Arg) -> Arg {
-    let name = name(&arg);
+fn with_variable(prefix: &str, arg: Arg) -> Arg {
+    let name = name(prefix, &arg);
     // A flag that other commands have, too, has their variable where this one is not set.
     let arg = match arg.get_env().is_some() && var_os(&name).is_none() {
         true => arg,

@@ -17,7 +17,10 @@ pub(super) fn print(options: &ServerOptions, models: &[ModelConfig]) -> Result<(
     let mut config = flags()?;
     config.insert("state".into(), json!(options.state));
     config.insert("allow_host".into(), json!(options.hosts));
-    config.insert("queue_share".into(), json!(options.share));
+    // As many as a fleet takes are no number.
+    let bound = |n: usize| Some(n).filter(|n| *n != usize::MAX);
+    config.insert("queue".into(), json!(bound(options.queue)));
+    config.insert("queue_share".into(), json!(bound(options.share)));
     let models: Vec<ModelConfig> = models.iter().cloned().map(from_anywhere).collect();
     config.insert("models".into(), serde_json::to_value(models).map_err(Failure::unexpected)?);
     let text = serde_yaml::to_string(&config).map_err(Failure::unexpected)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// The names by which the server may be called, each once: those that are allowed, and the machine's own, also as mDNS
 /// gives it. An empty one is none.
 pub(super) fn named(allowed: &[String]) -> Vec<String> {
-    let own = machine().into_iter().flat_map(|name| [format!("{name}.local"), name]);
+    let own = own().into_iter().flat_map(|name| [format!("{name}.local"), name]);
     let mut known = BTreeSet::new();
     let names = allowed.iter().filter(|name| !name.is_empty()).cloned().chain(own);
     names.filter(|name| known.insert(name.clone())).collect()
@@ -13,12 +13,12 @@ pub(super) fn named(allowed: &[String]) -> Vec<String> {
 
 /// The machine's name.
 #[cfg(unix)]
-fn machine() -> Option<String> {
+pub(crate) fn own() -> Option<String> {
     let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
     Some(name).filter(|name| !name.is_empty())
 }
 
 #[cfg(not(unix))]
-fn machine() -> Option<String> {
+pub(crate) fn own() -> Option<String> {
     std::env::var("COMPUTERNAME").ok().filter(|name| !name.is_empty())
 }

@@ -4,7 +4,7 @@ use std::io::stderr;
 
 #[cfg(feature = "otel")]
 use kiln_server::otel::Exporter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, registry};
@@ -14,14 +14,14 @@ use crate::failure::Failure;
 use crate::log;
 
 /// Where spans go, if anywhere.
-pub(super) struct Spans {
+pub(crate) struct Spans {
     #[cfg(feature = "otel")]
     exporter: Option<Exporter>,
 }
 
 impl Spans {
     /// Sends what is left.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         #[cfg(feature = "otel")]
         self.exporter.into_iter().for_each(Exporter::finish);
     }
@@ -29,7 +29,7 @@ impl Spans {
 
 /// Writes lines to stderr and, with the feature `otel`, sends spans to a collector. Lines of `KILN_LOG` are shown instead,
 /// without spans, where it is set.
-pub(super) fn start(format: LogFormat) -> Result<Spans, Failure> {
+pub(crate) fn start(format: LogFormat) -> Result<Spans, Failure> {
     #[cfg(feature = "otel")]
     let exporter = match log::is_on() {
         true => None,
@@ -41,7 +41,8 @@ pub(super) fn start(format: LogFormat) -> Result<Spans, Failure> {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().boxed(),
         };
-        let subscriber = registry().with(lines.with_filter(LevelFilter::INFO));
+        let shown = Targets::new().with_default(LevelFilter::INFO).with_target("async_nats", LevelFilter::WARN);
+        let subscriber = registry().with(lines.with_filter(shown));
         #[cfg(feature = "otel")]
         let subscriber = subscriber.with(exporter.as_ref().map(Exporter::layer));
         subscriber.init();

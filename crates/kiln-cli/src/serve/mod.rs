@@ -1,50 +1,63 @@
 //! `kiln serve`: flags, models and signals; the rest is kiln-server's.
 
 mod config;
-mod hosts;
-mod log;
+pub(crate) mod hosts;
+pub(crate) mod log;
 mod reload;
-mod supervisor;
+pub(crate) mod supervisor;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use kiln_bundle::Bundle;
 use kiln_bundle::fs::abandon;
 use kiln_compile::file_name;
+use kiln_fleet::Front;
 use kiln_runtime::{MemoryOptions, Pool};
 use kiln_server::config::ModelConfig;
 use kiln_server::http::Keys;
+use kiln_server::keeper::Keeper;
 use kiln_server::store::Retention;
-use kiln_server::{Runtime, Server, ServerOptions, WorkerOptions};
+use kiln_server::{Runtime, Server, ServerError, ServerOptions, WorkerOptions};
 
-use crate::args::ServeArgs;
+use crate::args::{DrawingArgs, SERVE, ServeArgs};
 use crate::failure::Failure;
 use crate::interrupt::{self, Request};
 use crate::model::Model;
 use crate::{args, backends, models, output, paths};
 use reload::Reloads;
 
+/// Most jobs that wait on one box.
+const QUEUE: usize = 64;
+
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     if let Some(name) = &args.new_key {
         new_key(name);
         return Ok(());
     }
-    name_unknown_variables();
+    name_unknown_variables(SERVE);
     let configs = configs(args)?;
     let options = options(args)?;
     if args.print_config {
         return config::print(&options, &configs);
     }
-    let spans = log::start(args.log_format)?;
+    let spans = log::start(args.drawing.log_format)?;
     raise_file_limit();
     let starting = supervisor::Starting::begin();
-    let models = bundles(args, configs)?;
+    let models = bundles(&args.drawing, configs)?;
     // Until here a signal ends the process at once.
     let (sender, requests) = mpsc::channel();
     interrupt::serve(sender);
-    let server = Server::start(options, runtime(args)?, models)?;
+    let runtime = runtime(&args.drawing)?;
+    let server = match args.nats.address() {
+        None => Server::start(options, runtime, models)?,
+        Some(address) => Server::start_over(options, runtime, models, async move |service| {
+            let front = Front::join(&address, service).await;
+            Ok(Arc::new(front.map_err(|e| ServerError::Elsewhere(Box::new(e)))?) as Arc<dyn Keeper>)
+        })?,
+    };
     let reloads = Reloads::start(args, server.renewer())?;
     output::say(&format!("serving on {}", address(args, &server)));
     drop(starting);
@@ -52,7 +65,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     watch_over(&reloads, &server, &requests);
     output::say("ending: no more jobs are taken");
     supervisor::stopping();
-    let has_ended = server.stop(Duration::from_secs(args.drain));
+    let has_ended = server.stop(Duration::from_secs(args.drawing.drain));
     spans.finish();
     if !has_ended {
         output::say("a step still runs and is left: its jobs are drawn after the next start, or were told");
@@ -108,26 +121,31 @@ fn new_key(name: &str) {
     output::data(&line);
 }
 
-fn name_unknown_variables() {
-    let names = args::unknown();
+pub(crate) fn name_unknown_variables(called: &str) {
+    let names = args::unknown(called);
     if !names.is_empty() {
-        output::say(&format!("{}: no flag of kiln serve has such a variable", names.join(", ")));
+        output::say(&format!("{}: no flag of kiln {called} has such a variable", names.join(", ")));
     }
 }
 
 /// The models that are asked for: those of a models file, or one.
 fn configs(args: &ServeArgs) -> Result<Vec<ModelConfig>, Failure> {
-    let path = paths::model(args.models.as_ref())?;
-    match args::is_models_file(&path) {
-        true => args::models(&path),
-        false => {
-            Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(file_name(&path), path) }])
-        }
+    models_of(&paths::model(args.models.as_ref())?)
+}
+
+/// The models of a models file, or the model that a path is.
+pub(crate) fn models_of(path: &Path) -> Result<Vec<ModelConfig>, Failure> {
+    match args::is_models_file(path) {
+        true => args::models(path),
+        false => Ok(vec![ModelConfig { preload: true, keep: true, ..ModelConfig::new(file_name(path), path) }]),
     }
 }
 
 /// The bundles of models; those of checkpoints are made, unless the engine cache has them.
-fn bundles(args: &ServeArgs, configs: Vec<ModelConfig>) -> Result<Vec<(ModelConfig, Bundle)>, Failure> {
+pub(crate) fn bundles(
+    args: &DrawingArgs,
+    configs: Vec<ModelConfig>,
+) -> Result<Vec<(ModelConfig, Bundle)>, Failure> {
     let backends = args.execution.backends();
     let bundle = |config: ModelConfig| -> Result<(ModelConfig, Bundle), Failure> {
         let model = Model::open(&config.bundle)?;
@@ -143,7 +161,7 @@ fn bundles(args: &ServeArgs, configs: Vec<ModelConfig>) -> Result<Vec<(ModelConf
     configs.into_iter().map(named).collect()
 }
 
-fn runtime(args: &ServeArgs) -> Result<Runtime, Failure> {
+pub(crate) fn runtime(args: &DrawingArgs) -> Result<Runtime, Failure> {
     Ok(Runtime {
         backends: args.execution.backends(),
         pool: args.memory_budget.map_or_else(Pool::new, |bytes| Pool::with_budget(bytes.0)),
@@ -167,6 +185,7 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
         None => kiln_native::cache_dir()?.join("serve"),
     };
     let origins = args.allow_origins.iter().map(|origin| origin.parse().map_err(Failure::unexpected));
+    let queue = args.queue.unwrap_or(if args.nats.nats.is_some() { usize::MAX } else { QUEUE }).max(1);
     Ok(ServerOptions {
         listen: args.listen,
         allows_strangers: args.allow_strangers,
@@ -179,13 +198,18 @@ fn options(args: &ServeArgs) -> Result<ServerOptions, Failure> {
             age: Duration::from_secs(args.keep_hours.saturating_mul(3600)),
             bytes: args.keep_size.0,
         },
-        queue: args.queue.max(1),
-        share: args.queue_share.unwrap_or(args.queue).max(1),
+        queue,
+        share: args.queue_share.unwrap_or(queue).max(1),
         max_body: usize::try_from(args.max_body.0).unwrap_or(usize::MAX),
-        worker: WorkerOptions {
-            batch: args.batch.max(1),
-            idle: Duration::from_secs(args.idle),
-            stuck_after: Some(args.stuck_after).filter(|seconds| *seconds > 0).map(Duration::from_secs),
-        },
+        worker: drawing(&args.drawing),
     })
+}
+
+/// How a process draws.
+pub(crate) fn drawing(args: &DrawingArgs) -> WorkerOptions {
+    WorkerOptions {
+        batch: args.batch.max(1),
+        idle: Duration::from_secs(args.idle),
+        stuck_after: Some(args.stuck_after).filter(|seconds| *seconds > 0).map(Duration::from_secs),
+    }
 }

@@ -74,7 +74,7 @@ impl Reloads {
 
 fn serve(args: &ServeArgs, renewer: &Renewer, configs: Vec<ModelConfig>) {
     let stay = |reason: &str| output::say(&format!("the models stay as they are: {reason}"));
-    match bundles(args, configs) {
+    match bundles(&args.drawing, configs) {
         Ok(models) => match renewer.models(&models) {
             Ok(()) => output::say("the models are read anew"),
             Err(error) => stay(&error.to_string()),

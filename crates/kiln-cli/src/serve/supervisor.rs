@@ -1,7 +1,7 @@
 //! systemd, where it supervises the process (`sd_notify(3)`).
 
 #[cfg(unix)]
-pub(super) use systemd::*;
+pub(crate) use systemd::*;
 
 #[cfg(unix)]
 mod systemd {
@@ -16,11 +16,11 @@ mod systemd {
     const BEAT: Duration = Duration::from_secs(20);
 
     /// A start, which may take long: models are compiled.
-    pub(in crate::serve) struct Starting(#[expect(dead_code, reason = "its end ends the thread")] Sender<()>);
+    pub(crate) struct Starting(#[expect(dead_code, reason = "its end ends the thread")] Sender<()>);
 
     impl Starting {
         /// Asks for time until it is dropped.
-        pub(in crate::serve) fn begin() -> Starting {
+        pub(crate) fn begin() -> Starting {
             let (sender, ended) = mpsc::channel::<()>();
             let ask = move || {
                 loop {
@@ -37,46 +37,46 @@ mod systemd {
         }
     }
 
-    pub(in crate::serve) fn ready() {
+    pub(crate) fn ready() {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 
-    pub(in crate::serve) fn stopping() {
+    pub(crate) fn stopping() {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 
-    pub(in crate::serve) fn lives() {
+    pub(crate) fn lives() {
         let _ = sd_notify::notify(&[NotifyState::Watchdog]);
     }
 
     /// How often it wants to hear that the process lives.
-    pub(in crate::serve) fn beat() -> Option<Duration> {
+    pub(crate) fn beat() -> Option<Duration> {
         sd_notify::watchdog_enabled().map(|limit| limit / 3)
     }
 }
 
 #[cfg(not(unix))]
-pub(super) use none::*;
+pub(crate) use none::*;
 
 #[cfg(not(unix))]
 mod none {
     use std::time::Duration;
 
-    pub(in crate::serve) struct Starting;
+    pub(crate) struct Starting;
 
     impl Starting {
-        pub(in crate::serve) fn begin() -> Starting {
+        pub(crate) fn begin() -> Starting {
             Starting
         }
     }
 
-    pub(in crate::serve) fn ready() {}
+    pub(crate) fn ready() {}
 
-    pub(in crate::serve) fn stopping() {}
+    pub(crate) fn stopping() {}
 
-    pub(in crate::serve) fn lives() {}
+    pub(crate) fn lives() {}
 
-    pub(in crate::serve) fn beat() -> Option<Duration> {
+    pub(crate) fn beat() -> Option<Duration> {
         None
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn encode(image: &RgbImage, format: Format, quality: u8, text: &str) 
 }
 
 /// A PNG file with its `parameters`.
-pub(crate) fn png(image: &RgbImage, infotext: &str) -> io::Result<Vec<u8>> {
+pub fn png(image: &RgbImage, infotext: &str) -> io::Result<Vec<u8>> {
     encode(image, Format::Png, 0, infotext)
 }
 

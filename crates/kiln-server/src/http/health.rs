@@ -1,10 +1,12 @@
-//! Whether the server lives, and which models it can draw with.
+//! Whether a process lives, and which models it can draw with.
 
-use axum::Extension;
-use axum::Json;
-use axum::extract::{Path, State};
+use std::sync::Arc;
+
+use axum::extract::{FromRef, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
 use super::App;
@@ -13,7 +15,45 @@ use super::openapi::shape::{flag, list, object, one_of, partly, text, whole};
 use super::openapi::{Routes, op};
 use crate::models::Model;
 use crate::pulse::Stuck;
-use crate::{Load, Memory, Refusal};
+use crate::{Load, Memory, Refusal, Service};
+
+/// What is told of a process at a moment.
+pub struct Vitals {
+    /// Models and jobs.
+    pub service: Service,
+    /// Whether jobs can be written down.
+    pub is_sound: bool,
+    /// What is in memory.
+    pub memory: Memory,
+}
+
+impl FromRef<App> for Vitals {
+    fn from_ref(app: &App) -> Vitals {
+        let bodies = app.bytes_of_bodies();
+        let memory = Memory { bodies, links: app.files.bytes() as u64, ..Memory::of(&app.pool) };
+        Vitals { service: app.service.clone(), is_sound: app.keeper.is_sound(), memory }
+    }
+}
+
+/// Looks at a process that draws and serves no requests.
+#[derive(Clone)]
+struct Look(Arc<dyn Fn() -> Vitals + Send + Sync>);
+
+impl FromRef<Look> for Vitals {
+    fn from_ref(look: &Look) -> Vitals {
+        look.0()
+    }
+}
+
+/// The state of a process that draws and serves no requests, for whoever watches over it.
+pub fn vitals_router(look: impl Fn() -> Vitals + Send + Sync + 'static) -> Router {
+    Router::new()
+        .route("/healthz", get(live))
+        .route("/readyz", get(ready))
+        .route("/readyz/{model}", get(model_ready))
+        .route("/metrics", get(metrics_text))
+        .with_state(Look(Arc::new(look)))
+}
 
 /// The state of the server.
 pub(super) fn routes() -> Routes<App> {
@@ -51,14 +91,14 @@ pub(super) async fn live() -> Json<Value> {
 
 /// The models, and how much waits for them; 503 until those that are loaded with the server are, and while one of them cannot
 /// be, while jobs cannot be written down, and while the worker is stuck.
-pub(super) async fn ready(State(app): State<App>) -> Response {
-    let (waiting, drawn) = app.service.depth();
-    let models = app.service.models().list();
+pub(super) async fn ready(State(vitals): State<Vitals>) -> Response {
+    let Vitals { service, is_sound, .. } = vitals;
+    let (waiting, drawn) = service.depth();
+    let models = service.models().list();
     let mut preloaded = models.iter().filter(|model| model.card.preload);
-    let is_sound = app.keeper.store().is_sound();
     let can_draw = !models.is_empty() && preloaded.all(|model| is_ready(model));
-    let stuck = app.service.stuck();
-    let is_ready = !app.service.is_closed() && is_sound && can_draw && stuck.is_none();
+    let stuck = service.stuck();
+    let is_ready = !service.is_closed() && is_sound && can_draw && stuck.is_none();
     let models: Vec<Value> = models.iter().map(|model| describe(model, stuck.as_ref())).collect();
     let body = json!({ "ready": is_ready, "storage": is_sound, "models": models, "queued": waiting, "drawing": drawn });
     answer(is_ready, body)
@@ -67,13 +107,14 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
 /// One model; 503 until it is loaded, where it is loaded with the server, where it cannot be, and while the worker is stuck,
 /// with whichever model.
 pub(super) async fn model_ready(
-    State(app): State<App>,
+    State(vitals): State<Vitals>,
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     let refuse = || Refusal::NoModel(name.chars().take(64).collect());
-    let model = app.service.models().get(&name).ok_or_else(refuse)?;
-    let stuck = app.service.stuck();
-    let is_ready = !app.service.is_closed() && is_ready(&model) && stuck.is_none();
+    let service = vitals.service;
+    let model = service.models().get(&name).ok_or_else(refuse)?;
+    let stuck = service.stuck();
+    let is_ready = !service.is_closed() && is_ready(&model) && stuck.is_none();
     let mut body = describe(&model, stuck.as_ref());
     body["ready"] = is_ready.into();
     Ok(answer(is_ready, body))
@@ -102,14 +143,7 @@ fn describe(model: &Model, stuck: Option<&Stuck>) -> Value {
 }
 
 /// What Prometheus reads.
-async fn metrics_text(State(app): State<App>) -> impl IntoResponse {
-    let memory = Memory {
-        weights: app.pool.loaded_bytes(),
-        bodies: app.bytes_of_bodies(),
-        links: app.files.bytes() as u64,
-        n_loads: app.pool.n_loads(),
-        n_evictions: app.pool.n_evictions(),
-    };
-    let text = app.service.metrics_text(memory);
+async fn metrics_text(State(vitals): State<Vitals>) -> impl IntoResponse {
+    let text = vitals.service.metrics_text(vitals.memory);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

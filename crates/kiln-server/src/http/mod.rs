@@ -47,10 +47,11 @@ use crate::{Service, grpc};
 pub use auth::{Keys, Rates};
 pub(crate) use body::check_rate;
 pub(crate) use drawing::{bound, new_seed};
-pub(crate) use encode::png;
+pub use encode::png;
 pub(crate) use error::internal;
 pub use files::Files;
 pub(crate) use form::size;
+pub use health::{Vitals, vitals_router};
 pub use hosts::Hosts;
 pub(crate) use intake::{Intake, Unread, room};
 pub use listen::{Listening, Tls, bind, listen};
@@ -65,8 +66,8 @@ pub struct App(Arc<Shared>);
 pub struct Shared {
     /// Jobs.
     pub service: Service,
-    /// Jobs that outlive the process.
-    pub keeper: Arc<Keeper>,
+    /// Takes jobs.
+    pub keeper: Arc<dyn Keeper>,
     /// Who may come in.
     pub keys: RwLock<Arc<Keys>>,
     /// Pictures behind links.

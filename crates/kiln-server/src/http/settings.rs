@@ -9,11 +9,9 @@ use axum::response::{IntoResponse, Response};
 use kiln_runtime::Hires;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
 
 use super::App;
 use super::error::ApiError;
-use super::error::internal;
 use super::jobs::owned;
 use crate::store::Source;
 use crate::{ClientId, JobId, Spec};
@@ -120,9 +118,7 @@ async fn source(
     source: Source,
 ) -> Result<Response, ApiError> {
     let id = owned(app, client, id).await?;
-    let store = app.keeper.store().clone();
-    let file = spawn_blocking(move || store.source(&id, source)).await.map_err(|_| internal())?;
-    let file = file.ok_or_else(|| ApiError::not_found(what))?;
+    let file = app.keeper.source(&id, source).await?.ok_or_else(|| ApiError::not_found(what))?;
     let headers = [(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=3600")];
     Ok((headers, file).into_response())
 }

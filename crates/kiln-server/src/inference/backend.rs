@@ -12,7 +12,6 @@ use super::results::Results;
 use super::{Source, pictures};
 use crate::config::ModelConfig;
 use crate::http::error::{ApiError, internal};
-use crate::renewal::opened;
 use crate::{ClientId, Runtime, ServerError, Service, Ticket, Worker, WorkerOptions};
 
 /// How often it is looked whether a client has left.
@@ -80,8 +79,7 @@ impl Backend {
     ) -> Result<Backend, ServerError> {
         let service = Service::new(queue, queue);
         let model = config.name.clone();
-        let models = opened(&[(config, bundle)], runtime, &service)?;
-        service.models().set(models);
+        service.serve(&[(config, bundle)], runtime)?;
         let mut tokio = tokio::runtime::Builder::new_multi_thread();
         let tokio = tokio.worker_threads(1).thread_name("kiln-backend").enable_all().build();
         let tokio = tokio.map_err(ServerError::System)?;

@@ -82,7 +82,7 @@ impl Inference {
     ) -> Result<Results, ApiError> {
         let start = Instant::now();
         let (model, seeds) = (spec.model.clone(), spec.request.seeds.clone());
-        let ticket = Ticket::new(&self.app.service, self.app.service.submit(spec, client)?);
+        let ticket = self.app.keeper.draw(spec, client).await?;
         let drawn = pictures(&ticket, time).await;
         self.statistics.add(&model, start.elapsed(), drawn.as_deref().ok());
         Ok(Results::new(drawn?, seeds))

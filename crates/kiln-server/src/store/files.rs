@@ -30,21 +30,23 @@ impl Files {
     /// Moves a request's pictures to files, and leaves pictures without pixels in their places.
     pub(super) fn put_away(&self, id: &JobId, request: &mut Request) -> Result<(), StoreError> {
         let mut written = Vec::new();
-        for (name, picture) in sources(id, request).filter(|(_, picture)| has_pixels(picture)) {
+        for (source, picture) in sources(request).filter(|(_, picture)| has_pixels(picture)) {
+            let name = source.file(id);
             let bytes = to_bytes(picture).map_err(|e| self.error(&name, e));
             written.push(name.clone());
             if let Err(error) = bytes.and_then(|bytes| self.write(&name, &bytes)) {
                 self.remove(&written);
                 return Err(error);
             }
-            *picture = Picture::Planar(Array3::zeros((0, 0, 0)));
+            *picture = no_pixels();
         }
         Ok(())
     }
 
     /// Puts a request's pictures back into their places.
     pub(super) fn bring_back(&self, id: &JobId, request: &mut Request) -> Result<(), StoreError> {
-        for (name, picture) in sources(id, request).filter(|(_, picture)| !has_pixels(picture)) {
+        for (source, picture) in sources(request).filter(|(_, picture)| !has_pixels(picture)) {
+            let name = source.file(id);
             let bytes = fs::read(self.folder.join(&name));
             *picture = bytes.and_then(|bytes| from_bytes(&bytes)).map_err(|e| self.error(&name, e))?;
         }
@@ -107,18 +109,14 @@ impl Files {
     }
 }
 
-/// The pictures of a request, each with the name of its file.
-pub(super) fn sources<'a>(
-    id: &JobId,
-    request: &'a mut Request,
-) -> impl Iterator<Item = (String, &'a mut Picture)> {
+/// The pictures that a request starts from.
+pub fn sources(request: &mut Request) -> impl Iterator<Item = (Source, &mut Picture)> {
     let init = request.init.iter_mut().flat_map(|init| {
         let mask = init.mask.as_mut().map(|mask| (Source::Mask, mask));
         std::iter::once((Source::Init, &mut init.image)).chain(mask)
     });
     let controls = request.controls.iter_mut().enumerate();
-    let all = init.chain(controls.map(|(i, control)| (Source::Control(i), &mut control.image)));
-    all.map(move |(source, picture)| (source.file(id), picture))
+    init.chain(controls.map(|(i, control)| (Source::Control(i), &mut control.image)))
 }
 
 /// A picture that a job starts from.
@@ -133,7 +131,8 @@ pub enum Source {
 }
 
 impl Source {
-    pub(super) fn file(self, id: &JobId) -> String {
+    /// The name of its file.
+    pub fn file(self, id: &JobId) -> String {
         match self {
             Source::Init => format!("{id}-init"),
             Source::Mask => format!("{id}-mask"),
@@ -142,20 +141,26 @@ impl Source {
     }
 }
 
+/// What stands in the place of a picture that lies in a file.
+pub fn no_pixels() -> Picture {
+    Picture::Planar(Array3::zeros((0, 0, 0)))
+}
+
 /// Whether a picture is in its place, and not in a file.
-pub(super) fn has_pixels(picture: &Picture) -> bool {
+pub fn has_pixels(picture: &Picture) -> bool {
     picture.size().area() > 0
 }
 
 /// PNG, or JSON where a picture has more than eight bits.
-fn to_bytes(picture: &Picture) -> io::Result<Vec<u8>> {
+pub fn to_bytes(picture: &Picture) -> io::Result<Vec<u8>> {
     match picture {
         Picture::Rgb(image) => crate::http::png(image, ""),
         Picture::Planar(_) => serde_json::to_vec(picture).map_err(io::Error::other),
     }
 }
 
-fn from_bytes(bytes: &[u8]) -> io::Result<Picture> {
+/// The picture of such bytes.
+pub fn from_bytes(bytes: &[u8]) -> io::Result<Picture> {
     match bytes.first() {
         Some(b'{') => serde_json::from_slice(bytes).map_err(io::Error::other),
         _ => RgbImage::from_bytes(bytes).map(Picture::Rgb).map_err(io::Error::other),

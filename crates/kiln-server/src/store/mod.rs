@@ -23,7 +23,7 @@ use redb::ReadableTable;
 use crate::{ClientId, Fault, FaultKind, JobId, Spec};
 use database::{Database, Opener};
 use files::Files;
-pub use files::Source;
+pub use files::{Source, from_bytes, has_pixels, no_pixels, sources, to_bytes};
 pub use record::{Ending, Record, Retention};
 use record::{VERSION, picture_file};
 use tables::{JOBS, KEYS, NUMBERS};
@@ -51,6 +51,9 @@ pub enum StoreError {
         /// What it says.
         reason: String,
     },
+    /// What several machines share.
+    #[error("{0}")]
+    Shared(String),
     /// A file of pictures.
     #[error("{path}: {source}", path = path.display())]
     File {

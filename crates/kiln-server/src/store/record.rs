@@ -135,7 +135,8 @@ impl Record {
     /// The files of pictures that belong to it, those that a job came to before it failed among them.
     pub(super) fn files(&self) -> Vec<String> {
         let mut request = self.spec.request.clone();
-        let sources: Vec<String> = files::sources(&self.id, &mut request).map(|(name, _)| name).collect();
+        let sources: Vec<String> =
+            files::sources(&mut request).map(|(source, _)| source.file(&self.id)).collect();
         sources.into_iter().chain(self.pictures()).collect()
     }
 
@@ -146,7 +147,7 @@ impl Record {
 
     /// Whether a picture is in the record itself.
     pub(super) fn holds_pictures(&mut self) -> bool {
-        files::sources(&self.id, &mut self.spec.request).any(|(_, picture)| files::has_pixels(picture))
+        files::sources(&mut self.spec.request).any(|(_, picture)| files::has_pixels(picture))
     }
 
     /// Its sender's name for it, among those of all senders.

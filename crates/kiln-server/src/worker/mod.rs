@@ -160,6 +160,7 @@ impl Desk {
         let loaded = self.load(&model)?;
         loaded.wear(&job.spec.loras).inspect_err(|_| model.readiness.set(before.clone()))?;
         let capacity = if loaded.pipeline.gains_from_batches() { options.batch } else { 1 };
+        model.capacity.store(capacity, Ordering::Relaxed);
         let done = Batch::new(&shared, capacity, &job.spec).run(loaded, job.clone());
         loaded.used = Instant::now();
         loaded.is_idle = false;
@@ -257,7 +258,7 @@ impl Loaded {
             hash: self.files.get(&lora.name).and_then(|open| open.hash.clone()),
         };
         let loras = self.loras.iter().map(named).collect();
-        Names { model: self.model.card.name.clone(), vae: None, loras }
+        Names { model: self.model.card.public_name().to_owned(), vae: None, loras }
     }
 
     /// Loads all engines by drawing the fewest steps that the model's scheduler can.

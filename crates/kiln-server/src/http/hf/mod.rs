@@ -17,7 +17,6 @@ use super::form::{Form, size};
 use super::openapi::{Routes, binary, op};
 use super::schema::{COUNT, Field, Kind, SHARE, Table, field, needed};
 use super::upload::{Turn, picture};
-use crate::service::Ticket;
 use crate::{ClientId, Spec};
 
 static BODY: Table = Table::strict(&[&[
@@ -82,12 +81,8 @@ async fn draw(
     let format = accepted(request.headers());
     let turn = Turn::of(size(request.body())).await?;
     let form = Form::read(request, &BODY).await?;
-    let taken = turn.read((form, model, app, client), |(form, model, app, client)| {
-        let spec = ask(form.fields, model, &app)?;
-        let job = app.service.submit(spec, client)?;
-        Ok(Ticket::new(&app.service, job))
-    });
-    let ticket = taken.await?;
+    let read = turn.read((form, model, app.clone()), |(form, model, app)| ask(form.fields, model, &app));
+    let ticket = app.keeper.draw(read.await?, client).await?;
     let finished = ticket.pictures().await?;
     let image = finished.images.first().ok_or_else(internal)?.clone();
     let infotext = finished.infotexts.first().cloned().unwrap_or_default();

@@ -13,7 +13,6 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
 
 use crate::http::App;
 use crate::http::error::{ApiError, internal};
@@ -87,8 +86,7 @@ impl From<StoreError> for ApiError {
 }
 
 pub(crate) async fn record(app: &App, id: &JobId) -> Result<Option<Record>, ApiError> {
-    let (store, id) = (app.keeper.store().clone(), id.clone());
-    Ok(spawn_blocking(move || store.get(&id)).await.map_err(|_| internal())??)
+    Ok(app.keeper.get(id).await?)
 }
 
 async fn view(app: &App, id: &JobId) -> Result<Option<View>, ApiError> {
@@ -120,9 +118,7 @@ pub(crate) async fn list(
         }
         None => u64::MAX,
     };
-    let (store, limit) = (app.keeper.store().clone(), page.limit);
-    let records = spawn_blocking(move || store.newest(&client, before, limit));
-    let records = records.await.map_err(|_| internal())??;
+    let records = app.keeper.newest(&client, before, page.limit).await?;
     let views = records.into_iter().map(|record| {
         let job = app.service.job(&record.id);
         View::of(&app, record, job.as_deref())
@@ -173,9 +169,7 @@ pub(crate) async fn show_picture(
     Path((id, index)): Path<(String, usize)>,
 ) -> Result<Response, ApiError> {
     let id = owned(&app, &client, &id).await?;
-    let store = app.keeper.store().clone();
-    let file = spawn_blocking(move || store.picture(&id, index)).await.map_err(|_| internal())?;
-    let file = file.ok_or_else(|| ApiError::not_found("picture"))?;
+    let file = app.keeper.picture(&id, index).await?.ok_or_else(|| ApiError::not_found("picture"))?;
     Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=3600")], file)
         .into_response())
 }

@@ -8,19 +8,16 @@ mod stream;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use tokio::task::spawn_blocking;
 
 use super::App;
 use super::error::ApiError;
-use super::error::internal;
 use super::files::origin;
 use super::form::{Form, size};
 use super::openapi::shape::{event, list, object, one_of};
 use super::openapi::{Routes, op};
 use super::upload::Turn;
 use super::wait::patiently;
-use crate::service::Ticket;
-use crate::{ClientId, Spec};
+use crate::ClientId;
 use asked::{Kind, ask};
 
 pub(super) fn routes() -> Routes<App> {
@@ -64,22 +61,11 @@ async fn serve(
         let input = (kind, form, origin, app.clone());
         turn.read(input, |(kind, form, origin, app)| ask(kind, form, origin, &app)).await.map_err(named)?
     };
-    let ticket = submit(&app, spec, client).await?;
+    let ticket = app.keeper.draw(spec, client).await.map_err(|error| named(error.into()))?;
     match answer.is_stream {
         true => Ok(stream::follow(ticket, answer)),
         false => Ok(patiently(async move { answer.whole(&app, &ticket).await }).await),
     }
-}
-
-/// Takes the job. A client who leaves meanwhile drops the ticket.
-async fn submit(app: &App, spec: Spec, client: ClientId) -> Result<Ticket, ApiError> {
-    let service = app.service.clone();
-    let taken = spawn_blocking(move || {
-        let job = service.submit(spec, client)?;
-        Ok(Ticket::new(&service, job))
-    });
-    let taken = taken.await.map_err(|_| internal())?;
-    taken.map_err(|refusal: crate::Refusal| named(refusal.into()))
 }
 
 /// Words that begin messages about a request, and the parameters that they are about.

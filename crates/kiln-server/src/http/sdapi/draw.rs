@@ -10,11 +10,11 @@ use axum::response::Response;
 use super::panel::Panel;
 use super::plan::Plan;
 use super::{Caller, Shared};
+use crate::ClientId;
 use crate::http::App;
 use crate::http::error::ApiError;
 use crate::http::upload::Turn;
 use crate::http::wait::patiently;
-use crate::{ClientId, Ticket};
 
 pub(super) async fn txt2img(
     State(app): State<App>,
@@ -50,7 +50,7 @@ async fn draw(
     let Plan { specs, answer, settings } = plan.await?;
     let mut tickets = Vec::new();
     for spec in specs {
-        tickets.push(Ticket::new(&app.service, app.service.submit(spec, client.clone())?));
+        tickets.push(app.keeper.draw(spec, client.clone()).await?);
     }
     settings.into_iter().for_each(|settings| panel.choose(&client, settings));
     let jobs = tickets.iter().map(|ticket| ticket.job().clone()).collect();

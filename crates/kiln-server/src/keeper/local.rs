@@ -1,15 +1,18 @@
-//! Jobs of the native API: taken when they are on disk, done when their pictures are.
+//! Jobs that this process draws. Those of the native API are taken when they are on disk, and done when their pictures are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::body::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tracing::Instrument;
 
-use crate::store::{Added, Ending, Record, Retention, Store, StoreError};
-use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Refusal, Service, Spec};
+use super::{Keeper, KeeperError, SenderKey};
+use crate::store::{Added, Ending, Record, Retention, Source, Store, StoreError};
+use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Refusal, Service, Spec, Ticket};
 
 /// How often old jobs are looked for.
 const PRUNING: Duration = Duration::from_secs(300);
@@ -20,67 +23,122 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long the end of a job may take to be on disk before clients are answered without it.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// The sender's own name for a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SenderKey {
-    /// The name.
-    pub key: String,
-    /// What tells the sender's words from others.
-    pub digest: String,
-}
+/// Takes jobs that are drawn here. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct LocalKeeper(Arc<Shared>);
 
-/// Why a job is not kept.
-#[derive(Debug)]
-pub enum KeeperError {
-    /// It was not taken.
-    Refused(Refusal),
-    /// Its sender has sent another one under the same key.
-    Reused,
-    /// It cannot be written down.
-    Store(StoreError),
-}
-
-/// Takes jobs that outlive the process.
-pub struct Keeper {
+struct Shared {
     service: Service,
     store: Arc<Store>,
     retention: Retention,
     /// Jobs whose end is not on disk yet.
-    n_open: Arc<AtomicUsize>,
-    settled: Arc<Notify>,
+    n_open: AtomicUsize,
+    settled: Notify,
 }
 
-impl Keeper {
-    pub(crate) fn new(service: Service, store: Arc<Store>, retention: Retention) -> Keeper {
-        Keeper { service, store, retention, n_open: Arc::default(), settled: Arc::default() }
-    }
-
-    /// The jobs on disk.
-    pub fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    /// Takes a job; gives the one that the client has sent before under the same key.
-    pub async fn take(
-        self: &Arc<Self>,
+impl Keeper for LocalKeeper {
+    fn take(
+        &self,
         spec: Spec,
         client: ClientId,
         key: Option<SenderKey>,
-    ) -> Result<JobId, KeeperError> {
+    ) -> BoxFuture<'_, Result<JobId, KeeperError>> {
         let keeper = self.clone();
         // What is on disk comes into the queue, even where its sender leaves in between.
         let taking = async move { keeper.take_now(spec, client, key).await };
         let taking = tokio::spawn(taking.in_current_span());
-        taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending)))
+        Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
+    }
+
+    fn draw(&self, spec: Spec, client: ClientId) -> BoxFuture<'_, Result<Ticket, KeeperError>> {
+        let service = self.0.service.clone();
+        let taken = spawn_blocking(move || {
+            let job = service.submit(spec, client).map_err(KeeperError::Refused)?;
+            Ok(Ticket::new(&service, job))
+        });
+        Box::pin(async { taken.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
+    }
+
+    fn cancel<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, ()> {
+        let service = &self.0.service;
+        service.cancel(job);
+        let written = async {
+            while service.job(&job.id).is_some() {
+                let _ = tokio::time::timeout(Duration::from_millis(20), self.0.settled.notified()).await;
+            }
+        };
+        Box::pin(async { drop(tokio::time::timeout(ENDING, written).await) })
+    }
+
+    fn delete<'a>(&'a self, id: &'a JobId) -> BoxFuture<'a, Result<(), StoreError>> {
+        if let Some(job) = self.0.service.job(id) {
+            self.0.service.cancel(&job);
+        }
+        let id = id.clone();
+        Box::pin(self.stored(move |store| store.delete(&id)))
+    }
+
+    fn get<'a>(&'a self, id: &'a JobId) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        let id = id.clone();
+        Box::pin(self.stored(move |store| store.get(&id)))
+    }
+
+    fn newest<'a>(
+        &'a self,
+        client: &'a ClientId,
+        before: u64,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Record>, StoreError>> {
+        let client = client.clone();
+        Box::pin(self.stored(move |store| store.newest(&client, before, limit)))
+    }
+
+    fn picture<'a>(&'a self, id: &'a JobId, index: usize) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
+        let id = id.clone();
+        Box::pin(self.stored(move |store| Ok(store.picture(&id, index).map(Bytes::from))))
+    }
+
+    fn source<'a>(&'a self, id: &'a JobId, source: Source) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
+        let id = id.clone();
+        Box::pin(self.stored(move |store| Ok(store.source(&id, source).map(Bytes::from))))
+    }
+
+    fn is_sound(&self) -> bool {
+        self.0.store.is_sound()
+    }
+
+    fn settle(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.settle_now())
+    }
+}
+
+impl LocalKeeper {
+    pub(crate) fn new(service: Service, store: Arc<Store>, retention: Retention) -> LocalKeeper {
+        LocalKeeper(Arc::new(Shared {
+            service,
+            store,
+            retention,
+            n_open: AtomicUsize::default(),
+            settled: Notify::default(),
+        }))
+    }
+
+    /// Does what takes time with the jobs on disk.
+    async fn stored<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.0.store.clone();
+        blocking(move || work(&store)).await
     }
 
     async fn take_now(
-        self: &Arc<Self>,
+        &self,
         mut spec: Spec,
         client: ClientId,
         key: Option<SenderKey>,
     ) -> Result<JobId, KeeperError> {
-        let cost = self.service.check(&mut spec).map_err(KeeperError::Refused)?;
+        let cost = self.0.service.check(&mut spec).map_err(KeeperError::Refused)?;
         let id = JobId::random();
         let (idempotency_key, digest) = key.map(|sent| (sent.key, sent.digest)).unzip();
         let record =
@@ -89,15 +147,15 @@ impl Keeper {
         if let Some(known) = self.known(&record).await? {
             return Ok(known);
         }
-        let place = self.service.place(&client).map_err(KeeperError::Refused)?;
-        let store = self.store.clone();
+        let place = self.0.service.place(&client).map_err(KeeperError::Refused)?;
+        let store = self.0.store.clone();
         match blocking(move || store.add(record)).await.map_err(KeeperError::Store)? {
             Added::Known(known) => return Ok(known),
             Added::Reused => return Err(KeeperError::Reused),
             Added::New => {}
         }
-        let job = Job::new(id.clone(), spec, client, cost).on_disk(&self.store);
-        self.keep(self.service.fill(place, job));
+        let job = Job::new(id.clone(), spec, client, cost).on_disk(&self.0.store);
+        self.keep(self.0.service.fill(place, job));
         Ok(id)
     }
 
@@ -105,7 +163,7 @@ impl Keeper {
         if record.idempotency_key.is_none() {
             return Ok(None);
         }
-        let (store, record) = (self.store.clone(), record.clone());
+        let (store, record) = (self.0.store.clone(), record.clone());
         match blocking(move || store.known(&record)).await.map_err(KeeperError::Store)? {
             Some(Added::Known(id)) => Ok(Some(id)),
             Some(Added::Reused) => Err(KeeperError::Reused),
@@ -113,55 +171,35 @@ impl Keeper {
         }
     }
 
-    /// Stops a job before its next step; waits a little for its end to be on disk.
-    pub async fn cancel(&self, job: &Job) {
-        self.service.cancel(job);
-        let written = async {
-            while self.service.job(&job.id).is_some() {
-                let _ = tokio::time::timeout(Duration::from_millis(20), self.settled.notified()).await;
-            }
-        };
-        let _ = tokio::time::timeout(ENDING, written).await;
-    }
-
-    /// Stops a job where it has not ended, and forgets it and its pictures.
-    pub async fn delete(&self, id: &JobId) -> Result<(), StoreError> {
-        if let Some(job) = self.service.job(id) {
-            self.service.cancel(&job);
-        }
-        let (store, id) = (self.store.clone(), id.clone());
-        blocking(move || store.delete(&id)).await
-    }
-
     /// Puts the jobs of the last run back into the queue. Inside a runtime.
-    pub(crate) fn reopen(self: &Arc<Self>) -> Result<(), StoreError> {
-        for record in self.store.reopen()? {
+    pub(crate) fn reopen(&self) -> Result<(), StoreError> {
+        for record in self.0.store.reopen()? {
             let (id, client) = (record.id.clone(), record.client.clone());
-            let spec = self.store.spec(record).map_err(|error| lost(&id, &error));
-            let job =
-                spec.and_then(|spec| self.service.restore(id.clone(), spec, client, &self.store).map_err(gone));
+            let spec = self.0.store.spec(record).map_err(|error| lost(&id, &error));
+            let job = spec
+                .and_then(|spec| self.0.service.restore(id.clone(), spec, client, &self.0.store).map_err(gone));
             match job {
                 Ok(job) => self.keep(job),
-                Err(fault) => self.store.end(&id, Ending::Failed { fault })?,
+                Err(fault) => self.0.store.end(&id, Ending::Failed { fault })?,
             }
         }
         Ok(())
     }
 
     /// Writes down how a job ends, when it does.
-    fn keep(self: &Arc<Self>, job: Arc<Job>) {
-        self.n_open.fetch_add(1, Ordering::SeqCst);
+    fn keep(&self, job: Arc<Job>) {
+        self.0.n_open.fetch_add(1, Ordering::SeqCst);
         let keeper = self.clone();
         tokio::spawn(async move {
             let phase = job.ended().await;
             // What waits when the server ends is drawn after the next start.
-            match keeper.service.leaves(&job) {
+            match keeper.0.service.leaves(&job) {
                 true => keeper.pardon(&job).await,
                 false => keeper.write_end(&job, phase).await,
             }
-            keeper.service.forget(&job.id);
-            keeper.n_open.fetch_sub(1, Ordering::SeqCst);
-            keeper.settled.notify_waiters();
+            keeper.0.service.forget(&job.id);
+            keeper.0.n_open.fetch_sub(1, Ordering::SeqCst);
+            keeper.0.settled.notify_waiters();
         });
     }
 
@@ -169,7 +207,7 @@ impl Keeper {
     async fn write_end(&self, job: &Job, phase: Phase) {
         let mut is_told = false;
         loop {
-            let (store, id, phase) = (self.store.clone(), job.id.clone(), phase.clone());
+            let (store, id, phase) = (self.0.store.clone(), job.id.clone(), phase.clone());
             let saving = job.saving();
             let written = blocking(move || saving.in_scope(|| write(&store, &id, phase))).await;
             let Err(error) = written else { return };
@@ -177,10 +215,10 @@ impl Keeper {
                 tracing::error!(job = %job.id, "{error}");
                 is_told = true;
             }
-            if self.service.is_closed() {
+            if self.0.service.is_closed() {
                 return;
             }
-            let _ = tokio::time::timeout(RETRY, self.service.closed()).await;
+            let _ = tokio::time::timeout(RETRY, self.0.service.closed()).await;
         }
     }
 
@@ -189,33 +227,33 @@ impl Keeper {
         if !job.take_back() {
             return;
         }
-        let (store, id) = (self.store.clone(), job.id.clone());
+        let (store, id) = (self.0.store.clone(), job.id.clone());
         if let Err(error) = blocking(move || store.pardon(&id)).await {
             tracing::error!(job = %job.id, "{error}");
         }
     }
 
     /// Waits until the ends of all jobs that have ended are on disk, and takes back that the others have begun.
-    pub(crate) async fn settle(&self) {
-        for job in self.service.all() {
+    async fn settle_now(&self) {
+        for job in self.0.service.all() {
             let is_drawn = !job.status().phase.is_final() && !job.was_stopped();
             if is_drawn {
                 self.pardon(&job).await;
             }
         }
         let is_drawn = |job: &Arc<Job>| !job.status().phase.is_final();
-        let left = self.service.all().iter().filter(|job| is_drawn(job)).count();
+        let left = self.0.service.all().iter().filter(|job| is_drawn(job)).count();
         for _ in 0..500 {
-            if self.n_open.load(Ordering::SeqCst) <= left {
+            if self.0.n_open.load(Ordering::SeqCst) <= left {
                 return;
             }
-            let _ = tokio::time::timeout(Duration::from_millis(20), self.settled.notified()).await;
+            let _ = tokio::time::timeout(Duration::from_millis(20), self.0.settled.notified()).await;
         }
     }
 
     /// Looks whether the disk takes something again, while it does not.
-    pub(crate) fn probe_now_and_then(keeper: &Arc<Keeper>) {
-        let store = keeper.store.clone();
+    pub(crate) fn probe_now_and_then(&self) {
+        let store = self.0.store.clone();
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(RETRY).await;
@@ -227,8 +265,8 @@ impl Keeper {
         });
     }
 
-    pub(crate) fn prune_now_and_then(keeper: &Arc<Keeper>) {
-        let (store, retention) = (keeper.store.clone(), keeper.retention);
+    pub(crate) fn prune_now_and_then(&self) {
+        let (store, retention) = (self.0.store.clone(), self.0.retention);
         tokio::spawn(async move {
             loop {
                 let store = store.clone();
@@ -300,8 +338,8 @@ mod tests {
         let (store, is_full) = on_small_disk(&folder);
         let (store, service) = (Arc::new(store), Service::new(9, 9));
         let retention = Retention { age: Duration::MAX, bytes: u64::MAX };
-        let keeper = Arc::new(Keeper::new(service.clone(), store.clone(), retention));
-        Keeper::probe_now_and_then(&keeper);
+        let keeper = LocalKeeper::new(service.clone(), store.clone(), retention);
+        keeper.probe_now_and_then();
         let spec = Spec { model: "shapes".into(), loras: Vec::new(), request: Request::new("a star") };
         let (id, client) = (JobId::random(), ClientId::default());
         store.add(Record::new(id.clone(), spec.clone(), client.clone())).expect("a job");

@@ -1,0 +1,169 @@
+//! What operators ask of a fleet.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use kiln_server::JobId;
+use kiln_server::store::Ending;
+use serde::Serialize;
+
+use crate::FleetError;
+use crate::broker::Broker;
+use crate::card::Card;
+use crate::names::{Lane, untoken};
+use crate::queue::Queued;
+use crate::records::{Found, Order};
+use crate::settings::Settings;
+
+/// A fleet at a moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Overview {
+    /// Its name.
+    pub fleet: String,
+    /// Version of the queue's server.
+    pub server: String,
+    /// What it has agreed on.
+    pub settings: Settings,
+    /// The workers that live.
+    pub workers: Vec<Card>,
+    /// Jobs that wait or are drawn, by lane and client.
+    pub queues: Vec<Depth>,
+    /// Jobs that were given up.
+    pub dead: u64,
+    /// Seconds that the oldest job has been there.
+    pub oldest_seconds: f64,
+}
+
+/// How many jobs a client has in a lane.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Depth {
+    /// The lane, with the first 16 digits of the bundle's digest.
+    pub lane: Lane,
+    /// The client's name; empty where nobody is asked for a key.
+    pub client: String,
+    /// Jobs that wait or are drawn.
+    pub jobs: usize,
+    /// Workers that can draw them.
+    pub workers: usize,
+}
+
+impl Broker {
+    /// Everything that there is to see.
+    pub async fn overview(&self) -> Result<Overview, FleetError> {
+        let fail = |e: &dyn std::fmt::Display| FleetError::broker("jobs", e);
+        let workers = self.cards().await?;
+        let mut subjects = self.jobs.info_with_subjects(self.names.all_jobs()).await.map_err(|e| fail(&e))?;
+        let mut queues = Vec::new();
+        while let Some((subject, jobs)) = subjects.try_next().await.map_err(|e| fail(&e))? {
+            let Some((lane, client)) = self.names.parse_queue(&subject) else { continue };
+            let name = lane.to_string();
+            let draws = |card: &&Card| card.models.iter().any(|model| model.lane.to_string() == name);
+            let n_workers = workers.iter().filter(draws).count();
+            queues.push(Depth { lane, client: untoken(&client), jobs, workers: n_workers });
+        }
+        queues.sort_by(|a, b| (&a.lane, &a.client).cmp(&(&b.lane, &b.client)));
+        let state = self.jobs.get_info().await.map_err(|e| fail(&e))?.state;
+        let oldest = match state.messages {
+            0 => Duration::ZERO,
+            _ => {
+                let first = state.first_timestamp;
+                SystemTime::now().duration_since(SystemTime::from(first)).unwrap_or_default()
+            }
+        };
+        let dead = self.dead.get_info().await.map_err(|e| fail(&e))?.state.messages;
+        Ok(Overview {
+            fleet: self.names.to_string(),
+            server: self.client.server_info().version,
+            settings: self.settings.clone(),
+            workers,
+            queues,
+            dead,
+            oldest_seconds: oldest.as_secs_f64(),
+        })
+    }
+
+    /// All jobs that have not ended, in the order in which they were sent.
+    pub async fn open_jobs(&self) -> Result<Vec<Order>, FleetError> {
+        let fail = |e: &dyn std::fmt::Display| FleetError::broker("records", e);
+        let bucket = self.records.bucket();
+        let n = bucket.stream.get_info().await.map_err(|e| fail(&e))?.state.messages;
+        let mut open = BTreeMap::new();
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let mut records = bucket.watch_with_history(">").await.map_err(|e| fail(&e))?;
+        while let Some(entry) = records.next().await {
+            let entry = entry.map_err(|e| fail(&e))?;
+            if let Ok(order) = Order::read(&entry.value)
+                && !order.is_final()
+            {
+                open.insert(order.record.sequence, order);
+            }
+            if entry.seen_current {
+                break;
+            }
+        }
+        Ok(open.into_values().collect())
+    }
+
+    /// Jobs that were given up, the oldest first.
+    pub async fn dead_jobs(&self) -> Result<Vec<Order>, FleetError> {
+        let fail = |e: &dyn std::fmt::Display| FleetError::broker("dead jobs", e);
+        let mut orders = Vec::new();
+        let mut sequence = 0;
+        let state = self.dead.get_info().await.map_err(|e| fail(&e))?.state;
+        while sequence < state.last_sequence {
+            let next = self.dead.raw_message_builder().sequence(sequence + 1);
+            let Ok(message) = next.next_by_subject(self.names.all_dead()).send().await else { break };
+            sequence = message.sequence;
+            // One that nobody could read is no order.
+            orders.extend(Order::read(&message.payload));
+        }
+        Ok(orders)
+    }
+
+    /// Queues a job again that was given up.
+    pub async fn retry(&self, id: &JobId) -> Result<(), FleetError> {
+        let unknown = || FleetError::Unknown(format!("job {id}: is not one that was given up"));
+        let dead = self.dead_jobs().await?;
+        let mut order = dead.into_iter().find(|order| order.record.id == *id).ok_or_else(unknown)?;
+        let record = &mut order.record;
+        (record.ending, record.ended, record.begun, record.attempts) = (Ending::Open, None, false, 0);
+        (order.worker, order.claim) = (None, None);
+        order.faults.clear();
+        let Queued::As(sequence) = self.queue(&order, None).await? else {
+            return Err(FleetError::Refused(format!("job {id}: the queue is full")));
+        };
+        order.record.sequence = sequence;
+        loop {
+            match self.records.find(id).await? {
+                Found::Job(_, revision) => {
+                    if self.records.update(&order, revision).await? {
+                        break;
+                    }
+                }
+                _ => {
+                    self.records.create(&order).await?;
+                    break;
+                }
+            }
+        }
+        self.announce(&order.lane).await;
+        let purge = self.dead.purge().filter(self.names.dead_job(&order.lane, id)).await;
+        purge.map(drop).map_err(|e| FleetError::broker("dead jobs", e))
+    }
+
+    /// Tells a worker to finish what it has and end.
+    pub async fn drain(&self, worker: &str) -> Result<(), FleetError> {
+        let known = self.cards().await?;
+        if !known.iter().any(|card| card.name == worker) {
+            let names: Vec<&str> = known.iter().map(|card| card.name.as_str()).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(FleetError::Unknown(format!("worker {worker}: is not there; workers: {names}")));
+        }
+        let asked = self.client.request(self.names.drain(worker), Bytes::new()).await;
+        asked.map(drop).map_err(|e| FleetError::broker(&format!("worker {worker}"), e))
+    }
+}

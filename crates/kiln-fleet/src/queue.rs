@@ -1,0 +1,61 @@
+//! The stream of jobs.
+
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+
+use crate::FleetError;
+use crate::broker::Broker;
+use crate::names::Lane;
+use crate::records::Order;
+
+/// What became of a job that was to be queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queued {
+    /// It is, under this number, which grows from job to job.
+    As(u64),
+    /// One of its name was queued lately.
+    Known,
+    /// There is no place.
+    Full,
+}
+
+impl Broker {
+    /// Queues a job, unless one of this name was queued lately.
+    pub(crate) async fn queue(&self, order: &Order, name: Option<&str>) -> Result<Queued, FleetError> {
+        let subject = self.names.queue(&order.lane, &order.record.client.0);
+        let mut message = PublishMessage::build().payload(order.to_bytes().into());
+        if let Some(name) = name {
+            message = message.message_id(name);
+        }
+        let sent = self.context.send_publish(subject, message).await;
+        match sent.map_err(|e| FleetError::broker("queue", e))?.await {
+            Ok(answer) if answer.duplicate => Ok(Queued::Known),
+            Ok(answer) => Ok(Queued::As(answer.sequence)),
+            Err(error) if is_full(&error) => Ok(Queued::Full),
+            Err(error) => Err(FleetError::broker("queue", error)),
+        }
+    }
+
+    /// Tells workers that a lane has a new job.
+    pub(crate) async fn announce(&self, lane: &Lane) {
+        let _ = self.client.publish(self.names.arrival(lane), Bytes::new()).await;
+    }
+
+    /// Takes a job out of the stream that nobody is to draw any more.
+    pub(crate) async fn unqueue(&self, order: &Order) {
+        let _ = self.jobs.delete_message(order.record.sequence).await;
+    }
+
+    /// Puts a job where those are that were given up.
+    pub(crate) async fn bury(&self, subject: String, order: Bytes) -> Result<(), FleetError> {
+        let sent = self.context.publish(subject, order).await;
+        let sent = sent.map_err(|e| FleetError::broker("dead job", e))?;
+        sent.await.map(drop).map_err(|e| FleetError::broker("dead job", e))
+    }
+}
+
+/// Whether the stream has as many jobs as it takes.
+fn is_full(error: &PublishError) -> bool {
+    error.kind() != PublishErrorKind::TimedOut && error.to_string().contains("maximum messages exceeded")
+}

@@ -1,0 +1,198 @@
+//! What is known of each job, as all processes of a fleet see it.
+//!
+//! A record is changed by comparing and swapping: whoever changes one that has changed meanwhile reads it again and decides
+//! anew. So a job has one end, whoever comes to one first.
+
+use std::collections::BTreeMap;
+
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
+use kiln_server::JobId;
+use kiln_server::store::{Ending, Record};
+use serde::{Deserialize, Serialize};
+
+use crate::FleetError;
+use crate::names::Lane;
+use crate::settings::PROTOCOL;
+
+/// A job: what waits in the stream, and what the bucket says of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// The form that it was written in.
+    pub protocol: u32,
+    /// Where it waits.
+    pub lane: Lane,
+    /// What to draw, for whom, and how it ended. Its pictures have no pixels, which lie beside it.
+    pub record: Record,
+    /// Digests of the LoRAs' files, by their names.
+    #[serde(default)]
+    pub loras: BTreeMap<String, String>,
+    /// Evaluations times rows times pixels.
+    pub cost: f64,
+    /// Whether its owner may ask for it later; nobody but the one who waits for it does else.
+    pub is_kept: bool,
+    /// Whether its owner has stopped it.
+    #[serde(default)]
+    pub is_stopped: bool,
+    /// Who draws it, or has drawn it.
+    #[serde(default)]
+    pub worker: Option<String>,
+    /// The attempt at drawing it; each has another.
+    #[serde(default)]
+    pub claim: Option<String>,
+    /// What its attempts came to that failed.
+    #[serde(default)]
+    pub faults: Vec<String>,
+    /// The names of its pictures in the store.
+    #[serde(default)]
+    pub pictures: Vec<String>,
+    /// Seconds that it took to draw.
+    #[serde(default)]
+    pub seconds: f64,
+}
+
+impl Order {
+    /// A job that is new.
+    pub(crate) fn new(record: Record, lane: Lane, cost: f64) -> Order {
+        Order {
+            protocol: PROTOCOL,
+            lane,
+            record,
+            loras: BTreeMap::new(),
+            cost,
+            is_kept: true,
+            is_stopped: false,
+            worker: None,
+            claim: None,
+            faults: Vec::new(),
+            pictures: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn is_final(&self) -> bool {
+        self.record.ending != Ending::Open
+    }
+
+    /// Ends it.
+    pub(crate) fn end(&mut self, ending: Ending) {
+        self.record.ending = ending;
+        self.record.ended = Some(kiln_server::store::now());
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("orders are JSON")
+    }
+
+    /// Reads it; says which protocol it has where this version cannot.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Order, FleetError> {
+        #[derive(Deserialize)]
+        struct Form {
+            protocol: u32,
+        }
+        let unreadable = |e: serde_json::Error| FleetError::Refused(format!("the job cannot be read: {e}"));
+        let form: Form = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if form.protocol > PROTOCOL {
+            let message = format!("the job is of protocol {}, this kiln reads up to {PROTOCOL}", form.protocol);
+            return Err(FleetError::Refused(message));
+        }
+        serde_json::from_slice(bytes).map_err(unreadable)
+    }
+}
+
+/// What the bucket has under a job's name.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Found {
+    /// Nothing, and never had.
+    Nothing,
+    /// It was forgotten.
+    Forgotten,
+    /// The job, as of a revision.
+    Job(Box<Order>, u64),
+}
+
+/// The bucket of records. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Records(kv::Store);
+
+impl Records {
+    pub(crate) fn new(bucket: kv::Store) -> Records {
+        Records(bucket)
+    }
+
+    pub(crate) fn bucket(&self) -> &kv::Store {
+        &self.0
+    }
+
+    pub(crate) async fn find(&self, id: &JobId) -> Result<Found, FleetError> {
+        match self.0.entry(id.as_str()).await.map_err(|e| FleetError::broker("record", e))? {
+            None => Ok(Found::Nothing),
+            Some(entry) if entry.operation == Operation::Put => {
+                Ok(Found::Job(Box::new(Order::read(&entry.value)?), entry.revision))
+            }
+            Some(_) => Ok(Found::Forgotten),
+        }
+    }
+
+    /// Writes a new job down, unless there is one of this name.
+    pub(crate) async fn create(&self, order: &Order) -> Result<bool, FleetError> {
+        match self.0.create(order.record.id.as_str(), order.to_bytes().into()).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(FleetError::broker("record", error)),
+        }
+    }
+
+    /// Changes a job, unless it has changed since this revision.
+    pub(crate) async fn update(&self, order: &Order, revision: u64) -> Result<bool, FleetError> {
+        match self.0.update(order.record.id.as_str(), order.to_bytes().into(), revision).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Err(error) => Err(FleetError::broker("record", error)),
+        }
+    }
+
+    /// Changes a job as it is when that works: the changed job, or none where `change` leaves it alone or it is not there.
+    pub(crate) async fn change(
+        &self,
+        id: &JobId,
+        change: impl Fn(&mut Order) -> bool,
+    ) -> Result<Option<Order>, FleetError> {
+        loop {
+            let Found::Job(mut order, revision) = self.find(id).await? else { return Ok(None) };
+            if !change(&mut order) {
+                return Ok(None);
+            }
+            if self.update(&order, revision).await? {
+                return Ok(Some(*order));
+            }
+        }
+    }
+
+    /// Forgets a job; that it was there stays known for as long as records are kept.
+    pub(crate) async fn forget(&self, id: &JobId) -> Result<(), FleetError> {
+        self.0.delete(id.as_str()).await.map_err(|e| FleetError::broker("record", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the first version with fleets wrote it.
+    const OLD: &str = include_str!("../tests/order-1.json");
+
+    #[test]
+    fn jobs_of_earlier_versions_can_be_read() {
+        let order = Order::read(OLD.as_bytes()).expect("a job");
+        assert_eq!((order.protocol, order.lane.model.as_str()), (1, "shapes"));
+        assert_eq!(order.record.spec.request.prompts, ["a red circle"]);
+    }
+
+    #[test]
+    fn jobs_of_later_protocols_are_named() {
+        let newer = OLD.replacen("\"protocol\": 1", "\"protocol\": 2", 1).replace("\"spec\"", "\"brief\"");
+        let error = Order::read(newer.as_bytes()).expect_err("a newer job").to_string();
+        assert_eq!(error, "the job is of protocol 2, this kiln reads up to 1");
+    }
+}
