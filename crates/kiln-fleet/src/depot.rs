@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::object_store::{GetErrorKind, ObjectStore};
+use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
@@ -24,8 +25,8 @@ const MAX_OBJECT: usize = 1 << 30;
 /// A store of objects. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Depot {
-    /// Of the queue's server, which forgets old ones by itself.
-    Queue(ObjectStore),
+    /// Of the queue's server, which forgets old ones by itself, and the stream that it is.
+    Queue(ObjectStore, Stream<()>),
     /// S3 or a folder.
     Elsewhere(Arc<dyn object_store::ObjectStore>),
 }
@@ -34,7 +35,7 @@ impl Depot {
     /// Where a fleet's pictures lie.
     pub(crate) async fn of_pictures(broker: &Broker) -> Result<Depot, FleetError> {
         match &broker.settings.results {
-            None => Ok(Depot::Queue(broker.picture_bucket().await?)),
+            None => Ok(Depot::of_queue(broker, broker.picture_bucket().await?, broker.names.pictures()).await?),
             Some(place) => Depot::at(place, "pictures"),
         }
     }
@@ -42,9 +43,14 @@ impl Depot {
     /// Where a fleet's packed bundles lie.
     pub(crate) async fn of_bundles(broker: &Broker) -> Result<Depot, FleetError> {
         match &broker.settings.results {
-            None => Ok(Depot::Queue(broker.bundle_bucket().await?)),
+            None => Ok(Depot::of_queue(broker, broker.bundle_bucket().await?, broker.names.bundles()).await?),
             Some(place) => Depot::at(place, "bundles"),
         }
+    }
+
+    async fn of_queue(broker: &Broker, store: ObjectStore, bucket: String) -> Result<Depot, FleetError> {
+        let stream = broker.context.get_stream_no_info(format!("OBJ_{bucket}")).await;
+        Ok(Depot::Queue(store, stream.map_err(|e| FleetError::broker("objects", e))?))
     }
 
     /// A part of a bucket of S3, or of a folder.
@@ -73,7 +79,7 @@ impl Depot {
     /// Stores an object, whole or not at all; it outlives a crash afterwards.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<(), FleetError> {
         match self {
-            Depot::Queue(store) => {
+            Depot::Queue(store, _) => {
                 store.put(name, &mut bytes.as_ref()).await.map(drop).map_err(|e| fail(name, e))
             }
             Depot::Elsewhere(store) => {
@@ -85,7 +91,7 @@ impl Depot {
     /// An object, if it is there.
     pub(crate) async fn get(&self, name: &str) -> Result<Option<Bytes>, FleetError> {
         match self {
-            Depot::Queue(store) => {
+            Depot::Queue(store, _) => {
                 let mut object = match store.get(name).await {
                     Ok(object) => object,
                     Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(None),
@@ -116,7 +122,7 @@ impl Depot {
     /// Whether an object is there.
     pub(crate) async fn has(&self, name: &str) -> Result<bool, FleetError> {
         match self {
-            Depot::Queue(store) => Ok(store.info(name).await.is_ok_and(|info| !info.deleted)),
+            Depot::Queue(store, _) => Ok(store.info(name).await.is_ok_and(|info| !info.deleted)),
             Depot::Elsewhere(store) => match store.head(&Key::from(name)).await {
                 Ok(_) => Ok(true),
                 Err(object_store::Error::NotFound { .. }) => Ok(false),
@@ -129,7 +135,7 @@ impl Depot {
     pub(crate) async fn delete(&self, name: &str) -> Result<(), FleetError> {
         use async_nats::jetstream::object_store::DeleteErrorKind;
         match self {
-            Depot::Queue(store) => match store.delete(name).await {
+            Depot::Queue(store, _) => match store.delete(name).await {
                 Err(error) if error.kind() != DeleteErrorKind::NotFound => Err(fail(name, error)),
                 _ => Ok(()),
             },
@@ -143,7 +149,7 @@ impl Depot {
     /// The names of all objects.
     pub(crate) async fn names(&self) -> Result<Vec<String>, FleetError> {
         match self {
-            Depot::Queue(store) => {
+            Depot::Queue(store, _) => {
                 let listed = store.list().await.map_err(|e| fail("objects", e))?;
                 listed.map_ok(|object| object.name).try_collect().await.map_err(|e| fail("objects", e))
             }
@@ -152,6 +158,13 @@ impl Depot {
                 listed.try_collect().await.map_err(|e| fail("objects", e))
             }
         }
+    }
+
+    /// Bytes that are in the store of the queue's server; none elsewhere, where they are not counted.
+    pub(crate) async fn bytes(&self) -> Result<u64, FleetError> {
+        let Depot::Queue(_, stream) = self else { return Ok(0) };
+        let info = stream.get_info().await.map_err(|e| fail("objects", e))?;
+        Ok(info.state.bytes)
     }
 
     /// Removes objects that are older than this, where the store does not by itself; how many.

@@ -75,6 +75,11 @@ pub(crate) struct WorkerArgs {
     pub(crate) drawing: DrawingArgs,
 }
 
+fn hours(text: &str) -> Result<f64, &'static str> {
+    let hours = text.parse().ok().filter(|hours| (1.0 / 60.0..=1e6).contains(hours));
+    hours.ok_or("is not a number of hours from 1/60 to 1000000")
+}
+
 fn name(text: &str) -> Result<String, &'static str> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_name = (1..=64).contains(&text.len()) && text.chars().all(is_plain);
@@ -154,9 +159,9 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "PLACE")]
     pub(crate) results: Option<String>,
     /// Keep records, pictures and jobs that were given up for so many hours [default: 168].
-    #[arg(long, value_name = "HOURS")]
-    pub(crate) keep_hours: Option<u64>,
-    /// Keep at most so much of pictures in NATS [default: 16GiB].
+    #[arg(long, value_name = "HOURS", value_parser = hours)]
+    pub(crate) keep_hours: Option<f64>,
+    /// Keep at most so much of pictures in NATS; the oldest leave when four fifths of it are taken [default: 16GiB].
     #[arg(long, value_name = "SIZE")]
     pub(crate) keep_size: Option<Bytes>,
     /// Give a job to another worker after so many seconds without progress [default: 60].

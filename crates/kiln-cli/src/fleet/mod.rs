@@ -90,7 +90,7 @@ async fn init(args: &InitArgs) -> Result<(), Failure> {
             Some(place) => Some(place.into()),
             None => settings.results,
         };
-        settings.keep = args.keep_hours.map_or(settings.keep, |hours| hours.saturating_mul(3600));
+        settings.keep = args.keep_hours.map_or(settings.keep, |hours| (hours * 3600.0) as u64);
         settings.keep_bytes = args.keep_size.map_or(settings.keep_bytes, |size| size.0);
         settings.lease = args.lease.unwrap_or(settings.lease);
         settings.attempts = args.attempts.unwrap_or(settings.attempts);

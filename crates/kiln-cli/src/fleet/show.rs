@@ -9,7 +9,7 @@ pub(super) fn settings(settings: &Settings) {
     let results = settings.results.as_deref().unwrap_or("nats");
     let rows = [
         ("results", results.to_owned()),
-        ("keep", format!("{} h, at most {} in NATS", settings.keep / 3600, output::bytes(settings.keep_bytes))),
+        ("keep", format!("{}, at most {} in NATS", time(settings.keep), output::bytes(settings.keep_bytes))),
         ("lease", format!("{} s", settings.lease)),
         ("attempts", settings.attempts.to_string()),
         ("queue", format!("{} jobs", settings.queue)),

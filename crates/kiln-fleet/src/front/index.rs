@@ -8,37 +8,73 @@ use kiln_server::{ClientId, JobId};
 /// The jobs of all clients by their numbers in the stream.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    of: HashMap<ClientId, BTreeMap<u64, Known>>,
+    /// Clients in the order in which they appeared.
+    clients: Vec<ClientId>,
+    of: Vec<BTreeMap<u64, Known>>,
+    places: HashMap<u128, (usize, u64)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Known {
-    id: JobId,
+    id: u128,
+    /// Seconds since 1970.
     created: u64,
+}
+
+/// A job's name, which is a number in hexadecimal.
+fn number(id: &JobId) -> u128 {
+    u128::from_str_radix(id.as_str(), 16).unwrap_or_default()
+}
+
+fn name(number: u128) -> Option<JobId> {
+    JobId::parse(&format!("{number:032x}"))
 }
 
 impl Index {
     pub(super) fn insert(&mut self, client: &ClientId, sequence: u64, id: &JobId, created: u64) {
-        let of = self.of.entry(client.clone()).or_default();
-        of.insert(sequence, Known { id: id.clone(), created });
+        // One that is queued anew has another number.
+        self.remove(id);
+        let at = self.clients.iter().position(|known| known == client).unwrap_or_else(|| {
+            self.clients.push(client.clone());
+            self.of.push(BTreeMap::new());
+            self.clients.len() - 1
+        });
+        self.of[at].insert(sequence, Known { id: number(id), created });
+        self.places.insert(number(id), (at, sequence));
     }
 
     pub(super) fn newest(&self, client: &ClientId, before: u64, limit: usize) -> Vec<JobId> {
-        let of = self.of.get(client).into_iter().flat_map(|of| of.range(..before).rev());
-        of.take(limit).map(|(_, known)| known.id.clone()).collect()
+        let at = self.clients.iter().position(|known| known == client);
+        let jobs = at.into_iter().flat_map(|at| self.of[at].range(..before).rev());
+        jobs.take(limit).filter_map(|(_, known)| name(known.id)).collect()
+    }
+
+    /// The jobs that were sent first, of all clients.
+    pub(super) fn oldest(&self, limit: usize) -> Vec<JobId> {
+        let mut first: Vec<(&u64, &Known)> = self.of.iter().flat_map(|of| of.iter().take(limit)).collect();
+        first.sort_by_key(|(sequence, _)| **sequence);
+        first.into_iter().take(limit).filter_map(|(_, known)| name(known.id)).collect()
     }
 
     /// Forgets a job.
     pub(super) fn remove(&mut self, id: &JobId) {
-        self.of.values_mut().for_each(|of| of.retain(|_, known| known.id != *id));
-        self.of.retain(|_, of| !of.is_empty());
+        if let Some((at, sequence)) = self.places.remove(&number(id)) {
+            self.of[at].remove(&sequence);
+        }
     }
 
     /// Forgets jobs that were sent before.
     pub(super) fn prune(&mut self, oldest: SystemTime) {
         let oldest = oldest.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        self.of.values_mut().for_each(|of| of.retain(|_, known| known.created >= oldest));
-        self.of.retain(|_, of| !of.is_empty());
+        for of in &mut self.of {
+            of.retain(|_, known| {
+                let stays = known.created >= oldest;
+                if !stays {
+                    self.places.remove(&known.id);
+                }
+                stays
+            });
+        }
     }
 }
 
@@ -58,9 +94,14 @@ mod tests {
         }
         assert_eq!(index.newest(&ann, u64::MAX, 2), [ids[3].clone(), ids[1].clone()]);
         assert_eq!(index.newest(&ann, 3, 9), [ids[1].clone(), ids[0].clone()]);
+        assert_eq!(index.oldest(3), ids[..3]);
         index.remove(&ids[3]);
         index.prune(UNIX_EPOCH + Duration::from_secs(101));
         assert_eq!(index.newest(&ann, u64::MAX, 9), [ids[1].clone()]);
         assert_eq!(index.newest(&bob, u64::MAX, 9), [ids[2].clone()]);
+        // One that is tried again is the newest.
+        index.insert(&ann, 9, &ids[1], 200);
+        index.insert(&ann, 8, &ids[3], 200);
+        assert_eq!(index.newest(&ann, u64::MAX, 9), [ids[1].clone(), ids[3].clone()]);
     }
 }

@@ -29,8 +29,11 @@ use crate::roster::Roster;
 use crate::worker::{LoraDigests, lane};
 use index::Index;
 
-/// How often pictures that are too old are looked for.
-const PRUNING: Duration = Duration::from_secs(600);
+/// How often, at least, it is looked for pictures that are too old or too many.
+const PRUNING: Duration = Duration::from_secs(60);
+
+/// How many jobs are looked at together to make room.
+const ROOM: usize = 100;
 
 /// How long the end of a job may take to be written down before clients are answered without it.
 const ENDING: Duration = Duration::from_secs(1);
@@ -294,17 +297,49 @@ impl Front {
         Ok(())
     }
 
+    /// Removes what was kept long enough, for as long as the process lives.
     async fn prune(self) {
+        let keep = self.0.broker.settings.keep();
         loop {
-            match self.0.pictures.prune(self.0.broker.settings.keep()).await {
+            match self.0.pictures.prune(keep).await {
                 Ok(0) => {}
                 Ok(n) => tracing::info!("{n} pictures are removed that were kept long enough"),
                 Err(error) => tracing::warn!("{error}"),
             }
-            let oldest = SystemTime::now().checked_sub(self.0.broker.settings.keep());
+            if let Err(error) = self.make_room().await {
+                tracing::warn!("{error}");
+            }
+            let oldest = SystemTime::now().checked_sub(keep);
             self.index().prune(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
-            tokio::time::sleep(PRUNING).await;
+            tokio::time::sleep(PRUNING.min(keep / 4)).await;
         }
+    }
+
+    /// Forgets the oldest jobs that have ended while their pictures fill the queue's server too far.
+    async fn make_room(&self) -> Result<(), FleetError> {
+        let most = self.0.broker.settings.keep_bytes;
+        let mut n_gone = 0;
+        while self.0.pictures.bytes().await? > most / 5 * 4 {
+            let oldest = self.index().oldest(ROOM);
+            let before = n_gone;
+            for id in oldest {
+                match self.0.broker.records.find(&id).await? {
+                    Found::Job(order, _) if order.is_final() => {
+                        self.remove(&order).await?;
+                        n_gone += 1;
+                    }
+                    Found::Job(..) => {}
+                    Found::Nothing | Found::Forgotten => self.index().remove(&id),
+                }
+            }
+            if n_gone == before {
+                break;
+            }
+        }
+        if n_gone > 0 {
+            tracing::info!("{n_gone} jobs are forgotten, whose pictures were the oldest of too many");
+        }
+        Ok(())
     }
 
     async fn order(&self, id: &JobId) -> Result<Option<Order>, StoreError> {
