@@ -2,6 +2,7 @@
 
 mod bundles;
 mod ends;
+mod guarded;
 mod misuse;
 mod queue;
 mod serving;
@@ -51,12 +52,20 @@ pub(crate) struct Nats {
 impl Nats {
     pub(crate) fn start() -> Nats {
         let folder = scratch();
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|any| any.local_addr()).expect("a port").port();
+        let port = free_port();
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
             folder.path().join("store").display()
         );
         std::fs::write(folder.path().join("nats.conf"), config).expect("a file");
+        let child = launch(folder.path());
+        let nats = Nats { child, port, folder };
+        nats.wait();
+        nats
+    }
+
+    /// A server with another configuration; `port` is the one that it listens on.
+    pub(crate) fn configured(folder: TempDir, port: u16) -> Nats {
         let child = launch(folder.path());
         let nats = Nats { child, port, folder };
         nats.wait();
@@ -113,10 +122,16 @@ impl Nats {
     }
 }
 
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|any| any.local_addr()).expect("a port").port()
+}
+
 fn launch(folder: &Path) -> Child {
     let mut command = Command::new(nats_server());
     command.arg("-c").arg(folder.join("nats.conf"));
-    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nats-server runs")
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("-l").arg(folder.join("nats.log"));
+    command.spawn().expect("nats-server runs")
 }
 
 impl Drop for Nats {

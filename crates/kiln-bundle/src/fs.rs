@@ -23,6 +23,16 @@ pub fn digest(path: &Path) -> Result<String, BundleError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Writes a new file, whole or not at all, that its owner alone may read; one that is there is not replaced.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Temporary files are for their owner alone.
+    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map(drop).map_err(|e| e.error)
+}
+
 /// Writes a file so that readers see all of it or what was there before; a link is replaced, not followed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), BundleError> {
     let write = || {

@@ -4,10 +4,10 @@
 //! code, and no deserializer gets to see one whose manifest bears no valid seal.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::fs::write_atomic;
+use crate::fs::{write_atomic, write_secret};
 use crate::{BundleError, MANIFEST, Manifest, SEAL, read};
 
 /// A user's secret key.
@@ -44,12 +44,8 @@ impl SealKey {
         fs::create_dir_all(folder)?;
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|e| io::Error::other(e.to_string()))?;
-        // Temporary files are for their owner alone.
-        let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
-        file.write_all(&key)?;
-        file.as_file().sync_all()?;
-        match file.persist_noclobber(path) {
-            Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists => Err(e.error),
+        match write_secret(path, &key) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
             _ => Ok(()),
         }
     }

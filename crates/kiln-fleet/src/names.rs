@@ -107,6 +107,11 @@ impl Names {
         format!("{self}.new.{lane}")
     }
 
+    /// The lane that such a subject names.
+    pub fn parse_arrival(&self, subject: &str) -> Option<Lane> {
+        subject.strip_prefix(&self.0)?.strip_prefix(".new.")?.parse().ok()
+    }
+
     /// All of them.
     pub fn arrivals(&self) -> String {
         format!("{self}.new.>")

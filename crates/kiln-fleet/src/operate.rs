@@ -140,7 +140,7 @@ impl Broker {
         loop {
             match self.records.find(id).await? {
                 Found::Job(_, revision) => {
-                    if self.records.update(&order, revision).await? {
+                    if self.records.update(&order, revision).await?.is_some() {
                         break;
                     }
                 }
@@ -150,7 +150,7 @@ impl Broker {
                 }
             }
         }
-        self.announce(&order.lane).await;
+        self.announce(&order).await;
         let purge = self.dead.purge().filter(self.names.dead_job(&order.lane, id)).await;
         purge.map(drop).map_err(|e| FleetError::broker("dead jobs", e))
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::FleetError;
 use crate::broker::Broker;
-use crate::names::Lane;
+use crate::names::token;
 use crate::records::Order;
 
 /// What became of a job that was to be queued.
@@ -37,9 +37,10 @@ impl Broker {
         }
     }
 
-    /// Tells workers that a lane has a new job.
-    pub(crate) async fn announce(&self, lane: &Lane) {
-        let _ = self.client.publish(self.names.arrival(lane), Bytes::new()).await;
+    /// Tells workers that a client has a new job in a lane.
+    pub(crate) async fn announce(&self, order: &Order) {
+        let client = token(&order.record.client.0);
+        let _ = self.client.publish(self.names.arrival(&order.lane), client.into()).await;
     }
 
     /// Takes a job out of the stream that nobody is to draw any more.

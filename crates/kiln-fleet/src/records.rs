@@ -4,6 +4,7 @@
 //! anew. So a job has one end, whoever comes to one first.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use kiln_server::JobId;
@@ -105,8 +106,8 @@ impl Order {
 pub(crate) enum Found {
     /// Nothing, and never had.
     Nothing,
-    /// It was forgotten.
-    Forgotten,
+    /// It was forgotten at this time of the server's.
+    Forgotten(SystemTime),
     /// The job, as of a revision.
     Job(Box<Order>, u64),
 }
@@ -130,7 +131,7 @@ impl Records {
             Some(entry) if entry.operation == Operation::Put => {
                 Ok(Found::Job(Box::new(Order::read(&entry.value)?), entry.revision))
             }
-            Some(_) => Ok(Found::Forgotten),
+            Some(entry) => Ok(Found::Forgotten(entry.created.into())),
         }
     }
 
@@ -143,11 +144,11 @@ impl Records {
         }
     }
 
-    /// Changes a job, unless it has changed since this revision.
-    pub(crate) async fn update(&self, order: &Order, revision: u64) -> Result<bool, FleetError> {
+    /// Changes a job, unless it has changed since this revision; the new revision.
+    pub(crate) async fn update(&self, order: &Order, revision: u64) -> Result<Option<u64>, FleetError> {
         match self.0.update(order.record.id.as_str(), order.to_bytes().into(), revision).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
             Err(error) => Err(FleetError::broker("record", error)),
         }
     }
@@ -163,7 +164,7 @@ impl Records {
             if !change(&mut order) {
                 return Ok(None);
             }
-            if self.update(&order, revision).await? {
+            if self.update(&order, revision).await?.is_some() {
                 return Ok(Some(*order));
             }
         }

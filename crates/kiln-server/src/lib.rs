@@ -37,7 +37,7 @@ mod worker;
 
 pub use fault::{Fault, FaultKind};
 pub use job::{ClientId, Finished, Job, JobId, LoraChoice, Phase, Spec, Status};
-pub use metrics::Memory;
+pub use metrics::{FleetMoment, Memory};
 pub use models::{ModelCard, Models, Runtime};
 pub use preview::LatentColours;
 pub use queue::Place;

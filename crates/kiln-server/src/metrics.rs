@@ -126,7 +126,14 @@ struct Gauges {
     resident_bytes: Gauge,
     engine_loads: Counter,
     evictions: Counter,
+    /// None of one box alone.
+    workers: Family<OfFleet, Gauge>,
+    dead: Family<OfFleet, Gauge>,
 }
+
+/// A fleet has no labels, and its numbers are there where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFleet {}
 
 /// What the service looks like at a moment.
 pub(crate) struct Moment {
@@ -134,6 +141,16 @@ pub(crate) struct Moment {
     pub(crate) oldest: Duration,
     pub(crate) drawing: usize,
     pub(crate) memory: Memory,
+    pub(crate) fleet: Option<FleetMoment>,
+}
+
+/// What a fleet looks like at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FleetMoment {
+    /// Workers that live.
+    pub workers: u64,
+    /// Jobs that were given up.
+    pub dead: u64,
 }
 
 /// Memory that has bounds, in bytes, and what the weights' pool has done.
@@ -194,7 +211,10 @@ impl Metrics {
         kiln.register("batch", "Pictures that share an evaluation", self.pictures_at_once.clone());
         let help = "Time of jobs: waiting, until the first step, in steps, decoding";
         kiln.register_with_unit("job_phase", help, Unit::Seconds, self.times.clone());
-        let Gauges { queued, oldest, drawing, memory, resident_bytes, engine_loads, evictions } = &self.gauges;
+        let Gauges { queued, oldest, drawing, memory, resident_bytes, engine_loads, evictions, workers, dead } =
+            &self.gauges;
+        kiln.register("fleet_workers", "Workers that live", workers.clone());
+        kiln.register("fleet_dead_jobs", "Jobs that were given up", dead.clone());
         kiln.register("queue_depth", "Jobs that wait", queued.clone());
         kiln.register_with_unit(
             "queue_oldest",
@@ -263,6 +283,10 @@ impl Metrics {
         for (pool, bytes) in [("weights", weights), ("bodies", bodies), ("links", links)] {
             self.gauges.memory.get_or_create(&OfPool { pool }).set(count(bytes));
         }
+        if let Some(FleetMoment { workers, dead }) = moment.fleet {
+            self.gauges.workers.get_or_create(&OfFleet {}).set(count(workers));
+            self.gauges.dead.get_or_create(&OfFleet {}).set(count(dead));
+        }
         self.gauges.engine_loads.inner().store(n_loads, Ordering::Relaxed);
         self.gauges.evictions.inner().store(n_evictions, Ordering::Relaxed);
         self.gauges.resident_bytes.set(count(kiln_runtime::process_memory::resident().unwrap_or(0)));
@@ -287,7 +311,8 @@ mod tests {
         metrics.took("shapes", Timings::default());
         metrics.answered("GET", "/v1/jobs/{id}", 404, Duration::from_millis(20));
         let memory = Memory { weights: 5, bodies: 6, links: 7, n_loads: 3, n_evictions: 2 };
-        let moment = Moment { queued: 0, oldest: Duration::ZERO, drawing: 0, memory };
+        let fleet = Some(FleetMoment { workers: 4, dead: 0 });
+        let moment = Moment { queued: 0, oldest: Duration::ZERO, drawing: 0, memory, fleet };
         let text = metrics.text(&moment);
         for line in [
             "kiln_jobs_total{model=\"shapes\",end=\"done\"} 1",
@@ -299,6 +324,8 @@ mod tests {
             "kiln_memory_bytes{pool=\"links\"} 7",
             "kiln_engine_loads_total 3",
             "kiln_engine_evictions_total 2",
+            "kiln_fleet_workers 4",
+            "kiln_fleet_dead_jobs 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }

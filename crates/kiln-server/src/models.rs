@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use kiln_runtime::bundle::Bundle;
 use kiln_runtime::scheduler::SchedulerClass;
 use kiln_runtime::{
-    Backend, Backends, Error, MemoryOptions, Pipeline, PipelineBuilder, Pool, Request, SealKey, Size,
+    Backend, Backends, Error, MemoryOptions, Pipeline, PipelineBuilder, Pool, Request, SealKey, Size, Target,
 };
 
 use crate::config::{Limits, ModelConfig};
@@ -44,6 +44,10 @@ pub struct ModelCard {
     pub limits: Limits,
     /// Digest that tells its bundle from others, as 64 hexadecimal digits.
     pub digest: String,
+    /// Digest of the bundle's files, whatever was measured of it, as 64 hexadecimal digits.
+    pub bundle: String,
+    /// What its engines are built for.
+    pub target: Target,
     /// diffusers' class of its pipeline.
     pub class: String,
     /// Whether it is loaded with the server.
@@ -134,6 +138,8 @@ impl Model {
             controlnets: info.controlnets.clone(),
             limits: config.limits,
             digest: blake3::hash(manifest.provenance.key.as_bytes()).to_hex().to_string(),
+            bundle: bundle.digest(),
+            target: manifest.target,
             class: info.class.clone(),
             preload: config.preload,
             keep: config.keep,
@@ -272,11 +278,6 @@ impl Models {
     /// Pictures that a model draws at once; one until it was loaded.
     pub fn capacity(&self, name: &str) -> usize {
         self.get(name).map_or(1, |model| model.capacity.load(Ordering::Relaxed))
-    }
-
-    /// The bundle of a model.
-    pub fn bundle(&self, name: &str) -> Option<Bundle> {
-        self.get(name).map(|model| model.bundle.clone())
     }
 
     /// The file of a model's LoRA.

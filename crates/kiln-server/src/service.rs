@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::config::ModelConfig;
 use crate::estimate::Speeds;
-use crate::metrics::{End, Memory, Metrics, Moment, Refused};
+use crate::metrics::{End, FleetMoment, Memory, Metrics, Moment, Refused};
 use crate::models::{Model, Models, Runtime};
 use crate::pulse::{Pulse, Stuck};
 use crate::queue::{Place, Queue};
@@ -86,10 +86,10 @@ impl Service {
     }
 
     /// What is counted and measured, as Prometheus reads it.
-    pub fn metrics_text(&self, memory: Memory) -> String {
+    pub fn metrics_text(&self, memory: Memory, fleet: Option<FleetMoment>) -> String {
         let (queued, drawing) = self.depth();
         let oldest = self.0.queue.jobs().iter().map(|job| job.age()).max().unwrap_or_default();
-        self.0.metrics.text(&Moment { queued, oldest, drawing, memory })
+        self.0.metrics.text(&Moment { queued, oldest, drawing, memory, fleet })
     }
 
     /// The models.

@@ -120,6 +120,15 @@ pub(crate) enum FleetCommand {
         #[command(flatten)]
         nats: NatsArgs,
     },
+    /// Make a key with which a process comes in, and print its line for the server of NATS.
+    NewNkey {
+        /// What the process is called.
+        #[arg(value_parser = name)]
+        name: String,
+        /// File to write the secret half to; it must not exist.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// Store a bundle where workers fetch it that do not have it.
     Push {
         /// The bundle.

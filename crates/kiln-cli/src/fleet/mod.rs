@@ -4,7 +4,7 @@ mod show;
 
 use std::path::Path;
 
-use kiln_fleet::{Broker, Bundles, FleetError, Packed};
+use kiln_fleet::{Broker, Bundles, FleetError, Nkey, Packed};
 use kiln_server::JobId;
 use kiln_server::config::check_name;
 use serde::Serialize;
@@ -51,6 +51,12 @@ async fn ask(command: &FleetCommand) -> Result<(), Failure> {
         FleetCommand::Drain { worker, nats } => {
             join(nats).await?.drain(worker).await?;
             output::say(&format!("worker {worker} takes no more jobs, and ends when it has finished"));
+            Ok(())
+        }
+        FleetCommand::NewNkey { name, out } => {
+            let key = Nkey::new();
+            key.save(out)?;
+            output::data(&format!("{{ nkey: {} }} # {name}", key.public()));
             Ok(())
         }
         FleetCommand::Push { bundle, name, nats } => push(bundle, name.as_deref(), nats).await,

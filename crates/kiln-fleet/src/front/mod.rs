@@ -7,7 +7,7 @@ mod index;
 mod mirror;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use kiln_server::keeper::{Keeper, KeeperError, SenderKey};
 use kiln_server::store::{Ending, Record, Source, StoreError, has_pixels, no_pixels, sources, to_bytes};
-use kiln_server::{ClientId, Fault, FaultKind, Job, JobId, Refusal, Service, Spec, Ticket};
+use kiln_server::{ClientId, Fault, FaultKind, FleetMoment, Job, JobId, Refusal, Service, Spec, Ticket};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::spawn_blocking;
 
@@ -26,11 +26,14 @@ use crate::names::Lane;
 use crate::queue::Queued;
 use crate::records::{Found, Order};
 use crate::roster::Roster;
-use crate::worker::{LoraDigests, lane};
+use crate::worker::LoraDigests;
 use index::Index;
 
 /// How often, at least, it is looked for pictures that are too old or too many.
 const PRUNING: Duration = Duration::from_secs(60);
+
+/// How often jobs are counted that were given up.
+const COUNTING: Duration = Duration::from_secs(5);
 
 /// How many jobs are looked at together to make room.
 const ROOM: usize = 100;
@@ -66,6 +69,8 @@ struct Shared {
     stops: UnboundedSender<JobId>,
     /// Stops that are not written down yet.
     n_stops: AtomicUsize,
+    /// Jobs that were given up.
+    n_dead: AtomicU64,
 }
 
 /// A job with what belongs to it but the picture's pixels.
@@ -90,12 +95,14 @@ impl Front {
             index: Mutex::default(),
             stops,
             n_stops: AtomicUsize::new(0),
+            n_dead: AtomicU64::new(0),
         }));
         let teller = front.clone();
         front.0.service.tell_stops(move |job| teller.stop_soon(&job.id));
         front.mirror().await?;
         tokio::spawn(front.clone().obey(stopped));
         tokio::spawn(front.clone().prune());
+        tokio::spawn(front.clone().count_dead());
         Ok(front)
     }
 
@@ -151,7 +158,7 @@ impl Front {
                 Ok(Some(Taking::Known(id.clone())))
             }
             Found::Job(..) => Ok(Some(KeeperError::Reused.into())),
-            Found::Nothing | Found::Forgotten => Ok(None),
+            Found::Nothing | Found::Forgotten(_) => Ok(None),
         }
     }
 
@@ -194,7 +201,8 @@ impl Front {
     }
 
     fn lane(&self, model: &str) -> Option<Lane> {
-        Some(lane(model, &self.0.service.models().bundle(model)?))
+        let card = self.0.service.models().card(model)?;
+        Some(Lane { class: card.target.to_string(), model: model.into(), bundle: card.bundle })
     }
 
     /// Writes a job down and queues it: whether it is new.
@@ -212,9 +220,9 @@ impl Front {
                     continue;
                 }
             }
+            broker.announce(order).await;
             // The worker that has it already may have written it down.
             broker.records.create(order).await?;
-            broker.announce(&order.lane).await;
             return Ok(true);
         }
     }
@@ -224,7 +232,7 @@ impl Front {
         for _ in 0..APPEARING {
             match self.0.broker.records.find(id).await? {
                 Found::Job(..) => return Ok(true),
-                Found::Forgotten => return Ok(false),
+                Found::Forgotten(_) => return Ok(false),
                 Found::Nothing => tokio::time::sleep(LOOK).await,
             }
         }
@@ -297,6 +305,15 @@ impl Front {
         Ok(())
     }
 
+    async fn count_dead(self) {
+        loop {
+            if let Ok(info) = self.0.broker.dead.get_info().await {
+                self.0.n_dead.store(info.state.messages, Ordering::Relaxed);
+            }
+            tokio::time::sleep(COUNTING).await;
+        }
+    }
+
     /// Removes what was kept long enough, for as long as the process lives.
     async fn prune(self) {
         let keep = self.0.broker.settings.keep();
@@ -329,7 +346,7 @@ impl Front {
                         n_gone += 1;
                     }
                     Found::Job(..) => {}
-                    Found::Nothing | Found::Forgotten => self.index().remove(&id),
+                    Found::Nothing | Found::Forgotten(_) => self.index().remove(&id),
                 }
             }
             if n_gone == before {
@@ -463,6 +480,11 @@ impl Keeper for Front {
 
     fn is_sound(&self) -> bool {
         self.0.broker.is_connected()
+    }
+
+    fn fleet(&self) -> Option<FleetMoment> {
+        let workers = self.0.roster.cards().len() as u64;
+        Some(FleetMoment { workers, dead: self.0.n_dead.load(Ordering::Relaxed) })
     }
 
     fn settle(&self) -> BoxFuture<'_, ()> {

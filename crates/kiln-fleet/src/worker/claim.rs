@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::{AckKind, Message};
 use kiln_server::store::{Ending, from_bytes, has_pixels, sources};
@@ -108,7 +108,7 @@ struct Claim<'a> {
 impl Claim<'_> {
     async fn run(&self, order: Order) -> Settled {
         match self.begin(order).await {
-            Ok(Some(order)) => self.draw(order).await,
+            Ok(Some((order, revision))) => self.draw(order, revision).await,
             Ok(None) => Settled::Done,
             Err(error) => {
                 tracing::warn!("a job is left: {error}");
@@ -117,25 +117,27 @@ impl Claim<'_> {
         }
     }
 
-    /// Writes the attempt down; none where there is nothing to draw any more.
-    async fn begin(&self, mut order: Order) -> Result<Option<Order>, FleetError> {
+    /// Writes the attempt down, and gives the record's revision with it; none where there is nothing to draw any more.
+    async fn begin(&self, mut order: Order) -> Result<Option<(Order, u64)>, FleetError> {
         let (station, id) = (self.station, order.record.id.clone());
         let records = &station.broker.records;
-        let sequence = self.message.info().map_or(0, |info| info.stream_sequence);
+        let info = self.message.info();
+        let sequence = info.as_ref().map_or(0, |info| info.stream_sequence);
+        let queued = info.map_or(SystemTime::now(), |info| info.published.into());
         let claim = JobId::random().to_string();
         loop {
             let (mut known, revision) = match records.find(&id).await? {
                 Found::Job(known, revision) => (*known, revision),
-                Found::Forgotten => return Ok(None),
+                Found::Forgotten(at) if at > queued => return Ok(None),
                 // Whoever took it has not written its record yet, or never will.
-                Found::Nothing => {
+                Found::Nothing | Found::Forgotten(_) => {
                     order.record.sequence = sequence;
                     records.create(&order).await?;
                     continue;
                 }
             };
             if known.claim.as_ref() == Some(&claim) {
-                return Ok(Some(known));
+                return Ok(Some((known, revision)));
             }
             if known.is_final() || known.record.sequence != sequence {
                 return Ok(None);
@@ -163,8 +165,8 @@ impl Claim<'_> {
             known.worker = Some(station.name.clone());
             known.claim = Some(claim.clone());
             match records.update(&known, revision).await {
-                Ok(true) => return Ok(Some(known)),
-                Ok(false) => {}
+                Ok(Some(revision)) => return Ok(Some((known, revision))),
+                Ok(None) => {}
                 // It may have been written all the same.
                 Err(error) => {
                     tracing::warn!(job = %id, "{error}");
@@ -190,7 +192,7 @@ impl Claim<'_> {
         ended.await.map(drop)
     }
 
-    async fn draw(&self, order: Order) -> Settled {
+    async fn draw(&self, order: Order, revision: u64) -> Settled {
         let (station, id) = (self.station, order.record.id.clone());
         let began = Instant::now();
         let mut spec = match self.spec(&order).await {
@@ -212,7 +214,7 @@ impl Claim<'_> {
         // Another job may be drawn while this one's pictures are stored.
         station.end(&id);
         match phase {
-            Phase::Done(finished) => self.finish(order, finished, began.elapsed()).await,
+            Phase::Done(finished) => self.finish(order, revision, finished, began.elapsed()).await,
             Phase::Failed(fault) if matches!(fault.kind, FaultKind::Memory | FaultKind::Device) => {
                 self.try_again(&order, fault).await
             }
@@ -236,8 +238,11 @@ impl Claim<'_> {
                 (station.loras.of(&station.service, &model, &lora) != Some(digest)).then_some(lora)
             })
         };
-        let wanted = wanted.into_iter().collect();
-        let other = tokio::task::spawn_blocking(move || digests(wanted)).await.unwrap_or_default();
+        let wanted: HashMap<String, String> = wanted.into_iter().collect();
+        let other = match wanted.is_empty() {
+            true => None,
+            false => tokio::task::spawn_blocking(move || digests(wanted)).await.unwrap_or_default(),
+        };
         if let Some(lora) = other {
             return here(format!("LoRA {lora} is not the one that was asked for"));
         }
@@ -288,7 +293,7 @@ impl Claim<'_> {
     }
 
     /// Stores a job's pictures, and says so in its record.
-    async fn finish(&self, order: Order, finished: Arc<Finished>, time: Duration) -> Settled {
+    async fn finish(&self, order: Order, revision: u64, finished: Arc<Finished>, time: Duration) -> Settled {
         let (station, id) = (self.station, &order.record.id);
         let claim = order.claim.clone().unwrap_or_default();
         let infotexts = finished.infotexts.clone();
@@ -308,13 +313,18 @@ impl Claim<'_> {
             }
         }
         let ending = Ending::Done { pictures: names.len(), infotexts };
-        let done = self.commit(&order, &names, |order| {
+        let end = |order: &mut Order| {
             order.end(ending.clone());
             order.pictures.clone_from(&names);
             order.seconds = time.as_secs_f64();
             order.worker = Some(station.name.clone());
-        });
-        match done.await {
+        };
+        let mut ended = order.clone();
+        end(&mut ended);
+        // Nearly always nothing has happened to it meanwhile.
+        let is_done = matches!(station.broker.records.update(&ended, revision).await, Ok(Some(_)))
+            || self.commit(&order, &names, end).await;
+        match is_done {
             true => {
                 station.tally.done.fetch_add(1, Ordering::Relaxed);
                 let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);

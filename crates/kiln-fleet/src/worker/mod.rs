@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::FleetError;
 use crate::broker::{Address, Broker};
 use crate::depot::Depot;
+use crate::names::Lane;
 use fetching::Fetching;
 use offers::Offers;
 pub(crate) use offers::{LoraDigests, lane};
@@ -176,6 +177,7 @@ async fn watch_over(station: &Arc<Station>, address: SocketAddr) -> Result<Liste
         service: station.service.clone(),
         is_sound: station.broker.is_connected() && station.trouble().is_none() && !station.is_draining(),
         memory: Memory::of(&station.pool),
+        fleet: None,
     };
     // Never written to: it asks for no certificate.
     let (_, plain) = watch::channel(None);
@@ -185,13 +187,20 @@ async fn watch_over(station: &Arc<Station>, address: SocketAddr) -> Result<Liste
 /// Takes jobs until the worker ends.
 async fn pull(station: Arc<Station>) {
     let mut arrivals = None;
+    // A job that nobody else waits before, as nothing waited when it came.
+    let mut arrived: Option<(Lane, String)> = None;
     let mut was_well = true;
     while !station.is_draining() {
         if arrivals.is_none() {
             arrivals = station.broker.client.subscribe(station.broker.names.arrivals()).await.ok();
         }
         let changed = station.changed.notified();
-        match station.pull().await {
+        let pulled = match arrived.take() {
+            Some((lane, client)) => station.pull_arrival(&lane, &client).await,
+            None => station.pull().await,
+        };
+        let was_idle = station.n_running() == 0;
+        match pulled {
             Ok(Some(handed)) => {
                 was_well = true;
                 station.take(handed);
@@ -206,19 +215,23 @@ async fn pull(station: Arc<Station>) {
                 continue;
             }
         }
-        let arrived = async {
+        let next = async {
             match &mut arrivals {
-                Some(arrivals) => arrivals.next().await.is_some(),
+                Some(arrivals) => arrivals.next().await,
                 None => std::future::pending().await,
             }
         };
-        let is_open = tokio::select! {
-            is_open = arrived => is_open,
-            () = changed => true,
-            () = tokio::time::sleep(LOOK) => true,
-        };
-        if !is_open {
-            arrivals = None;
+        tokio::select! {
+            message = next => match message {
+                Some(message) => {
+                    let lane = station.broker.names.parse_arrival(&message.subject);
+                    let client = String::from_utf8(message.payload.into()).ok();
+                    arrived = lane.zip(client).filter(|_| was_idle);
+                }
+                None => arrivals = None,
+            },
+            () = changed => {}
+            () = tokio::time::sleep(LOOK) => {}
         }
     }
 }

@@ -205,13 +205,30 @@ impl Station {
                 continue;
             }
             for client in self.in_turn(&offer.lane, clients) {
-                let Some(message) = self.fetch(&offer.lane, &client).await? else { continue };
-                locked(&self.turns).insert(offer.lane.clone(), client);
-                let order = Order::read(&message.payload);
-                return Ok(Some(Handed { message, offer, order }));
+                if let Some(handed) = self.pull_from(&offer, client).await? {
+                    return Ok(Some(handed));
+                }
             }
         }
         Ok(None)
+    }
+
+    /// A client's next job in a lane, of which the worker was just told that it is there.
+    pub(crate) async fn pull_arrival(&self, lane: &Lane, client: &str) -> Result<Option<Handed>, FleetError> {
+        let is_token = client.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_=".contains(&b));
+        let name = lane.to_string();
+        let offer = self.room().into_iter().find(|offer| offer.lane.to_string() == name);
+        match offer.filter(|offer| is_token && self.trouble().is_none() && self.is_due(offer)) {
+            Some(offer) => self.pull_from(&offer, client.into()).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn pull_from(&self, offer: &Offer, client: String) -> Result<Option<Handed>, FleetError> {
+        let Some(message) = self.fetch(&offer.lane, &client).await? else { return Ok(None) };
+        locked(&self.turns).insert(offer.lane.clone(), client);
+        let order = Order::read(&message.payload);
+        Ok(Some(Handed { message, offer: offer.clone(), order }))
     }
 
     /// The offers whose jobs could be begun now, what is loaded first.

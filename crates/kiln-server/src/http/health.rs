@@ -15,7 +15,7 @@ use super::openapi::shape::{flag, list, object, one_of, partly, text, whole};
 use super::openapi::{Routes, op};
 use crate::models::Model;
 use crate::pulse::Stuck;
-use crate::{Load, Memory, Refusal, Service};
+use crate::{FleetMoment, Load, Memory, Refusal, Service};
 
 /// What is told of a process at a moment.
 pub struct Vitals {
@@ -25,13 +25,20 @@ pub struct Vitals {
     pub is_sound: bool,
     /// What is in memory.
     pub memory: Memory,
+    /// The fleet that draws, where it is not this process.
+    pub fleet: Option<FleetMoment>,
 }
 
 impl FromRef<App> for Vitals {
     fn from_ref(app: &App) -> Vitals {
         let bodies = app.bytes_of_bodies();
         let memory = Memory { bodies, links: app.files.bytes() as u64, ..Memory::of(&app.pool) };
-        Vitals { service: app.service.clone(), is_sound: app.keeper.is_sound(), memory }
+        Vitals {
+            service: app.service.clone(),
+            is_sound: app.keeper.is_sound(),
+            memory,
+            fleet: app.keeper.fleet(),
+        }
     }
 }
 
@@ -144,6 +151,6 @@ fn describe(model: &Model, stuck: Option<&Stuck>) -> Value {
 
 /// What Prometheus reads.
 async fn metrics_text(State(vitals): State<Vitals>) -> impl IntoResponse {
-    let text = vitals.service.metrics_text(vitals.memory);
+    let text = vitals.service.metrics_text(vitals.memory, vitals.fleet);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::store::{Record, Source, StoreError};
-use crate::{ClientId, Job, JobId, Refusal, Spec, Ticket};
+use crate::{ClientId, FleetMoment, Job, JobId, Refusal, Spec, Ticket};
 
 /// The sender's own name for a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,11 @@ pub trait Keeper: Send + Sync {
 
     /// Whether jobs can be written down.
     fn is_sound(&self) -> bool;
+
+    /// Those who draw, where that is not this process.
+    fn fleet(&self) -> Option<FleetMoment> {
+        None
+    }
 
     /// Waits until all that has ended is written down, as the process ends.
     fn settle(&self) -> BoxFuture<'_, ()>;
