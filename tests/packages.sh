@@ -27,7 +27,7 @@ chroot "$root" sh -eu -c '
     grep -q _kiln /usr/share/bash-completion/completions/kiln
     kiln serve /etc/kiln/models.yaml --state /tmp/state --print-config | grep -q shapes
 '
-chroot "$root" systemd-analyze verify kiln.service
+chroot "$root" systemd-analyze verify kiln.service kiln-worker.service
 
 # A program in C, which the -dev package compiles and the library's package runs.
 cc crates/kiln-capi/examples/draw.c -I"$root/usr/include" -L"$root/usr/lib" -lkiln -o "$root/tmp/draw"

@@ -54,6 +54,13 @@ fn a_first_server_draws() {
 }
 
 #[test]
+fn three_boxes_draw_what_one_does() {
+    let folder = scratch();
+    symlink(crate::fleet::nats_server(), folder.path().join("nats-server")).expect("a link");
+    follow("tutorial-fleet.md", 7, folder.path());
+}
+
+#[test]
 fn a_first_program_in_c_draws() {
     let folder = scratch();
     let blocks = blocks("tutorial-programs.md", "c");

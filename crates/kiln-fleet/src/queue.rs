@@ -4,6 +4,10 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 
+use kiln_server::JobId;
+use kiln_server::store::Record;
+use serde::{Deserialize, Serialize};
+
 use crate::FleetError;
 use crate::broker::Broker;
 use crate::names::token;
@@ -18,6 +22,14 @@ pub(crate) enum Queued {
     Known,
     /// There is no place.
     Full,
+}
+
+/// A job that has just been queued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Arrival {
+    /// The client's token.
+    pub(crate) client: String,
+    pub(crate) id: JobId,
 }
 
 impl Broker {
@@ -39,8 +51,10 @@ impl Broker {
 
     /// Tells workers that a client has a new job in a lane.
     pub(crate) async fn announce(&self, order: &Order) {
-        let client = token(&order.record.client.0);
-        let _ = self.client.publish(self.names.arrival(&order.lane), client.into()).await;
+        let Record { id, client, .. } = &order.record;
+        let arrival = Arrival { client: token(&client.0), id: id.clone() };
+        let text = serde_json::to_vec(&arrival).expect("arrivals are JSON");
+        let _ = self.client.publish(self.names.arrival(&order.lane), text.into()).await;
     }
 
     /// Takes a job out of the stream that nobody is to draw any more.

@@ -29,10 +29,10 @@ use crate::roster::Roster;
 use crate::worker::LoraDigests;
 use index::Index;
 
-/// How often, at least, it is looked for pictures that are too old or too many.
+/// How often, at least, it is looked for what is too old.
 const PRUNING: Duration = Duration::from_secs(60);
 
-/// How often jobs are counted that were given up.
+/// How often pictures are measured, and jobs counted that were given up.
 const COUNTING: Duration = Duration::from_secs(5);
 
 /// How many jobs are looked at together to make room.
@@ -102,6 +102,7 @@ impl Front {
         front.mirror().await?;
         tokio::spawn(front.clone().obey(stopped));
         tokio::spawn(front.clone().prune());
+        tokio::spawn(front.clone().keep_room());
         tokio::spawn(front.clone().count_dead());
         Ok(front)
     }
@@ -323,12 +324,19 @@ impl Front {
                 Ok(n) => tracing::info!("{n} pictures are removed that were kept long enough"),
                 Err(error) => tracing::warn!("{error}"),
             }
-            if let Err(error) = self.make_room().await {
-                tracing::warn!("{error}");
-            }
             let oldest = SystemTime::now().checked_sub(keep);
             self.index().prune(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
             tokio::time::sleep(PRUNING.min(keep / 4)).await;
+        }
+    }
+
+    /// Looks whether pictures leave room for others, for as long as the process lives.
+    async fn keep_room(self) {
+        loop {
+            if let Err(error) = self.make_room().await {
+                tracing::debug!("{error}");
+            }
+            tokio::time::sleep(COUNTING).await;
         }
     }
 

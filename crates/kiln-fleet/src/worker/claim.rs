@@ -47,7 +47,7 @@ enum Settled {
 
 /// Draws a job that was handed out, and settles it; `is_new` unless it is drawn already.
 pub(super) async fn attend(station: Arc<Station>, handed: Handed, is_new: bool) {
-    let Handed { message, offer, order } = handed;
+    let Handed { message, offer, order, found } = handed;
     let delivered = message.info().map_or(1, |info| info.delivered);
     let settled = match order {
         Ok(order) => {
@@ -57,7 +57,10 @@ pub(super) async fn attend(station: Arc<Station>, handed: Handed, is_new: bool) 
                 let _ = message.ack_with(AckKind::Nak(Some(station.broker.settings.lease()))).await;
                 return;
             }
-            let settled = Claim { station: &station, message: &message, offer, delivered }.run(order).await;
+            let is_of = |found: &Found| matches!(found, Found::Job(known, _) if known.record.id == id);
+            let found = found.filter(is_of);
+            let settled =
+                Claim { station: &station, message: &message, offer, delivered }.run(order, found).await;
             station.end(&id);
             settled
         }
@@ -106,8 +109,8 @@ struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    async fn run(&self, order: Order) -> Settled {
-        match self.begin(order).await {
+    async fn run(&self, order: Order, found: Option<Found>) -> Settled {
+        match self.begin(order, found).await {
             Ok(Some((order, revision))) => self.draw(order, revision).await,
             Ok(None) => Settled::Done,
             Err(error) => {
@@ -118,7 +121,11 @@ impl Claim<'_> {
     }
 
     /// Writes the attempt down, and gives the record's revision with it; none where there is nothing to draw any more.
-    async fn begin(&self, mut order: Order) -> Result<Option<(Order, u64)>, FleetError> {
+    async fn begin(
+        &self,
+        mut order: Order,
+        mut found: Option<Found>,
+    ) -> Result<Option<(Order, u64)>, FleetError> {
         let (station, id) = (self.station, order.record.id.clone());
         let records = &station.broker.records;
         let info = self.message.info();
@@ -126,7 +133,11 @@ impl Claim<'_> {
         let queued = info.map_or(SystemTime::now(), |info| info.published.into());
         let claim = JobId::random().to_string();
         loop {
-            let (mut known, revision) = match records.find(&id).await? {
+            let found = match found.take() {
+                Some(found) => found,
+                None => records.find(&id).await?,
+            };
+            let (mut known, revision) = match found {
                 Found::Job(known, revision) => (*known, revision),
                 Found::Forgotten(at) if at > queued => return Ok(None),
                 // Whoever took it has not written its record yet, or never will.

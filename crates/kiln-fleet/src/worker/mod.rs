@@ -23,6 +23,7 @@ use crate::FleetError;
 use crate::broker::{Address, Broker};
 use crate::depot::Depot;
 use crate::names::Lane;
+use crate::queue::Arrival;
 use fetching::Fetching;
 use offers::Offers;
 pub(crate) use offers::{LoraDigests, lane};
@@ -188,7 +189,7 @@ async fn watch_over(station: &Arc<Station>, address: SocketAddr) -> Result<Liste
 async fn pull(station: Arc<Station>) {
     let mut arrivals = None;
     // A job that nobody else waits before, as nothing waited when it came.
-    let mut arrived: Option<(Lane, String)> = None;
+    let mut arrived: Option<(Lane, Arrival)> = None;
     let mut was_well = true;
     while !station.is_draining() {
         if arrivals.is_none() {
@@ -196,7 +197,7 @@ async fn pull(station: Arc<Station>) {
         }
         let changed = station.changed.notified();
         let pulled = match arrived.take() {
-            Some((lane, client)) => station.pull_arrival(&lane, &client).await,
+            Some((lane, arrival)) => station.pull_arrival(&lane, arrival).await,
             None => station.pull().await,
         };
         let was_idle = station.n_running() == 0;
@@ -225,8 +226,8 @@ async fn pull(station: Arc<Station>) {
             message = next => match message {
                 Some(message) => {
                     let lane = station.broker.names.parse_arrival(&message.subject);
-                    let client = String::from_utf8(message.payload.into()).ok();
-                    arrived = lane.zip(client).filter(|_| was_idle);
+                    let arrival = serde_json::from_slice(&message.payload).ok();
+                    arrived = lane.zip(arrival).filter(|_| was_idle);
                 }
                 None => arrivals = None,
             },

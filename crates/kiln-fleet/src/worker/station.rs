@@ -23,7 +23,8 @@ use crate::broker::Broker;
 use crate::card::{Card, CardModel};
 use crate::depot::Depot;
 use crate::names::Lane;
-use crate::records::Order;
+use crate::queue::Arrival;
+use crate::records::{Found, Order};
 use crate::roster::Roster;
 use crate::settings::PROTOCOL;
 
@@ -74,6 +75,8 @@ pub(crate) struct Handed {
     pub(crate) message: Message,
     pub(crate) offer: Offer,
     pub(crate) order: Result<Order, FleetError>,
+    /// What the records say of it, or of another job, where that was asked at the same time.
+    pub(crate) found: Option<Found>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -214,12 +217,21 @@ impl Station {
     }
 
     /// A client's next job in a lane, of which the worker was just told that it is there.
-    pub(crate) async fn pull_arrival(&self, lane: &Lane, client: &str) -> Result<Option<Handed>, FleetError> {
+    pub(crate) async fn pull_arrival(
+        &self,
+        lane: &Lane,
+        arrival: Arrival,
+    ) -> Result<Option<Handed>, FleetError> {
+        let Arrival { client, id } = arrival;
         let is_token = client.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_=".contains(&b));
         let name = lane.to_string();
         let offer = self.room().into_iter().find(|offer| offer.lane.to_string() == name);
         match offer.filter(|offer| is_token && self.trouble().is_none() && self.is_due(offer)) {
-            Some(offer) => self.pull_from(&offer, client.into()).await,
+            Some(offer) => {
+                let (handed, found) =
+                    tokio::join!(self.pull_from(&offer, client), self.broker.records.find(&id));
+                Ok(handed?.map(|handed| Handed { found: found.ok(), ..handed }))
+            }
             None => Ok(None),
         }
     }
@@ -228,7 +240,7 @@ impl Station {
         let Some(message) = self.fetch(&offer.lane, &client).await? else { return Ok(None) };
         locked(&self.turns).insert(offer.lane.clone(), client);
         let order = Order::read(&message.payload);
-        Ok(Some(Handed { message, offer: offer.clone(), order }))
+        Ok(Some(Handed { message, offer: offer.clone(), order, found: None }))
     }
 
     /// The offers whose jobs could be begun now, what is loaded first.

@@ -198,6 +198,7 @@ impl LocalKeeper {
                 false => keeper.write_end(&job, phase).await,
             }
             keeper.0.service.forget(&job.id);
+            job.touch();
             keeper.0.n_open.fetch_sub(1, Ordering::SeqCst);
             keeper.0.settled.notify_waiters();
         });
