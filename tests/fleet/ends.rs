@@ -100,3 +100,25 @@ fn a_killed_queue_loses_nothing_that_was_taken() {
     assert_eq!(ended(&server, taken.json()["id"].as_str().expect("a name"))["status"], "done");
     eventually(|| Some(()).filter(|()| nats.fleet_json("status")["queues"] == json!([])));
 }
+
+#[test]
+fn processes_end_soon_where_the_queue_is_away() {
+    let mut nats = Nats::start();
+    let mut server = nats.server(&["--drain", "1"]);
+    let mut worker = FleetWorker::start(&nats, "one", &["--drain", "1"]);
+    let id = create(&server, &star(1, 150));
+    eventually(|| Some(()).filter(|()| show(&server, &id)["step"].as_u64() > Some(2)));
+    nats.kill();
+    let asked = std::time::Instant::now();
+    worker.signal(libc::SIGTERM);
+    server.signal(libc::SIGTERM);
+    assert_eq!(worker.end(), Some(0), "{}", worker.said());
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(asked.elapsed().as_secs() < 40, "{:?}", asked.elapsed());
+    // What was not finished is drawn by the next.
+    nats.restart();
+    nats.fleet(&["init", "--lease", "2"]);
+    let server = nats.server(&[]);
+    let _worker = FleetWorker::start(&nats, "two", &[]);
+    assert_eq!(ended(&server, &id)["status"], "done");
+}

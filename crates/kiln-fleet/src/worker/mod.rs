@@ -157,10 +157,13 @@ impl FleetWorker {
         self.station.service.let_go();
         settled(Instant::now() + LAST_STEP);
         self.tokio.block_on(async {
-            // Answers of jobs that have just ended are on their way.
-            let _ = tokio::time::timeout(LAST_STEP, self.station.settle()).await;
-            self.station.broker.take_card_away(&self.station.name).await;
-            let _ = self.station.broker.client.flush().await;
+            // Answers of jobs that have just ended are on their way; where the queue is away, they never arrive.
+            let farewell = async {
+                self.station.settle().await;
+                self.station.broker.take_card_away(&self.station.name).await;
+                let _ = self.station.broker.client.flush().await;
+            };
+            let _ = tokio::time::timeout(LAST_STEP, farewell).await;
             if let Some(listening) = self.listening {
                 listening.stop().await;
             }
