@@ -53,3 +53,20 @@ fn settings_that_make_no_fleet_are_refused() {
     let unknown = "0123456789abcdef0123456789abcdef";
     fail(&mut nats.fleet_command(&["retry", unknown]), 2, "is not one that was given up");
 }
+
+#[test]
+fn a_server_with_too_little_storage_is_told_and_a_smaller_fleet_fits() {
+    let (folder, port) = (scratch(), super::free_port());
+    let config = format!(
+        "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\", max_file_store: 300MB }}\n",
+        folder.path().join("store").display()
+    );
+    std::fs::write(folder.path().join("nats.conf"), config).expect("a file");
+    let nats = Nats::configured(folder, port);
+    fail(&mut nats.fleet_command(&["status"]), 8, "the server has too little storage for it; kiln fleet init");
+    nats.fleet(&["init", "--keep-size", "200MiB"]);
+    let server = nats.server(&[]);
+    let _worker = super::FleetWorker::start(&nats, "one", &[]);
+    let id = super::create(&server, &super::star(1, 2));
+    assert_eq!(super::ended(&server, &id)["status"], "done");
+}

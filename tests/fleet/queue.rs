@@ -147,3 +147,35 @@ fn servers_come_and_go() {
     let server = nats.server(&[]);
     assert_eq!(ended(&server, &id)["status"], "done");
 }
+
+/// The metrics that a text names, without the endings that counters and histograms add.
+fn metrics_of(text: &str) -> std::collections::BTreeSet<String> {
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let named = text.split(|c: char| !is_name(c)).filter(|word| word.starts_with("kiln_"));
+    let family = |name: &str| {
+        let endings = ["_bucket", "_sum", "_count", "_total"];
+        endings.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name).to_owned()
+    };
+    named.map(family).collect()
+}
+
+#[test]
+fn what_dashboards_and_alerts_read_is_there() {
+    let nats = Nats::start();
+    let server = nats.server(&[]);
+    let _worker = FleetWorker::start(&nats, "one", &[]);
+    eventually(|| Some(()).filter(|()| server.get("/metrics").text().contains("kiln_fleet_workers 1")));
+    let metrics = server.get("/metrics").expect(200).text();
+    let known: std::collections::BTreeSet<String> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned))
+        .collect();
+    let folder = crate::support::references().join("../../crates/kiln-cli/packaging/fleet");
+    for file in ["grafana.json", "alerts.yaml", "kubernetes/keda.yaml"] {
+        let text = std::fs::read_to_string(folder.join(file)).expect(file);
+        let read = metrics_of(&text);
+        assert!(!read.is_empty(), "{file}");
+        let missing: Vec<_> = read.iter().filter(|name| !known.contains(*name)).collect();
+        assert!(missing.is_empty(), "{file}: {missing:?} of {known:?}");
+    }
+}

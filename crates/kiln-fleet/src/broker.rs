@@ -334,6 +334,7 @@ fn jobs_config(names: &Names, settings: &Settings) -> Config {
         retention: RetentionPolicy::WorkQueue,
         discard: DiscardPolicy::New,
         max_messages: i64::try_from(settings.queue).unwrap_or(i64::MAX),
+        max_bytes: i64::try_from(settings.queue_bytes()).unwrap_or(i64::MAX),
         duplicate_window: DUPLICATES,
         storage: StorageType::File,
         num_replicas: settings.replicas,
@@ -362,6 +363,17 @@ fn records_config(names: &Names, settings: &Settings) -> kv::Config {
     }
 }
 
+/// Why a stream or bucket was not made.
+fn unmade(doing: &str, error: &dyn std::error::Error) -> FleetError {
+    let reason = chain(error);
+    match reason.contains("insufficient storage") {
+        true => FleetError::Refused(format!(
+            "{doing}: the server has too little storage for it; kiln fleet init --keep-size makes a smaller fleet"
+        )),
+        false => FleetError::broker(doing, reason),
+    }
+}
+
 /// A stream, made where it is not there, and refused where it is of another kind.
 async fn stream(context: &Context, config: Config) -> Result<Stream, FleetError> {
     let doing = format!("stream {}", config.name);
@@ -370,9 +382,9 @@ async fn stream(context: &Context, config: Config) -> Result<Stream, FleetError>
         // Another process has made it in between.
         Err(error) if matches!(error.kind(), CreateStreamErrorKind::JetStream(_)) => {
             let found = context.get_stream(&config.name).await;
-            found.map_err(|_| FleetError::broker(&doing, chain(&error)))?
+            found.map_err(|_| unmade(&doing, &error))?
         }
-        Err(error) => return Err(FleetError::broker(&doing, chain(&error))),
+        Err(error) => return Err(unmade(&doing, &error)),
     };
     let made = &stream.cached_info().config;
     let same = made.subjects == config.subjects
@@ -395,7 +407,7 @@ async fn bucket(context: &Context, config: kv::Config) -> Result<kv::Store, Flee
         Ok(made) => Ok(made),
         Err(error) => {
             let found = context.get_key_value(name).await;
-            found.map_err(|_| FleetError::broker(&doing, chain(&error)))
+            found.map_err(|_| unmade(&doing, &error))
         }
     }
 }
@@ -413,7 +425,7 @@ async fn objects(
         Ok(made) => Ok(made),
         Err(error) => {
             let found = context.get_object_store(name).await;
-            found.map_err(|_| FleetError::broker(&doing, chain(&error)))
+            found.map_err(|_| unmade(&doing, &error))
         }
     }
 }

@@ -72,5 +72,7 @@ impl Broker {
 
 /// Whether the stream has as many jobs as it takes.
 fn is_full(error: &PublishError) -> bool {
-    error.kind() != PublishErrorKind::TimedOut && error.to_string().contains("maximum messages exceeded")
+    let text = error.to_string();
+    let limits = ["maximum messages exceeded", "maximum bytes exceeded"];
+    error.kind() != PublishErrorKind::TimedOut && limits.iter().any(|limit| text.contains(limit))
 }

@@ -36,7 +36,7 @@ impl Default for Settings {
             protocol: PROTOCOL,
             results: None,
             keep: 7 * 24 * 3600,
-            keep_bytes: 16 << 30,
+            keep_bytes: 4 << 30,
             lease: 60,
             attempts: 3,
             queue: 100_000,
@@ -46,6 +46,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Most bytes of jobs that wait or are drawn. Most jobs have about one KiB.
+    pub fn queue_bytes(&self) -> u64 {
+        (self.keep_bytes / 4).min(1 << 30)
+    }
+
     /// How long records and pictures are kept.
     pub fn keep(&self) -> Duration {
         Duration::from_secs(self.keep)

@@ -170,7 +170,7 @@ pub(crate) struct InitArgs {
     /// Keep records, pictures and jobs that were given up for so many hours [default: 168].
     #[arg(long, value_name = "HOURS", value_parser = hours)]
     pub(crate) keep_hours: Option<f64>,
-    /// Keep at most so much of pictures in NATS; the oldest leave when four fifths of it are taken [default: 16GiB].
+    /// Keep at most so much of pictures in NATS; the oldest leave when four fifths of it are taken [default: 4GiB].
     #[arg(long, value_name = "SIZE")]
     pub(crate) keep_size: Option<Bytes>,
     /// Give a job to another worker after so many seconds without progress [default: 60].

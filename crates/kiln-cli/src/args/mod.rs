@@ -32,7 +32,7 @@ pub(crate) use compile::{
     CheckpointArgs, CompileArgs, ComponentArgs, EngineArgs, NetworkArgs, SizeArgs, TracedArgs,
 };
 pub(crate) use file::{is_models_file, models};
-pub(crate) use fleet::{FLEET, FleetArgs, FleetCommand, InitArgs, NatsArgs, WORKER, WorkerArgs};
+pub(crate) use fleet::{AskArgs, FLEET, FleetArgs, FleetCommand, InitArgs, NatsArgs, WORKER, WorkerArgs};
 pub(crate) use memory::{
     BenchArgs, BenchCommand, BenchLadderArgs, BenchMemoryArgs, BenchOperatorsArgs, Budget, MeasureArgs,
     MemoryArgs, OffloadChoice, PixelArgs, PlanArgs,

@@ -10,7 +10,7 @@ use kiln_server::config::check_name;
 use serde::Serialize;
 use serde_json::json as object;
 
-use crate::args::{FleetArgs, FleetCommand, InitArgs, NatsArgs};
+use crate::args::{AskArgs, FleetArgs, FleetCommand, InitArgs, NatsArgs};
 use crate::failure::Failure;
 use crate::model::open_bundle;
 use crate::models::seal_key;
@@ -28,24 +28,15 @@ async fn ask(command: &FleetCommand) -> Result<(), Failure> {
         FleetCommand::Init(args) => init(args).await,
         FleetCommand::Status(args) => {
             let overview = join(&args.nats).await?.overview().await?;
-            match args.json {
-                true => json(&overview),
-                false => Ok(show::overview(&overview)),
-            }
+            tell(args, &overview, show::overview)
         }
         FleetCommand::Jobs(args) => {
             let jobs = join(&args.nats).await?.open_jobs().await?;
-            match args.json {
-                true => json(&object!({ "jobs": jobs })),
-                false => Ok(show::jobs(&jobs)),
-            }
+            tell(args, &object!({ "jobs": jobs }), |_| show::jobs(&jobs))
         }
         FleetCommand::Dead(args) => {
             let jobs = join(&args.nats).await?.dead_jobs().await?;
-            match args.json {
-                true => json(&object!({ "jobs": jobs })),
-                false => Ok(show::dead(&jobs)),
-            }
+            tell(args, &object!({ "jobs": jobs }), |_| show::dead(&jobs))
         }
         FleetCommand::Retry { jobs, all, nats } => retry(jobs, *all, nats).await,
         FleetCommand::Drain { worker, nats } => {
@@ -63,17 +54,17 @@ async fn ask(command: &FleetCommand) -> Result<(), Failure> {
         FleetCommand::Pull { bundle, out, nats } => pull(bundle, out, nats).await,
         FleetCommand::Bundles(args) => {
             let bundles = Bundles::of(&join(&args.nats).await?).await?.list().await?;
-            match args.json {
-                true => json(&object!({ "bundles": bundles })),
-                false => Ok(show::bundles(&bundles)),
-            }
+            tell(args, &object!({ "bundles": bundles }), |_| show::bundles(&bundles))
         }
     }
 }
 
-/// Prints one object.
-fn json(value: &impl Serialize) -> Result<(), Failure> {
-    output::data(&serde_json::to_string(value).map_err(Failure::unexpected)?);
+/// Prints one object, or what people read.
+fn tell<T: Serialize>(args: &AskArgs, value: &T, show: impl FnOnce(&T)) -> Result<(), Failure> {
+    match args.json {
+        true => output::data(&serde_json::to_string(value).map_err(Failure::unexpected)?),
+        false => show(value),
+    }
     Ok(())
 }
 

@@ -110,12 +110,12 @@ impl Front {
             if let Some(took) = Some(order.seconds).filter(|seconds| *seconds > 0.0) {
                 service.note_speed(&record.spec.model, order.cost, Duration::from_secs_f64(took));
             }
-            match service.job(&record.id).filter(|_| self.awaited().remove(&record.id)) {
-                Some(job) => {
+            match (self.awaited().remove(&record.id), service.job(&record.id)) {
+                (true, job) => {
                     service.take_out(&record.id);
                     tokio::spawn(self.clone().deliver(order.clone(), job));
                 }
-                None => self.drop_job(&record.id),
+                (false, _) => self.drop_job(&record.id),
             }
             return;
         }
@@ -134,24 +134,29 @@ impl Front {
         }
     }
 
-    /// Gives a job's pictures to whoever waits for them, and forgets it.
-    async fn deliver(self, order: Order, job: Arc<Job>) {
-        let phase = match order.record.ending.clone() {
-            Ending::Done { infotexts, .. } => match self.images(&order).await {
+    /// Gives a job's pictures to whoever waits for them, if anybody does any more, and forgets it.
+    async fn deliver(self, order: Order, job: Option<Arc<Job>>) {
+        if let Some(job) = job {
+            job.enter(self.end_of(&order).await);
+        }
+        if let Err(error) = self.remove(&order).await {
+            tracing::debug!(job = %order.record.id, "{error}");
+        }
+    }
+
+    async fn end_of(&self, order: &Order) -> Phase {
+        match order.record.ending.clone() {
+            Ending::Done { infotexts, .. } => match self.images(order).await {
                 Ok(images) => {
                     Phase::Done(Arc::new(Finished { images, infotexts, timings: Timings::default() }))
                 }
                 Err(error) => {
-                    tracing::error!(job = %job.id, "{error}");
+                    tracing::error!(job = %order.record.id, "{error}");
                     Phase::Failed(Fault::new(FaultKind::Internal, "the pictures cannot be fetched"))
                 }
             },
             Ending::Failed { fault } => Phase::Failed(fault),
             Ending::Cancelled | Ending::Open => Phase::Cancelled,
-        };
-        job.enter(phase);
-        if let Err(error) = self.remove(&order).await {
-            tracing::debug!(job = %job.id, "{error}");
         }
     }
 
