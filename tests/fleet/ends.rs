@@ -43,6 +43,7 @@ fn a_job_that_ends_its_workers_is_given_up_and_can_be_tried_again() {
     assert_eq!(ended(&server, &create(&server, &star(2, 2)))["status"], "done");
 
     assert_eq!(nats.fleet(&["retry", "--all"]).trim(), id);
+    crate::cli::fail(&mut nats.fleet_command(&["retry", &id]), 2, "is not one that was given up");
     let job = eventually(|| Some(show(&server, &id)).filter(|job| job["status"] == "done"));
     assert!(job["error"].is_null(), "{job}");
     assert_eq!(nats.fleet(&["dead"]), "");

@@ -90,11 +90,10 @@ fn the_shipped_configuration_lets_a_fleet_work_and_nobody_else_in() {
     let said = std::fs::read_to_string(&log).expect("a log");
     let refused: Vec<&str> = said.lines().filter(|line| line.contains("Permissions Violation")).collect();
     assert_eq!(refused, [""; 0], "{refused:?}");
-    // A worker takes no jobs, and nobody without a key is let in.
-    fail(
-        &mut fleet(&["retry", "0123456789abcdef0123456789abcdef"], &operator),
-        2,
-        "is not one that was given up",
-    );
+    // With a worker's key nobody takes jobs, and with a server's nobody is handed any.
+    let wrong = Server::start(&["--nats", &url, "--nats-nkey", &work, "--nats-authority", &authority]);
+    wrong.post("/v1/jobs", &super::star(5, 3)).expect(507);
+    let said = std::fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("Publish Violation") && said.contains("kiln.jobs.cpu."), "{said}");
     drop(nats);
 }

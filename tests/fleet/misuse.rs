@@ -49,6 +49,17 @@ fn settings_that_make_no_fleet_are_refused() {
     assert!(shown.contains("lease     7 s") && shown.contains("attempts  3"), "{shown}");
     let shown = nats.fleet(&["init", "--attempts", "5"]);
     assert!(shown.contains("lease     7 s") && shown.contains("attempts  5"), "{shown}");
+    // What is there already changes, too.
+    let server = nats.server(&[]);
+    nats.fleet(&["init", "--keep-size", "1GiB", "--keep-hours", "2"]);
+    assert_eq!(nats.fleet_json("status")["settings"]["keep_bytes"], 1 << 30);
+    let told = nats.monitored("OBJ_kiln-pictures");
+    assert_eq!(
+        (&told["max_bytes"], &told["max_age"]),
+        (&(1u64 << 30).into(), &7_200_000_000_000u64.into()),
+        "{told}"
+    );
+    drop(server);
     fail(&mut nats.fleet_command(&["retry", "x"]), 2, "job x: is no name of a job");
     let unknown = "0123456789abcdef0123456789abcdef";
     fail(&mut nats.fleet_command(&["retry", unknown]), 2, "is not one that was given up");

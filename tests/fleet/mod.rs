@@ -46,6 +46,8 @@ pub(crate) fn nats_server() -> &'static Path {
 pub(crate) struct Nats {
     child: Child,
     port: u16,
+    /// Where it tells of itself.
+    monitor: u16,
     folder: TempDir,
 }
 
@@ -53,13 +55,14 @@ impl Nats {
     pub(crate) fn start() -> Nats {
         let folder = scratch();
         let port = free_port();
+        let monitor = free_port();
         let config = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
+            "listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{monitor}\"\njetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
             folder.path().join("store").display()
         );
         std::fs::write(folder.path().join("nats.conf"), config).expect("a file");
         let child = launch(folder.path());
-        let nats = Nats { child, port, folder };
+        let nats = Nats { child, port, monitor, folder };
         nats.wait();
         nats
     }
@@ -67,7 +70,7 @@ impl Nats {
     /// A server with another configuration; `port` is the one that it listens on.
     pub(crate) fn configured(folder: TempDir, port: u16) -> Nats {
         let child = launch(folder.path());
-        let nats = Nats { child, port, folder };
+        let nats = Nats { child, port, monitor: 0, folder };
         nats.wait();
         nats
     }
@@ -112,6 +115,21 @@ impl Nats {
     #[track_caller]
     pub(crate) fn fleet_json(&self, word: &str) -> Value {
         serde_json::from_str(&self.fleet(&[word, "--json"])).expect("JSON")
+    }
+
+    /// What the server of NATS says of a stream: its configuration and its state.
+    #[track_caller]
+    pub(crate) fn monitored(&self, stream: &str) -> Value {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.monitor)).expect("a connection");
+        crate::server::send(&mut connection, "GET", "/jsz?streams=true&config=true", &[], b"");
+        let told = crate::server::answer(&mut BufReader::new(connection)).expect(200).json();
+        let accounts = told["account_details"].as_array().expect("accounts");
+        let mut streams =
+            accounts.iter().flat_map(|account| account["stream_detail"].as_array().expect("streams"));
+        let found = streams.find(|found| found["name"] == stream).unwrap_or_else(|| panic!("{stream}: {told}"));
+        let mut both = found["config"].as_object().expect("a configuration").clone();
+        both.extend(found["state"].as_object().expect("a state").clone());
+        both.into()
     }
 
     /// The name of the worker that draws a job.

@@ -1,7 +1,5 @@
 //! Who is drawn when, and what becomes of those whom nobody waits for.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::{FleetWorker, Nats, create, ended, show, star};
@@ -118,8 +116,9 @@ fn models_are_ready_when_a_worker_has_them() {
     let cards = nats.fleet_json("status")["workers"].clone();
     assert_eq!(cards[0]["name"], "one");
     assert_eq!(cards[0]["models"][0]["lane"]["class"], "cpu");
+    // One that dies says nothing, and is missed all the same.
     drop(worker);
-    std::thread::sleep(Duration::from_millis(10));
+    is_ready(503);
 }
 
 #[test]
@@ -163,9 +162,22 @@ fn metrics_of(text: &str) -> std::collections::BTreeSet<String> {
 fn what_dashboards_and_alerts_read_is_there() {
     let nats = Nats::start();
     let server = nats.server(&[]);
-    let _worker = FleetWorker::start(&nats, "one", &[]);
+    let worker = FleetWorker::start(&nats, "one", &["--listen", "127.0.0.1:0"]);
     eventually(|| Some(()).filter(|()| server.get("/metrics").text().contains("kiln_fleet_workers 1")));
-    let metrics = server.get("/metrics").expect(200).text();
+    // What has never happened is not told.
+    ended(&server, &create(&server, &star(1, 2)));
+    server.post("/v1/jobs", &json!({ "prompt": "a star", "model": "nothing" })).expect(404);
+    let address = eventually(|| {
+        let said = worker.said();
+        let rest = said.split_once("its state is at http://")?.1;
+        rest.split_once('/').map(|(address, _)| address.to_owned())
+    });
+    let of_worker = {
+        let mut connection = std::net::TcpStream::connect(address).expect("a connection");
+        crate::server::send(&mut connection, "GET", "/metrics", &[], b"");
+        crate::server::answer(&mut std::io::BufReader::new(connection)).expect(200).text()
+    };
+    let metrics = server.get("/metrics").expect(200).text() + &of_worker;
     let known: std::collections::BTreeSet<String> = metrics
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned))
@@ -178,4 +190,48 @@ fn what_dashboards_and_alerts_read_is_there() {
         let missing: Vec<_> = read.iter().filter(|name| !known.contains(*name)).collect();
         assert!(missing.is_empty(), "{file}: {missing:?} of {known:?}");
     }
+}
+
+#[test]
+fn pictures_of_refused_jobs_are_not_kept() {
+    let nats = Nats::start();
+    let server = nats.server(&["--queue", "1"]);
+    create(&server, &star(1, 2));
+    let png = {
+        let mut file = Vec::new();
+        let mut encoder = png::Encoder::new(&mut file, 64, 64);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder
+            .write_header()
+            .and_then(|mut writer| writer.write_image_data(&[7; 64 * 64 * 3]))
+            .expect("a PNG");
+        base64::Engine::encode(&base64::prelude::BASE64_STANDARD, file)
+    };
+    let body = json!({ "prompt": "a star", "steps": 4, "init_image": png, "strength": 0.5 });
+    server.post("/v1/jobs", &body).expect(429);
+    assert_eq!(nats.monitored("OBJ_kiln-pictures")["messages"], 0);
+}
+
+#[test]
+fn a_steady_stream_of_one_model_leaves_turns_to_another() {
+    let (nats, folder) = (Nats::start(), crate::fixtures::scratch());
+    let shapes = crate::support::references().join("../../models/shapes").display().to_string();
+    let models = folder.path().join("models.yaml");
+    let text = format!("models: [{{name: one, bundle: '{shapes}'}}, {{name: other, bundle: '{shapes}'}}]\n");
+    std::fs::write(&models, text).expect("a file");
+    let models = models.display().to_string();
+    let server = nats.server(&[]);
+    drop(server);
+    let server = Server::start(&["--nats", &nats.url(), &models]);
+    let of = |model: &str, seed: u64| {
+        let mut body = star(seed, 4);
+        body["model"] = model.into();
+        create(&server, &body)
+    };
+    let many: Vec<String> = (0..40).map(|seed| of("one", seed)).collect();
+    let few = of("other", 1);
+    let _worker = FleetWorker::with(&nats, "worker", &[&models], &[]);
+    ended(&server, &few);
+    assert_ne!(show(&server, &many[39])["status"], "done", "one job of the other model comes before the last");
+    many.iter().for_each(|id| drop(ended(&server, id)));
 }

@@ -234,13 +234,34 @@ impl Broker {
 
     /// Gives streams and buckets that are there already what the settings say.
     async fn change_streams(&self) -> Result<(), FleetError> {
-        let fail = |e: &dyn std::error::Error| FleetError::broker("changing the fleet", chain(e));
         let (names, settings) = (&self.names, &self.settings);
-        for config in [jobs_config(names, settings), dead_config(names, settings)] {
-            self.context.update_stream(config).await.map_err(|e| fail(&e))?;
-        }
-        let changed = self.context.update_key_value(records_config(names, settings)).await;
-        changed.map_err(|e| fail(&e)).map(drop)
+        let [jobs, dead] = [jobs_config(names, settings), dead_config(names, settings)];
+        self.retune(&jobs.name, |config| {
+            (config.max_messages, config.max_bytes) = (jobs.max_messages, jobs.max_bytes)
+        })
+        .await?;
+        self.retune(&dead.name, |config| config.max_age = dead.max_age).await?;
+        self.retune(&format!("KV_{}", names.records()), |config| config.max_age = settings.keep()).await?;
+        self.retune(&format!("KV_{}", names.workers()), |_| {}).await?;
+        self.retune(&format!("KV_{}", names.settings()), |_| {}).await?;
+        self.picture_bucket().await?;
+        let most = i64::try_from(settings.keep_bytes).unwrap_or(i64::MAX);
+        self.retune(&format!("OBJ_{}", names.pictures()), |config| {
+            (config.max_age, config.max_bytes) = (settings.keep(), most);
+        })
+        .await?;
+        self.bundle_bucket().await?;
+        self.retune(&format!("OBJ_{}", names.bundles()), |_| {}).await
+    }
+
+    /// Changes a stream, and how many servers have it.
+    async fn retune(&self, name: &str, change: impl FnOnce(&mut Config)) -> Result<(), FleetError> {
+        let doing = format!("changing {name}");
+        let stream = self.context.get_stream(name).await.map_err(|e| FleetError::broker(&doing, chain(&e)))?;
+        let mut config = stream.cached_info().config.clone();
+        change(&mut config);
+        config.num_replicas = self.settings.replicas;
+        self.context.update_stream(config).await.map(drop).map_err(|e| unmade(&doing, &e))
     }
 
     /// What hands out a client's jobs of a lane.

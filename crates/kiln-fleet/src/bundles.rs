@@ -157,7 +157,15 @@ impl Bundles {
         let fail = |e: std::io::Error| FleetError::File { path: folder.into(), reason: e.to_string() };
         std::fs::create_dir_all(folder.parent().unwrap_or(folder)).map_err(fail)?;
         let half = PathBuf::from(format!("{}.part", folder.display()));
-        let _lock = fs::Lock::acquire(&half.with_added_extension("lock"))?;
+        let lock = half.with_added_extension("lock");
+        // Another worker of this machine may be at it.
+        let locked = tokio::task::spawn_blocking(move || fs::Lock::acquire(&lock)).await;
+        let _lock = locked.map_err(|e| FleetError::Storage(e.to_string()))??;
+        if let Ok(there) = Bundle::open(folder)
+            && there.digest() == packed.bundle
+        {
+            return Ok(there);
+        }
         self.fetch_file(packed, &half, progress).await?;
         let (from, to) = (half.clone(), folder.to_path_buf());
         let unpacked = tokio::task::spawn_blocking(move || unpack(&from, &to)).await;

@@ -1,5 +1,8 @@
 //! What a worker says of itself, every few seconds; one that says nothing any more is not there.
 
+use std::time::Duration;
+
+use async_nats::jetstream::kv::{Entry, Operation};
 use futures_util::StreamExt;
 use kiln_server::Load;
 use serde::{Deserialize, Serialize};
@@ -71,6 +74,18 @@ impl Broker {
         let text = serde_json::to_vec(card).expect("cards are JSON");
         let shown = self.workers.put(token(&card.name), text.into()).await;
         shown.map(drop).map_err(|e| FleetError::broker("worker's card", e))
+    }
+
+    /// Whether a worker of this name shows its card again within a time: that of one that was killed stays for a while.
+    pub(crate) async fn has_live_card(&self, name: &str, time: Duration) -> Result<bool, FleetError> {
+        let revision = async || {
+            let entry = self.workers.entry(token(name)).await.map_err(|e| FleetError::broker("workers", e))?;
+            let is_shown = |entry: &Entry| entry.operation == Operation::Put;
+            Ok::<_, FleetError>(entry.filter(is_shown).map(|entry| entry.revision))
+        };
+        let Some(first) = revision().await? else { return Ok(false) };
+        tokio::time::sleep(time + time / 4).await;
+        Ok(revision().await?.is_some_and(|later| later != first))
     }
 
     pub(crate) async fn take_card_away(&self, name: &str) {

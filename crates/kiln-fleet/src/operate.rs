@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
-use kiln_server::JobId;
 use kiln_server::store::Ending;
 use serde::Serialize;
 
@@ -125,33 +124,42 @@ impl Broker {
     }
 
     /// Queues a job again that was given up.
-    pub async fn retry(&self, id: &JobId) -> Result<(), FleetError> {
-        let unknown = || FleetError::Unknown(format!("job {id}: is not one that was given up"));
-        let dead = self.dead_jobs().await?;
-        let mut order = dead.into_iter().find(|order| order.record.id == *id).ok_or_else(unknown)?;
-        let record = &mut order.record;
-        (record.ending, record.ended, record.begun, record.attempts) = (Ending::Open, None, false, 0);
-        (order.worker, order.claim) = (None, None);
-        order.faults.clear();
-        let Queued::As(sequence) = self.queue(&order, None).await? else {
+    ///
+    /// Its record is opened before it is queued, without a number, which any copy of it fits: a worker may have the new copy
+    /// before its number is written down. A retry that breaks off can be done again.
+    pub async fn retry(&self, dead: &Order) -> Result<(), FleetError> {
+        let id = &dead.record.id;
+        let can_be = |order: &Order| match order.is_final() {
+            true => order.is_dead,
+            false => order.record.sequence == 0,
+        };
+        let reopened = match self.records.change(id, can_be, reopen).await? {
+            Some(order) => order,
+            None => match self.records.find(id).await? {
+                Found::Job(order, _) if order.is_final() => {
+                    self.forget_dead(dead).await?;
+                    return Err(FleetError::Refused(format!("job {id}: has ended otherwise meanwhile")));
+                }
+                Found::Job(..) => return Err(FleetError::Refused(format!("job {id}: is queued already"))),
+                Found::Nothing | Found::Forgotten(_) => {
+                    let mut order = dead.clone();
+                    reopen(&mut order);
+                    self.records.create(&order).await?;
+                    order
+                }
+            },
+        };
+        let Queued::As(sequence) = self.queue(&reopened, None).await? else {
             return Err(FleetError::Refused(format!("job {id}: the queue is full")));
         };
-        order.record.sequence = sequence;
-        loop {
-            match self.records.find(id).await? {
-                Found::Job(_, revision) => {
-                    if self.records.update(&order, revision).await?.is_some() {
-                        break;
-                    }
-                }
-                _ => {
-                    self.records.create(&order).await?;
-                    break;
-                }
-            }
-        }
-        self.announce(&order).await;
-        let purge = self.dead.purge().filter(self.names.dead_job(&order.lane, id)).await;
+        let has_no_number = |order: &Order| !order.is_final() && order.record.sequence == 0;
+        self.records.change(id, has_no_number, |order| order.record.sequence = sequence).await?;
+        self.announce(&reopened).await;
+        self.forget_dead(dead).await
+    }
+
+    async fn forget_dead(&self, dead: &Order) -> Result<(), FleetError> {
+        let purge = self.dead.purge().filter(self.names.dead_job(&dead.lane, &dead.record.id)).await;
         purge.map(drop).map_err(|e| FleetError::broker("dead jobs", e))
     }
 
@@ -166,4 +174,14 @@ impl Broker {
         let asked = self.client.request(self.names.drain(worker), Bytes::new()).await;
         asked.map(drop).map_err(|e| FleetError::broker(&format!("worker {worker}"), e))
     }
+}
+
+/// Makes a job one that nobody has tried.
+fn reopen(order: &mut Order) {
+    let record = &mut order.record;
+    (record.ending, record.ended, record.attempts, record.sequence) = (Ending::Open, None, 0, 0);
+    record.created = kiln_server::store::now();
+    (order.is_dead, order.is_stopped) = (false, false);
+    order.let_go();
+    order.faults.clear();
 }

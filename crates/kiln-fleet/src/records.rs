@@ -15,6 +15,9 @@ use crate::FleetError;
 use crate::names::Lane;
 use crate::settings::PROTOCOL;
 
+/// Most faults of a job that are kept.
+const MAX_FAULTS: usize = 16;
+
 /// A job: what waits in the stream, and what the bucket says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
@@ -34,6 +37,9 @@ pub struct Order {
     /// Whether its owner has stopped it.
     #[serde(default)]
     pub is_stopped: bool,
+    /// Whether it was given up, and lies among those that were.
+    #[serde(default)]
+    pub is_dead: bool,
     /// Who draws it, or has drawn it.
     #[serde(default)]
     pub worker: Option<String>,
@@ -62,6 +68,7 @@ impl Order {
             cost,
             is_kept: true,
             is_stopped: false,
+            is_dead: false,
             worker: None,
             claim: None,
             faults: Vec::new(),
@@ -81,16 +88,29 @@ impl Order {
         self.record.ended = Some(kiln_server::store::now());
     }
 
+    /// Nobody draws it any more.
+    pub(crate) fn let_go(&mut self) {
+        (self.worker, self.claim, self.record.begun) = (None, None, false);
+    }
+
+    /// Keeps in mind what an attempt came to; of very many, the last.
+    pub(crate) fn note(&mut self, fault: String) {
+        self.faults.push(fault);
+        let surplus = self.faults.len().saturating_sub(MAX_FAULTS);
+        self.faults.drain(..surplus);
+    }
+
+    /// The protocol of what is a job of any version.
+    pub(crate) fn protocol(bytes: &[u8]) -> Option<u32> {
+        serde_json::from_slice::<Form>(bytes).ok().map(|form| form.protocol)
+    }
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("orders are JSON")
     }
 
     /// Reads it; says which protocol it has where this version cannot.
     pub(crate) fn read(bytes: &[u8]) -> Result<Order, FleetError> {
-        #[derive(Deserialize)]
-        struct Form {
-            protocol: u32,
-        }
         let unreadable = |e: serde_json::Error| FleetError::Refused(format!("the job cannot be read: {e}"));
         let form: Form = serde_json::from_slice(bytes).map_err(unreadable)?;
         if form.protocol > PROTOCOL {
@@ -99,6 +119,12 @@ impl Order {
         }
         serde_json::from_slice(bytes).map_err(unreadable)
     }
+}
+
+/// What jobs of all versions have.
+#[derive(Deserialize)]
+struct Form {
+    protocol: u32,
 }
 
 /// What the bucket has under a job's name.
@@ -153,17 +179,20 @@ impl Records {
         }
     }
 
-    /// Changes a job as it is when that works: the changed job, or none where `change` leaves it alone or it is not there.
+    /// Changes a job that is as it should be, as it is when that works: the changed job, or none where it is otherwise or not
+    /// there.
     pub(crate) async fn change(
         &self,
         id: &JobId,
-        change: impl Fn(&mut Order) -> bool,
+        should: impl Fn(&Order) -> bool,
+        change: impl Fn(&mut Order),
     ) -> Result<Option<Order>, FleetError> {
         loop {
             let Found::Job(mut order, revision) = self.find(id).await? else { return Ok(None) };
-            if !change(&mut order) {
+            if !should(&order) {
                 return Ok(None);
             }
+            change(&mut order);
             if self.update(&order, revision).await?.is_some() {
                 return Ok(Some(*order));
             }

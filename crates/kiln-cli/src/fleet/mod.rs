@@ -102,16 +102,17 @@ async fn init(args: &InitArgs) -> Result<(), Failure> {
 
 async fn retry(jobs: &[String], all: bool, nats: &NatsArgs) -> Result<(), Failure> {
     let broker = join(nats).await?;
-    let ids: Vec<JobId> = match all {
-        true => broker.dead_jobs().await?.into_iter().map(|order| order.record.id).collect(),
-        false => {
-            let unknown = |job: &String| Failure::usage(format!("job {job}: is no name of a job"));
-            jobs.iter().map(|job| JobId::parse(job).ok_or_else(|| unknown(job))).collect::<Result<_, _>>()?
-        }
-    };
-    for id in &ids {
-        broker.retry(id).await?;
-        output::data(id.as_str());
+    let unnamed = |job: &String| Failure::usage(format!("job {job}: is no name of a job"));
+    let ids: Vec<JobId> =
+        jobs.iter().map(|job| JobId::parse(job).ok_or_else(|| unnamed(job))).collect::<Result<_, _>>()?;
+    let dead = broker.dead_jobs().await?;
+    let is_dead = |id: &&JobId| dead.iter().any(|order| order.record.id == **id);
+    if let Some(other) = ids.iter().find(|id| !is_dead(id)) {
+        return Err(FleetError::Unknown(format!("job {other}: is not one that was given up")).into());
+    }
+    for order in dead.iter().filter(|order| all || ids.contains(&order.record.id)) {
+        broker.retry(order).await?;
+        output::data(order.record.id.as_str());
     }
     Ok(())
 }

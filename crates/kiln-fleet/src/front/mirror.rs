@@ -89,33 +89,31 @@ impl Front {
                 return None;
             }
         };
-        let record = &order.record;
-        if order.is_kept {
-            self.index().insert(&record.client, record.sequence, &id, record.created);
-        }
+        self.index().insert(&order.record, order.is_kept);
         Some(order)
     }
 
     fn drop_job(&self, id: &JobId) {
         self.0.service.take_out(id);
-        if let Some(job) = self.0.service.job(id).filter(|_| !self.awaited().contains(id)) {
+        let is_awaited = self.awaited().contains(id);
+        if let Some(job) = self.0.service.job(id).filter(|_| !is_awaited) {
             self.0.service.forget(id);
             job.touch();
         }
     }
 
-    fn apply(&self, order: &Order) {
+    pub(super) fn apply(&self, order: &Order) {
         let (service, record) = (&self.0.service, &order.record);
         if order.is_final() {
             if let Some(took) = Some(order.seconds).filter(|seconds| *seconds > 0.0) {
                 service.note_speed(&record.spec.model, order.cost, Duration::from_secs_f64(took));
             }
-            match (self.awaited().remove(&record.id), service.job(&record.id)) {
-                (true, job) => {
-                    service.take_out(&record.id);
-                    tokio::spawn(self.clone().deliver(order.clone(), job));
-                }
-                (false, _) => self.drop_job(&record.id),
+            let is_awaited = self.awaited().remove(&record.id);
+            if is_awaited {
+                service.take_out(&record.id);
+                tokio::spawn(self.clone().deliver(order.clone(), service.job(&record.id)));
+            } else {
+                self.drop_job(&record.id);
             }
             return;
         }
@@ -193,7 +191,7 @@ impl Front {
     }
 
     /// Says which models workers have, and how many draw.
-    fn count_workers(&self) {
+    pub(super) fn count_workers(&self) {
         let cards: Vec<_> = self.0.roster.cards().into_iter().filter(|card| !card.is_draining).collect();
         self.0.service.set_workers(cards.len());
         let models = self.0.service.models();
@@ -210,7 +208,7 @@ impl Front {
                     () if is("failed") => {
                         Load::Failed(Fault::new(FaultKind::Model, "no worker can load it; their logs say why"))
                     }
-                    () => Load::Unloaded,
+                    () => Load::Failed(Fault::new(FaultKind::Model, "no worker has it")),
                 },
             );
         }

@@ -4,18 +4,19 @@
 //! workers take them. So positions, estimates, shares and previews are what they are on one box.
 
 mod index;
+mod keeper;
 mod mirror;
+mod upkeep;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use kiln_server::keeper::{Keeper, KeeperError, SenderKey};
-use kiln_server::store::{Ending, Record, Source, StoreError, has_pixels, no_pixels, sources, to_bytes};
-use kiln_server::{ClientId, Fault, FaultKind, FleetMoment, Job, JobId, Refusal, Service, Spec, Ticket};
+use kiln_server::keeper::{KeeperError, SenderKey};
+use kiln_server::store::{Ending, Record, StoreError, has_pixels, no_pixels, sources, to_bytes};
+use kiln_server::{ClientId, Fault, FaultKind, Job, JobId, Refusal, Service, Spec};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::spawn_blocking;
 
@@ -28,15 +29,6 @@ use crate::records::{Found, Order};
 use crate::roster::Roster;
 use crate::worker::LoraDigests;
 use index::Index;
-
-/// How often, at least, it is looked for what is too old.
-const PRUNING: Duration = Duration::from_secs(60);
-
-/// How often pictures are measured, and jobs counted that were given up.
-const COUNTING: Duration = Duration::from_secs(5);
-
-/// How many jobs are looked at together to make room.
-const ROOM: usize = 100;
 
 /// How long the end of a job may take to be written down before clients are answered without it.
 const ENDING: Duration = Duration::from_secs(1);
@@ -73,10 +65,12 @@ struct Shared {
     n_dead: AtomicU64,
 }
 
-/// A job with what belongs to it but the picture's pixels.
+/// A job that was checked.
 struct Taken {
     order: Order,
     spec: Spec,
+    /// The pictures that it starts from, by their names in the store.
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl Front {
@@ -101,9 +95,7 @@ impl Front {
         front.0.service.tell_stops(move |job| teller.stop_soon(&job.id));
         front.mirror().await?;
         tokio::spawn(front.clone().obey(stopped));
-        tokio::spawn(front.clone().prune());
-        tokio::spawn(front.clone().keep_room());
-        tokio::spawn(front.clone().count_dead());
+        front.keep_up();
         Ok(front)
     }
 
@@ -129,27 +121,34 @@ impl Front {
         {
             return Err(known);
         }
-        let Taken { mut order, spec } = self.prepare(id.clone(), spec, client.clone()).await?;
+        let Taken { mut order, spec, files } = self.prepare(id.clone(), spec, client.clone()).await?;
         order.is_kept = is_kept;
         (order.record.idempotency_key, order.record.digest) = key.map(|key| (key.key, key.digest)).unzip();
         let place = self.0.service.place(&client).map_err(KeeperError::Refused)?;
         if !is_kept {
             self.awaited().insert(id.clone());
         }
-        let cost = order.cost;
-        let taken = match self.submit(&mut order).await {
-            Ok(true) => Ok(()),
-            Ok(false) => match self.known(&id, digest.as_ref()).await? {
-                Some(known) => Err(known),
-                None => Err(KeeperError::Store(StoreError::Shared("the job is being forgotten".into())).into()),
-            },
-            Err(error) => Err(error),
-        };
-        if let Err(error) = taken {
-            self.awaited().remove(&id);
-            return Err(error);
+        // Before it is queued: a worker may be done with it before this task goes on.
+        let job = self.0.service.fill(place, Job::new(id.clone(), spec, client, order.cost));
+        let submitted = self.submit(&mut order, files).await;
+        match submitted {
+            Ok(true) => return Ok(job),
+            Ok(false) => {}
+            Err(_) => self.remove_sources(&order).await,
         }
-        Ok(self.0.service.fill(place, Job::new(id, spec, client, cost)))
+        // It is the mirror's, if anybody's.
+        self.awaited().remove(&id);
+        self.0.service.take_out(&id);
+        self.0.service.forget(&id);
+        submitted?;
+        let Found::Job(known, _) = self.0.broker.records.find(&id).await? else {
+            return Err(KeeperError::Store(StoreError::Shared("the job is being forgotten".into())).into());
+        };
+        self.apply(&known);
+        match known.record.digest == digest {
+            true => Err(Taking::Known(id)),
+            false => Err(KeeperError::Reused.into()),
+        }
     }
 
     /// What is known of a job under the sender's own name for it.
@@ -163,7 +162,7 @@ impl Front {
         }
     }
 
-    /// Checks a job, stores the pictures that it starts from, and finds where it waits.
+    /// Checks a job, takes the pictures that it starts from out of it, and finds where it waits.
     async fn prepare(&self, id: JobId, mut spec: Spec, client: ClientId) -> Result<Taken, Taking> {
         let front = self.clone();
         let checked = spawn_blocking(move || {
@@ -195,10 +194,7 @@ impl Front {
                 format!("job: has {size} bytes of text, the queue takes {}", most.saturating_sub(1024));
             return Err(KeeperError::Refused(Refusal::Invalid(Fault::new(FaultKind::Request, message))).into());
         }
-        for (name, file) in files {
-            self.0.pictures.put(&name, file.into()).await?;
-        }
-        Ok(Taken { order, spec })
+        Ok(Taken { order, spec, files })
     }
 
     fn lane(&self, model: &str) -> Option<Lane> {
@@ -206,9 +202,12 @@ impl Front {
         Some(Lane { class: card.target.to_string(), model: model.into(), bundle: card.bundle })
     }
 
-    /// Writes a job down and queues it: whether it is new.
-    async fn submit(&self, order: &mut Order) -> Result<bool, Taking> {
+    /// Stores the pictures that a job starts from, queues it and writes it down: whether it is new.
+    async fn submit(&self, order: &mut Order, files: Vec<(String, Vec<u8>)>) -> Result<bool, Taking> {
         let broker = &self.0.broker;
+        for (name, file) in files {
+            self.0.pictures.put(&name, file.into()).await?;
+        }
         let mut name = Some(order.record.id.to_string());
         loop {
             match broker.queue(order, name.as_deref()).await? {
@@ -264,13 +263,12 @@ impl Front {
 
     async fn stop(&self, id: &JobId) -> Result<(), FleetError> {
         let broker = &self.0.broker;
-        let stopped = broker.records.change(id, |order| {
-            let is_open = !order.is_final();
+        let is_open = |order: &Order| !order.is_final();
+        let stopped = broker.records.change(id, is_open, |order| {
             order.is_stopped = true;
             if !order.record.begun {
                 order.end(Ending::Cancelled);
             }
-            is_open
         });
         match stopped.await? {
             Some(order) if order.is_final() => {
@@ -306,67 +304,6 @@ impl Front {
         Ok(())
     }
 
-    async fn count_dead(self) {
-        loop {
-            if let Ok(info) = self.0.broker.dead.get_info().await {
-                self.0.n_dead.store(info.state.messages, Ordering::Relaxed);
-            }
-            tokio::time::sleep(COUNTING).await;
-        }
-    }
-
-    /// Removes what was kept long enough, for as long as the process lives.
-    async fn prune(self) {
-        let keep = self.0.broker.settings.keep();
-        loop {
-            match self.0.pictures.prune(keep).await {
-                Ok(0) => {}
-                Ok(n) => tracing::info!("{n} pictures are removed that were kept long enough"),
-                Err(error) => tracing::warn!("{error}"),
-            }
-            let oldest = SystemTime::now().checked_sub(keep);
-            self.index().prune(oldest.unwrap_or(SystemTime::UNIX_EPOCH));
-            tokio::time::sleep(PRUNING.min(keep / 4)).await;
-        }
-    }
-
-    /// Looks whether pictures leave room for others, for as long as the process lives.
-    async fn keep_room(self) {
-        loop {
-            if let Err(error) = self.make_room().await {
-                tracing::debug!("{error}");
-            }
-            tokio::time::sleep(COUNTING).await;
-        }
-    }
-
-    /// Forgets the oldest jobs that have ended while their pictures fill the queue's server too far.
-    async fn make_room(&self) -> Result<(), FleetError> {
-        let most = self.0.broker.settings.keep_bytes;
-        let mut n_gone = 0;
-        while self.0.pictures.bytes().await? > most / 5 * 4 {
-            let oldest = self.index().oldest(ROOM);
-            let before = n_gone;
-            for id in oldest {
-                match self.0.broker.records.find(&id).await? {
-                    Found::Job(order, _) if order.is_final() => {
-                        self.remove(&order).await?;
-                        n_gone += 1;
-                    }
-                    Found::Job(..) => {}
-                    Found::Nothing | Found::Forgotten(_) => self.index().remove(&id),
-                }
-            }
-            if n_gone == before {
-                break;
-            }
-        }
-        if n_gone > 0 {
-            tracing::info!("{n_gone} jobs are forgotten, whose pictures were the oldest of too many");
-        }
-        Ok(())
-    }
-
     async fn order(&self, id: &JobId) -> Result<Option<Order>, StoreError> {
         match self.0.broker.records.find(id).await {
             Ok(Found::Job(order, _)) => Ok(Some(*order)),
@@ -395,112 +332,5 @@ impl From<KeeperError> for Taking {
 impl From<FleetError> for Taking {
     fn from(error: FleetError) -> Taking {
         Taking::Error(KeeperError::Store(StoreError::Shared(error.to_string())))
-    }
-}
-
-impl Keeper for Front {
-    fn take(
-        &self,
-        spec: Spec,
-        client: ClientId,
-        key: Option<SenderKey>,
-    ) -> BoxFuture<'_, Result<JobId, KeeperError>> {
-        let front = self.clone();
-        // What is written down comes into the queue, even where its sender leaves in between.
-        let taking = tokio::spawn(async move {
-            match front.take_now(spec, client, key, true).await {
-                Ok(job) => Ok(job.id.clone()),
-                Err(Taking::Known(id)) => Ok(id),
-                Err(Taking::Error(error)) => Err(error),
-            }
-        });
-        Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
-    }
-
-    fn draw(&self, spec: Spec, client: ClientId) -> BoxFuture<'_, Result<Ticket, KeeperError>> {
-        let front = self.clone();
-        let taking = tokio::spawn(async move {
-            match front.take_now(spec, client, None, false).await {
-                Ok(job) => Ok(Ticket::new(&front.0.service, job)),
-                Err(Taking::Error(error)) => Err(error),
-                Err(Taking::Known(_)) => Err(KeeperError::Reused),
-            }
-        });
-        Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
-    }
-
-    fn cancel<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, ()> {
-        self.0.service.cancel(job);
-        let written = async {
-            while self.0.service.job(&job.id).is_some() {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        Box::pin(async { drop(tokio::time::timeout(ENDING, written).await) })
-    }
-
-    fn delete<'a>(&'a self, id: &'a JobId) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async {
-            let shared = |e: FleetError| StoreError::Shared(e.to_string());
-            self.stop(id).await.map_err(shared)?;
-            if let Some(order) = self.order(id).await? {
-                self.remove(&order).await.map_err(shared)?;
-            }
-            Ok(())
-        })
-    }
-
-    fn get<'a>(&'a self, id: &'a JobId) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        Box::pin(async { Ok(self.order(id).await?.filter(|order| order.is_kept).map(|order| order.record)) })
-    }
-
-    fn newest<'a>(
-        &'a self,
-        client: &'a ClientId,
-        before: u64,
-        limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<Record>, StoreError>> {
-        let ids = self.index().newest(client, before, limit);
-        Box::pin(async {
-            let mut records = Vec::with_capacity(ids.len());
-            for id in ids {
-                records.extend(self.order(&id).await?.map(|order| order.record));
-            }
-            Ok(records)
-        })
-    }
-
-    fn picture<'a>(&'a self, id: &'a JobId, index: usize) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
-        Box::pin(async move {
-            match self.order(id).await?.and_then(|order| order.pictures.into_iter().nth(index)) {
-                Some(name) => self.object(&name).await,
-                None => Ok(None),
-            }
-        })
-    }
-
-    fn source<'a>(&'a self, id: &'a JobId, source: Source) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
-        Box::pin(async move {
-            let file = self.object(&format!("in/{}", source.file(id))).await?;
-            Ok(file.filter(|bytes| bytes.starts_with(b"\x89PNG")))
-        })
-    }
-
-    fn is_sound(&self) -> bool {
-        self.0.broker.is_connected()
-    }
-
-    fn fleet(&self) -> Option<FleetMoment> {
-        let workers = self.0.roster.cards().len() as u64;
-        Some(FleetMoment { workers, dead: self.0.n_dead.load(Ordering::Relaxed) })
-    }
-
-    fn settle(&self) -> BoxFuture<'_, ()> {
-        let told = async {
-            while self.0.n_stops.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        Box::pin(async { drop(tokio::time::timeout(5 * ENDING, told).await) })
     }
 }

@@ -1,4 +1,4 @@
-//! One job on one worker, from being handed out to being settled.
+//! One job on one worker, from being handed out to being drawn.
 //!
 //! The record is the truth. An attempt is written there before it begins, pictures are stored before the record names them,
 //! and the stream's copy is acknowledged when the record has its end. So a worker that dies anywhere leaves a job that another
@@ -6,43 +6,63 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::{AckKind, Message};
+use bytes::Bytes;
 use kiln_server::store::{Ending, from_bytes, has_pixels, sources};
-use kiln_server::{Fault, FaultKind, Finished, Job, JobId, Phase, Refusal, Spec};
+use kiln_server::{Fault, FaultKind, Job, JobId, Phase, Refusal, Spec};
 
 use super::offers::Offer;
 use super::station::{Handed, Station};
 use crate::FleetError;
 use crate::events::Event;
 use crate::records::{Found, Order};
+use crate::settings::PROTOCOL;
 
-/// How often the server may hand a job out at all; some are given back before they count as attempts.
+/// How often the server may hand out what no version can read.
 const MAX_DELIVERIES: i64 = 50;
 
-/// How long a job rests that this worker could not do.
-const REST: Duration = Duration::from_secs(5);
+/// How long a job rests that this worker could not do: the longer, the more often that was so.
+const RESTS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// How long a job rests that was given back because the worker ends.
-const SHORT_REST: Duration = Duration::from_millis(100);
+pub(super) const SHORT_REST: Duration = Duration::from_millis(100);
 
 /// How often what the server did not answer is tried again.
-const RETRY: Duration = Duration::from_millis(500);
-
-/// How often pictures are tried to be stored before the job is given back.
-const STORING: usize = 5;
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// How often events of steps are sent, and pictures of them.
 const BEATS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
 /// What becomes of the stream's copy.
-enum Settled {
+pub(super) enum Settled {
     /// It is done with.
     Done,
     /// It is handed out again after a while.
     Again(Duration),
+}
+
+/// The place of a job among those that are drawn, until it is left.
+struct Seat {
+    station: Arc<Station>,
+    id: JobId,
+    is_left: AtomicBool,
+}
+
+impl Seat {
+    fn leave(&self) {
+        if !self.is_left.swap(true, Ordering::Relaxed) {
+            self.station.end(&self.id);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 /// Draws a job that was handed out, and settles it; `is_new` unless it is drawn already.
@@ -50,19 +70,15 @@ pub(super) async fn attend(station: Arc<Station>, handed: Handed, is_new: bool) 
     let Handed { message, offer, order, found } = handed;
     let delivered = message.info().map_or(1, |info| info.delivered);
     let settled = match order {
+        // This worker has lost its lease on the job and still draws it.
+        Ok(_) if !is_new => Settled::Again(station.broker.settings.lease()),
         Ok(order) => {
             let id = order.record.id.clone();
-            if !is_new {
-                // This worker has lost its lease on the job and still draws it.
-                let _ = message.ack_with(AckKind::Nak(Some(station.broker.settings.lease()))).await;
-                return;
-            }
+            let seat = Seat { station: station.clone(), id: id.clone(), is_left: AtomicBool::new(false) };
             let is_of = |found: &Found| matches!(found, Found::Job(known, _) if known.record.id == id);
             let found = found.filter(is_of);
-            let settled =
-                Claim { station: &station, message: &message, offer, delivered }.run(order, found).await;
-            station.end(&id);
-            settled
+            let claim = Claim { station: &station, message: &message, offer, delivered, seat };
+            claim.run(order, found).await
         }
         Err(error) => unreadable(&station, &message, &offer, delivered, &error).await,
     };
@@ -82,7 +98,7 @@ async fn acknowledge(message: &Message) {
     }
 }
 
-/// A newer worker may read it; after many it is given up.
+/// A job of a newer version waits for a newer worker; what is none at all is given up after a while.
 async fn unreadable(
     station: &Station,
     message: &Message,
@@ -91,21 +107,29 @@ async fn unreadable(
     error: &FleetError,
 ) -> Settled {
     tracing::warn!(subject = %message.subject, "{error}");
-    if delivered < MAX_DELIVERIES {
-        return Settled::Again(REST);
+    let is_newer = Order::protocol(&message.payload).is_some_and(|protocol| protocol > PROTOCOL);
+    if is_newer || delivered < MAX_DELIVERIES {
+        return Settled::Again(rest(delivered));
     }
     let subject = station.broker.names.dead_job(&offer.lane, &JobId::random());
     match station.broker.bury(subject, message.payload.clone()).await {
         Ok(()) => Settled::Done,
-        Err(_) => Settled::Again(REST),
+        Err(_) => Settled::Again(rest(delivered)),
     }
 }
 
-struct Claim<'a> {
-    station: &'a Arc<Station>,
-    message: &'a Message,
+/// How long a job rests after so many times of being handed out.
+fn rest(delivered: i64) -> Duration {
+    RESTS.0.saturating_mul(u32::try_from(delivered.clamp(1, 1000)).unwrap_or(1)).min(RESTS.1)
+}
+
+/// A job that this worker has been handed.
+pub(super) struct Claim<'a> {
+    pub(super) station: &'a Arc<Station>,
+    pub(super) message: &'a Message,
     offer: Offer,
     delivered: i64,
+    seat: Seat,
 }
 
 impl Claim<'_> {
@@ -115,9 +139,14 @@ impl Claim<'_> {
             Ok(None) => Settled::Done,
             Err(error) => {
                 tracing::warn!("a job is left: {error}");
-                Settled::Again(REST)
+                Settled::Again(self.rest())
             }
         }
+    }
+
+    /// How long the job rests where this worker cannot draw it.
+    pub(super) fn rest(&self) -> Duration {
+        rest(self.delivered)
     }
 
     /// Writes the attempt down, and gives the record's revision with it; none where there is nothing to draw any more.
@@ -150,7 +179,12 @@ impl Claim<'_> {
             if known.claim.as_ref() == Some(&claim) {
                 return Ok(Some((known, revision)));
             }
-            if known.is_final() || known.record.sequence != sequence {
+            if known.is_final() {
+                self.bury_if_dead(&known).await?;
+                return Ok(None);
+            }
+            // A copy that has no number yet was queued anew, and this may be it.
+            if known.record.sequence != sequence && known.record.sequence != 0 {
                 return Ok(None);
             }
             if known.is_stopped {
@@ -160,17 +194,13 @@ impl Claim<'_> {
             }
             if let Some(before) = known.worker.take() {
                 tracing::warn!(job = %id, "worker {before} has not finished it");
-                known.faults.push(format!("worker {before} did not finish"));
+                known.note(format!("worker {before} did not finish"));
             }
-            let attempts = station.broker.settings.attempts;
-            if known.record.attempts >= attempts || self.delivered > MAX_DELIVERIES {
-                let message = match known.record.attempts >= attempts {
-                    true => format!("given up after {attempts} attempts: {}", known.faults.join(", ")),
-                    false => format!("handed out {} times, and nobody could draw it", self.delivered),
-                };
-                self.give_up(&known, Fault::new(FaultKind::Interrupted, message)).await?;
+            if let Some(fault) = self.hopeless(&known) {
+                self.give_up(&known, fault).await?;
                 return Ok(None);
             }
+            known.record.sequence = sequence;
             known.record.begun = true;
             known.record.attempts += 1;
             known.worker = Some(station.name.clone());
@@ -187,20 +217,18 @@ impl Claim<'_> {
         }
     }
 
-    /// Puts a job where those are that were given up, and ends it.
-    async fn give_up(&self, order: &Order, fault: Fault) -> Result<(), FleetError> {
-        let (broker, id) = (&self.station.broker, &order.record.id);
-        tracing::error!(job = %id, "{fault}");
-        let mut dead = order.clone();
-        dead.end(Ending::Failed { fault: fault.clone() });
-        broker.bury(broker.names.dead_job(&order.lane, id), dead.to_bytes().into()).await?;
-        let ended = broker.records.change(id, |order| {
-            let is_open = !order.is_final();
-            order.end(Ending::Failed { fault: fault.clone() });
-            is_open
-        });
-        self.station.tally.failed.fetch_add(1, Ordering::Relaxed);
-        ended.await.map(drop)
+    /// Why a job is not tried any more, if it is not.
+    fn hopeless(&self, known: &Order) -> Option<Fault> {
+        let settings = &self.station.broker.settings;
+        let reasons = known.faults.join(", ");
+        let message = match known.record.attempts >= settings.attempts {
+            true => format!("given up after {} attempts: {reasons}", settings.attempts),
+            false if kiln_server::store::now().saturating_sub(known.record.created) > settings.keep => {
+                format!("given up, as nobody could draw it for {} s: {reasons}", settings.keep)
+            }
+            false => return None,
+        };
+        Some(Fault::new(FaultKind::Interrupted, message))
     }
 
     async fn draw(&self, order: Order, revision: u64) -> Settled {
@@ -209,27 +237,34 @@ impl Claim<'_> {
         let mut spec = match self.spec(&order).await {
             Ok(spec) => spec,
             Err(Trouble::Fault(fault)) => return self.fail(&order, fault).await,
-            Err(Trouble::Here(reason)) => return self.leave(&order, reason, REST).await,
+            Err(Trouble::Here(reason)) => return self.leave(&order, reason, self.rest()).await,
         };
         let service = station.service.clone();
         let checked = tokio::task::spawn_blocking(move || service.check(&mut spec).map(|cost| (spec, cost)));
         let (spec, cost) = match checked.await.unwrap_or(Err(Refusal::Ending)) {
             Ok(checked) => checked,
             Err(Refusal::Invalid(fault)) => return self.fail(&order, fault).await,
-            Err(refusal) => return self.leave(&order, format!("{refusal:?}"), REST).await,
+            Err(refusal) => return self.leave(&order, format!("{refusal:?}"), self.rest()).await,
         };
         let client = order.record.client.clone();
         let job = station.service.put(Job::new(id.clone(), spec, client, cost));
-        let phase = self.follow(&job).await;
+        let phase = self.follow(&job, &order).await;
         station.service.forget(&id);
         // Another job may be drawn while this one's pictures are stored.
-        station.end(&id);
+        self.seat.leave();
         match phase {
-            Phase::Done(finished) => self.finish(order, revision, finished, began.elapsed()).await,
-            Phase::Failed(fault) if matches!(fault.kind, FaultKind::Memory | FaultKind::Device) => {
-                self.try_again(&order, fault).await
+            Phase::Done(finished) => {
+                self.renewing(self.finish(order, revision, finished, began.elapsed())).await
             }
-            Phase::Failed(fault) => self.fail(&order, fault).await,
+            Phase::Failed(fault) => match fault.kind {
+                FaultKind::Memory | FaultKind::Device => self.try_again(&order, fault).await,
+                // It may be this worker's copy.
+                FaultKind::Model => {
+                    station.distrust(&self.offer);
+                    self.try_again(&order, fault).await
+                }
+                _ => self.fail(&order, fault).await,
+            },
             _ if job.was_stopped() => self.cancel(&order).await,
             _ => self.leave(&order, String::new(), SHORT_REST).await,
         }
@@ -243,18 +278,7 @@ impl Claim<'_> {
         }
         let mut spec = order.record.spec.clone();
         spec.model.clone_from(&self.offer.model);
-        let (station, model, wanted) = (self.station.clone(), spec.model.clone(), order.loras.clone());
-        let digests = move |wanted: HashMap<String, String>| {
-            wanted.into_iter().find_map(|(lora, digest)| {
-                (station.loras.of(&station.service, &model, &lora) != Some(digest)).then_some(lora)
-            })
-        };
-        let wanted: HashMap<String, String> = wanted.into_iter().collect();
-        let other = match wanted.is_empty() {
-            true => None,
-            false => tokio::task::spawn_blocking(move || digests(wanted)).await.unwrap_or_default(),
-        };
-        if let Some(lora) = other {
+        if let Some(lora) = self.other_lora(order, &spec.model).await {
             return here(format!("LoRA {lora} is not the one that was asked for"));
         }
         for (source, picture) in sources(&mut spec.request).filter(|(_, picture)| !has_pixels(picture)) {
@@ -271,8 +295,23 @@ impl Claim<'_> {
         Ok(spec)
     }
 
+    /// A LoRA whose file is another one here than where the job was taken.
+    async fn other_lora(&self, order: &Order, model: &str) -> Option<String> {
+        if order.loras.is_empty() {
+            return None;
+        }
+        let (station, model) = (self.station.clone(), model.to_owned());
+        let wanted: HashMap<String, String> = order.loras.clone().into_iter().collect();
+        let other = tokio::task::spawn_blocking(move || {
+            wanted.into_iter().find_map(|(lora, digest)| {
+                (station.loras.of(&station.service, &model, &lora) != Some(digest)).then_some(lora)
+            })
+        });
+        other.await.unwrap_or_default()
+    }
+
     /// Tells how far a job is, and keeps the lease on it while it gets on, until it ends.
-    async fn follow(&self, job: &Job) -> Phase {
+    async fn follow(&self, job: &Job, ours: &Order) -> Phase {
         let (station, lease) = (self.station, self.station.broker.settings.lease());
         let subject = station.broker.names.event(&job.id);
         let mut watcher = job.watch();
@@ -298,189 +337,43 @@ impl Claim<'_> {
                 changed = watcher.changed() => if changed.is_err() { return Phase::Cancelled },
                 _ = renewal.tick() => if station.service.gets_on(lease) {
                     let _ = self.message.ack_with(AckKind::Progress).await;
+                    self.stop_if_unwanted(job, ours);
                 },
             }
         }
     }
 
-    /// Stores a job's pictures, and says so in its record.
-    async fn finish(&self, order: Order, revision: u64, finished: Arc<Finished>, time: Duration) -> Settled {
-        let (station, id) = (self.station, &order.record.id);
-        let claim = order.claim.clone().unwrap_or_default();
-        let infotexts = finished.infotexts.clone();
-        let encoded = tokio::task::spawn_blocking(move || {
-            let texts = finished.images.iter().zip(&finished.infotexts);
-            texts.map(|(image, text)| kiln_server::http::png(image, text)).collect::<Result<Vec<_>, _>>()
+    /// Stops a job whose owner has stopped it, or that has ended otherwise, where nobody could tell this worker.
+    fn stop_if_unwanted(&self, job: &Job, ours: &Order) {
+        let (station, id, claim) = (self.station.clone(), job.id.clone(), ours.claim.clone());
+        tokio::spawn(async move {
+            let is_wanted = match station.broker.records.find(&id).await {
+                Ok(Found::Job(known, _)) => !known.is_stopped && !known.is_final() && known.claim == claim,
+                Ok(Found::Forgotten(_)) => false,
+                Ok(Found::Nothing) | Err(_) => true,
+            };
+            if let Some(job) = station.service.job(&id).filter(|_| !is_wanted) {
+                station.service.cancel(&job);
+            }
         });
-        let Ok(Ok(files)) = encoded.await else {
-            return self.fail(&order, Fault::unknown()).await;
-        };
-        let name = |i: usize| format!("out/{id}/{}-{i}.png", &claim[..8.min(claim.len())]);
-        let names: Vec<String> = (0..files.len()).map(name).collect();
-        for (name, file) in names.iter().zip(files) {
-            if let Err(error) = self.store(name, file.into()).await {
-                station.set_trouble(Some(error.to_string()));
-                return self.leave(&order, error.to_string(), REST).await;
-            }
-        }
-        let ending = Ending::Done { pictures: names.len(), infotexts };
-        let end = |order: &mut Order| {
-            order.end(ending.clone());
-            order.pictures.clone_from(&names);
-            order.seconds = time.as_secs_f64();
-            order.worker = Some(station.name.clone());
-        };
-        let mut ended = order.clone();
-        end(&mut ended);
-        // Nearly always nothing has happened to it meanwhile.
-        let is_done = matches!(station.broker.records.update(&ended, revision).await, Ok(Some(_)))
-            || self.commit(&order, &names, end).await;
-        match is_done {
-            true => {
-                station.tally.done.fetch_add(1, Ordering::Relaxed);
-                let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-                station.tally.busy_milliseconds.fetch_add(milliseconds, Ordering::Relaxed);
-            }
-            false => {
-                tracing::warn!(job = %id, "it had ended otherwise before this worker was done");
-                for name in &names {
-                    let _ = station.pictures.delete(name).await;
-                }
-            }
-        }
-        Settled::Done
     }
 
-    async fn store(&self, name: &str, file: bytes::Bytes) -> Result<(), FleetError> {
-        let mut n_failures = 0;
+    /// Keeps the lease while something is done that ends by itself.
+    async fn renewing<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut renewal = tokio::time::interval(self.station.broker.settings.lease() / 4);
         loop {
-            match self.station.pictures.put(name, file.clone()).await {
-                Ok(()) => return Ok(()),
-                // While the server is away, nobody else can have the job.
-                Err(_) if !self.station.broker.is_connected() => {}
-                Err(error) if n_failures >= STORING => return Err(error),
-                Err(_) => n_failures += 1,
+            tokio::select! {
+                done = &mut work => return done,
+                _ = renewal.tick() => drop(self.message.ack_with(AckKind::Progress).await),
             }
-            let _ = self.message.ack_with(AckKind::Progress).await;
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    /// Ends a job's record, however long the server is away: whether this is the end that it has. Pictures are an end for a
-    /// job that another worker has begun meanwhile, too; a failure is not.
-    async fn commit(&self, ours: &Order, pictures: &[String], end: impl Fn(&mut Order)) -> bool {
-        let (records, id) = (&self.station.broker.records, &ours.record.id);
-        let settle = |order: &mut Order| {
-            let has_end = match order.is_stopped {
-                true => pictures.is_empty(),
-                false => !pictures.is_empty() || order.claim == ours.claim,
-            };
-            let takes_it = !order.is_final() && has_end;
-            if takes_it {
-                end(order);
-            }
-            takes_it
-        };
-        loop {
-            let found = match records.change(id, settle).await {
-                Ok(Some(order)) => {
-                    if order.claim != ours.claim {
-                        self.call_off(id).await;
-                    }
-                    return true;
-                }
-                Ok(None) => records.find(id).await,
-                Err(error) => Err(error),
-            };
-            match found {
-                // It may have been this worker's end, whose answer was lost.
-                Ok(Found::Job(order, _)) if order.is_final() => {
-                    return !pictures.is_empty() && order.pictures == pictures;
-                }
-                Ok(Found::Job(order, _)) if order.is_stopped => return self.end_stopped(id).await,
-                Ok(_) => return false,
-                Err(error) => tracing::warn!(job = %id, "{error}"),
-            }
-            tokio::time::sleep(RETRY).await;
         }
     }
 
     /// Tells another worker, which has begun a job that seemed to be left, that it has ended.
-    async fn call_off(&self, id: &JobId) {
+    pub(super) async fn call_off(&self, id: &JobId) {
         let subject = self.station.broker.names.stop(id);
-        let _ = self.station.broker.client.publish(subject, bytes::Bytes::new()).await;
-    }
-
-    /// Ends a job that has no pictures: whoever tries it again comes to the same.
-    async fn fail(&self, order: &Order, fault: Fault) -> Settled {
-        let ending = Ending::Failed { fault };
-        if self.commit(order, &[], |order| order.end(ending.clone())).await {
-            self.station.tally.failed.fetch_add(1, Ordering::Relaxed);
-        }
-        Settled::Done
-    }
-
-    async fn cancel(&self, order: &Order) -> Settled {
-        self.end_stopped(&order.record.id).await;
-        Settled::Done
-    }
-
-    /// Ends a job that its owner has stopped; never with this worker's pictures.
-    async fn end_stopped(&self, id: &JobId) -> bool {
-        let end = |order: &mut Order| {
-            let is_open = !order.is_final();
-            order.end(Ending::Cancelled);
-            is_open
-        };
-        while let Err(error) = self.station.broker.records.change(id, end).await {
-            tracing::warn!(job = %id, "{error}");
-            tokio::time::sleep(RETRY).await;
-        }
-        false
-    }
-
-    /// Lets another worker try, unless there were enough.
-    async fn try_again(&self, order: &Order, fault: Fault) -> Settled {
-        let (broker, id) = (&self.station.broker, &order.record.id);
-        let claim = order.claim.clone();
-        let reason = format!("worker {}: {fault}", self.station.name);
-        let changed = broker.records.change(id, |order| {
-            let is_ours = order.claim == claim && !order.is_final();
-            order.faults.push(reason.clone());
-            (order.worker, order.claim, order.record.begun) = (None, None, false);
-            is_ours
-        });
-        match changed.await {
-            Ok(Some(order)) if order.record.attempts >= broker.settings.attempts => {
-                match self.give_up(&order, fault).await {
-                    Ok(()) => Settled::Done,
-                    Err(_) => Settled::Again(REST),
-                }
-            }
-            Ok(Some(order)) => Settled::Again(Duration::from_secs(1 << order.record.attempts.min(5))),
-            _ => Settled::Again(REST),
-        }
-    }
-
-    /// Gives a job back that was not tried.
-    async fn leave(&self, order: &Order, reason: String, rest: Duration) -> Settled {
-        let claim = order.claim.clone();
-        if !reason.is_empty() {
-            tracing::warn!(job = %order.record.id, "it is left to others: {reason}");
-        }
-        let changed = self.station.broker.records.change(&order.record.id, |order| {
-            let is_ours = order.claim == claim && !order.is_final();
-            if !reason.is_empty() {
-                order.faults.push(format!("worker {}: {reason}", self.station.name));
-                let surplus = order.faults.len().saturating_sub(16);
-                order.faults.drain(..surplus);
-            }
-            (order.worker, order.claim, order.record.begun) = (None, None, false);
-            order.record.attempts = order.record.attempts.saturating_sub(1);
-            is_ours
-        });
-        let _ = changed.await;
-        Settled::Again(rest)
+        let _ = self.station.broker.client.publish(subject, Bytes::new()).await;
     }
 }
 

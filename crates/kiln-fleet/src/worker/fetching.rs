@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
+use kiln_runtime::Target;
 use kiln_runtime::bundle::Bundle;
 use kiln_server::Runtime;
 use kiln_server::config::ModelConfig;
@@ -28,6 +29,8 @@ pub(super) struct Fetching {
     models: Vec<(ModelConfig, Bundle)>,
     folder: PathBuf,
     failed: HashMap<String, Instant>,
+    /// What this machine runs.
+    classes: Vec<String>,
 }
 
 impl Fetching {
@@ -37,7 +40,9 @@ impl Fetching {
         models: Vec<(ModelConfig, Bundle)>,
         folder: PathBuf,
     ) -> Fetching {
-        Fetching { station, runtime, models, folder, failed: HashMap::new() }
+        let runs = |target: &Target| runtime.backends.open(*target).is_ok();
+        let classes = Target::ALL.into_iter().filter(runs).map(|target| target.to_string()).collect();
+        Fetching { station, runtime, models, folder, failed: HashMap::new(), classes }
     }
 
     pub(super) async fn run(mut self) {
@@ -70,7 +75,9 @@ impl Fetching {
         while let Some((subject, _)) = subjects.try_next().await.map_err(|e| fail(&e))? {
             let lane = broker.names.parse_queue(&subject).map(|(lane, _)| lane);
             lanes.extend(lane.filter(|lane| {
-                self.station.offers.find(lane).is_none() && !self.failed.contains_key(&lane.to_string())
+                self.classes.contains(&lane.class)
+                    && self.station.offers.find(lane).is_none()
+                    && !self.failed.contains_key(&lane.to_string())
             }));
         }
         lanes.sort();

@@ -1,6 +1,7 @@
 //! A worker: it pulls jobs that its models can draw, and draws them.
 
 mod claim;
+mod ending;
 mod fetching;
 mod offers;
 mod station;
@@ -91,13 +92,20 @@ impl FleetWorker {
         let pool = runtime.pool.clone();
         let (station, listening) = tokio.block_on(async {
             let broker = Broker::join(address, &options.name).await?;
-            let cards = broker.cards().await?;
-            if cards.iter().any(|card| card.name == options.name) {
+            if broker.has_live_card(&options.name, 2 * SHOW).await? {
                 let message = format!("worker {}: another one of this name is in the fleet", options.name);
                 return Err(StartError::Fleet(FleetError::Refused(message)));
             }
             let pictures = Depot::of_pictures(&broker).await?;
-            let station = Arc::new(Station::new(broker, pictures, service.clone(), pool, options.name, offers));
+            let station = Arc::new(Station::new(
+                broker,
+                pictures,
+                service.clone(),
+                pool,
+                options.name,
+                offers,
+                options.bundles.is_some(),
+            ));
             let listening = match options.listen {
                 Some(address) => Some(watch_over(&station, address).await?),
                 None => None,
@@ -145,6 +153,8 @@ impl FleetWorker {
     pub fn stop(self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         self.station.drain();
+        // What is on its way to this worker is taken up first.
+        let _ = self.tokio.block_on(async { tokio::time::timeout(LAST_STEP + LOOK, self.pulling).await });
         let settled = |end: Instant| {
             while self.station.n_running() > 0 && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(20));
@@ -182,6 +192,7 @@ async fn watch_over(station: &Arc<Station>, address: SocketAddr) -> Result<Liste
         is_sound: station.broker.is_connected() && station.trouble().is_none() && !station.is_draining(),
         memory: Memory::of(&station.pool),
         fleet: None,
+        is_ready_bare: station.is_fetching,
     };
     // Never written to: it asks for no certificate.
     let (_, plain) = watch::channel(None);

@@ -34,6 +34,12 @@ const COURTESY: Duration = Duration::from_millis(500);
 /// How long it is left to workers that have it loaded and are busy, where a model would have to leave for it.
 const RELUCTANCE: Duration = Duration::from_secs(5);
 
+/// How many jobs of one lane are drawn in a row while others wait, as one box has it.
+const PATIENCE: usize = 16;
+
+/// How long a model is left alone that could not be loaded.
+const DISTRUST: Duration = Duration::from_secs(60);
+
 /// How long the server may take to hand out a job.
 const PULL: Duration = Duration::from_secs(5);
 
@@ -48,6 +54,8 @@ pub(crate) struct Station {
     pub(crate) loras: LoraDigests,
     pub(crate) roster: Roster,
     pub(crate) since: u64,
+    /// Whether it fetches what it does not have.
+    pub(crate) is_fetching: bool,
     pub(crate) is_draining: AtomicBool,
     /// Something has ended, or the worker is to end.
     pub(crate) changed: Notify,
@@ -60,6 +68,10 @@ pub(crate) struct Station {
     turns: Mutex<HashMap<Lane, String>>,
     /// Since when lanes have jobs that were left to others.
     left: Mutex<HashMap<Lane, Instant>>,
+    /// The lane of the last jobs, and how many there were in a row.
+    streak: Mutex<Option<(Lane, usize)>>,
+    /// Offers that could not be loaded, and when that was.
+    broken: Mutex<HashMap<String, Instant>>,
 }
 
 /// What a worker has done.
@@ -91,6 +103,7 @@ impl Station {
         pool: Pool,
         name: String,
         offers: Offers,
+        is_fetching: bool,
     ) -> Station {
         Station {
             broker,
@@ -102,6 +115,7 @@ impl Station {
             loras: LoraDigests::default(),
             roster: Roster::default(),
             since: now(),
+            is_fetching,
             is_draining: AtomicBool::new(false),
             changed: Notify::new(),
             tally: Tally::default(),
@@ -111,6 +125,8 @@ impl Station {
             consumers: tokio::sync::Mutex::default(),
             turns: Mutex::default(),
             left: Mutex::default(),
+            streak: Mutex::default(),
+            broken: Mutex::default(),
         }
     }
 
@@ -201,8 +217,13 @@ impl Station {
             return Ok(None);
         }
         let waiting = self.waiting().await?;
+        let tired_of = self.tired_of(&waiting);
         locked(&self.left).retain(|lane, _| waiting.contains_key(&lane.to_string()));
-        for offer in room {
+        // Behind all others, and not beside jobs of its own that are drawn.
+        let is_tiring = |offer: &Offer| tired_of.as_ref() == Some(&offer.lane);
+        let (tiring, fresh): (Vec<Offer>, Vec<Offer>) = room.into_iter().partition(is_tiring);
+        let tiring = if self.n_running() > 0 { Vec::new() } else { tiring };
+        for offer in fresh.into_iter().chain(tiring) {
             let Some(clients) = waiting.get(&offer.lane.to_string()) else { continue };
             if !self.is_due(&offer) {
                 continue;
@@ -239,6 +260,9 @@ impl Station {
     async fn pull_from(&self, offer: &Offer, client: String) -> Result<Option<Handed>, FleetError> {
         let Some(message) = self.fetch(&offer.lane, &client).await? else { return Ok(None) };
         locked(&self.turns).insert(offer.lane.clone(), client);
+        let mut streak = locked(&self.streak);
+        let n = streak.as_ref().filter(|(lane, _)| *lane == offer.lane).map_or(0, |(_, n)| *n);
+        *streak = Some((offer.lane.clone(), n + 1));
         let order = Order::read(&message.payload);
         Ok(Some(Handed { message, offer: offer.clone(), order, found: None }))
     }
@@ -247,6 +271,10 @@ impl Station {
     fn room(&self) -> Vec<Offer> {
         let running = locked(&self.running);
         let mut offers = self.offers.all();
+        let mut broken = locked(&self.broken);
+        broken.retain(|_, since| since.elapsed() < DISTRUST);
+        offers.retain(|offer| !broken.contains_key(&offer.model));
+        drop(broken);
         if let Some((lane, _)) = running.values().next() {
             let n_pictures: usize = running.values().map(|(_, n)| n).sum();
             offers.retain(|offer| {
@@ -301,12 +329,25 @@ impl Station {
         Ok(waiting)
     }
 
+    /// The lane that has had so many jobs in a row that those of another one, which wait, come first.
+    fn tired_of(&self, waiting: &HashMap<String, Vec<String>>) -> Option<Lane> {
+        let (lane, n) = locked(&self.streak).clone()?;
+        let is_other = |offer: &Offer| offer.lane != lane && waiting.contains_key(&offer.lane.to_string());
+        (n >= PATIENCE && self.offers.all().iter().any(is_other)).then_some(lane)
+    }
+
+    /// Leaves an offer alone for a while, whose model cannot be loaded here.
+    pub(crate) fn distrust(&self, offer: &Offer) {
+        locked(&self.broken).insert(offer.model.clone(), Instant::now());
+    }
+
     /// Clients beginning behind the one who was served last.
     fn in_turn(&self, lane: &Lane, clients: &[String]) -> Vec<String> {
         let mut clients = clients.to_vec();
         clients.sort();
-        if let Some(last) = locked(&self.turns).get(lane) {
-            let n = clients.partition_point(|client| client <= last);
+        let last = locked(&self.turns).get(lane).cloned();
+        if let Some(last) = last {
+            let n = clients.partition_point(|client| *client <= last);
             clients.rotate_left(n);
         }
         clients

@@ -27,6 +27,8 @@ pub struct Vitals {
     pub memory: Memory,
     /// The fleet that draws, where it is not this process.
     pub fleet: Option<FleetMoment>,
+    /// Whether it is ready without models, which come when jobs need them.
+    pub is_ready_bare: bool,
 }
 
 impl FromRef<App> for Vitals {
@@ -38,6 +40,7 @@ impl FromRef<App> for Vitals {
             is_sound: app.keeper.is_sound(),
             memory,
             fleet: app.keeper.fleet(),
+            is_ready_bare: false,
         }
     }
 }
@@ -99,11 +102,11 @@ pub(super) async fn live() -> Json<Value> {
 /// The models, and how much waits for them; 503 until those that are loaded with the server are, and while one of them cannot
 /// be, while jobs cannot be written down, and while the worker is stuck.
 pub(super) async fn ready(State(vitals): State<Vitals>) -> Response {
-    let Vitals { service, is_sound, .. } = vitals;
+    let Vitals { service, is_sound, is_ready_bare, .. } = vitals;
     let (waiting, drawn) = service.depth();
     let models = service.models().list();
     let mut preloaded = models.iter().filter(|model| model.card.preload);
-    let can_draw = !models.is_empty() && preloaded.all(|model| is_ready(model));
+    let can_draw = (is_ready_bare || !models.is_empty()) && preloaded.all(|model| is_ready(model));
     let stuck = service.stuck();
     let is_ready = !service.is_closed() && is_sound && can_draw && stuck.is_none();
     let models: Vec<Value> = models.iter().map(|model| describe(model, stuck.as_ref())).collect();
