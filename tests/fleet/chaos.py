@@ -262,7 +262,7 @@ def harm():
 
 
 def small_disk(folder):
-    """A disk of 48 MiB that is full; none without the right to mount one."""
+    """A disk of 96 MiB that is full; none without the right to mount one."""
     (folder / "bundles").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(folder / "bundles")])
     if mounted.returncode:

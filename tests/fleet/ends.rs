@@ -123,3 +123,23 @@ fn processes_end_soon_where_the_queue_is_away() {
     let _worker = FleetWorker::start(&nats, "two", &[]);
     assert_eq!(ended(&server, &id)["status"], "done");
 }
+
+#[test]
+fn a_job_of_a_newer_version_waits_and_others_go_on() {
+    let nats = Nats::start();
+    let server = nats.server(&[]);
+    let worker = FleetWorker::start(&nats, "old", &[]);
+    let status =
+        eventually(|| Some(nats.fleet_json("status")).filter(|status| status["workers"][0].is_object()));
+    let bundle = status["workers"][0]["models"][0]["lane"]["bundle"].as_str().expect("a digest").to_owned();
+    let newer = include_str!("../../crates/kiln-fleet/tests/order-1.json")
+        .replacen("\"protocol\": 1", "\"protocol\": 2", 1)
+        .replace("\"spec\"", "\"brief\"");
+    nats.publish(&format!("kiln.jobs.cpu.shapes.{}.newer", &bundle[..16]), &newer);
+    eventually(|| {
+        Some(()).filter(|()| worker.said().contains("the job is of protocol 2, this kiln reads up to 1"))
+    });
+    assert_eq!(ended(&server, &create(&server, &star(1, 2)))["status"], "done");
+    let status = nats.fleet_json("status");
+    assert_eq!((&status["queues"][0]["jobs"], &status["dead"]), (&json!(1), &json!(0)));
+}

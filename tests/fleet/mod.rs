@@ -7,7 +7,7 @@ mod misuse;
 mod queue;
 mod serving;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -115,6 +115,16 @@ impl Nats {
     #[track_caller]
     pub(crate) fn fleet_json(&self, word: &str) -> Value {
         serde_json::from_str(&self.fleet(&[word, "--json"])).expect("JSON")
+    }
+
+    /// Publishes a message, as another version of kiln might.
+    pub(crate) fn publish(&self, subject: &str, text: &str) {
+        let mut connection = std::net::TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
+        let message =
+            format!("CONNECT {{\"verbose\":false}}\r\nPUB {subject} {}\r\n{text}\r\nPING\r\n", text.len());
+        connection.write_all(message.as_bytes()).expect("a message");
+        let mut lines = BufReader::new(connection).lines();
+        assert!(lines.any(|line| line.expect("a line") == "PONG"), "{subject} is not published");
     }
 
     /// What the server of NATS says of a stream: its configuration and its state.
