@@ -25,7 +25,7 @@ import time
 
 import nats
 import nats.js.api as api
-from nats.js.errors import KeyWrongLastSequenceError, NotFoundError
+from nats.js.errors import APIError, KeyWrongLastSequenceError, NotFoundError
 
 parser = argparse.ArgumentParser()
 parser.add_argument("kiln")
@@ -38,7 +38,7 @@ work = pathlib.Path(tempfile.mkdtemp(prefix="kiln-growth-"))
 environment = dict(os.environ, KILN_ENGINE_CACHE=str(work / "engines"))
 KEEP_SECONDS, KEEP_BYTES = 120, 128 << 20
 PICTURE = b"\x89PNG" + os.urandom(4000)
-done = 0
+done = n_waits = 0
 
 
 def free_port():
@@ -64,7 +64,7 @@ def resident(process):
 
 async def worker(url, name):
     """Pulls, writes the attempt down, stores a picture, writes the end down, acknowledges."""
-    global done
+    global done, n_waits
     connection = await nats.connect(url)
     stream = connection.jetstream()
     records, pictures = await stream.key_value("kiln-records"), await stream.object_store("kiln-pictures")
@@ -105,7 +105,13 @@ async def worker(url, name):
                 except KeyWrongLastSequenceError:
                     continue
             picture = f"out/{identity}/{order['claim'][:8]}-0.png"
-            await pictures.put(picture, PICTURE)
+            while True:
+                try:
+                    await pictures.put(picture, PICTURE)
+                    break
+                except APIError:  # There is no room at the moment; kiln's own workers wait, too.
+                    n_waits += 1
+                    await asyncio.sleep(0.2)
             order["record"].update(ending={"phase": "done", "pictures": 1, "infotexts": [""]}, ended=int(time.time()))
             order.update(pictures=[picture], seconds=0.01)
             await records.update(identity, json.dumps(order).encode(), last=revision)
@@ -171,7 +177,7 @@ async def main():
             task.cancel()
         half = len(samples) // 2
         peak = {name: (max(row[name] for row in samples[:half]), max(row[name] for row in samples[half:])) for name in ("server", "nats")}
-        print(f"\n{done} jobs in {seconds:.0f} s, {done / seconds:.0f} a second; left in the stream: {left}")
+        print(f"\n{done} jobs in {seconds:.0f} s, {done / seconds:.0f} a second; left in the stream: {left}; waits for room: {n_waits}")
         for name, (messages, size) in largest.items():
             print(f"  {name}: at most {messages} messages, {size:.1f} MiB")
         for name, (first, second) in peak.items():

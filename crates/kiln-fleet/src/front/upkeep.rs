@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
+use kiln_server::JobId;
 use kiln_server::store::now;
 
 use super::Front;
@@ -18,8 +20,9 @@ const COUNTING: Duration = Duration::from_secs(5);
 /// How long the pictures of a job may take to be fetched by who waits for them.
 const FETCHING: Duration = Duration::from_secs(60);
 
-/// How many jobs are looked at together to make room.
-const ROOM: usize = 100;
+/// How many jobs are looked at together to make room, and forgotten at once.
+const ROOM: usize = 200;
+const AT_ONCE: usize = 16;
 
 impl Front {
     /// Begins all of it, for as long as the process lives.
@@ -71,20 +74,11 @@ impl Front {
         let (mut n_gone, mut looked_at) = (0, ROOM);
         while self.0.pictures.bytes().await? > most / 5 * 4 {
             let oldest = self.index().oldest(looked_at);
-            let (before, n_oldest) = (n_gone, oldest.len());
-            for id in oldest {
-                match self.0.broker.records.find(&id).await? {
-                    Found::Job(order, _) if is_over(&order) => {
-                        self.remove(&order).await?;
-                        n_gone += 1;
-                    }
-                    Found::Job(..) => {}
-                    Found::Nothing | Found::Forgotten(_) => self.index().remove(&id),
-                }
-                if n_gone >= before + ROOM {
-                    break;
-                }
-            }
+            let n_oldest = oldest.len();
+            let removed = stream::iter(oldest).map(|id| async move { self.remove_if_over(&id).await });
+            let removed: Vec<bool> = removed.buffer_unordered(AT_ONCE).try_collect().await?;
+            let before = n_gone;
+            n_gone += removed.into_iter().filter(|is_gone| *is_gone).count();
             // The oldest may all wait still.
             match (n_gone == before, n_oldest < looked_at) {
                 (true, true) => break,
@@ -96,6 +90,18 @@ impl Front {
             tracing::info!("{n_gone} jobs are forgotten, whose pictures were the oldest of too many");
         }
         Ok(())
+    }
+
+    /// Forgets a job that has ended: whether it had.
+    async fn remove_if_over(&self, id: &JobId) -> Result<bool, FleetError> {
+        match self.0.broker.records.find(id).await? {
+            Found::Job(order, _) if is_over(&order) => self.remove(&order).await.map(|()| true),
+            Found::Job(..) => Ok(false),
+            Found::Nothing | Found::Forgotten(_) => {
+                self.index().remove(id);
+                Ok(false)
+            }
+        }
     }
 }
 
