@@ -32,6 +32,8 @@ import time
 import urllib.error
 import urllib.request
 
+from processes import SHAPES, free_port, wait_for
+
 SEEDS = 50
 WORKERS = 3
 STEPS = 6
@@ -45,8 +47,6 @@ parser.add_argument("--jobs", type=int, default=2000)
 parser.add_argument("--seed", type=int, default=1)
 args = parser.parse_args()
 kiln = os.path.abspath(args.kiln)
-root = pathlib.Path(__file__).resolve().parents[2]
-shapes = str(root / "models/shapes")
 work = pathlib.Path(tempfile.mkdtemp(prefix="kiln-chaos-"))
 chance = random.Random(args.seed)
 counts = collections.Counter()
@@ -55,12 +55,6 @@ stopping = threading.Event()
 
 def say(text):
     print(f"{time.time() - began:7.1f} s  {text}", flush=True)
-
-
-def free_port():
-    with socket.socket() as any_socket:
-        any_socket.bind(("127.0.0.1", 0))
-        return any_socket.getsockname()[1]
 
 
 class Proxy:
@@ -125,13 +119,7 @@ class Nats:
     def start(self):
         log = open(work / "nats.log", "ab")
         self.process = subprocess.Popen([args.nats_server, "-c", self.config], stdout=log, stderr=log)
-        for _ in range(400):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.05)
-        sys.exit("nats-server does not start")
+        wait_for(self.port)
 
     def kill(self):
         self.process.kill()
@@ -151,7 +139,7 @@ class Worker:
         self.starts = 0
 
     def start(self):
-        command = [kiln, "worker", *([] if self.fetches else [shapes]), "--nats", f"nats://127.0.0.1:{self.proxy.port}"]
+        command = [kiln, "worker", *([] if self.fetches else [SHAPES]), "--nats", f"nats://127.0.0.1:{self.proxy.port}"]
         # A name of its own each time: the card of a killed one lives on for a while.
         self.starts += 1
         command += ["--name", f"{self.name}.{self.starts}", "--threads", "1"]
@@ -290,7 +278,7 @@ try:
         sys.exit("the fleet cannot be made")
     ballast = small_disk(workers[-1].folder)
     server = subprocess.Popen(
-        [kiln, "serve", shapes, "--nats", f"nats://127.0.0.1:{nats.port}", "--listen", f"127.0.0.1:{port}"]
+        [kiln, "serve", SHAPES, "--nats", f"nats://127.0.0.1:{nats.port}", "--listen", f"127.0.0.1:{port}"]
         + ["--state", str(work / "state")],
         env=dict(os.environ, KILN_ENGINE_CACHE=str(work / "engines")),
         stdout=open(work / "server.log", "ab"),
@@ -298,7 +286,7 @@ try:
     )
     insist("GET", "/healthz")
     compiled = subprocess.run(
-        [kiln, "compile", shapes], env=dict(os.environ, KILN_ENGINE_CACHE=str(work / "engines")), capture_output=True, text=True, check=True
+        [kiln, "compile", SHAPES], env=dict(os.environ, KILN_ENGINE_CACHE=str(work / "engines")), capture_output=True, text=True, check=True
     )
     if fleet("push", compiled.stdout.strip(), "--name", "shapes") is None:
         sys.exit("the bundle cannot be pushed")

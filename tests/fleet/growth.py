@@ -17,15 +17,15 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import tempfile
-import threading
 import time
 
 import nats
 import nats.js.api as api
 from nats.js.errors import APIError, KeyWrongLastSequenceError, NotFoundError
+
+from processes import SHAPES, free_port, memory, wait_for
 
 parser = argparse.ArgumentParser()
 parser.add_argument("kiln")
@@ -33,33 +33,11 @@ parser.add_argument("nats_server")
 parser.add_argument("--jobs", type=int, default=100_000)
 args = parser.parse_args()
 kiln = os.path.abspath(args.kiln)
-shapes = str(pathlib.Path(__file__).resolve().parents[2] / "models/shapes")
 work = pathlib.Path(tempfile.mkdtemp(prefix="kiln-growth-"))
 environment = dict(os.environ, KILN_ENGINE_CACHE=str(work / "engines"))
 KEEP_SECONDS, KEEP_BYTES = 120, 128 << 20
 PICTURE = b"\x89PNG" + os.urandom(4000)
 done = n_waits = 0
-
-
-def free_port():
-    with socket.socket() as any_socket:
-        any_socket.bind(("127.0.0.1", 0))
-        return any_socket.getsockname()[1]
-
-
-def wait_for(port):
-    for _ in range(1200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit(f"nothing listens on {port}")
-
-
-def resident(process):
-    status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 async def worker(url, name):
@@ -144,7 +122,7 @@ async def main():
         init = [kiln, "fleet", "init", "--nats", url, "--keep-hours", str(KEEP_SECONDS / 3600 + 1e-6), "--keep-size", str(KEEP_BYTES)]
         subprocess.run(init, check=True, env=environment)
         server = subprocess.Popen(
-            [kiln, "serve", shapes, "--nats", url, "--listen", f"127.0.0.1:{http_port}", "--state", str(work / "state")],
+            [kiln, "serve", SHAPES, "--nats", url, "--listen", f"127.0.0.1:{http_port}", "--state", str(work / "state")],
             env=environment, stdout=open(work / "log", "ab"), stderr=subprocess.STDOUT,
         )
         await asyncio.to_thread(wait_for, http_port)
@@ -163,7 +141,7 @@ async def main():
             for task in submitting:
                 if task.done():
                     task.result()
-            row = {"done": done, "server": resident(server), "nats": resident(queue)}
+            row = {"done": done, "server": memory(server), "nats": memory(queue)}
             for name in names:
                 state = (await watcher.stream_info(name)).state
                 row[name] = (state.messages, state.bytes / (1 << 20))

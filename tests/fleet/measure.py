@@ -16,13 +16,14 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import statistics
 import subprocess
 import tempfile
 import threading
 import time
 import http.client
+
+from processes import SHAPES, free_port, memory, wait_for
 
 parser = argparse.ArgumentParser()
 parser.add_argument("kiln")
@@ -34,16 +35,9 @@ parser.add_argument("--waiting", type=int, default=10_000)
 parser.add_argument("--sync", action="store_true")
 args = parser.parse_args()
 kiln = os.path.abspath(args.kiln)
-shapes = str(pathlib.Path(__file__).resolve().parents[2] / "models/shapes")
 work = pathlib.Path(tempfile.mkdtemp(prefix="kiln-measure-"))
 environment = dict(os.environ, KILN_ENGINE_CACHE=str(work / "engines"))
 processes = []
-
-
-def free_port():
-    with socket.socket() as any_socket:
-        any_socket.bind(("127.0.0.1", 0))
-        return any_socket.getsockname()[1]
 
 
 def start(command, cores=None, log="log"):
@@ -60,16 +54,6 @@ def end(*ended):
     for process in ended:
         process.wait()
         processes.remove(process)
-
-
-def wait_for(port):
-    for _ in range(1200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit(f"nothing listens on {port}")
 
 
 class Client:
@@ -104,7 +88,7 @@ def nats():
 
 def server(url=None, *flags):
     port = free_port()
-    command = [kiln, "serve", shapes, "--listen", f"127.0.0.1:{port}", "--state", str(work / f"state-{port}"), "--queue", "100000"]
+    command = [kiln, "serve", SHAPES, "--listen", f"127.0.0.1:{port}", "--state", str(work / f"state-{port}"), "--queue", "100000"]
     process = start(command + (["--nats", url] if url else []) + list(flags))
     wait_for(port)
     return process, port
@@ -113,7 +97,7 @@ def server(url=None, *flags):
 def worker(url, name, cores=None):
     port = free_port()
     process = start(
-        [kiln, "worker", shapes, "--nats", url, "--name", name, "--threads", "1", "--listen", f"127.0.0.1:{port}"], cores
+        [kiln, "worker", SHAPES, "--nats", url, "--name", name, "--threads", "1", "--listen", f"127.0.0.1:{port}"], cores
     )
     wait_for(port)
     client = Client(port)
@@ -202,8 +186,7 @@ def queue():
     for thread in threads:
         thread.join()
     rate = len(taken) / (time.perf_counter() - began)
-    status = pathlib.Path(f"/proc/{front.pid}/status").read_text()
-    resident = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(("VmRSS", "VmHWM"))}
+    now, most = memory(front), memory(front, "VmHWM")
     client, times = Client(port), []
     newest = client.ask("POST", "/v1/jobs", {"prompt": "a blue star", "seed": 1, "steps": 20})["id"]
     for _ in range(100):
@@ -211,8 +194,8 @@ def queue():
         position = client.ask("GET", f"/v1/jobs/{newest}")["position"]
         times.append(1e3 * (time.perf_counter() - began))
     assert position == len(taken), position
-    print(f"queue: {len(taken)} jobs wait, taken at {rate:.0f} jobs/s; the server has {resident['VmRSS']:.0f} MiB "
-          f"(at most {resident['VmHWM']:.0f}); the newest job's position is known in {statistics.median(times):.1f} ms "
+    print(f"queue: {len(taken)} jobs wait, taken at {rate:.0f} jobs/s; the server has {now:.0f} MiB "
+          f"(at most {most:.0f}); the newest job's position is known in {statistics.median(times):.1f} ms "
           f"(at most {max(times):.1f})")
     end(front)
     began = time.perf_counter()

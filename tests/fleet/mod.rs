@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::cli::{kiln, pixels, succeed};
 use crate::fixtures::{onnxruntime, scratch};
-use crate::server::{Server, eventually};
+use crate::server::{Server, create, ended, eventually, show, signal_to};
 use crate::support::references;
 
 /// The package that has the server, and its version.
@@ -210,11 +210,7 @@ impl FleetWorker {
     }
 
     pub(crate) fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.child.id()).expect("a process");
-        #[expect(unsafe_code, reason = "no other way sends a signal")]
-        // SAFETY: the process is a child that has not been waited for.
-        let sent = unsafe { libc::kill(pid, signal) };
-        assert_eq!(sent, 0);
+        signal_to(&self.child, signal);
     }
 
     /// Waits for its end; its exit code.
@@ -241,24 +237,9 @@ impl Drop for FleetWorker {
     }
 }
 
-#[track_caller]
-fn create(server: &Server, body: &Value) -> String {
-    server.post("/v1/jobs", body).expect(202).json()["id"].as_str().expect("a name").to_owned()
-}
-
 /// A job of so many steps.
 fn star(seed: u64, steps: usize) -> Value {
     json!({ "prompt": "a blue star", "seed": seed, "steps": steps })
-}
-
-#[track_caller]
-fn show(server: &Server, id: &str) -> Value {
-    server.get(&format!("/v1/jobs/{id}")).expect(200).json()
-}
-
-#[track_caller]
-fn ended(server: &Server, id: &str) -> Value {
-    eventually(|| Some(show(server, id)).filter(|job| job["ended"].is_u64()))
 }
 
 /// The pixels of a job's picture.

@@ -1,9 +1,10 @@
 //! Who is drawn when, and what becomes of those whom nobody waits for.
 
+use base64::Engine;
 use serde_json::json;
 
 use super::{FleetWorker, Nats, create, ended, show, star};
-use crate::server::{Server, eventually};
+use crate::server::{Server, eventually, png};
 
 #[test]
 fn a_client_does_not_wait_behind_all_jobs_of_another() {
@@ -197,16 +198,7 @@ fn pictures_of_refused_jobs_are_not_kept() {
     let nats = Nats::start();
     let server = nats.server(&["--queue", "1"]);
     create(&server, &star(1, 2));
-    let png = {
-        let mut file = Vec::new();
-        let mut encoder = png::Encoder::new(&mut file, 64, 64);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder
-            .write_header()
-            .and_then(|mut writer| writer.write_image_data(&[7; 64 * 64 * 3]))
-            .expect("a PNG");
-        base64::Engine::encode(&base64::prelude::BASE64_STANDARD, file)
-    };
+    let png = base64::prelude::BASE64_STANDARD.encode(png(64, 64, |_, _| [7; 3]));
     let body = json!({ "prompt": "a star", "steps": 4, "init_image": png, "strength": 0.5 });
     server.post("/v1/jobs", &body).expect(429);
     assert_eq!(nats.monitored("OBJ_kiln-pictures")["messages"], 0);

@@ -12,33 +12,21 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 
+from processes import SHAPES, free_port, wait_for
+
 kiln, nats_server = map(os.path.abspath, sys.argv[1:3])
-shapes = str(pathlib.Path(__file__).resolve().parents[2] / "models/shapes")
 work = pathlib.Path(tempfile.mkdtemp(prefix="kiln-s3-"))
 processes = []
 
 
-def free_port():
-    with socket.socket() as any_socket:
-        any_socket.bind(("127.0.0.1", 0))
-        return any_socket.getsockname()[1]
-
-
 def start(port, *command, **extra):
     processes.append(subprocess.Popen(command, env=environment | extra, stdout=log, stderr=log))
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"{command[0]} does not listen")
+    wait_for(port)
 
 
 def ask(method, port, path, body=None):
@@ -78,7 +66,7 @@ try:
         return done.stdout.strip()
 
     run("fleet", "init", "--results", "s3://pictures/kiln")
-    bundle = run("compile", shapes)
+    bundle = run("compile", SHAPES)
     digest = run("fleet", "push", bundle, "--name", "shapes")
     models = work / "models.yaml"
     models.write_text(f"models: [{{name: shapes, bundle: '{bundle}'}}]\n")

@@ -11,7 +11,7 @@ use super::stream::{check_event, events};
 use super::{Answer, Server, answer};
 
 /// A PNG file of the pixels that `pixel` gives for column and row: three bytes each, or four with alpha.
-pub(super) fn png<const N: usize>(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; N]) -> Vec<u8> {
+pub(crate) fn png<const N: usize>(width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; N]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
     encoder.set_color(if N == 4 { png::ColorType::Rgba } else { png::ColorType::Rgb });

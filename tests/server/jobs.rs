@@ -4,22 +4,7 @@ use std::io::BufReader;
 
 use serde_json::{Value, json};
 
-use super::{Answer, Server, chunk, eventually, head, send};
-
-#[track_caller]
-fn create(server: &Server, body: &Value) -> String {
-    server.post("/v1/jobs", body).expect(202).json()["id"].as_str().expect("a name").to_owned()
-}
-
-#[track_caller]
-fn show(server: &Server, id: &str) -> Value {
-    server.get(&format!("/v1/jobs/{id}")).expect(200).json()
-}
-
-#[track_caller]
-fn ended(server: &Server, id: &str) -> Value {
-    eventually(|| Some(show(server, id)).filter(|job| job["ended"].is_u64()))
-}
+use super::{Answer, Server, chunk, create, ended, eventually, head, send, show};
 
 #[track_caller]
 fn picture(server: &Server, id: &str, index: usize) -> Vec<u8> {

@@ -34,6 +34,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::fixtures::{onnxruntime, scratch};
+pub(crate) use edits::png;
 
 /// How long a server may take for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -110,11 +111,7 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.child.id()).expect("a process");
-        #[expect(unsafe_code, reason = "no other way sends a signal")]
-        // SAFETY: the process is a child that has not been waited for.
-        let sent = unsafe { libc::kill(pid, signal) };
-        assert_eq!(sent, 0);
+        signal_to(&self.child, signal);
     }
 
     #[track_caller]
@@ -152,6 +149,15 @@ impl Server {
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.request("POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
     }
+}
+
+/// Sends a signal to a child.
+pub(crate) fn signal_to(child: &Child, signal: i32) {
+    let pid = i32::try_from(child.id()).expect("a process");
+    #[expect(unsafe_code, reason = "no other way sends a signal")]
+    // SAFETY: the process is a child that has not been waited for.
+    let sent = unsafe { libc::kill(pid, signal) };
+    assert_eq!(sent, 0);
 }
 
 impl Drop for Server {
@@ -244,6 +250,24 @@ pub(crate) fn chunk(stream: &mut impl BufRead) -> Option<Vec<u8>> {
     stream.read_exact(&mut chunk).ok()?;
     chunk.truncate(length);
     Some(chunk)
+}
+
+/// Sends a job; its name.
+#[track_caller]
+pub(crate) fn create(server: &Server, body: &Value) -> String {
+    server.post("/v1/jobs", body).expect(202).json()["id"].as_str().expect("a name").to_owned()
+}
+
+/// A job as its client sees it.
+#[track_caller]
+pub(crate) fn show(server: &Server, id: &str) -> Value {
+    server.get(&format!("/v1/jobs/{id}")).expect(200).json()
+}
+
+/// The same when it has ended.
+#[track_caller]
+pub(crate) fn ended(server: &Server, id: &str) -> Value {
+    eventually(|| Some(show(server, id)).filter(|job| job["ended"].is_u64()))
 }
 
 /// Asks until something is so.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kiln_fleet::{FleetWorker, FleetWorkerOptions};
 
-use crate::args::{WORKER, WorkerArgs};
+use crate::args::{WORKER, WorkerArgs, is_plain};
 use crate::failure::Failure;
 use crate::interrupt::{self, Request};
 use crate::serve::{bundles, drawing, log, models_of, runtime, supervisor};
@@ -81,8 +81,7 @@ fn watch_over(worker: &FleetWorker, requests: &Receiver<Request>) {
 /// The machine's name and a random number: workers of one machine are told apart.
 fn own_name() -> String {
     let machine = crate::serve::hosts::own().unwrap_or_else(|| "worker".into());
-    let plain: String =
-        machine.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(48).collect();
+    let plain: String = machine.chars().filter(|c| is_plain(*c)).take(48).collect();
     let id = kiln_server::JobId::random();
     format!("{plain}-{}", &id.as_str()[..6])
 }

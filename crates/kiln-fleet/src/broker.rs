@@ -11,7 +11,7 @@ use async_nats::{Client, ConnectOptions, Event};
 
 use crate::FleetError;
 use crate::depot::Depot;
-use crate::names::{Lane, Names, token};
+use crate::names::{Lane, Names};
 use crate::records::Records;
 use crate::settings::{PROTOCOL, Settings};
 
@@ -245,9 +245,8 @@ impl Broker {
         self.retune(&format!("KV_{}", names.workers()), |_| {}).await?;
         self.retune(&format!("KV_{}", names.settings()), |_| {}).await?;
         self.picture_bucket().await?;
-        let most = i64::try_from(settings.keep_bytes).unwrap_or(i64::MAX);
         self.retune(&format!("OBJ_{}", names.pictures()), |config| {
-            (config.max_age, config.max_bytes) = (settings.keep(), most);
+            (config.max_age, config.max_bytes) = (settings.keep(), bound(settings.keep_bytes));
         })
         .await?;
         self.bundle_bucket().await?;
@@ -266,14 +265,9 @@ impl Broker {
 
     /// What hands out a client's jobs of a lane.
     pub(crate) async fn consumer(&self, lane: &Lane, client: &str) -> Result<PullConsumer, FleetError> {
-        let subject = format!("{}.jobs.{lane}.{client}", self.names);
+        let subject = self.names.queue(lane, client);
         let config = pull::Config {
-            durable_name: Some(format!(
-                "{}_{}_{}_{client}",
-                token(&lane.class),
-                token(&lane.model),
-                lane.short()
-            )),
+            durable_name: Some(format!("{lane}.{client}").replace('.', "_")),
             ack_policy: AckPolicy::Explicit,
             ack_wait: self.settings.lease(),
             filter_subject: subject.clone(),
@@ -297,7 +291,7 @@ impl Broker {
         let config = object_store::Config {
             bucket: self.names.pictures(),
             max_age: self.settings.keep(),
-            max_bytes: i64::try_from(self.settings.keep_bytes).unwrap_or(i64::MAX),
+            max_bytes: bound(self.settings.keep_bytes),
             num_replicas: self.settings.replicas,
             ..object_store::Config::default()
         };
@@ -348,14 +342,19 @@ async fn write_settings(bucket: &kv::Store, settings: &Settings) -> Result<(), F
     }
 }
 
+/// A limit as JetStream takes it.
+fn bound(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
 fn jobs_config(names: &Names, settings: &Settings) -> Config {
     Config {
         name: names.jobs(),
         subjects: vec![names.all_jobs()],
         retention: RetentionPolicy::WorkQueue,
         discard: DiscardPolicy::New,
-        max_messages: i64::try_from(settings.queue).unwrap_or(i64::MAX),
-        max_bytes: i64::try_from(settings.queue_bytes()).unwrap_or(i64::MAX),
+        max_messages: bound(settings.queue),
+        max_bytes: bound(settings.queue_bytes()),
         duplicate_window: DUPLICATES,
         storage: StorageType::File,
         num_replicas: settings.replicas,
@@ -419,35 +418,32 @@ async fn stream(context: &Context, config: Config) -> Result<Stream, FleetError>
 }
 
 async fn bucket(context: &Context, config: kv::Config) -> Result<kv::Store, FleetError> {
-    let doing = format!("bucket {}", config.bucket);
-    if let Ok(found) = context.get_key_value(&config.bucket).await {
-        return Ok(found);
-    }
     let name = config.bucket.clone();
-    match context.create_key_value(config).await {
-        Ok(made) => Ok(made),
-        Err(error) => {
-            let found = context.get_key_value(name).await;
-            found.map_err(|_| unmade(&doing, &error))
-        }
-    }
+    let find = || async { context.get_key_value(&name).await.ok() };
+    made(&format!("bucket {name}"), find, context.create_key_value(config)).await
 }
 
 async fn objects(
     context: &Context,
     config: object_store::Config,
 ) -> Result<object_store::ObjectStore, FleetError> {
-    let doing = format!("object store {}", config.bucket);
-    if let Ok(found) = context.get_object_store(&config.bucket).await {
+    let name = config.bucket.clone();
+    let find = || async { context.get_object_store(&name).await.ok() };
+    made(&format!("object store {name}"), find, context.create_object_store(config)).await
+}
+
+/// What is there, or is made, by this process or by another one in between.
+async fn made<T, E: std::error::Error, F: Future<Output = Option<T>>>(
+    doing: &str,
+    find: impl Fn() -> F,
+    make: impl Future<Output = Result<T, E>>,
+) -> Result<T, FleetError> {
+    if let Some(found) = find().await {
         return Ok(found);
     }
-    let name = config.bucket.clone();
-    match context.create_object_store(config).await {
+    match make.await {
         Ok(made) => Ok(made),
-        Err(error) => {
-            let found = context.get_object_store(name).await;
-            found.map_err(|_| unmade(&doing, &error))
-        }
+        Err(error) => find().await.ok_or_else(|| unmade(doing, &error)),
     }
 }
 

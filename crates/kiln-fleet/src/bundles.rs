@@ -1,7 +1,7 @@
 //! Packed bundles in the fleet's store: in parts, each with its digest, so that a transfer that breaks off goes on where it was.
 
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use kiln_bundle::{Bundle, SealKey, fs, pack, unpack};
@@ -149,21 +149,18 @@ impl Bundles {
         key: &SealKey,
         progress: impl Fn(u64, u64),
     ) -> Result<Bundle, FleetError> {
-        if let Ok(there) = Bundle::open(folder)
-            && there.digest() == packed.bundle
-        {
+        let there = || Bundle::open(folder).ok().filter(|there| there.digest() == packed.bundle);
+        if let Some(there) = there() {
             return Ok(there);
         }
         let fail = |e: std::io::Error| FleetError::File { path: folder.into(), reason: e.to_string() };
         std::fs::create_dir_all(folder.parent().unwrap_or(folder)).map_err(fail)?;
-        let half = PathBuf::from(format!("{}.part", folder.display()));
+        let half = folder.with_added_extension("part");
         let lock = half.with_added_extension("lock");
         // Another worker of this machine may be at it.
         let locked = tokio::task::spawn_blocking(move || fs::Lock::acquire(&lock)).await;
         let _lock = locked.map_err(|e| FleetError::Storage(e.to_string()))??;
-        if let Ok(there) = Bundle::open(folder)
-            && there.digest() == packed.bundle
-        {
+        if let Some(there) = there() {
             return Ok(there);
         }
         self.fetch_file(packed, &half, progress).await?;
@@ -188,15 +185,15 @@ impl Bundles {
         progress: impl Fn(u64, u64),
     ) -> Result<(), FleetError> {
         let fail = |e: std::io::Error| FleetError::File { path: half.into(), reason: e.to_string() };
-        let mut file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(half);
-        let file = file.as_mut().map_err(|e| FleetError::File { path: half.into(), reason: e.to_string() })?;
+        let options = std::fs::File::options().read(true).write(true).create(true).truncate(false).clone();
+        let mut file = options.open(half).map_err(fail)?;
         let mut n_bytes = 0;
         for (i, digest) in packed.parts.iter().enumerate() {
             let start = (i * PART) as u64;
             let length = (packed.size - start).min(PART as u64);
             let mut there = Vec::new();
             file.seek(SeekFrom::Start(start)).map_err(fail)?;
-            file.take(length).read_to_end(&mut there).map_err(fail)?;
+            (&mut file).take(length).read_to_end(&mut there).map_err(fail)?;
             if fs::digest_of(&there) != *digest {
                 let part = self.part(packed, i, digest).await?;
                 file.seek(SeekFrom::Start(start)).map_err(fail)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::object_store::{GetErrorKind, ObjectStore};
+use async_nats::jetstream::object_store::{DeleteErrorKind, GetErrorKind, ObjectStore};
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -41,7 +41,7 @@ impl Depot {
     /// Where a fleet's pictures lie.
     pub(crate) async fn of_pictures(broker: &Broker) -> Result<Depot, FleetError> {
         match &broker.settings.results {
-            None => Ok(Depot::of_queue(broker, broker.picture_bucket().await?, broker.names.pictures()).await?),
+            None => Depot::of_queue(broker, broker.picture_bucket().await?, broker.names.pictures()).await,
             Some(place) => Depot::at(place, "pictures"),
         }
     }
@@ -49,7 +49,7 @@ impl Depot {
     /// Where a fleet's packed bundles lie.
     pub(crate) async fn of_bundles(broker: &Broker) -> Result<Depot, FleetError> {
         match &broker.settings.results {
-            None => Ok(Depot::of_queue(broker, broker.bundle_bucket().await?, broker.names.bundles()).await?),
+            None => Depot::of_queue(broker, broker.bundle_bucket().await?, broker.names.bundles()).await,
             Some(place) => Depot::at(place, "bundles"),
         }
     }
@@ -104,22 +104,16 @@ impl Depot {
                     Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(fail(name, error)),
                 };
-                if object.info().size > MAX_OBJECT {
-                    return Err(fail(
-                        name,
-                        format!("has {} bytes, the limit is {MAX_OBJECT}", object.info().size),
-                    ));
-                }
-                let mut bytes = Vec::with_capacity(object.info().size);
+                let mut bytes = Vec::with_capacity(bounded(name, object.info().size as u64)?);
                 // Checks the digest as it reads.
                 object.read_to_end(&mut bytes).await.map_err(|e| fail(name, e))?;
                 Ok(Some(bytes.into()))
             }
             Depot::Elsewhere(store) => match store.get(&Key::from(name)).await {
-                Ok(found) if found.meta.size > MAX_OBJECT as u64 => {
-                    Err(fail(name, format!("has {} bytes, the limit is {MAX_OBJECT}", found.meta.size)))
+                Ok(found) => {
+                    bounded(name, found.meta.size)?;
+                    Ok(Some(found.bytes().await.map_err(|e| fail(name, e))?))
                 }
-                Ok(found) => Ok(Some(found.bytes().await.map_err(|e| fail(name, e))?)),
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(fail(name, error)),
             },
@@ -140,7 +134,6 @@ impl Depot {
 
     /// Removes an object; one that is not there is no error.
     pub(crate) async fn delete(&self, name: &str) -> Result<(), FleetError> {
-        use async_nats::jetstream::object_store::DeleteErrorKind;
         match self {
             Depot::Queue(bucket) => match bucket.store.delete(name).await {
                 Err(error) if error.kind() != DeleteErrorKind::NotFound => Err(fail(name, error)),
@@ -188,6 +181,12 @@ impl Depot {
         }
         Ok(n_gone)
     }
+}
+
+/// The size of an object that may be read.
+fn bounded(name: &str, size: u64) -> Result<usize, FleetError> {
+    let bounded = usize::try_from(size).ok().filter(|size| *size <= MAX_OBJECT);
+    bounded.ok_or_else(|| fail(name, format!("has {size} bytes, the limit is {MAX_OBJECT}")))
 }
 
 fn fail(name: &str, error: impl std::fmt::Display) -> FleetError {

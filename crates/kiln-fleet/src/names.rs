@@ -85,14 +85,9 @@ impl Names {
         format!("{self}.dead.{}.{id}", token(&lane.model))
     }
 
-    /// The subjects of a lane's jobs, one per client.
-    pub fn lane(&self, lane: &Lane) -> String {
-        format!("{self}.jobs.{lane}.*")
-    }
-
-    /// The subject of a client's jobs in a lane.
+    /// The subject of a client's jobs in a lane, by the client's token.
     pub fn queue(&self, lane: &Lane, client: &str) -> String {
-        format!("{self}.jobs.{lane}.{}", token(client))
+        format!("{self}.jobs.{lane}.{client}")
     }
 
     /// The lane and the client's token of a subject of jobs.
@@ -227,7 +222,7 @@ mod tests {
     fn subjects_name_the_lane_and_the_client() {
         let names = Names::default();
         let lane = Lane { class: "cpu".into(), model: "sd.v1".into(), bundle: "0123456789abcdef".repeat(4) };
-        let subject = names.queue(&lane, "ann.lee");
+        let subject = names.queue(&lane, &token("ann.lee"));
         assert_eq!(subject, "kiln.jobs.cpu.sd=2Ev1.0123456789abcdef.ann=2Elee");
         let (read, client) = names.parse_queue(&subject).expect("a lane");
         assert_eq!(

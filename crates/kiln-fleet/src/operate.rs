@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use async_nats::jetstream::kv::Entry;
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
 use kiln_server::store::Ending;
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::FleetError;
 use crate::broker::Broker;
 use crate::card::Card;
 use crate::names::{Lane, untoken};
-use crate::queue::Queued;
+use crate::queue::{Queue, Queued};
 use crate::records::{Found, Order};
 use crate::settings::Settings;
 
@@ -53,15 +53,13 @@ impl Broker {
     pub async fn overview(&self) -> Result<Overview, FleetError> {
         let fail = |e: &dyn std::fmt::Display| FleetError::broker("jobs", e);
         let workers = self.cards().await?;
-        let mut subjects = self.jobs.info_with_subjects(self.names.all_jobs()).await.map_err(|e| fail(&e))?;
-        let mut queues = Vec::new();
-        while let Some((subject, jobs)) = subjects.try_next().await.map_err(|e| fail(&e))? {
-            let Some((lane, client)) = self.names.parse_queue(&subject) else { continue };
+        let depth = |Queue { lane, client, n_jobs }: Queue| {
             let name = lane.to_string();
             let draws = |card: &&Card| card.models.iter().any(|model| model.lane.to_string() == name);
             let n_workers = workers.iter().filter(draws).count();
-            queues.push(Depth { lane, client: untoken(&client), jobs, workers: n_workers });
-        }
+            Depth { lane, client: untoken(&client), jobs: n_jobs, workers: n_workers }
+        };
+        let mut queues: Vec<Depth> = self.queues().await?.into_iter().map(depth).collect();
         queues.sort_by(|a, b| (&a.lane, &a.client).cmp(&(&b.lane, &b.client)));
         let state = self.jobs.get_info().await.map_err(|e| fail(&e))?.state;
         let oldest = match state.messages {
@@ -85,25 +83,12 @@ impl Broker {
 
     /// All jobs that have not ended, in the order in which they were sent.
     pub async fn open_jobs(&self) -> Result<Vec<Order>, FleetError> {
-        let fail = |e: &dyn std::fmt::Display| FleetError::broker("records", e);
-        let bucket = self.records.bucket();
-        let n = bucket.stream.get_info().await.map_err(|e| fail(&e))?.state.messages;
         let mut open = BTreeMap::new();
-        if n == 0 {
-            return Ok(Vec::new());
-        }
-        let mut records = bucket.watch_with_history(">").await.map_err(|e| fail(&e))?;
-        while let Some(entry) = records.next().await {
-            let entry = entry.map_err(|e| fail(&e))?;
-            if let Ok(order) = Order::read(&entry.value)
-                && !order.is_final()
-            {
-                open.insert(order.record.sequence, order);
-            }
-            if entry.seen_current {
-                break;
-            }
-        }
+        let note = |entry: &Entry| {
+            let order = Order::read(&entry.value).ok().filter(|order| !order.is_final());
+            open.extend(order.map(|order| (order.record.sequence, order)));
+        };
+        self.records.catch_up(note).await?;
         Ok(open.into_values().collect())
     }
 

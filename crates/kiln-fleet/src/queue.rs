@@ -2,7 +2,10 @@
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::InfoError;
 use bytes::Bytes;
+use futures_util::TryStreamExt;
+use futures_util::future::ready;
 
 use kiln_server::JobId;
 use kiln_server::store::Record;
@@ -10,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::FleetError;
 use crate::broker::Broker;
-use crate::names::token;
+use crate::names::{Lane, token};
 use crate::records::Order;
 
 /// What became of a job that was to be queued.
@@ -24,6 +27,16 @@ pub(crate) enum Queued {
     Full,
 }
 
+/// A client's jobs in a lane.
+pub(crate) struct Queue {
+    /// With what names show of the bundle's digest.
+    pub(crate) lane: Lane,
+    /// The client's token.
+    pub(crate) client: String,
+    /// Jobs that wait or are drawn.
+    pub(crate) n_jobs: usize,
+}
+
 /// A job that has just been queued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Arrival {
@@ -35,7 +48,7 @@ pub(crate) struct Arrival {
 impl Broker {
     /// Queues a job, unless one of this name was queued lately.
     pub(crate) async fn queue(&self, order: &Order, name: Option<&str>) -> Result<Queued, FleetError> {
-        let subject = self.names.queue(&order.lane, &order.record.client.0);
+        let subject = self.names.queue(&order.lane, &token(&order.record.client.0));
         let mut message = PublishMessage::build().payload(order.to_bytes().into());
         if let Some(name) = name {
             message = message.message_id(name);
@@ -47,6 +60,17 @@ impl Broker {
             Err(error) if is_full(&error) => Ok(Queued::Full),
             Err(error) => Err(FleetError::broker("queue", error)),
         }
+    }
+
+    /// Clients that have jobs which wait or are drawn, in each lane.
+    pub(crate) async fn queues(&self) -> Result<Vec<Queue>, FleetError> {
+        let fail = |e: InfoError| FleetError::broker("jobs", e);
+        let subjects = self.jobs.info_with_subjects(self.names.all_jobs()).await.map_err(fail)?;
+        let queues = subjects.try_filter_map(|(subject, n_jobs)| {
+            let queue = self.names.parse_queue(&subject);
+            ready(Ok(queue.map(|(lane, client)| Queue { lane, client, n_jobs })))
+        });
+        queues.try_collect().await.map_err(fail)
     }
 
     /// Tells workers that a client has a new job in a lane.

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
+use async_nats::jetstream::kv::{self, CreateErrorKind, Entry, Operation, UpdateErrorKind, Watch};
+use futures_util::StreamExt;
 use kiln_server::JobId;
 use kiln_server::store::{Ending, Record};
 use serde::{Deserialize, Serialize};
@@ -147,8 +148,19 @@ impl Records {
         Records(bucket)
     }
 
-    pub(crate) fn bucket(&self) -> &kv::Store {
-        &self.0
+    /// Takes in what is there, job by job, and gives what follows.
+    pub(crate) async fn catch_up(&self, mut take_in: impl FnMut(&Entry)) -> Result<Watch, FleetError> {
+        let fail = |e: &dyn std::fmt::Display| FleetError::broker("records", e);
+        let mut watch = self.0.watch_with_history(">").await.map_err(|e| fail(&e))?;
+        // An empty bucket says nothing, not even that it is empty.
+        let n = self.0.stream.get_info().await.map_err(|e| fail(&e))?.state.messages;
+        let mut is_current = n == 0;
+        while !is_current {
+            let Some(entry) = watch.next().await.transpose().map_err(|e| fail(&e))? else { break };
+            is_current = entry.seen_current;
+            take_in(&entry);
+        }
+        Ok(watch)
     }
 
     pub(crate) async fn find(&self, id: &JobId) -> Result<Found, FleetError> {

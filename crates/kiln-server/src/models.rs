@@ -265,9 +265,9 @@ impl Models {
         self.all().iter().map(|model| model.card.clone()).collect()
     }
 
-    /// How far each model is from being drawn with, in the order of the cards.
-    pub fn loads(&self) -> Vec<Load> {
-        self.all().iter().map(|model| model.readiness.load()).collect()
+    /// How far a model is from being drawn with, if it is served.
+    pub fn load(&self, name: &str) -> Option<Load> {
+        self.get(name).map(|model| model.readiness.load())
     }
 
     /// Says how far a model is that is drawn with elsewhere.

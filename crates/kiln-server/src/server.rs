@@ -183,7 +183,7 @@ impl Server {
     /// Whether the worker and the listener are at work, and the worker gets on.
     pub fn is_alive(&self) -> bool {
         let draws = self.worker.as_ref().is_none_or(Worker::is_alive);
-        draws && self.listening.is_alive() && self.service.stuck().is_none()
+        draws && self.listening.is_alive() && self.service.is_well()
     }
 
     /// Jobs, for programs that serve and draw.

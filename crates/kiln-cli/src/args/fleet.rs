@@ -6,6 +6,7 @@ use kiln_compile::Bytes;
 use kiln_fleet::{Address, Names};
 
 use super::DrawingArgs;
+use super::serve::is_plain;
 
 /// The command's name.
 pub(crate) const WORKER: &str = "worker";
@@ -81,7 +82,6 @@ fn hours(text: &str) -> Result<f64, &'static str> {
 }
 
 fn name(text: &str) -> Result<String, &'static str> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_name = (1..=64).contains(&text.len()) && text.chars().all(is_plain);
     is_name.then(|| text.into()).ok_or("is no name of up to 64 letters, digits, '-', '_' and '.'")
 }

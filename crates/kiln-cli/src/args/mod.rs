@@ -38,7 +38,7 @@ pub(crate) use memory::{
     MemoryArgs, OffloadChoice, PixelArgs, PlanArgs,
 };
 use numbers::{number, point, share};
-pub(crate) use serve::{ACTIONS, DrawingArgs, LogFormat, SERVE, ServeArgs};
+pub(crate) use serve::{ACTIONS, DrawingArgs, LogFormat, SERVE, ServeArgs, is_plain};
 pub(crate) use upkeep::{
     BundleArgs, BundleCommand, CacheCommand, CacheCommandArgs, ExportArgs, ExportCommand, LibraryChoice,
     RuntimeArgs, RuntimeCommand, TritonArgs,

@@ -124,7 +124,8 @@ fn origin(text: &str) -> Result<String, &'static str> {
     }
 }
 
-fn is_plain(c: char) -> bool {
+/// Whether a character may stand in a name that is part of others.
+pub(crate) fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-_.".contains(c)
 }
 

@@ -28,15 +28,15 @@ async fn ask(command: &FleetCommand) -> Result<(), Failure> {
         FleetCommand::Init(args) => init(args).await,
         FleetCommand::Status(args) => {
             let overview = join(&args.nats).await?.overview().await?;
-            tell(args, &overview, show::overview)
+            tell(args, &overview, || show::overview(&overview))
         }
         FleetCommand::Jobs(args) => {
             let jobs = join(&args.nats).await?.open_jobs().await?;
-            tell(args, &object!({ "jobs": jobs }), |_| show::jobs(&jobs))
+            tell(args, &object!({ "jobs": jobs }), || show::jobs(&jobs))
         }
         FleetCommand::Dead(args) => {
             let jobs = join(&args.nats).await?.dead_jobs().await?;
-            tell(args, &object!({ "jobs": jobs }), |_| show::dead(&jobs))
+            tell(args, &object!({ "jobs": jobs }), || show::dead(&jobs))
         }
         FleetCommand::Retry { jobs, all, nats } => retry(jobs, *all, nats).await,
         FleetCommand::Drain { worker, nats } => {
@@ -54,16 +54,16 @@ async fn ask(command: &FleetCommand) -> Result<(), Failure> {
         FleetCommand::Pull { bundle, out, nats } => pull(bundle, out, nats).await,
         FleetCommand::Bundles(args) => {
             let bundles = Bundles::of(&join(&args.nats).await?).await?.list().await?;
-            tell(args, &object!({ "bundles": bundles }), |_| show::bundles(&bundles))
+            tell(args, &object!({ "bundles": bundles }), || show::bundles(&bundles))
         }
     }
 }
 
 /// Prints one object, or what people read.
-fn tell<T: Serialize>(args: &AskArgs, value: &T, show: impl FnOnce(&T)) -> Result<(), Failure> {
+fn tell(args: &AskArgs, value: &impl Serialize, show: impl FnOnce()) -> Result<(), Failure> {
     match args.json {
         true => output::data(&serde_json::to_string(value).map_err(Failure::unexpected)?),
-        false => show(value),
+        false => show(),
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ pub(super) fn overview(overview: &Overview) {
         output::data("");
     }
     for depth in &overview.queues {
-        let client = if depth.client.is_empty() { "-" } else { &depth.client };
+        let client = client(&depth.client);
         let nobody = if depth.workers == 0 { "; no worker can draw them" } else { "" };
         output::data(&format!(
             "{} for {}, bundle {}, client {client}: {} jobs{nobody}",
@@ -85,7 +85,7 @@ pub(super) fn jobs(orders: &[Order]) {
             "{} {} client {}: {state} for {}{faults}",
             record.id,
             record.spec.model,
-            if record.client.0.is_empty() { "-" } else { &record.client.0 },
+            client(&record.client.0),
             time(now().saturating_sub(record.created)),
         ));
     }
@@ -112,6 +112,11 @@ pub(super) fn bundles(bundles: &[Packed]) {
             output::bytes(packed.size)
         ));
     }
+}
+
+/// A client's name, where it has one.
+fn client(name: &str) -> &str {
+    if name.is_empty() { "-" } else { name }
 }
 
 fn time(seconds: u64) -> String {

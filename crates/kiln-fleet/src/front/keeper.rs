@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use kiln_server::keeper::{Keeper, KeeperError, SenderKey};
+use kiln_server::keeper::{Keeper, KeeperError, SenderKey, to_the_end};
 use kiln_server::store::{Record, Source, StoreError};
-use kiln_server::{ClientId, FleetMoment, Job, JobId, Refusal, Spec, Ticket};
+use kiln_server::{ClientId, FleetMoment, Job, JobId, Spec, Ticket};
 
 use super::{ENDING, Front, LOOK, Taking};
 use crate::FleetError;
@@ -24,27 +24,24 @@ impl Keeper for Front {
         key: Option<SenderKey>,
     ) -> BoxFuture<'_, Result<JobId, KeeperError>> {
         let front = self.clone();
-        // What is written down comes into the queue, even where its sender leaves in between.
-        let taking = tokio::spawn(async move {
+        to_the_end(async move {
             match front.take_now(spec, client, key, true).await {
                 Ok(job) => Ok(job.id.clone()),
                 Err(Taking::Known(id)) => Ok(id),
                 Err(Taking::Error(error)) => Err(error),
             }
-        });
-        Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
+        })
     }
 
     fn draw(&self, spec: Spec, client: ClientId) -> BoxFuture<'_, Result<Ticket, KeeperError>> {
         let front = self.clone();
-        let taking = tokio::spawn(async move {
+        to_the_end(async move {
             match front.take_now(spec, client, None, false).await {
                 Ok(job) => Ok(Ticket::new(&front.0.service, job)),
                 Err(Taking::Error(error)) => Err(error),
                 Err(Taking::Known(_)) => Err(KeeperError::Reused),
             }
-        });
-        Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
+        })
     }
 
     fn cancel<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, ()> {

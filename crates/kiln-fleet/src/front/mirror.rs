@@ -21,20 +21,16 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Front {
     /// Takes in what is known of all jobs, and follows it from then on.
     pub(super) async fn mirror(&self) -> Result<(), FleetError> {
-        let records = self.watch().await?;
-        let records = self.catch_up(records).await?;
+        let mut watch = self.catch_up().await.map(Some)?;
         let front = self.clone();
         tokio::spawn(async move {
-            let mut watch = Some(records);
             loop {
                 if let Some(records) = watch.take() {
                     front.follow(records).await;
                     tracing::warn!("the fleet's jobs are followed anew");
                 }
                 tokio::time::sleep(RETRY).await;
-                if let Ok(records) = front.watch().await {
-                    watch = front.catch_up(records).await.ok();
-                }
+                watch = front.catch_up().await.ok();
             }
         });
         tokio::spawn(self.clone().listen());
@@ -43,31 +39,17 @@ impl Front {
         Ok(())
     }
 
-    async fn watch(&self) -> Result<Watch, FleetError> {
-        let watch = self.0.broker.records.bucket().watch_with_history(">").await;
-        watch.map_err(|e| FleetError::broker("records", e))
-    }
-
     /// Takes in what is there, in the order in which it was sent.
-    async fn catch_up(&self, mut records: Watch) -> Result<Watch, FleetError> {
-        let info = self.0.broker.records.bucket().stream.get_info().await;
-        let n = info.map_err(|e| FleetError::broker("records", e))?.state.messages;
+    async fn catch_up(&self) -> Result<Watch, FleetError> {
         let mut open = Vec::new();
-        let mut is_current = n == 0;
-        while !is_current {
-            let entry = records.next().await.transpose().map_err(|e| FleetError::broker("records", e))?;
-            let Some(entry) = entry else { break };
-            is_current = entry.seen_current;
-            if let Some(order) = self.note(&entry) {
-                match order.is_final() {
-                    true => self.apply(&order),
-                    false => open.push(order),
-                }
-            }
-        }
+        let watch = self.0.broker.records.catch_up(|entry| match self.note(entry) {
+            Some(order) if order.is_final() => self.apply(&order),
+            order => open.extend(order),
+        });
+        let watch = watch.await?;
         open.sort_by_key(|order| order.record.sequence);
         open.iter().for_each(|order| self.apply(order));
-        Ok(records)
+        Ok(watch)
     }
 
     async fn follow(&self, mut records: Watch) {

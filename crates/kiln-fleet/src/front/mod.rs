@@ -117,9 +117,9 @@ impl Front {
         let id = key.as_ref().map_or_else(JobId::random, |key| JobId::of_key(&client, &key.key));
         let digest = key.as_ref().map(|key| key.digest.clone());
         if key.is_some()
-            && let Some(known) = self.known(&id, digest.as_ref()).await?
+            && let Found::Job(known, _) = self.0.broker.records.find(&id).await?
         {
-            return Err(known);
+            return Err(Taking::of(&known, digest.as_ref()));
         }
         let Taken { mut order, spec, files } = self.prepare(id.clone(), spec, client.clone()).await?;
         order.is_kept = is_kept;
@@ -145,21 +145,7 @@ impl Front {
             return Err(KeeperError::Store(StoreError::Shared("the job is being forgotten".into())).into());
         };
         self.apply(&known);
-        match known.record.digest == digest {
-            true => Err(Taking::Known(id)),
-            false => Err(KeeperError::Reused.into()),
-        }
-    }
-
-    /// What is known of a job under the sender's own name for it.
-    async fn known(&self, id: &JobId, digest: Option<&String>) -> Result<Option<Taking>, Taking> {
-        match self.0.broker.records.find(id).await? {
-            Found::Job(order, _) if order.record.digest.as_ref() == digest => {
-                Ok(Some(Taking::Known(id.clone())))
-            }
-            Found::Job(..) => Ok(Some(KeeperError::Reused.into())),
-            Found::Nothing | Found::Forgotten(_) => Ok(None),
-        }
+        Err(Taking::of(&known, digest.as_ref()))
     }
 
     /// Checks a job, takes the pictures that it starts from out of it, and finds where it waits.
@@ -321,6 +307,16 @@ impl Front {
 enum Taking {
     Known(JobId),
     Error(KeeperError),
+}
+
+impl Taking {
+    /// What a job is that is there already under the sender's own name for it.
+    fn of(known: &Order, digest: Option<&String>) -> Taking {
+        match known.record.digest.as_ref() == digest {
+            true => Taking::Known(known.record.id.clone()),
+            false => KeeperError::Reused.into(),
+        }
+    }
 }
 
 impl From<KeeperError> for Taking {

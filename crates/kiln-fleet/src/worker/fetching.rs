@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use kiln_runtime::Target;
 use kiln_runtime::bundle::Bundle;
 use kiln_server::Runtime;
@@ -40,7 +39,7 @@ impl Fetching {
         models: Vec<(ModelConfig, Bundle)>,
         folder: PathBuf,
     ) -> Fetching {
-        let runs = |target: &Target| runtime.backends.open(*target).is_ok();
+        let runs = |target: &Target| runtime.backends.place(*target).is_ok();
         let classes = Target::ALL.into_iter().filter(runs).map(|target| target.to_string()).collect();
         Fetching { station, runtime, models, folder, failed: HashMap::new(), classes }
     }
@@ -67,19 +66,13 @@ impl Fetching {
     /// Lanes with jobs, of this machine's kind of device, whose bundle is not here.
     async fn missing(&mut self) -> Result<Vec<Lane>, FleetError> {
         self.failed.retain(|_, since| since.elapsed() < REST);
-        let broker = &self.station.broker;
-        let fail = |e: &dyn std::fmt::Display| FleetError::broker("jobs", e);
-        let mut subjects =
-            broker.jobs.info_with_subjects(broker.names.all_jobs()).await.map_err(|e| fail(&e))?;
-        let mut lanes: Vec<Lane> = Vec::new();
-        while let Some((subject, _)) = subjects.try_next().await.map_err(|e| fail(&e))? {
-            let lane = broker.names.parse_queue(&subject).map(|(lane, _)| lane);
-            lanes.extend(lane.filter(|lane| {
-                self.classes.contains(&lane.class)
-                    && self.station.offers.find(lane).is_none()
-                    && !self.failed.contains_key(&lane.to_string())
-            }));
-        }
+        let is_missing = |lane: &Lane| {
+            self.classes.contains(&lane.class)
+                && self.station.offers.find(lane).is_none()
+                && !self.failed.contains_key(&lane.to_string())
+        };
+        let queues = self.station.broker.queues().await?;
+        let mut lanes: Vec<Lane> = queues.into_iter().map(|queue| queue.lane).filter(is_missing).collect();
         lanes.sort();
         lanes.dedup();
         Ok(lanes)
@@ -99,13 +92,15 @@ impl Fetching {
 
     /// Takes up a model; under another name where one is here that is called the same.
     async fn serve(&mut self, public: &str, bundle: Bundle) -> Result<(), FleetError> {
-        let is_taken = self.models.iter().any(|(config, _)| config.name == public);
-        let name = if is_taken { format!("{public}@{}", &bundle.digest()[..8]) } else { public.to_owned() };
         let own = self.models.iter().find(|(config, _)| config.name == public).map(|(config, _)| config);
         let config = match own {
-            Some(own) => ModelConfig { name: name.clone(), bundle: bundle.root().into(), ..own.clone() },
-            None => ModelConfig::new(name.clone(), bundle.root()),
+            Some(own) => {
+                let name = format!("{public}@{}", &bundle.digest()[..8]);
+                ModelConfig { name, bundle: bundle.root().into(), ..own.clone() }
+            }
+            None => ModelConfig::new(public, bundle.root()),
         };
+        let name = config.name.clone();
         let mut models = self.models.clone();
         models.push((config, bundle.clone()));
         let (service, runtime) = (self.station.service.clone(), self.runtime.clone());

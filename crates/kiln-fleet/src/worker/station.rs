@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::PullConsumer;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use kiln_runtime::Pool;
 use kiln_server::store::now;
-use kiln_server::{JobId, Service};
+use kiln_server::{JobId, Load, Service};
 use tokio::sync::Notify;
 
 use super::offers::{LoraDigests, Offer, Offers};
@@ -23,7 +23,7 @@ use crate::broker::Broker;
 use crate::card::{Card, CardModel};
 use crate::depot::Depot;
 use crate::names::Lane;
-use crate::queue::Arrival;
+use crate::queue::{Arrival, Queue};
 use crate::records::{Found, Order};
 use crate::roster::Roster;
 use crate::settings::PROTOCOL;
@@ -178,15 +178,8 @@ impl Station {
 
     /// What it says of itself.
     pub(crate) fn card(&self) -> Card {
-        let models = self.service.models();
-        let loads: HashMap<String, &str> = models
-            .cards()
-            .into_iter()
-            .zip(models.loads())
-            .map(|(card, load)| (card.name, load.name()))
-            .collect();
         let model = |offer: Offer| CardModel {
-            load: loads.get(&offer.model).copied().unwrap_or("unloaded").into(),
+            load: self.service.models().load(&offer.model).unwrap_or_default().name().into(),
             lane: offer.lane,
         };
         Card {
@@ -287,10 +280,7 @@ impl Station {
     }
 
     fn rank(&self, offer: &Offer) -> Rank {
-        let loads = self.service.models().loads();
-        let names = self.service.models().cards().into_iter().map(|card| card.name);
-        let is_loaded =
-            names.zip(loads).any(|(name, load)| name == offer.model && load == kiln_server::Load::Loaded);
+        let is_loaded = self.service.models().load(&offer.model) == Some(Load::Loaded);
         let fits = |budget: u64| self.pool.loaded_bytes().saturating_add(offer.bytes) <= budget;
         match (is_loaded, self.pool.budget().is_none_or(fits)) {
             (true, _) => Rank::Loaded,
@@ -317,14 +307,9 @@ impl Station {
 
     /// Tokens of the clients that have jobs, by lane.
     async fn waiting(&self) -> Result<HashMap<String, Vec<String>>, FleetError> {
-        let fail = |e: &dyn std::fmt::Display| FleetError::broker("jobs", e);
-        let names = &self.broker.names;
-        let mut subjects = self.broker.jobs.info_with_subjects(names.all_jobs()).await.map_err(|e| fail(&e))?;
         let mut waiting: HashMap<String, Vec<String>> = HashMap::new();
-        while let Some((subject, _)) = subjects.try_next().await.map_err(|e| fail(&e))? {
-            if let Some((lane, client)) = names.parse_queue(&subject) {
-                waiting.entry(lane.to_string()).or_default().push(client);
-            }
+        for Queue { lane, client, .. } in self.broker.queues().await? {
+            waiting.entry(lane.to_string()).or_default().push(client);
         }
         Ok(waiting)
     }
@@ -368,18 +353,12 @@ impl Station {
             let mut messages = consumer.fetch().max_messages(1).messages().await.map_err(|e| e.to_string())?;
             messages.next().await.transpose().map_err(|e| e.to_string())
         };
-        match tokio::time::timeout(PULL, fetched).await {
-            Ok(Ok(message)) => Ok(message),
+        let fetched = tokio::time::timeout(PULL, fetched).await;
+        fetched.unwrap_or_else(|_| Err("the server does not answer".into())).map_err(|reason| {
             // It was idle for too long, or the server has lost it: it is made anew.
-            Ok(Err(reason)) => {
-                consumers.remove(&key);
-                Err(FleetError::broker("next job", reason))
-            }
-            Err(_) => {
-                consumers.remove(&key);
-                Err(FleetError::broker("next job", "the server does not answer"))
-            }
-        }
+            consumers.remove(&key);
+            FleetError::broker("next job", reason)
+        })
     }
 }
 

@@ -8,9 +8,8 @@ use axum::body::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tracing::Instrument;
 
-use super::{Keeper, KeeperError, SenderKey};
+use super::{Keeper, KeeperError, SenderKey, to_the_end};
 use crate::store::{Added, Ending, Record, Retention, Source, Store, StoreError};
 use crate::{ClientId, Fault, FaultKind, Job, JobId, Phase, Refusal, Service, Spec, Ticket};
 
@@ -44,10 +43,7 @@ impl Keeper for LocalKeeper {
         key: Option<SenderKey>,
     ) -> BoxFuture<'_, Result<JobId, KeeperError>> {
         let keeper = self.clone();
-        // What is on disk comes into the queue, even where its sender leaves in between.
-        let taking = async move { keeper.take_now(spec, client, key).await };
-        let taking = tokio::spawn(taking.in_current_span());
-        Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
+        to_the_end(async move { keeper.take_now(spec, client, key).await })
     }
 
     fn draw(&self, spec: Spec, client: ClientId) -> BoxFuture<'_, Result<Ticket, KeeperError>> {

@@ -4,6 +4,7 @@ pub(crate) mod local;
 
 use axum::body::Bytes;
 use futures_util::future::BoxFuture;
+use tracing::Instrument;
 
 use crate::store::{Record, Source, StoreError};
 use crate::{ClientId, FleetMoment, Job, JobId, Refusal, Spec, Ticket};
@@ -26,6 +27,14 @@ pub enum KeeperError {
     Reused,
     /// It cannot be written down.
     Store(StoreError),
+}
+
+/// Takes a job to the end, even where its sender leaves in between: what is written down comes into the queue.
+pub fn to_the_end<T: Send + 'static>(
+    taking: impl Future<Output = Result<T, KeeperError>> + Send + 'static,
+) -> BoxFuture<'static, Result<T, KeeperError>> {
+    let taking = tokio::spawn(taking.in_current_span());
+    Box::pin(async { taking.await.unwrap_or(Err(KeeperError::Refused(Refusal::Ending))) })
 }
 
 /// Takes jobs.
