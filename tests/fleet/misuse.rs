@@ -16,6 +16,7 @@ fn a_queue_that_is_not_there_is_named() {
         let output = fail(&mut kiln(words, work.path()), 8, "error: nats://127.0.0.1:1: cannot be reached");
         assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"));
     }
+    fail(&mut kiln(&["worker"], work.path()), 2, "KILN_WORKER_NATS for kiln worker");
     let mut none = kiln(&["fleet", "status"], work.path());
     fail(&mut none, 2, "--nats: says where the fleet's queue is, and is missing");
     fail(&mut kiln(&["worker", "--nats", "nats://127.0.0.1:1", "--no-fetch"], work.path()), 2, "--no-fetch");
@@ -43,6 +44,7 @@ fn settings_that_make_no_fleet_are_refused() {
         fail(&mut nats.fleet_command(&[&["init"], words].concat()), 8, message);
     };
     refuse(&["--attempts", "0"], "attempts: 0 allows nothing");
+    refuse(&["--keep-size", "1"], "keep-size: 1 bytes are less than the 16 MiB that pictures need");
     refuse(&["--lease", "1"], "lease: 1 s is less than");
     refuse(&["--results", "ftp://host"], "ftp://host: is neither s3://BUCKET/PREFIX nor the absolute path");
     let shown = nats.fleet(&["init", "--lease", "7"]);

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The form of orders, records and events that this version writes, and the newest that it reads.
 pub const PROTOCOL: u32 = 1;
 
+/// Fewest bytes of pictures that make a fleet: some large ones.
+const LEAST_PICTURES: u64 = 16 << 20;
+
 /// What a fleet is like. Made with it, and read by whoever joins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -72,6 +75,12 @@ impl Settings {
         ];
         if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(format!("{name}: 0 allows nothing"));
+        }
+        if self.keep_bytes < LEAST_PICTURES {
+            return Err(format!(
+                "keep-size: {} bytes are less than the 16 MiB that pictures need",
+                self.keep_bytes
+            ));
         }
         if self.lease < 2 {
             return Err(format!(

@@ -76,7 +76,9 @@ async fn join(nats: &NatsArgs) -> Result<Broker, Failure> {
 /// Where the queue is.
 pub(crate) fn address(nats: &NatsArgs) -> Result<kiln_fleet::Address, Failure> {
     let none = || Failure::usage("--nats: says where the fleet's queue is, and is missing");
-    nats.address().ok_or_else(|| none().with_hint("--nats nats://HOST:4222, or the variable KILN_NATS"))
+    let hint =
+        "--nats nats://HOST:4222, or a variable: KILN_NATS for kiln fleet, KILN_WORKER_NATS for kiln worker";
+    nats.address().ok_or_else(|| none().with_hint(hint))
 }
 
 async fn init(args: &InitArgs) -> Result<(), Failure> {
